@@ -1,0 +1,75 @@
+"""The whole config of a run, and what must hold between its sections."""
+
+import re
+
+from pydantic import Field, field_validator, model_validator
+
+from actors.config import ResourcesConfig, RolloutConfig
+from evaluation.config import EvaluationConfig
+from policy.config import PolicyConfig, SFTConfig
+from preferences.config import DataConfig
+from rm.config import MetaConfig, RewardConfig, ScorerConfig
+from sandbox.config import WorldConfig
+from tokens.section import Section
+
+
+class RoundsConfig(Section):
+    """How many times the theme returns."""
+
+    num_rounds: int = Field(3, ge=1, le=1000)
+
+
+class RunConfig(Section):
+    """A run of iterated RLHF: sample, MetaRM, PPO, evaluate, commit, and again."""
+
+    name: str
+    """Name of the run; its directory is STORAGE/NAME."""
+    seed: int = Field(0, ge=0)
+    """Every random number of the run follows from it, the sandbox's world apart (``world.seed``)."""
+    storage: str | None = None
+    """Directory that holds runs and caches; null = the environment's RONDO_STORAGE, else ~/rondo."""
+    rounds: RoundsConfig = RoundsConfig()
+    world: WorldConfig = WorldConfig()
+    data: DataConfig = DataConfig()
+    sft: SFTConfig = SFTConfig()
+    reward: RewardConfig = RewardConfig()
+    meta: MetaConfig = MetaConfig()
+    scorer: ScorerConfig = ScorerConfig()
+    rollout: RolloutConfig = RolloutConfig()
+    policy: PolicyConfig = PolicyConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    resources: ResourcesConfig = ResourcesConfig()
+
+    @field_validator("name")
+    @classmethod
+    def _name_is_a_name(cls, name: str) -> str:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name):
+            raise ValueError(f"a run's name has letters, digits, '.', '_' and '-' only, 64 at most, got {name!r}")
+        return name
+
+    @model_validator(mode="after")
+    def _sections_agree(self) -> "RunConfig":
+        if self.meta.enabled and self.meta.prompts_per_step > self.meta.num_prompts:
+            raise ValueError(
+                f"meta.prompts_per_step ({self.meta.prompts_per_step}) is larger than meta.num_prompts ({self.meta.num_prompts})"
+            )
+        if self.scorer.aggregate == "mean_minus_std" and self.scorer.num_members < 2:
+            raise ValueError("scorer.aggregate mean_minus_std needs scorer.num_members of 2 or more: one member has no spread")
+        if self.scorer.min_members is not None and self.scorer.min_members > self.scorer.num_members:
+            raise ValueError(
+                f"scorer.min_members ({self.scorer.min_members}) is larger than scorer.num_members ({self.scorer.num_members})"
+            )
+        if self.evaluation.judge == "gold" and self.data.preferences != "sandbox":
+            raise ValueError(
+                "evaluation.judge gold is the sandbox's truth; with data.preferences "
+                f"{self.data.preferences!r} set evaluation.judge to ensemble"
+            )
+        if self.sft.model is None:
+            needed = self.data.max_prompt_tokens + max(self.data.max_response_tokens, self.rollout.max_new_tokens)
+            if needed > self.sft.shape.context_length:
+                raise ValueError(
+                    "prompt and response do not fit into the model's context: data.max_prompt_tokens + the larger of "
+                    f"data.max_response_tokens and rollout.max_new_tokens = {needed}, sft.shape.context_length = "
+                    f"{self.sft.shape.context_length}"
+                )
+        return self

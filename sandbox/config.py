@@ -1,0 +1,27 @@
+"""What the sandbox world may be told."""
+
+from pydantic import Field
+
+from tokens.section import Section
+
+
+class WorldConfig(Section):
+    """A small world with a known truth. Everything in it follows from these numbers."""
+
+    seed: int = Field(0, ge=0)
+    num_texts: int = Field(24_000, ge=100)
+    """Texts of the corpus that the SFT policy is trained on."""
+    num_prompts: int = Field(2_000, ge=32)
+    """Training prompts; validation and test prompts come on top and share no text with them."""
+    num_eval_prompts: int = Field(256, ge=8)
+    """Validation prompts, and as many test prompts."""
+    num_pairs: int = Field(3_000, ge=8)
+    """Preference pairs, drawn from the SFT policy."""
+    num_validation_pairs: int = Field(500, ge=8)
+    """Pairs with the gold label, on validation prompts."""
+    flip_rate: float = Field(0.25, ge=0, lt=0.5)
+    """Share of the labels that are turned round after the annotator has answered."""
+    near_tie_share: float = Field(0.2, ge=0, le=1)
+    """Share of pairs whose two responses have almost the same gold reward."""
+    held_out_domains: int = Field(2, ge=0, le=6)
+    """Domains (of eight or more) that have prompts but no preference pairs."""

@@ -1,0 +1,65 @@
+"""Log-probabilities of the tokens that were sampled.
+
+Letters: B sequences, T positions, V vocabulary.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from tokens.records import SequenceBatch
+
+
+def position_ids(attention_mask: Tensor) -> Tensor:
+    """Positions counted over real tokens only, so that padding on either side shifts nothing.
+
+    Args:
+        attention_mask: [B, T] bool.
+
+    Returns:
+        [B, T] int64; 0 at padding.
+    """
+    return (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
+
+
+def token_logprobs(logits: Tensor, token_ids: Tensor, temperature: float = 1.0) -> Tensor:
+    """log softmax(logits / temperature) at the given ids.
+
+    Args:
+        logits: [B, T, V] float; logits[:, t] predict token_ids[:, t].
+        token_ids: [B, T] int64.
+        temperature: the sampler's; > 0.
+
+    Returns:
+        [B, T] float32, nats.
+
+    Raises:
+        ValueError: if ``temperature`` is not positive.
+    """
+    if temperature <= 0:
+        raise ValueError(f"temperature must be positive, got {temperature}")
+    scaled = logits.float() / temperature
+    return scaled.gather(-1, token_ids.unsqueeze(-1)).squeeze(-1) - torch.logsumexp(scaled, dim=-1)
+
+
+def response_logprobs(model: nn.Module, batch: SequenceBatch, temperature: float = 1.0) -> Tensor:
+    """Log-probability that ``model`` gives to each response token.
+
+    Args:
+        model: a causal language model of transformers (called with input_ids, attention_mask, position_ids, use_cache).
+        batch: B sequences.
+        temperature: the sampler's.
+
+    Returns:
+        [B, T] float32, nats; entry t belongs to token t; 0 where the response mask is False.
+
+    Padding contract: equal for a batch with more padding.
+    """
+    logits = model(
+        input_ids=batch.input_ids,
+        attention_mask=batch.attention_mask.long(),
+        position_ids=position_ids(batch.attention_mask),
+        use_cache=False,
+    ).logits
+    logprobs = token_logprobs(logits[:, :-1], batch.input_ids[:, 1:], temperature)
+    logprobs = nn.functional.pad(logprobs, (1, 0))
+    return torch.where(batch.response_mask, logprobs, torch.zeros((), device=logprobs.device))
