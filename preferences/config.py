@@ -17,10 +17,10 @@ class DataConfig(Section):
     max_pairs: int | None = Field(None, ge=2)
     """Read at most this many pairs."""
     max_prompt_tokens: int = Field(64, ge=1)
-    """A longer prompt is an error, or is left out and listed: see ``drop_long``."""
+    """A longer prompt is an error, or is left out and listed: see ``drop_bad``."""
     max_response_tokens: int = Field(64, ge=1)
     """A longer chosen or rejected response is treated likewise."""
-    drop_long: bool = False
-    """Leave out pairs that do not fit, and list them in the ledger, instead of stopping."""
+    drop_bad: bool = False
+    """Leave out rows that cannot be used (too long, empty, chosen equal to rejected ...) and list them, instead of stopping."""
     allow_hub: bool = False
     """Let names that are not local paths be fetched from the Hugging Face hub."""

@@ -7,6 +7,7 @@ from pydantic import Field
 from tokens.section import Section
 
 Pooling = Literal["last", "mean"]
+Aggregate = Literal["primary", "mean", "worst", "mean_minus_std"]
 
 
 class RewardConfig(Section):
@@ -22,6 +23,12 @@ class RewardConfig(Section):
     """Learning rate (alpha) of AdamW."""
     batch_size: int = Field(16, ge=1)
     """Preference pairs per optimizer step (n)."""
+    beta1: float = Field(0.9, ge=0, lt=1)
+    """AdamW's decay rate of the first moment."""
+    beta2: float = Field(0.95, ge=0, lt=1)
+    """AdamW's decay rate of the second moment."""
+    eps: float = Field(1e-6, gt=0)
+    """AdamW's denominator term."""
     weight_decay: float = Field(0.0, ge=0)
     """Decoupled weight decay."""
     warmup_ratio: float = Field(0.1, ge=0, lt=1)
@@ -52,7 +59,7 @@ class ScorerConfig(Section):
 
     num_members: int = Field(4, ge=1)
     """Members in all (M)."""
-    aggregate: Literal["primary", "mean", "worst", "mean_minus_std"] = "mean_minus_std"
+    aggregate: Aggregate = "mean_minus_std"
     """How PPO's score is made of the members' normalised scores."""
     std_coef: float = Field(1.0, ge=0)
     """c of mean - c * std (population std)."""

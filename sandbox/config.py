@@ -21,7 +21,19 @@ class WorldConfig(Section):
     """Pairs with the gold label, on validation prompts."""
     flip_rate: float = Field(0.25, ge=0, lt=0.5)
     """Share of the labels that are turned round after the annotator has answered."""
+    annotator_beta: float = Field(3.0, gt=0)
+    """The annotator prefers a to b with probability sigmoid(beta * (gold(a) - gold(b)))."""
     near_tie_share: float = Field(0.2, ge=0, le=1)
     """Share of pairs whose two responses have almost the same gold reward."""
+    near_tie_gap: float = Field(0.2, gt=0)
+    """Largest gold difference of a near-tie, in standard deviations."""
+    candidate_temperature: float = Field(1.0, gt=0)
+    """Temperature at which the SFT policy writes the responses of the pairs."""
+    max_response_tokens: int = Field(32, ge=4)
+    """Longest response of a pair, in tokens; a response that has not ended by then is cut."""
     held_out_domains: int = Field(2, ge=0, le=6)
-    """Domains (of eight or more) that have prompts but no preference pairs."""
+    """Domains (of ten) that have prompts but no preference pairs to train on."""
+    num_users: int = Field(64, ge=1)
+    """Users, each with a taste of their own."""
+    user_agreement: float = Field(0.7, ge=0, le=1)
+    """Probability that a user likes what the gold reward likes in one matter of taste; 0.5 is most disagreement."""

@@ -1,0 +1,62 @@
+# Everything runs in .venv, which scripts/setup.py makes once (any Python 3.8 or later starts it).
+PYTHON ?= python3
+# Where `make quickstart` puts its run; the command itself defaults to ~/rondo.
+RONDO_STORAGE ?= $(CURDIR)/runs
+export RONDO_STORAGE
+
+RUN = .venv/bin/python
+
+.DEFAULT_GOAL := help
+.PHONY: help env env-cpu env-gpu quickstart test test-all check format bench lock clean
+
+help:
+	@echo "make quickstart   three rounds of iterated RLHF on this machine, and a report to look at"
+	@echo "make test         the tests, the slow ones left out"
+	@echo "make test-all     all tests"
+	@echo "make check        lint, format, types, layers"
+	@echo "make format       put the code into its format"
+	@echo "make bench        the benchmarks"
+	@echo "make env          the environment (the other verbs make it when it is missing)"
+	@echo "make env-gpu      the environment for a machine with NVIDIA GPUs"
+	@echo "make env-cpu      back to the one without"
+	@echo "make lock         compile the lock files again from pyproject.toml"
+	@echo "make clean        delete the environment and the caches; runs stay"
+
+# Keeps whichever of the two is installed.
+env:
+	@$(PYTHON) scripts/setup.py
+
+env-cpu:
+	@$(PYTHON) scripts/setup.py cpu
+
+env-gpu:
+	@$(PYTHON) scripts/setup.py gpu
+
+quickstart: env
+	@$(RUN) -m cluster run configs/quickstart.yaml
+
+test: env
+	$(RUN) -m pytest -m "not slow"
+
+test-all: env
+	$(RUN) -m pytest
+
+check: env
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy
+	.venv/bin/lint-imports --no-logo
+
+format: env
+	$(RUN) -m ruff check --fix .
+	$(RUN) -m ruff format .
+
+bench: env
+	$(RUN) -m benchmarks
+
+lock: env
+	scripts/lock.sh
+
+clean:
+	rm -rf .venv .bootstrap .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

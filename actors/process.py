@@ -1,0 +1,143 @@
+"""What every role's process does first: take its threads, open its log file, and be ready to say how far it is."""
+
+from __future__ import annotations
+
+import logging
+import os
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+
+
+@dataclass(frozen=True)
+class ProcessSetup:
+    """What the driver tells a new process.
+
+    Args:
+        name: the role's readable name, e.g. ``rollout-0``; the dashboard and the log file carry it.
+        log_path: file that the process logs to.
+        threads: torch threads.
+        device: ``cpu`` or ``cuda``.
+        dtype: ``float32`` or ``bfloat16``: of frozen weights and of the arithmetic; trained weights are always float32.
+    """
+
+    name: str
+    log_path: Path
+    threads: int
+    device: str
+    dtype: str
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far the current call is."""
+
+    done: int
+    total: int
+    unit: str
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Where a role runs."""
+
+    name: str
+    pid: int
+    node: str
+
+
+class Role:
+    """Base of the five roles: a log file of its own, and two questions answered while work goes on."""
+
+    def __init__(self, setup: ProcessSetup) -> None:
+        import torch
+
+        self.setup = setup
+        self._progress = Progress(0, 0, "")
+        setup.log_path.parent.mkdir(parents=True, exist_ok=True)
+        handler = logging.FileHandler(setup.log_path)
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        logging.getLogger().addHandler(handler)
+        logging.getLogger().setLevel(logging.INFO)
+        torch.set_num_threads(setup.threads)
+        logging.getLogger(__name__).info("%s: process %d, %d threads, %s", setup.name, os.getpid(), setup.threads, setup.device)
+
+    def __repr__(self) -> str:
+        return self.setup.name
+
+    def tick(self, done: int, total: int, unit: str) -> None:
+        """Note how far the current call is."""
+        self._progress = Progress(done, total, unit)
+
+    def dtype(self) -> Any:
+        """The torch type of frozen weights."""
+        import torch
+
+        return {"float32": torch.float32, "bfloat16": torch.bfloat16}[self.setup.dtype]
+
+    def compute(self) -> AbstractContextManager[Any]:
+        """Context in which models run: trained weights stay float32, bfloat16 is what their products are computed in."""
+        import torch
+
+        return torch.autocast(self.setup.device, torch.bfloat16) if self.setup.dtype == "bfloat16" else nullcontext()
+
+    @ray.method(concurrency_group="status")
+    def progress(self) -> Progress:
+        """How far the current call is; answered while it runs."""
+        return self._progress
+
+    @ray.method(concurrency_group="status")
+    def identity(self) -> Identity:
+        """Name, process and node."""
+        return Identity(self.setup.name, os.getpid(), ray.get_runtime_context().get_node_id())
+
+
+STATUS_GROUP = {"status": 1}
+"""The concurrency group that answers ``progress`` and ``identity`` beside the working thread."""
+
+
+def environment(setup: ProcessSetup, allow_hub: bool) -> dict[str, str]:
+    """Environment variables of a role's process, set before it imports torch or vLLM.
+
+    Args:
+        setup: the process's set-up.
+        allow_hub: False keeps Hugging Face libraries off the network.
+
+    Returns:
+        The variables.
+    """
+    variables = {
+        "OMP_NUM_THREADS": str(setup.threads),
+        "TOKENIZERS_PARALLELISM": "false",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "TRANSFORMERS_VERBOSITY": "error",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    }
+    if not allow_hub:
+        variables["HF_HUB_OFFLINE"] = "1"
+    return variables
+
+
+def engine_environment(setup: ProcessSetup, allow_hub: bool) -> dict[str, str]:
+    """The same for a vLLM engine, which also must neither compile, bind cores, nor report home.
+
+    Args:
+        setup: the process's set-up.
+        allow_hub: False keeps Hugging Face libraries off the network.
+
+    Returns:
+        The variables.
+    """
+    variables = environment(setup, allow_hub) | {
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_DO_NOT_TRACK": "1",
+        "VLLM_CONFIGURE_LOGGING": "0",
+    }
+    if setup.device == "cpu":
+        # The CPU back end would otherwise compile C++ at the first call, and bind every engine of a node to the same cores.
+        variables |= {"TORCH_COMPILE_DISABLE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+    return variables

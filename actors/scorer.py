@@ -1,0 +1,153 @@
+"""The ensemble scorer: M reward models in one process, that vote on rollouts and on the strength of preferences."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import ray
+
+from actors.process import STATUS_GROUP, ProcessSetup, Role
+from rm.config import ScorerConfig
+from tokens.records import Pair, Rollout
+
+if TYPE_CHECKING:
+    import torch
+
+    from rm.ensemble import Moments
+
+log = logging.getLogger(__name__)
+
+Sequences = Sequence[tuple[tuple[int, ...], tuple[int, ...]]]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Scores of B rollouts, each member's in units of its own standard deviation on the SFT policy's samples.
+
+    Args:
+        members: B rows of M scores; member 0 is r_k.
+        mean: of the members.
+        std: population standard deviation over the members.
+        aggregated: what PPO is given.
+    """
+
+    members: tuple[tuple[float, ...], ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    aggregated: tuple[float, ...]
+
+
+@ray.remote(concurrency_groups=STATUS_GROUP)
+class EnsembleScorer(Role):
+    """Holds M reward models and the moments of each on the calibration samples."""
+
+    def __init__(self, setup: ProcessSetup, config: ScorerConfig) -> None:
+        super().__init__(setup)
+        self.config = config
+        self.calibration: Sequence[Rollout] = ()
+        self.members: dict[int, torch.nn.Module] = {}
+        self.encoders: dict[int, TextEncoder | None] = {}
+        self.moments: dict[int, Moments] = {}
+        self.pads: dict[int, int] = {}
+
+    def calibrate_on(self, rollouts: Sequence[Rollout]) -> None:
+        """Keep the SFT policy's samples, whose scores set each member's zero and unit."""
+        self.calibration = list(rollouts)
+
+    def load(self, member: int, model_dir: Path, tokenizer_of_policy: Path) -> None:
+        """Load or replace one member and measure its moments.
+
+        Args:
+            member: its index; 0 is r_k.
+            model_dir: a reward model directory with its tokenizer.
+            tokenizer_of_policy: where the tokens agree, ids are scored as they are, else the text is.
+        """
+        from transformers import AutoTokenizer
+
+        from rm.ensemble import Moments
+        from rm.model import RewardModel
+
+        self.members[member] = RewardModel.from_pretrained(model_dir, dtype=self.dtype()).to(self.setup.device).eval()
+        tokenizer = AutoTokenizer.from_pretrained(model_dir)
+        same = tokenizer.get_vocab() == AutoTokenizer.from_pretrained(tokenizer_of_policy).get_vocab()
+        self.encoders[member] = None if same else TextEncoder(tokenizer)
+        self.pads[member] = tokenizer.pad_token_id
+        self.moments[member] = Moments.of(self._raw(member, self.calibration))
+        log.info("%s: member %d is %s, %s", self.setup.name, member, model_dir, self.moments[member])
+
+    def _raw(self, member: int, rollouts: Sequence[Rollout]) -> torch.Tensor:
+        encoder = self.encoders[member]
+        return self._score(
+            member,
+            [(r.prompt.token_ids, r.response_ids) if encoder is None else encoder(r.prompt.text, r.text, r.finished) for r in rollouts],
+        )
+
+    def _score(self, member: int, sequences: Sequences) -> torch.Tensor:
+        from rm.training import score_sequences
+
+        return score_sequences(self.members[member], sequences, self.config.batch_size, self.pads[member])
+
+    def score(self, rollouts: Sequence[Rollout]) -> Scores:
+        """Score rollouts with every member.
+
+        Args:
+            rollouts: B of them.
+
+        Returns:
+            The scores.
+
+        Raises:
+            NonFiniteScoreError: if a member gave NaN or infinity, and ``scorer.min_members`` does not allow to go on without it.
+        """
+        import torch
+
+        from rm.ensemble import aggregate, finite_members, normalise
+
+        order = sorted(self.members)
+        raw = torch.stack([self._raw(member, rollouts) for member in order], dim=1)  # [B, M]
+        kept = finite_members(raw, self.config.min_members)
+        moments = [self.moments[order[member]] for member in kept]
+        scores = normalise(raw[:, list(kept)], torch.tensor([m.mean for m in moments]), torch.tensor([m.std for m in moments]))
+        self.tick(len(rollouts), len(rollouts), "scores")
+        return Scores(
+            tuple(tuple(row) for row in scores.tolist()),
+            tuple(scores.mean(1).tolist()),
+            tuple(scores.std(1, correction=0).tolist()),
+            tuple(aggregate(scores, self.config.aggregate, self.config.std_coef).tolist()),
+        )
+
+    def strength(self, pairs: Sequence[Pair]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Mean and population standard deviation over the members of score(chosen) - score(rejected) (Secrets II, Eq 4).
+
+        Args:
+            pairs: N of them, as ids of the members' tokenizer.
+
+        Returns:
+            N means and N standard deviations, in the members' raw units.
+        """
+        import torch
+
+        from rm.ensemble import preference_strength
+
+        order = sorted(self.members)
+        chosen = torch.stack([self._score(m, [(p.prompt_ids, p.chosen_ids) for p in pairs]) for m in order], dim=1)
+        rejected = torch.stack([self._score(m, [(p.prompt_ids, p.rejected_ids) for p in pairs]) for m in order], dim=1)
+        mean, std = preference_strength(chosen, rejected)
+        return tuple(mean.tolist()), tuple(std.tolist())
+
+
+class TextEncoder:
+    """Prompt and response as ids of another tokenizer than the policy's."""
+
+    def __init__(self, tokenizer: object) -> None:
+        self.tokenizer = tokenizer
+
+    def __call__(self, prompt: str, response: str, finished: bool) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        from preferences.encode import encode_prompt, encode_response
+
+        ids = encode_response(self.tokenizer, response)
+        return encode_prompt(self.tokenizer, prompt), ids if finished or len(ids) == 1 else ids[:-1]

@@ -1,0 +1,77 @@
+"""What a person sees in the terminal: one bar a phase, with a rate and the time left; one table a round."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+
+from rich.console import Console as RichConsole
+from rich.console import RenderableType
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+
+class Bar:
+    """One phase: a live bar on a terminal, one line at its end elsewhere."""
+
+    def __init__(self, console: RichConsole, title: str, unit: str) -> None:
+        self.console, self.title, self.unit = console, title, unit
+        self.done, self.total, self.note = 0, 0, ""
+        self.began = time.perf_counter()
+        self.live: Progress | None = None
+        if console.is_terminal:
+            self.live = Progress(
+                SpinnerColumn(),
+                TextColumn("{task.description:<28}"),
+                BarColumn(bar_width=30),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[rate]}"),
+                TimeElapsedColumn(),
+                TextColumn("eta"),
+                TimeRemainingColumn(),
+                TextColumn("[dim]{task.fields[note]}"),
+                console=console,
+                transient=True,
+            )
+            self.task = self.live.add_task(title, total=None, rate="", note="")
+
+    def __enter__(self) -> Bar:
+        if self.live:
+            self.live.start()
+        return self
+
+    def update(self, done: int, total: int, unit: str = "", note: str = "") -> None:
+        """Say how far the phase is."""
+        self.done, self.total, self.unit, self.note = done, total, unit or self.unit, note or self.note
+        if self.live:
+            self.live.update(self.task, completed=done, total=total or None, rate=self._rate(), note=self.note)
+
+    def _rate(self) -> str:
+        seconds = time.perf_counter() - self.began
+        return f"{self.done / seconds:,.1f} {self.unit}/s" if self.done and self.unit and seconds > 0 else ""
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self.live:
+            self.live.stop()
+        if kind is None:
+            seconds = time.perf_counter() - self.began
+            details = ", ".join(part for part in (f"{self.done:,} {self.unit}" if self.done and self.unit else "", self._rate(), self.note) if part)
+            self.console.print(f"  [green]✓[/] {self.title:<28} {seconds:6.1f} s  [dim]{details}[/]", highlight=False)
+
+
+class Console:
+    """The terminal."""
+
+    def __init__(self) -> None:
+        self.rich = RichConsole(soft_wrap=True)
+
+    def say(self, text: str) -> None:
+        """Print a line."""
+        self.rich.print(text, highlight=False)
+
+    def show(self, thing: RenderableType) -> None:
+        """Print a table."""
+        self.rich.print(thing)
+
+    def bar(self, title: str, unit: str = "") -> Bar:
+        """A bar for the phase ``title``."""
+        return Bar(self.rich, title, unit)

@@ -1,0 +1,167 @@
+"""Rollouts, scores and log-probs put side by side: the rows and the summary of an evaluation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from actors.scorer import Scores
+from cluster.config import RunConfig
+from cluster.console import Bar
+from cluster.inputs import Inputs
+from cluster.roles import Roles
+from cluster.waiting import Waiter
+from evaluation.compare import win_tie_lose
+from evaluation.records import EvaluationRow, MetaRow
+from tokens.records import Rollout
+
+EVALUATION_SEED = 20_260
+"""Every round is judged on samples of the same seed, so that rounds differ by the policy alone."""
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """One response per held-out prompt, judged.
+
+    Args:
+        rollouts: the responses.
+        rows: with every score.
+        summary: means, and win/tie/lose against SFT.
+    """
+
+    rollouts: tuple[Rollout, ...]
+    rows: tuple[EvaluationRow, ...]
+    summary: dict[str, Any]
+
+
+def sample_for_judging(config: RunConfig, inputs: Inputs, roles: Roles, wait: Waiter, version: int, bar: Bar | None) -> list[Rollout]:
+    """One response of the current policy to each held-out prompt.
+
+    Returns:
+        The rollouts, in the prompts' order.
+    """
+    prompts = inputs.eval_prompts[: config.evaluation.num_prompts]
+    return wait("evaluate", roles.rollout.sample(prompts, 1, EVALUATION_SEED, version), bar)
+
+
+def judge(
+    config: RunConfig,
+    inputs: Inputs,
+    roles: Roles,
+    wait: Waiter,
+    version: int,
+    sft: Judgement | None,
+    bar: Bar | None = None,
+    rollouts: Sequence[Rollout] | None = None,
+) -> Judgement:
+    """Judge the current policy on the held-out prompts.
+
+    Args:
+        config: of the run.
+        inputs: prompts and, for the sandbox, the truth.
+        roles: engines, scorer, learner.
+        wait: waits for them.
+        version: policy version that the engines hold.
+        sft: the SFT policy's own judgement; None when that is what is being judged.
+        bar: shows progress.
+        rollouts: responses sampled already.
+
+    Returns:
+        The judgement.
+    """
+    if rollouts is None:
+        rollouts = sample_for_judging(config, inputs, roles, wait, version, bar)
+    scores = wait("evaluate", roles.scorer.score(rollouts))
+    policy, reference = wait("evaluate", roles.learner.statistics(rollouts))
+    rows = tuple(
+        EvaluationRow(
+            prompt_id=rollout.prompt.id,
+            prompt=rollout.prompt.text,
+            domain=rollout.prompt.domain,
+            response=rollout.text,
+            finished=rollout.finished,
+            num_tokens=len(rollout.response_ids),
+            gold=None if inputs.gold is None else inputs.gold(rollout.prompt.text, rollout.text),
+            proxy=scores.members[i][0],
+            ensemble_mean=scores.mean[i],
+            ensemble_std=scores.std[i],
+            member_scores=scores.members[i],
+            policy_logprob=policy[i],
+            sft_logprob=reference[i],
+        )
+        for i, rollout in enumerate(rollouts)
+    )
+    return Judgement(tuple(rollouts), rows, summarise(config, rows, rows if sft is None else rejudged(rows, sft, scores, wait, roles)))
+
+
+def rejudged(rows: Sequence[EvaluationRow], sft: Judgement, scores: Scores, wait: Waiter, roles: Roles) -> Sequence[EvaluationRow]:
+    """The SFT policy's rows as this round's ensemble sees them, so that both sides have the same judges."""
+    if rows[0].gold is not None:
+        return sft.rows
+    again = wait("evaluate", roles.scorer.score(sft.rollouts))
+    return [
+        EvaluationRow(**{**row.__dict__, "proxy": again.members[i][0], "ensemble_mean": again.mean[i], "ensemble_std": again.std[i],
+                         "member_scores": again.members[i]})
+        for i, row in enumerate(sft.rows)
+    ]  # fmt: skip
+
+
+def summarise(config: RunConfig, rows: Sequence[EvaluationRow], theirs: Sequence[EvaluationRow]) -> dict[str, Any]:
+    """Means over the prompts, and win/tie/lose of ``rows`` against ``theirs`` on the same prompts.
+
+    Returns:
+        The ledger's ``evaluation`` entry.
+    """
+
+    def mean(values: Sequence[float]) -> float:
+        return sum(values) / len(values)
+
+    def verdicts(side: Sequence[EvaluationRow]) -> list[float]:
+        return [row.ensemble_mean if config.evaluation.judge == "ensemble" or row.gold is None else row.gold for row in side]
+
+    result = win_tie_lose(verdicts(rows), verdicts(theirs), config.evaluation.tie)
+    golds = [row.gold for row in rows if row.gold is not None]
+    num_tokens = sum(row.num_tokens for row in rows)
+    return {
+        "proxy": mean([row.proxy for row in rows]),
+        "ensemble_mean": mean([row.ensemble_mean for row in rows]),
+        "ensemble_std": mean([row.ensemble_std for row in rows]),
+        "gold": mean(golds) if golds else None,
+        "kl": mean([row.policy_logprob - row.sft_logprob for row in rows]),
+        "perplexity": math.exp(-sum(row.sft_logprob for row in rows) / num_tokens),
+        "length": num_tokens / len(rows),
+        "finished": mean([float(row.finished) for row in rows]),
+        "win": result.win,
+        "tie": result.tie,
+        "lose": result.lose,
+        "margin": result.margin,
+        "margin_low": result.low,
+        "margin_high": result.high,
+        "judge": config.evaluation.judge,
+    }
+
+
+def meta_rows(shifted: Sequence[Rollout], scores: Scores) -> list[MetaRow]:
+    """S_k as it is kept: every sample with what r_k and a reward model trained without MetaRM (member 1) say of it.
+
+    Returns:
+        One row per rollout.
+    """
+    has_vanilla = len(scores.members[0]) > 1
+    return [
+        MetaRow(
+            prompt_id=rollout.prompt.id,
+            prompt=rollout.prompt.text,
+            sample=rollout.sample,
+            response=rollout.text,
+            token_ids=rollout.response_ids,
+            sampler_logprobs=rollout.sampler_logprobs,
+            policy_version=rollout.policy_version,
+            finished=rollout.finished,
+            score_vanilla=scores.members[i][1] if has_vanilla else None,
+            score_metarm=scores.members[i][0],
+        )
+        for i, rollout in enumerate(shifted)
+    ]

@@ -1,0 +1,164 @@
+"""A config from YAML and dotted overrides; every mistake in it is one readable message."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Hashable, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from cluster.config import RunConfig
+from tokens.errors import UserError
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """YAML's safe loader, but a key that comes twice is an error instead of a silent last-one-wins."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]  # type: ignore[no-untyped-call]
+        twice = {key for key in keys if keys.count(key) > 1}
+        if twice:
+            raise yaml.constructor.ConstructorError(None, None, f"the key {sorted(twice)[0]!r} comes twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read a YAML recipe and apply overrides such as ``--policy.kl.coef 0.05``.
+
+    Args:
+        path: of the YAML file.
+        overrides: arguments as they stand on the command line.
+
+    Returns:
+        The checked config.
+
+    Raises:
+        UserError: for a file that cannot be read, an unknown key (the nearest known one is named), a wrong value, or sections
+            that contradict each other.
+    """
+    return checked(with_overrides(read_yaml(path), overrides), path)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The file's mapping.
+
+    Raises:
+        UserError: if it is missing, empty, not UTF-8, not YAML, or not a mapping.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        near = sorted(str(p) for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
+        raise UserError(f"there is no config file {path}" + (f"; there are: {', '.join(near)}" if near else "")) from None
+    except IsADirectoryError:
+        raise UserError(f"{path} is a directory; give a YAML file") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text (byte {error.start}); save it as UTF-8") from None
+    try:
+        tree = yaml.load(text, Loader=_UniqueKeys)  # noqa: S506 - a SafeLoader
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(tree, dict):
+        raise UserError(f"{path} must hold a mapping of sections, got {'nothing' if tree is None else type(tree).__name__}")
+    return tree
+
+
+def with_overrides(tree: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """The tree with ``--a.b value`` or ``--a.b=value`` put in; values are read as YAML."""
+    words = [part for word in overrides for part in (word.split("=", 1) if word.startswith("--") else [word])]
+    if len(words) % 2 or not all(word.startswith("--") for word in words[::2]):
+        raise UserError(f"overrides come in pairs, --section.key value; got: {' '.join(overrides)}")
+    for flag, value in zip(words[::2], words[1::2], strict=True):
+        *parents, last = flag.removeprefix("--").replace("-", "_").split(".")
+        branch = tree
+        for parent in parents:
+            child = branch.setdefault(parent, {})
+            if not isinstance(child, dict):
+                raise UserError(f"{flag}: {parent} is a value, not a section")
+            branch = child
+        try:
+            branch[last] = _number(yaml.safe_load(value))
+        except yaml.YAMLError:
+            branch[last] = value
+    return tree
+
+
+def _number(value: Any) -> Any:
+    """YAML 1.1 reads 1e-6 as text."""
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+def checked(tree: dict[str, Any], source: Path | str) -> RunConfig:
+    """Validate a tree.
+
+    Args:
+        tree: as read.
+        source: named in messages.
+
+    Raises:
+        UserError: naming every wrong key.
+    """
+    try:
+        return RunConfig.model_validate(tree)
+    except ValidationError as error:
+        problems = "; ".join(_words(dict(problem)) for problem in error.errors(include_url=False))
+        raise UserError(f"{source}: {problems}") from None
+
+
+def _words(problem: dict[str, Any]) -> str:
+    location = [str(part) for part in problem["loc"]]
+    name = ".".join(location)
+    if problem["type"] == "extra_forbidden":
+        known = list(_section(location[:-1]).model_fields)
+        near = difflib.get_close_matches(location[-1], known, n=1, cutoff=0.5) or _elsewhere(location[-1])
+        hint = f"did you mean {near[0]}?" if near else f"known keys: {', '.join(known)}"
+        return f"unknown key {name}; {hint}"
+    if problem["type"] == "missing":
+        return f"the key {name} is missing"
+    message = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] == "value_error":
+        return f"{name}: {message}" if name else message
+    return f"{name}: {message[0].lower()}{message[1:]}, got {problem['input']!r}"
+
+
+def _section(path: Sequence[str]) -> type[BaseModel]:
+    section: type[BaseModel] = RunConfig
+    for key in path:
+        annotation = section.model_fields[key].annotation
+        assert isinstance(annotation, type) and issubclass(annotation, BaseModel)
+        section = annotation
+    return section
+
+
+def all_keys(section: type[BaseModel] = RunConfig, prefix: str = "") -> dict[str, tuple[str, str]]:
+    """Every dotted key with its default and what it means.
+
+    Args:
+        section: to start from.
+        prefix: of the keys.
+
+    Returns:
+        By key: default and description.
+    """
+    keys: dict[str, tuple[str, str]] = {}
+    for name, info in section.model_fields.items():
+        if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
+            keys |= all_keys(info.annotation, f"{prefix}{name}.")
+        else:
+            default = "required" if info.is_required() else repr(info.default)
+            keys[prefix + name] = (default, " ".join((info.description or "").split()))
+    return keys
+
+
+def _elsewhere(name: str) -> list[str]:
+    """Keys of that name, or a like one, in other sections."""
+    by_last: dict[str, str] = {key.split(".")[-1]: key for key in all_keys()}
+    return [by_last[near] for near in difflib.get_close_matches(name, by_last, n=1, cutoff=0.8)]

@@ -1,0 +1,77 @@
+"""Numbers as they arise: metrics.jsonl is the record, TensorBoard the view."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from actors.reward_trainer import RewardReport
+from actors.scorer import Scores
+from cluster.console import Bar, Console
+
+
+class Metrics:
+    """Writes both.
+
+    Args:
+        path: of the run.
+        steps_per_round: PPO steps of a round; a global step is round * steps_per_round + step.
+        first_round: round that this process begins with; TensorBoard forgets what an earlier process wrote of it.
+    """
+
+    def __init__(self, path: Path, steps_per_round: int, first_round: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.steps_per_round = steps_per_round
+        self.file = (path / "metrics.jsonl").open("a", buffering=1)
+        self.board = SummaryWriter(str(path / "tensorboard"), purge_step=first_round * steps_per_round)  # type: ignore[no-untyped-call]
+        self.bar: Bar | None = None
+
+    def close(self) -> None:
+        """Flush and close."""
+        self.file.close()
+        self.board.close()  # type: ignore[no-untyped-call]
+
+    def steps(self, index: int, number: int, console: Console) -> Iterator[int]:
+        """The PPO steps of a round, under one bar."""
+        with console.bar("policy (PPO)", "steps") as bar:
+            self.bar = bar
+            for step in range(number):
+                bar.update(step, number)
+                yield step
+            bar.update(number, number)
+        self.bar = None
+
+    def _write(self, index: int, step: int, phase: str, values: dict[str, float | None], board_step: int) -> None:
+        self.file.write(json.dumps({"time": round(time.time(), 3), "round": index, "step": step, "phase": phase, **values}) + "\n")
+        for name, value in values.items():
+            if value is not None:
+                self.board.add_scalar(name, value, board_step)  # type: ignore[no-untyped-call]
+
+    def policy(self, index: int, step: int, update: dict[str, float], rewards: Scores, gold: float | None) -> None:
+        """One PPO update."""
+        primary = [row[0] for row in rewards.members]
+        values: dict[str, float | None] = {
+            **update,
+            "policy/proxy": sum(primary) / len(primary),
+            "policy/ensemble_mean": sum(rewards.mean) / len(rewards.mean),
+            "policy/ensemble_std": sum(rewards.std) / len(rewards.std),
+            "policy/gold": gold,
+        }
+        self._write(index, step, "policy", values, index * self.steps_per_round + step)
+        if self.bar:
+            note = f"score {values['policy/score']:.2f}  KL {values['policy/kl']:.2f}" + ("" if gold is None else f"  gold {gold:.2f}")
+            self.bar.update(step + 1, self.steps_per_round, note=note)
+
+    def reward(self, index: int, report: RewardReport) -> None:
+        """The steps of a reward model's fit."""
+        for step, values in enumerate(report.steps):
+            self._write(index, step, "reward", dict(values), index * len(report.steps) + step)
+
+    def evaluation(self, index: int, summary: dict[str, Any]) -> None:
+        """The judgement of a round; -1 is SFT's."""
+        values = {f"evaluation/{name}": value for name, value in summary.items() if not isinstance(value, str)}
+        self._write(index, 0, "evaluation", values, (index + 1) * self.steps_per_round)

@@ -1,0 +1,169 @@
+"""What would run where: resource and memory arithmetic, without Ray.
+
+``plan`` prints it; ``run`` asks Ray for exactly these bundles.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from actors.config import Share
+from cluster.config import RunConfig
+
+GIB = 1 << 30
+BYTES = {"float32": 4, "bfloat16": 2}
+GPU_USABLE = 0.9
+"""Share of a GPU's memory that a model may take, the rest left to activations of the allocator and the driver."""
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """One process and what it asks for.
+
+    Args:
+        role: rollout, reward, scorer or learner.
+        name: of the process, e.g. ``learner-1``.
+        num_cpus: Ray CPUs, fractions allowed.
+        num_gpus: Ray GPUs.
+        memory: estimate of the memory its weights, gradients and optimizer need, bytes; on the GPU where it has one.
+        why: what that memory is made of.
+    """
+
+    role: str
+    name: str
+    num_cpus: float
+    num_gpus: float
+    memory: int
+    why: str
+
+    @property
+    def resources(self) -> dict[str, float]:
+        """The bundle as Ray's placement group takes it."""
+        return {"CPU": self.num_cpus} | ({"GPU": self.num_gpus} if self.num_gpus else {})
+
+
+@dataclass(frozen=True)
+class Node:
+    """A machine of the cluster: Ray CPUs, GPUs, memory of the machine and of one GPU in bytes."""
+
+    num_cpus: float
+    num_gpus: float
+    memory: int
+    gpu_memory: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Where each bundle lands, and what is short, in words."""
+
+    bundles: tuple[Bundle, ...]
+    nodes: tuple[Node, ...]
+    placed: tuple[int | None, ...]
+    shortfalls: tuple[str, ...]
+
+
+def num_parameters(config: RunConfig) -> int:
+    """Parameters of the policy model, from its config or from the shape it will be made with.
+
+    Args:
+        config: of the run.
+
+    Returns:
+        The number, the embedding counted once.
+    """
+    shape = config.sft.shape
+    if config.sft.model is None or not Path(config.sft.model).is_dir():
+        vocabulary, hidden, inner = shape.vocab_size, shape.hidden_size, shape.intermediate_size
+        layers, key_value, tied = shape.num_layers, hidden, True
+    else:
+        stored = json.loads((Path(config.sft.model) / "config.json").read_text())
+        vocabulary, hidden, inner = stored["vocab_size"], stored["hidden_size"], stored["intermediate_size"]
+        layers, tied = stored["num_hidden_layers"], stored["tie_word_embeddings"]
+        key_value = hidden * stored["num_key_value_heads"] // stored["num_attention_heads"]
+    per_layer = 2 * hidden * hidden + 2 * hidden * key_value + 3 * hidden * inner + 2 * hidden
+    return vocabulary * hidden * (1 if tied else 2) + layers * per_layer + hidden
+
+
+def bundles(config: RunConfig, parameters: int) -> tuple[Bundle, ...]:
+    """The processes of a run and what each asks for.
+
+    Args:
+        config: of the run.
+        parameters: of one model; the five roles' models have all the same shape.
+
+    Returns:
+        The bundles: engines, reward trainer's ranks, scorer, learner's ranks.
+    """
+    shares = config.resources
+
+    def make(role: str, share: Share, rank: int, weight_copies: float, train_copies: float, why: str) -> Bundle:
+        trained = train_copies * parameters * 16  # weights, gradient and two moments, float32
+        held = weight_copies * parameters * BYTES[share.dtype]
+        return Bundle(role, f"{role}-{rank}", share.num_cpus, share.num_gpus, int((trained + held) / share.num_ranks), why)
+
+    meta = 1.0 if config.meta.enabled else 0.0
+    return (
+        *(make("rollout", shares.rollout, i, 1, 0, "weights; the key-value cache comes on top") for i in range(config.rollout.num_engines)),
+        *(make("reward", shares.reward, i, meta * 4 / BYTES[shares.reward.dtype], 1,
+               "reward model with AdamW" + (", and MetaRM's copy of its weights" if meta else ""))
+          for i in range(shares.reward.num_ranks)),
+        make("scorer", shares.scorer, 0, config.scorer.num_members, 0, f"{config.scorer.num_members} reward models"),
+        *(make("learner", shares.learner, i, 2 if config.policy.reference == "previous" else 1, 2,
+               "policy and critic with AdamW, reference") for i in range(shares.learner.num_ranks)),
+    )
+
+
+def this_machine() -> Node:
+    """The machine we are on, GPUs left out unless torch sees them (then asked of nvidia-smi's driver files, not of torch)."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    gpus = sorted(Path("/proc/driver/nvidia/gpus").glob("*")) if Path("/proc/driver/nvidia/gpus").is_dir() else []
+    return Node(len(os.sched_getaffinity(0)), len(gpus), memory, 80 * GIB)
+
+
+def place(bundles_: Sequence[Bundle], nodes: Sequence[Node]) -> Plan:
+    """Pack bundles onto nodes, GPUs first, largest first.
+
+    Args:
+        bundles_: to place.
+        nodes: to place them on.
+
+    Returns:
+        The plan: the node of each bundle or None, and the shortfalls in words.
+    """
+    cpus = [node.num_cpus for node in nodes]
+    gpus = [node.num_gpus for node in nodes]
+    memory = [float(node.memory) for node in nodes]
+    placed: list[int | None] = [None] * len(bundles_)
+    shortfalls: list[str] = []
+    order = sorted(range(len(bundles_)), key=lambda i: (-bundles_[i].num_gpus, -bundles_[i].num_cpus))
+    for i in order:
+        bundle = bundles_[i]
+        host_memory = 0 if bundle.num_gpus else bundle.memory
+        for n, node in enumerate(nodes):
+            if bundle.num_gpus and bundle.memory > bundle.num_gpus * node.gpu_memory * GPU_USABLE:
+                continue
+            if cpus[n] + 1e-9 >= bundle.num_cpus and gpus[n] + 1e-9 >= bundle.num_gpus and memory[n] >= host_memory:
+                cpus[n], gpus[n], memory[n], placed[i] = cpus[n] - bundle.num_cpus, gpus[n] - bundle.num_gpus, memory[n] - host_memory, n
+                break
+        if placed[i] is None:
+            shortfalls.append(_shortfall(bundle, nodes, cpus, gpus, memory))
+    return Plan(tuple(bundles_), tuple(nodes), tuple(placed), tuple(shortfalls))
+
+
+def _shortfall(bundle: Bundle, nodes: Sequence[Node], cpus: list[float], gpus: list[float], memory: list[float]) -> str:
+    needs = f"{bundle.name} needs {bundle.num_cpus:g} CPU, {bundle.num_gpus:g} GPU, {bundle.memory / GIB:.1f} GiB ({bundle.why})"
+    if bundle.num_gpus and any(node.num_gpus for node in nodes):
+        largest = max(node.gpu_memory for node in nodes if node.num_gpus)
+        if bundle.memory > bundle.num_gpus * largest * GPU_USABLE:
+            return (
+                f"{needs}: more than {GPU_USABLE:.0%} of its {bundle.num_gpus:g} GPU of {largest / GIB:.0f} GiB; "
+                f"raise resources.{bundle.role}.num_ranks"
+            )
+    if not nodes:
+        return f"{needs}: the cluster has no node"
+    best = max(range(len(nodes)), key=lambda n: (gpus[n], cpus[n], memory[n]))
+    return f"{needs}; at most {cpus[best]:g} CPU, {gpus[best]:g} GPU, {memory[best] / GIB:.1f} GiB are left on one node"

@@ -1,0 +1,273 @@
+"""Typed handles of the five roles, and the placement group that they run in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from actors.config import Share
+from actors.learner import PolicyLearner
+from actors.preparer import Preparer, Recipe
+from actors.process import Identity, ProcessSetup, engine_environment, environment
+from actors.reward_trainer import RewardReport, RewardTrainer
+from actors.rollout import RolloutEngine
+from actors.scorer import EnsembleScorer, Scores
+from cluster.config import RunConfig
+from cluster.plan import Bundle
+from cluster.waiting import Pending
+from tokens.errors import UserError
+from tokens.records import Pair, Prompt, Rollout
+
+SAY_EVERY_S = 30.0
+
+
+@dataclass(frozen=True)
+class Process:
+    """One running actor."""
+
+    actor: Any
+    identity: Identity
+
+
+def _only(answers: list[Any]) -> Any:
+    return answers[0]
+
+
+def _ask(process: Process, method: Any, *arguments: Any) -> Pending[Any]:
+    return Pending((method.remote(*arguments),), (process.identity.name,), (process.identity.node,), _only, process.actor)
+
+
+class RolloutPool:
+    """The engines as one."""
+
+    def __init__(self, engines: Sequence[Process]) -> None:
+        self.engines = engines
+
+    def _all(self, refs: Sequence[Any], combine: Callable[[list[Any]], Any]) -> Pending[Any]:
+        names = tuple(engine.identity.name for engine in self.engines[: len(refs)])
+        nodes = tuple(engine.identity.node for engine in self.engines[: len(refs)])
+        return Pending(tuple(refs), names, nodes, combine, self.engines[0].actor)
+
+    def load(self, weights: Any, version: int) -> Pending[int]:
+        """Give every engine the learner's weights (an object reference) as policy ``version``."""
+        return self._all([engine.actor.load.remote(weights, version) for engine in self.engines], min)
+
+    def sample(self, prompts: Sequence[Prompt], samples_per_prompt: int, seed: int, version: int) -> Pending[list[Rollout]]:
+        """k responses to each prompt, prompt by prompt, shared out over the engines."""
+        size = -(-len(prompts) // len(self.engines))
+        parts = [prompts[i : i + size] for i in range(0, len(prompts), size)]
+        refs = [
+            engine.actor.sample.remote(part, samples_per_prompt, seed, version)
+            for engine, part in zip(self.engines, parts, strict=False)  # fewer prompts than engines leave some idle
+        ]
+        return self._all(refs, lambda answers: [rollout for answer in answers for rollout in answer])
+
+
+class RewardHandle:
+    """The reward trainer."""
+
+    def __init__(self, process: Process) -> None:
+        self.process = process
+
+    def fit(self, out_dir: Path, seed: int, previous: Path | None, shifted: Sequence[Rollout] | None) -> Pending[RewardReport]:
+        """Train a reward model into ``out_dir``; with MetaRM where ``shifted`` (S_k) is given."""
+        return _ask(self.process, self.process.actor.fit, out_dir, seed, previous, shifted)
+
+
+class ScorerHandle:
+    """The ensemble scorer."""
+
+    def __init__(self, process: Process, tokenizer_of_policy: Path) -> None:
+        self.process, self.tokenizer_of_policy = process, tokenizer_of_policy
+
+    def calibrate_on(self, rollouts: Sequence[Rollout]) -> Pending[None]:
+        """Hand over the SFT policy's samples, before the members are loaded."""
+        return _ask(self.process, self.process.actor.calibrate_on, rollouts)
+
+    def load(self, member: int, model_dir: Path) -> Pending[None]:
+        """Load or replace a member; 0 is r_k."""
+        return _ask(self.process, self.process.actor.load, member, model_dir, self.tokenizer_of_policy)
+
+    def score(self, rollouts: Sequence[Rollout]) -> Pending[Scores]:
+        """Score rollouts with every member."""
+        return _ask(self.process, self.process.actor.score, rollouts)
+
+    def strength(self, pairs: Sequence[Pair]) -> Pending[tuple[tuple[float, ...], tuple[float, ...]]]:
+        """Mean and std over the members of score(chosen) - score(rejected)."""
+        return _ask(self.process, self.process.actor.strength, pairs)
+
+
+class LearnerHandle:
+    """The policy learner."""
+
+    def __init__(self, process: Process) -> None:
+        self.process = process
+
+    def begin_round(
+        self, index: int, calibration: Sequence[float], critic: Path | None, policy: Path | None, reference: Path | None
+    ) -> Pending[None]:
+        """Set critic, policy and reference where they are given, and the reward moments."""
+        return _ask(self.process, self.process.actor.begin_round, index, calibration, critic, policy, reference)
+
+    def warm_up(self, rollouts: Sequence[Rollout], scores: Sequence[float], steps: int) -> Pending[float]:
+        """Update the critic alone."""
+        return _ask(self.process, self.process.actor.warm_up, rollouts, scores, steps)
+
+    def update(self, rollouts: Sequence[Rollout], scores: Sequence[float]) -> Pending[dict[str, float]]:
+        """One PPO update."""
+        return _ask(self.process, self.process.actor.update, rollouts, scores)
+
+    def weights(self) -> Any:
+        """An object reference to the policy's weights; they go from learner to engines without passing the driver."""
+        return self.process.actor.weights.remote()
+
+    def statistics(self, rollouts: Sequence[Rollout]) -> Pending[tuple[tuple[float, ...], tuple[float, ...]]]:
+        """Log-probability of each response under the policy and under SFT."""
+        return _ask(self.process, self.process.actor.statistics, rollouts)
+
+    def save(self, out_dir: Path) -> Pending[None]:
+        """Save policy, critic and state."""
+        return _ask(self.process, self.process.actor.save, out_dir)
+
+
+@dataclass(frozen=True)
+class Roles:
+    """The five roles but the driver."""
+
+    rollout: RolloutPool
+    reward: RewardHandle
+    scorer: ScorerHandle
+    learner: LearnerHandle
+    identities: tuple[Identity, ...]
+
+
+class Stage:
+    """The placement group and the actors in it.
+
+    Args:
+        config: of the run.
+        bundles: what the plan asks for.
+        logs: directory of log files.
+        say: prints a line.
+        fixed: True on a cluster that cannot grow: what does not fit is an error at once.
+    """
+
+    def __init__(self, config: RunConfig, bundles: Sequence[Bundle], logs: Path, say: Callable[[str], None], fixed: bool) -> None:
+        self.config, self.bundles, self.logs, self.say = config, bundles, logs, say
+        self.actors: list[Any] = []
+        if fixed:
+            self._refuse_what_cannot_fit()
+        self.group: PlacementGroup = placement_group([b.resources for b in bundles], strategy="PACK", name=f"rondo-{config.name}")
+
+    def _refuse_what_cannot_fit(self) -> None:
+        there = ray.cluster_resources()
+        for key in ("CPU", "GPU"):
+            asked = sum(bundle.resources.get(key, 0.0) for bundle in self.bundles)
+            held = there.get(key, 0.0)
+            if asked > held + 1e-9:
+                raise UserError(
+                    f"this machine has {held:g} {key}, the run asks for {asked:g}: lower resources.*.num_{key.lower()}s "
+                    f"or rollout.num_engines, or connect to a larger cluster. `python -m cluster plan CONFIG` shows the shares"
+                )
+
+    def wait_for_room(self) -> None:
+        """Wait for the placement group; every 30 s say what is short.
+
+        Raises:
+            UserError: when ``resources.wait_limit_s`` has passed.
+        """
+        limit, waited = self.config.resources.wait_limit_s, 0.0
+        ready = self.group.ready()
+        while not ray.wait([ready], timeout=min(SAY_EVERY_S, limit or SAY_EVERY_S))[0]:
+            waited += SAY_EVERY_S
+            asked: dict[str, float] = {}
+            for bundle in self.bundles:
+                for key, amount in bundle.resources.items():
+                    asked[key] = asked.get(key, 0.0) + amount
+            free = ray.available_resources()
+            short = ", ".join(f"{amount:g} {key} asked, {free.get(key, 0.0):g} free" for key, amount in asked.items())
+            if limit is not None and waited >= limit:
+                raise UserError(f"the cluster found no room within resources.wait_limit_s = {limit:g} s: {short}")
+            self.say(f"  waiting for the cluster ({waited:.0f} s): {short}")
+
+    def _share(self, role: str) -> Share:
+        shares = self.config.resources
+        return {"rollout": shares.rollout, "reward": shares.reward, "scorer": shares.scorer, "learner": shares.learner}[role]
+
+    def _spawn(self, actor_class: Any, role: str, rank: int, bundle_of: str, *arguments: Any) -> Any:
+        share = self._share(bundle_of)
+        setup = ProcessSetup(
+            name=f"{role}-{rank}",
+            log_path=self.logs / f"{role}-{rank}.log",
+            threads=share.threads,
+            device="cuda" if share.num_gpus else "cpu",
+            dtype=share.dtype,
+        )
+        variables = engine_environment if role == "rollout" else environment
+        index = next(i for i, b in enumerate(self.bundles) if b.name == f"{bundle_of}-{rank}")
+        actor = actor_class.options(
+            name=f"{self.config.name}/{setup.name}",
+            num_cpus=share.num_cpus,
+            num_gpus=share.num_gpus,
+            scheduling_strategy=PlacementGroupSchedulingStrategy(self.group, placement_group_bundle_index=index),
+            runtime_env={"env_vars": variables(setup, self.config.data.allow_hub)},
+        ).remote(setup, *arguments)
+        self.actors.append(actor)
+        return actor
+
+    def prepare(self, recipe: Recipe) -> tuple[Any, Pending[Path]]:
+        """Run a recipe in the learner's place. The actor must be released before the learner starts."""
+        actor = self._spawn(Preparer, "preparer", 0, "learner")
+        return actor, Pending((actor.make.remote(recipe),), ("preparer-0",), ("?",), _only, actor)
+
+    def release(self, actor: Any) -> None:
+        """End an actor."""
+        self.actors.remove(actor)
+        ray.kill(actor)
+
+    def start(
+        self, sft_dir: Path, pairs: Sequence[Pair], validation: Sequence[Pair], max_model_len: int, resume: Path | None
+    ) -> Pending[Roles]:
+        """Start the four roles' processes.
+
+        Args:
+            sft_dir: the SFT model, with its tokenizer.
+            pairs: D.
+            validation: held-out pairs.
+            max_model_len: longest prompt + response, tokens.
+            resume: the last committed round, which the learner continues from; None = begin with SFT.
+
+        Returns:
+            The roles, once every process answers.
+        """
+        config = self.config
+        actors = [
+            self._spawn(RolloutEngine, "rollout", i, "rollout", sft_dir, config.rollout, max_model_len)
+            for i in range(config.rollout.num_engines)
+        ]
+        arguments = (pairs, validation, config.reward, config.meta, sft_dir, sft_dir)
+        actors.append(self._spawn(RewardTrainer, "reward", 0, "reward", *arguments))
+        actors.append(self._spawn(EnsembleScorer, "scorer", 0, "scorer", config.scorer))
+        arguments = (config.policy, config.rollout.temperature, sft_dir, resume, config.seed)
+        actors.append(self._spawn(PolicyLearner, "learner", 0, "learner", *arguments))
+        names = (*(f"rollout-{i}" for i in range(config.rollout.num_engines)), "reward-0", "scorer-0", "learner-0")
+
+        def combine(identities: list[Identity]) -> Roles:
+            *engines, reward, scorer, learner = [Process(a, i) for a, i in zip(actors, identities, strict=True)]
+            return Roles(
+                RolloutPool(engines), RewardHandle(reward), ScorerHandle(scorer, sft_dir), LearnerHandle(learner), tuple(identities)
+            )
+
+        return Pending(tuple(actor.identity.remote() for actor in actors), names, ("?",) * len(names), combine)
+
+    def close(self) -> None:
+        """End every actor and give the room back."""
+        for actor in self.actors:
+            ray.kill(actor)
+        remove_placement_group(self.group)

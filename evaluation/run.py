@@ -1,0 +1,251 @@
+"""A run directory, read: what the driver wrote, checked key by key, as records.
+
+Every key below must be there; those typed ``| None`` may be null. Keys that are not named here are left alone.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from evaluation.json_node import JsonNode, read_json
+from evaluation.records import EvaluationRow, MetaRow, read_rows
+from tokens.errors import UserError
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Means over the judged responses of one policy; the outcome against SFT is None where the policy is SFT itself."""
+
+    proxy: float
+    ensemble_mean: float
+    ensemble_std: float
+    gold: float | None
+    kl: float  # nats per response
+    perplexity: float  # under SFT
+    length: float  # tokens
+    finished: float
+    win: float | None
+    tie: float | None
+    lose: float | None
+    margin: float | None
+    margin_low: float | None
+    margin_high: float | None
+    judge: Literal["gold", "ensemble"]
+
+
+@dataclass(frozen=True)
+class RewardFit:
+    """How the reward model of a round was fitted; what only MetaRM has is None without it."""
+
+    loss: float | None
+    accuracy: float | None
+    validation_accuracy: float | None
+    j_before: float | None
+    j_after: float | None
+    displacement: float | None
+    alignment_cos: float | None
+
+
+@dataclass(frozen=True)
+class Round:
+    """A committed round."""
+
+    index: int
+    committed_at: str
+    choices: Mapping[str, str]
+    seconds: Mapping[str, float]
+    reward: RewardFit
+    evaluation: Evaluation
+    dropped: str  # JSON
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """ledger.json: the start (SFT) and the committed rounds, at least one."""
+
+    start_seconds: Mapping[str, float]
+    start: Evaluation
+    rounds: tuple[Round, ...]
+
+
+@dataclass(frozen=True)
+class MetricRow:
+    """One line of metrics.jsonl that belongs to a committed round; nulls are left out of ``values``."""
+
+    round: int
+    step: int
+    phase: str
+    values: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Run:
+    """All that the report needs of a run directory."""
+
+    directory: Path
+    config: str
+    versions: Mapping[str, str]
+    ledger: Ledger
+    metrics: tuple[MetricRow, ...]
+    start_rows: tuple[EvaluationRow, ...]
+    round_rows: tuple[tuple[EvaluationRow, ...], ...]
+    meta_rows: tuple[tuple[MetaRow, ...], ...]
+
+
+def read_run(directory: Path) -> Run:
+    """Read a run directory.
+
+    Source: the run directory's layout.
+
+    Args:
+        directory: RUN.
+
+    Returns:
+        The run; of rounds, the committed ones.
+
+    Raises:
+        UserError: if it is no run directory, no round is committed, or a file lacks a key.
+
+    Padding contract: there is none.
+    """
+    ledger_path = directory / "ledger.json"
+    if not ledger_path.is_file():
+        raise UserError(
+            f"{directory} is not a run directory: it has no ledger.json. Give the directory that a run printed when it started."
+            if directory.is_dir()
+            else f"{directory} is not a directory. Give the directory that a run printed when it started."
+        )
+    ledger = parse_ledger(read_json(ledger_path.read_text("utf-8"), str(ledger_path)), str(ledger_path))
+    versions = JsonNode(read_json(_text(directory / "versions.json"), "versions.json"), "versions.json").strings()
+    folders = [directory / "rounds" / f"round_{round.index:03d}" for round in ledger.rounds]
+    return Run(
+        directory=directory,
+        config=_text(directory / "config.yaml"),
+        versions=versions,
+        ledger=ledger,
+        metrics=_metrics(directory / "metrics.jsonl", {round.index for round in ledger.rounds}),
+        start_rows=read_rows(directory / "start" / "evaluation.parquet", EvaluationRow),
+        round_rows=tuple(read_rows(folder / "evaluation.parquet", EvaluationRow) for folder in folders),
+        meta_rows=tuple(read_rows(folder / "meta_rollouts.parquet", MetaRow) for folder in folders),
+    )
+
+
+def parse_ledger(raw: object, source: str = "ledger.json") -> Ledger:
+    """Check a ledger that was read from JSON and make records of it.
+
+    Source: the run directory's layout.
+
+    Args:
+        raw: the parsed JSON.
+        source: its name in messages.
+
+    Returns:
+        The ledger.
+
+    Raises:
+        UserError: if a key is missing or of the wrong type, the format is unknown, or no round is committed.
+
+    Padding contract: there is none.
+    """
+    root = JsonNode(raw, source)
+    if root.number("format") != 1:
+        raise UserError(f"{source}: format {root.value('format')} is not known; this version of Rondo reads format 1")
+    rounds = tuple(_round(root.child_of_list("rounds", i)) for i in range(root.length("rounds")))
+    if not rounds:
+        raise UserError(
+            f"{source}: no round is committed yet, so there is nothing to report. Let the run finish its first round."
+        )
+    start = root.child("start")
+    return Ledger(start.child("seconds").numbers(), _evaluation(start.child("evaluation")), rounds)
+
+
+def series(run: Run, phase: str, name: str) -> list[tuple[int, int, float]]:
+    """A metric by step over all committed rounds.
+
+    Source: metrics.jsonl.
+
+    Args:
+        run: the run.
+        phase: of the rows, as ``policy``.
+        name: of the metric, as ``policy/kl``.
+
+    Returns:
+        (x, round, value) per row that has it; x counts the rows of the phase from 0, so that rounds follow each other.
+
+    Padding contract: there is none.
+    """
+    rows = [row for row in run.metrics if row.phase == phase]
+    return [(x, row.round, row.values[name]) for x, row in enumerate(rows) if name in row.values]
+
+
+def _evaluation(node: JsonNode) -> Evaluation:
+    return Evaluation(
+        proxy=node.number("proxy"),
+        ensemble_mean=node.number("ensemble_mean"),
+        ensemble_std=node.number("ensemble_std"),
+        gold=node.optional("gold"),
+        kl=node.number("kl"),
+        perplexity=node.number("perplexity"),
+        length=node.number("length"),
+        finished=node.number("finished"),
+        win=node.optional("win"),
+        tie=node.optional("tie"),
+        lose=node.optional("lose"),
+        margin=node.optional("margin"),
+        margin_low=node.optional("margin_low"),
+        margin_high=node.optional("margin_high"),
+        judge="gold" if node.one_of("judge", ("gold", "ensemble")) == "gold" else "ensemble",
+    )
+
+
+def _round(node: JsonNode) -> Round:
+    reward = node.child("reward")
+    return Round(
+        index=int(node.number("round")),
+        committed_at=node.string("committed_at"),
+        choices=node.child("choices").strings(),
+        seconds=node.child("seconds").numbers(),
+        reward=RewardFit(
+            loss=reward.optional("loss"),
+            accuracy=reward.optional("accuracy"),
+            validation_accuracy=reward.optional("validation_accuracy"),
+            j_before=reward.optional("J_before"),
+            j_after=reward.optional("J_after"),
+            displacement=reward.optional("displacement"),
+            alignment_cos=reward.optional("alignment_cos"),
+        ),
+        evaluation=_evaluation(node.child("evaluation")),
+        dropped=json.dumps(node.value("dropped"), indent=2, ensure_ascii=False, sort_keys=True),
+    )
+
+
+def _metrics(path: Path, committed: set[int]) -> tuple[MetricRow, ...]:
+    """Rows of committed rounds in order; a round that was interrupted and run again keeps each step's last row."""
+    lines = _text(path).split("\n")
+    rows: dict[tuple[int, int, str], MetricRow] = {}
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        where = f"{path.name}, line {number}"
+        try:
+            raw = json.loads(line)
+        except json.JSONDecodeError as error:
+            if number == len(lines):  # no line break at its end: the run was stopped while it wrote
+                break
+            raise UserError(f"{where} is not JSON: {error}") from error
+        node = JsonNode(raw, where)
+        row = MetricRow(int(node.number("round")), int(node.number("step")), node.string("phase"), node.finite())
+        if row.round in committed:
+            rows[row.round, row.step, row.phase] = row
+    return tuple(rows[key] for key in sorted(rows))
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text("utf-8")
+    except FileNotFoundError as error:
+        raise UserError(f"{path} is missing. A run writes it when it starts: has the run directory been copied whole?") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text: {error}") from error

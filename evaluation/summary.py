@@ -1,0 +1,182 @@
+"""What a run amounts to, in words: computed from its numbers, and no kinder than they are."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from evaluation.run import Evaluation, Run
+from evaluation.text import TextStats, text_stats
+
+COLLAPSE_SHARE = 0.1
+"""One text given to this share of different prompts is worth a warning."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A sentence below the headline: a warning or a plain remark."""
+
+    kind: Literal["warn", "note"]
+    text: str
+
+
+@dataclass(frozen=True)
+class Headline:
+    """The run's result: a verdict of a few words, a sentence, and the numbers behind it."""
+
+    kind: Literal["good", "warn"]
+    verdict: str
+    text: str
+    detail: str
+
+
+def judge_in_words(judge: Literal["gold", "ensemble"]) -> str:
+    """How the judge is called in a sentence.
+
+    Source: the config's ``evaluation.judge``.
+
+    Args:
+        judge: as in the ledger.
+
+    Returns:
+        Words that fit after "by" and "under".
+
+    Padding contract: there is none.
+    """
+    return "the gold reward" if judge == "gold" else "the reward ensemble"
+
+
+def headline(run: Run) -> Headline:
+    """The run's result in words: wins and losses against SFT after the last round, with the interval.
+
+    better: the 95% interval of win - lose lies above 0; worse: below 0; otherwise the two cannot be told apart.
+
+    Source: ``evaluation.compare.win_tie_lose``, as the ledger holds it.
+
+    Args:
+        run: the run.
+
+    Returns:
+        The headline; ``good`` only where the interval lies above zero.
+
+    Padding contract: there is none.
+    """
+    rounds = run.ledger.rounds
+    e = rounds[-1].evaluation
+    after = f"After {len(rounds)} round{'s' if len(rounds) > 1 else ''} the policy"
+    if e.win is None or e.lose is None or e.margin is None or e.margin_low is None or e.margin_high is None:
+        return Headline("warn", "Not compared with SFT", f"{after} has not been compared with SFT.", "The ledger has no outcome.")
+    text = f"{after} wins {e.win:.0%} and loses {e.lose:.0%} against SFT under {judge_in_words(e.judge)}."
+    detail = (
+        f"Win minus lose {e.margin:+.2f}, 95% interval {e.margin_low:+.2f} to {e.margin_high:+.2f} "
+        f"over {len(run.start_rows)} held-out prompts"
+    )
+    if e.margin_low > 0:
+        return Headline("good", "Better than SFT", text, f"{detail}.")
+    if e.margin_high < 0:
+        return Headline("warn", "Worse than SFT", text, f"{detail}: below zero.")
+    return Headline("warn", "Not told apart from SFT", text, f"{detail}: zero lies inside it.")
+
+
+def findings(run: Run) -> tuple[Finding, ...]:
+    """What a careful reader would point at next: a judge that is not independent, over-optimisation, collapse, an idle meta step.
+
+    Source: the warning signs of Secrets of RLHF I, section 5 (perplexity, length, KL) and Gao et al. 2023 (proxy against gold).
+
+    Args:
+        run: the run.
+
+    Returns:
+        Sentences, most important first; perhaps none.
+
+    Padding contract: there is none.
+    """
+    start, last = run.ledger.start, run.ledger.rounds[-1].evaluation
+    found: list[Finding | None] = [
+        _judge(last),
+        _over_optimised(run),
+        _collapsed(run),
+        _unfinished(start, last),
+        _meta(run),
+    ]
+    return tuple(finding for finding in found if finding is not None)
+
+
+def texts_of(run: Run) -> tuple[TextStats, ...]:
+    """Text statistics of SFT's responses and of each round's.
+
+    Source: ``evaluation.text``.
+
+    Args:
+        run: the run.
+
+    Returns:
+        [1 + R], SFT first.
+
+    Padding contract: there is none.
+    """
+    return tuple(
+        text_stats([r.response for r in rows], [r.num_tokens for r in rows], [r.finished for r in rows])
+        for rows in (run.start_rows, *run.round_rows)
+    )
+
+
+def _judge(last: Evaluation) -> Finding | None:
+    if last.judge == "gold":
+        return None
+    return Finding("note", "The judge is the reward ensemble, which also trained the policy: it can be fooled along with it.")
+
+
+def _over_optimised(run: Run) -> Finding | None:
+    """Proxy higher in the last round than in the round of the best gold, by then gold has fallen."""
+    scored = [(r.evaluation.gold, r.evaluation.proxy, r.index) for r in run.ledger.rounds if r.evaluation.gold is not None]
+    if not scored or len(scored) != len(run.ledger.rounds):
+        return None
+    best_gold, proxy_then, best = max(scored)
+    gold, proxy, index = scored[-1]
+    if best != index and proxy > proxy_then and gold < best_gold:
+        return Finding(
+            "warn",
+            f"Over-optimisation: from round {best} to round {index} the proxy rose from {proxy_then:.2f} to {proxy:.2f} "
+            f"while the gold reward fell from {best_gold:.2f} to {gold:.2f}. Round {best} is the better policy.",
+        )
+    if best != index:
+        return Finding(
+            "note", f"The gold reward was highest after round {best} ({best_gold:.2f}; {gold:.2f} after round {index})."
+        )
+    return None
+
+
+def _collapsed(run: Run) -> Finding | None:
+    texts = texts_of(run)
+    first, last = texts[0], texts[-1]
+    if last.most_common_share >= COLLAPSE_SHARE and last.most_common_share > first.most_common_share:
+        return Finding(
+            "warn",
+            f"Collapse: the policy gives one and the same text to {last.most_common_share:.0%} of the prompts "
+            f"(SFT: {first.most_common_share:.0%}): “{last.most_common[:80]}”",
+        )
+    if last.distinct_2 < 0.5 * first.distinct_2:
+        return Finding(
+            "warn",
+            f"Less variety: the share of distinct word pairs fell from {first.distinct_2:.2f} to {last.distinct_2:.2f}.",
+        )
+    return None
+
+
+def _unfinished(start: Evaluation, last: Evaluation) -> Finding | None:
+    if last.finished >= start.finished - 0.1:
+        return None
+    return Finding("warn", f"Only {last.finished:.0%} of the responses end by themselves (SFT: {start.finished:.0%}).")
+
+
+def _meta(run: Run) -> Finding | None:
+    rises = [
+        (r.index, r.reward.j_before, r.reward.j_after)
+        for r in run.ledger.rounds
+        if r.reward.j_before is not None and r.reward.j_after is not None
+    ]
+    if not rises:
+        return Finding("note", "The reward models were trained without MetaRM.")
+    idle = [index for index, before, after in rises if after <= before]
+    if idle:
+        return Finding("warn", f"The meta step did not raise J in round {', '.join(map(str, idle))}: meta.eta may be too small.")
+    return None

@@ -1,0 +1,126 @@
+"""The table of rounds: one set of columns for the terminal and for the page."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from evaluation.run import Evaluation, Ledger, Round, parse_ledger
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+NOTHING = "–"
+
+
+@dataclass(frozen=True)
+class RoundsTable:
+    """The table as text: a header and a hint per column, then SFT and one row per round."""
+
+    headers: tuple[str, ...]
+    hints: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+@dataclass(frozen=True)
+class _Column:
+    header: str
+    hint: str
+    of_evaluation: Callable[[Evaluation], str] | None = None
+    of_round: Callable[[Round], str] | None = None
+
+
+def rounds_table(ledger: Ledger) -> RoundsTable:
+    """Lay the ledger out as a table; a column that has nothing in any row is left out.
+
+    Source: ledger.json.
+
+    Args:
+        ledger: as read.
+
+    Returns:
+        Texts; the first row is SFT's.
+
+    Padding contract: there is none.
+    """
+    seconds = sum(ledger.start_seconds.values())
+    columns: list[tuple[str, str, list[str]]] = []
+    for c in _COLUMNS:
+        if c.of_evaluation is not None:
+            cells = [c.of_evaluation(ledger.start), *(c.of_evaluation(r.evaluation) for r in ledger.rounds)]
+        elif c.of_round is not None:
+            cells = [f"{seconds:.0f}" if c.header == "seconds" else NOTHING, *map(c.of_round, ledger.rounds)]
+        else:
+            cells = ["SFT", *(f"round {r.index}" for r in ledger.rounds)]
+        if any(cell != NOTHING for cell in cells):
+            columns.append((c.header, c.hint, cells))
+    headers, hints, cells_by_column = zip(*columns, strict=True)
+    return RoundsTable(headers, hints, tuple(zip(*cells_by_column, strict=True)))
+
+
+def round_table(ledger: dict[str, object]) -> "Table":
+    """The table of rounds for the terminal.
+
+    Source: ledger.json.
+
+    Args:
+        ledger: its parsed JSON, with at least one committed round.
+
+    Returns:
+        A rich table; print it with rich.
+
+    Raises:
+        UserError: if the ledger lacks a key or has no round.
+
+    Padding contract: there is none.
+    """
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    content = rounds_table(parse_ledger(ledger))
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for i, header in enumerate(content.headers):
+        table.add_column(header, justify="right" if i else "left", no_wrap=i == 0)
+    for row in content.rows:
+        table.add_row(*map(Text, row))
+    return table
+
+
+def _number(value: float | None, digits: int = 2) -> str:
+    return NOTHING if value is None else f"{value:.{digits}f}"
+
+
+def _share(value: float | None) -> str:
+    return NOTHING if value is None else f"{value:.0%}"
+
+
+def _margin(e: Evaluation) -> str:
+    if e.margin is None or e.margin_low is None or e.margin_high is None:
+        return NOTHING
+    return f"{e.margin:+.2f} [{e.margin_low:+.2f}, {e.margin_high:+.2f}]"
+
+
+def _outcome(e: Evaluation) -> str:
+    return NOTHING if e.win is None else f"{_share(e.win)} / {_share(e.tie)} / {_share(e.lose)}"
+
+
+_COLUMNS = (
+    _Column("", "SFT is the start"),
+    _Column("win / tie / lose", "Share of held-out prompts, against SFT", of_round=lambda r: _outcome(r.evaluation)),
+    _Column("win − lose", "With its 95% interval (paired bootstrap over prompts)", of_round=lambda r: _margin(r.evaluation)),
+    _Column("gold", "Mean gold reward: the sandbox's truth", lambda e: _number(e.gold)),
+    _Column("proxy", "Mean score of the round's own reward model, in SFT standard deviations", lambda e: _number(e.proxy)),
+    _Column(
+        "ensemble",
+        "Mean of the members' scores, ± the mean of their standard deviation",
+        lambda e: f"{e.ensemble_mean:.2f} ± {e.ensemble_std:.2f}",
+    ),
+    _Column("KL", "From SFT, nats per response", lambda e: _number(e.kl)),
+    _Column("ppl", "Perplexity of the responses under SFT", lambda e: _number(e.perplexity)),
+    _Column("tokens", "Mean length of a response", lambda e: _number(e.length, 1)),
+    _Column("ended", "Share of responses that end by themselves", lambda e: _share(e.finished)),
+    _Column(
+        "RM acc.", "Accuracy of the reward model on validation pairs", of_round=lambda r: _share(r.reward.validation_accuracy)
+    ),
+    _Column("seconds", "All phases of the round", of_round=lambda r: f"{sum(r.seconds.values()):.0f}"),
+)

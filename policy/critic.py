@@ -1,0 +1,95 @@
+"""The critic: a reward model read at every position.
+
+Letters: B rollouts, T positions (prompt + response + padding), D hidden size.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForSequenceClassification, PreTrainedModel
+
+from tokens.errors import UserError
+from tokens.logprobs import position_ids
+from tokens.records import SequenceBatch
+
+
+class Critic(nn.Module):
+    """Expected return from the state before each response token.
+
+        value_t = head(h_(t-1)),   h = last hidden states of the backbone
+
+    Source: Secrets of RLHF I (arXiv:2307.04964): the critic starts from the reward model.
+
+    Args:
+        model: a sequence classification model of transformers with one label, whose linear head is called ``score``.
+
+    Raises:
+        UserError: if the model has not one label, or no head called ``score``.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        name = type(model).__name__
+        heads = [module for path, module in model.named_modules() if path == "score"]
+        if not heads:
+            raise UserError(f"the critic needs a sequence classification model with a head called 'score', got {name}")
+        if model.config.num_labels != 1:
+            raise UserError(f"the critic needs a model with one label, got {name} with {model.config.num_labels}")
+        self.model = model
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path, dtype: torch.dtype) -> Critic:
+        """Load a saved reward model (or a saved critic) as the critic.
+
+        Args:
+            path: a Hugging Face directory with safetensors weights.
+            dtype: dtype of the weights.
+
+        Returns:
+            The critic, in evaluation mode (no dropout), on the CPU.
+
+        Raises:
+            UserError: if the directory holds no score head, so that values would come from random weights.
+        """
+        model, info = AutoModelForSequenceClassification.from_pretrained(
+            path, num_labels=1, dtype=dtype, use_safetensors=True, trust_remote_code=False, output_loading_info=True
+        )
+        missing = sorted(info["missing_keys"])
+        if missing:
+            raise UserError(
+                f"{path} is not a reward model: it has no weights for {', '.join(missing)}. "
+                "Expected a directory that a reward model or a critic was saved to."
+            )
+        return cls(model).train(False)
+
+    def forward(self, batch: SequenceBatch) -> Tensor:
+        """Values of every response token.
+
+        Args:
+            batch: B sequences, on the critic's device.
+
+        Returns:
+            [B, T] float32, units of the normalised score; entry t does not depend on token t or later ones;
+            0 where the response mask is False.
+
+        Padding contract: equal for a batch with more padding.
+        """
+        hidden = self.model.base_model(
+            input_ids=batch.input_ids,
+            attention_mask=batch.attention_mask.long(),
+            position_ids=position_ids(batch.attention_mask),
+            use_cache=False,
+        ).last_hidden_state  # [B, T, D]
+        values = self.model.get_submodule("score")(hidden[:, :-1]).squeeze(-1).float()  # [B, T - 1]
+        return torch.where(batch.response_mask, nn.functional.pad(values, (1, 0)), 0.0)
+
+    def save_pretrained(self, path: str | Path) -> None:
+        """Save as a Hugging Face directory that ``from_pretrained`` reads.
+
+        Args:
+            path: the directory, made if missing.
+        """
+        self.model.save_pretrained(path)

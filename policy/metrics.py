@@ -1,0 +1,137 @@
+"""The numbers that one PPO update reports. docs/metrics.md says what each should do."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+from torch import Tensor
+
+from policy.experience import Experience, explained_variance, sampler_gap
+from policy.rewards import RunningMoments, normalise_scores
+from tokens.masked import masked_mean
+from tokens.records import Rollout
+
+
+@dataclass(frozen=True)
+class UpdateMetrics:
+    """One update. Counts are shares in [0, 1]; KL and entropy in nats.
+
+    Args:
+        score: mean score of the rollouts, the reward model's units.
+        score_std: population standard deviation of those scores.
+        score_clipped: share of scores at the clip after normalisation.
+        reward: mean over rollouts of the summed token rewards (shaped score and KL penalty).
+        kl: mean over rollouts of sum over tokens of log pi - log ref (k1).
+        kl_coef: coefficient that this update's rewards used.
+        loss: mean over minibatches of the policy loss.
+        value_loss: mean over minibatches of the value loss.
+        clip_fraction: share of tokens whose gradient the ratio clip removed.
+        value_clip_fraction: share of tokens at which the clipped value gave the larger error.
+        approx_kl: mean per token of KL(old || new) (k3), over all minibatches.
+        ratio_max: largest probability ratio new / old.
+        entropy: mean per token of -log pi of the sampled tokens, before the update.
+        explained_variance: of the returns by the critic, before the update.
+        length: mean response tokens.
+        finished: share of responses that ended by themselves.
+        sampler_gap: largest |sampler's - learner's| log-prob of one token.
+        grad_norm: mean over minibatches of the policy's gradient norm before clipping.
+        critic_grad_norm: the critic's.
+    """
+
+    score: float
+    score_std: float
+    score_clipped: float
+    reward: float
+    kl: float
+    kl_coef: float
+    loss: float
+    value_loss: float
+    clip_fraction: float
+    value_clip_fraction: float
+    approx_kl: float
+    ratio_max: float
+    entropy: float
+    explained_variance: float
+    length: float
+    finished: float
+    sampler_gap: float
+    grad_norm: float
+    critic_grad_norm: float
+
+    def as_dict(self) -> dict[str, float]:
+        """The metrics under their public names, ``policy/...``."""
+        return {f"policy/{field.name}": vars(self)[field.name] for field in fields(self)}
+
+
+@dataclass
+class Sums:
+    """Diagnostics of one update, added up over its minibatches and divided once at the end.
+
+    Args:
+        minibatches: optimizer steps taken.
+        tokens: response tokens seen, over all epochs.
+        loss: sum of the policy losses of the minibatches.
+        value_loss: sum of their value losses.
+        clipped: tokens whose gradient the ratio clip removed.
+        value_clipped: tokens at which the clipped value gave the larger error.
+        approx_kl: sum over tokens, nats.
+        ratio_max: largest probability ratio so far.
+        grad_norm: sum of the policy's gradient norms.
+        critic_grad_norm: sum of the critic's.
+    """
+
+    minibatches: int = 0
+    tokens: int = 0
+    loss: float = 0.0
+    value_loss: float = 0.0
+    clipped: float = 0.0
+    value_clipped: float = 0.0
+    approx_kl: float = 0.0
+    ratio_max: float = 0.0
+    grad_norm: float = 0.0
+    critic_grad_norm: float = 0.0
+
+
+def update_metrics(
+    rollouts: Sequence[Rollout], scores: Tensor, data: Experience, sums: Sums, moments: RunningMoments, coef: float, clip: float
+) -> UpdateMetrics:
+    """What an update reports.
+
+    Args:
+        rollouts: B rollouts.
+        scores: [B] float, the reward model's units.
+        data: what the update learned from.
+        sums: diagnostics of its minibatches; at least one.
+        moments: history of scores that normalised them.
+        coef: KL coefficient of the rewards.
+        clip: of the normalised scores.
+
+    Returns:
+        The metrics.
+
+    Padding contract: positions outside the response mask are never read.
+    """
+    mask, old = data.batch.response_mask, data.old
+    at_clip = normalise_scores(scores, moments, clip).abs() >= clip
+    return UpdateMetrics(
+        score=scores.mean().item(),
+        score_std=scores.std(correction=0).item(),
+        score_clipped=at_clip.float().mean().item(),
+        reward=data.rewards.sum(-1).mean().item(),
+        kl=(old.logprobs - old.ref_logprobs).sum(-1).mean().item(),
+        kl_coef=coef,
+        loss=sums.loss / sums.minibatches,
+        value_loss=sums.value_loss / sums.minibatches,
+        clip_fraction=sums.clipped / sums.tokens,
+        value_clip_fraction=sums.value_clipped / sums.tokens,
+        approx_kl=sums.approx_kl / sums.tokens,
+        ratio_max=sums.ratio_max,
+        entropy=-masked_mean(old.logprobs, mask).item(),
+        explained_variance=explained_variance(old.values, data.returns, mask),
+        length=mask.sum(-1).float().mean().item(),
+        finished=sum(r.finished for r in rollouts) / len(rollouts),
+        sampler_gap=sampler_gap(rollouts, data.batch, old.logprobs),
+        grad_norm=sums.grad_norm / sums.minibatches,
+        critic_grad_norm=sums.critic_grad_norm / sums.minibatches,
+    )

@@ -1,0 +1,90 @@
+"""AdamW whose state is a flat dict of tensors keyed by parameter name, so that safetensors can hold it."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+
+
+class NonFiniteError(ArithmeticError):
+    """A loss or a gradient is NaN or infinite. Raised before the weights change, so that no bad step is taken or skipped."""
+
+
+class NamedAdamW:
+    """AdamW (betas .9, .95, no weight decay) over one module's parameters, with gradient clipping by global norm.
+
+    Args:
+        module: the model.
+        lr: learning rate.
+        max_grad_norm: gradients with a larger norm are scaled down to it.
+    """
+
+    def __init__(self, module: nn.Module, lr: float, max_grad_norm: float) -> None:
+        self._parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
+        self._max_grad_norm = max_grad_norm
+        self._adamw = torch.optim.AdamW(self._parameters.values(), lr=lr, betas=(0.9, 0.95), weight_decay=0.0)
+
+    def clip(self, where: str) -> float:
+        """Scale the gradients down to ``max_grad_norm`` where they are larger.
+
+        Args:
+            where: round, update and minibatch, for the error.
+
+        Returns:
+            The gradient norm before clipping.
+
+        Raises:
+            NonFiniteError: if the norm is not finite.
+        """
+        norm = float(nn.utils.clip_grad_norm_(self._parameters.values(), self._max_grad_norm))
+        if not math.isfinite(norm):
+            raise NonFiniteError(f"the gradient norm is {norm} at {where}; the weights were left as they were before this step")
+        return norm
+
+    def step(self) -> None:
+        """Step, and clear the gradients."""
+        self._adamw.step()
+        self._adamw.zero_grad()
+
+    def clear(self) -> None:
+        """Drop gradients that were accumulated and will not be used."""
+        self._adamw.zero_grad()
+
+    def state(self) -> dict[str, Tensor]:
+        """Copies on the CPU of every moment and step count, keyed ``parameter/moment``; empty before the first step."""
+        state = self._adamw.state
+        return {
+            f"{name}/{moment}": state[p][moment].detach().to("cpu", copy=True).contiguous()
+            for name, p in self._parameters.items()
+            if p in state
+            for moment in MOMENTS
+        }
+
+    def load(self, tensors: dict[str, Tensor]) -> None:
+        """Take over a saved state.
+
+        Args:
+            tensors: what ``state`` gave.
+
+        Raises:
+            ValueError: if a name or a shape is not this module's, or a moment is missing.
+        """
+        names = {key.rpartition("/")[0] for key in tensors}
+        expected = {f"{name}/{moment}" for name in names for moment in MOMENTS}
+        unknown, missing = sorted(names - set(self._parameters)), sorted(expected - set(tensors))
+        if unknown or missing:
+            raise ValueError(f"optimizer state does not fit the model: unknown parameters {unknown}, missing tensors {missing}")
+        for name in names:
+            if tensors[f"{name}/exp_avg"].shape != self._parameters[name].shape:
+                raise ValueError(
+                    f"optimizer state of {name} has shape {tuple(tensors[f'{name}/exp_avg'].shape)}, "
+                    f"the parameter {tuple(self._parameters[name].shape)}"
+                )
+        moments = {
+            index: {moment: tensors[f"{name}/{moment}"].clone() for moment in MOMENTS}
+            for index, name in enumerate(self._parameters)
+            if name in names
+        }
+        self._adamw.load_state_dict({"state": moments, "param_groups": self._adamw.state_dict()["param_groups"]})

@@ -1,0 +1,344 @@
+"""PPO-max on whole responses: policy, critic, reference, their optimizers, and all that moves between updates.
+
+Letters: B rollouts, T positions (prompt + response + padding).
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple, TypeVar
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from policy.config import PolicyConfig
+from policy.critic import Critic
+from policy.experience import (
+    Evaluation,
+    Experience,
+    chunks,
+    experience,
+    rollout_batch,
+    shaped_scores,
+)
+from policy.kl import kl_controller
+from policy.losses import policy_loss, value_loss
+from policy.metrics import Sums, UpdateMetrics, update_metrics
+from policy.optimizers import NamedAdamW, NonFiniteError
+from policy.rewards import RunningMoments
+from tokens.logprobs import response_logprobs
+from tokens.records import Rollout, SequenceBatch
+
+_Model = TypeVar("_Model", bound=nn.Module)
+
+Progress = Callable[[int, int], None]
+"""Called with (minibatches done, minibatches in all)."""
+
+
+def silent(done: int, total: int) -> None:
+    """A progress callback that shows nothing."""
+
+
+class PPOState(NamedTuple):
+    """All that moves between updates, apart from the models' weights.
+
+    Args:
+        tensors: optimizer moments and step counts; fit for safetensors.
+        values: the KL controller, the score moments and the counters; fit for JSON.
+    """
+
+    tensors: dict[str, Tensor]
+    values: dict[str, dict[str, float]]
+
+
+class PPO:
+    """The policy learner, on whatever device the models are.
+
+    Source: Schulman et al. 2017 (arXiv:1707.06347); Secrets of RLHF I (arXiv:2307.04964), PPO-max.
+
+    Args:
+        policy: the language model to train.
+        critic: usually the round's reward model (``Critic.from_pretrained``).
+        reference: the model that KL is measured against; frozen here.
+        config: the policy section.
+        temperature: the sampler's; applied to policy and reference alike.
+        pad_id: id written at padding.
+        seed: of the minibatch order.
+
+    Raises:
+        ValueError: if the reference is the policy itself.
+    """
+
+    def __init__(
+        self,
+        policy: PreTrainedModel,
+        critic: Critic,
+        reference: PreTrainedModel,
+        config: PolicyConfig,
+        temperature: float,
+        pad_id: int,
+        seed: int,
+    ) -> None:
+        self.config = config
+        self.temperature = temperature
+        self.pad_id = pad_id
+        self.seed = seed
+        self.moments = RunningMoments()
+        self.kl = kl_controller(config.kl)
+        self.round = 0
+        self.num_updates = 0
+        self._set_policy(policy)
+        self._set_critic(critic)
+        self._set_reference(reference)
+
+    def begin_round(
+        self,
+        round_index: int,
+        score_calibration: Tensor,
+        policy: PreTrainedModel | None = None,
+        critic: Critic | None = None,
+        reference: PreTrainedModel | None = None,
+    ) -> None:
+        """Start a round: models that are given replace the old ones, and the score moments are measured anew.
+
+        Optimizer moments restart with their model; the KL controller and the update counter go on.
+
+        Args:
+            round_index: for error messages.
+            score_calibration: [n] float, r_k's scores of S_k.
+            policy: given where the policy restarts (``policy.start: sft``).
+            critic: given where the critic restarts from r_k (``policy.critic_start: reward``).
+            reference: given where KL is re-anchored (``policy.reference: previous``), and in the first round of a resumed run.
+
+        Raises:
+            ValueError: if there are no scores or one is not finite, or the reference is the policy itself.
+        """
+        moments = RunningMoments()
+        moments.update(score_calibration)
+        self.moments = moments
+        self.round = round_index
+        if policy is not None:
+            self._set_policy(policy)
+        if critic is not None:
+            self._set_critic(critic)
+        if reference is not None:
+            self._set_reference(reference)
+
+    @torch.no_grad()
+    def evaluate(self, batch: SequenceBatch, microbatch: int) -> Evaluation:
+        """Log-probs under policy and reference, and values, without gradient.
+
+        Args:
+            batch: B sequences, on any device.
+            microbatch: sequences per forward pass.
+
+        Returns:
+            The evaluation, [B, T] each, on the policy's device.
+
+        Padding contract: equal for a batch with more padding.
+        """
+        width, device = batch.input_ids.shape[1], self.policy.device
+        parts: list[tuple[Tensor, Tensor, Tensor]] = []
+        for index in chunks(torch.arange(len(batch), device=batch.input_ids.device), microbatch):
+            part = batch.rows(index).to(device)
+            views = (
+                response_logprobs(self.policy, part, self.temperature),
+                response_logprobs(self.reference, part, self.temperature),
+                self.critic(part),
+            )
+            logprobs, ref_logprobs, values = (nn.functional.pad(x, (0, width - x.shape[1])) for x in views)
+            parts.append((logprobs, ref_logprobs, values))
+        return Evaluation(*(torch.cat(each) for each in zip(*parts, strict=True)))
+
+    def update(self, rollouts: Sequence[Rollout], scores: Tensor, on_progress: Progress = silent) -> UpdateMetrics:
+        """One PPO update of policy and critic on one batch of rollouts.
+
+        Args:
+            rollouts: B rollouts, sampled by the current policy.
+            scores: [B] float, the reward model's units, finite.
+            on_progress: told after each minibatch.
+
+        Returns:
+            The update's metrics.
+
+        Raises:
+            ValueError: if there are not as many scores as rollouts, or a score is not finite.
+            NonFiniteError: if a loss or gradient is not finite; names round, update and minibatch.
+
+        Padding contract: more padding changes nothing.
+        """
+        scores = self._checked(rollouts, scores)
+        self.moments.update(scores)
+        data = self._experience(rollouts, scores, self.moments, self.config.lam)
+        sums, per_epoch = Sums(), math.ceil(len(rollouts) / self.config.minibatch_size)
+        for number, minibatch in enumerate(self._minibatches(len(rollouts), self.config.epochs, "update")):
+            where = f"round {self.round}, update {self.num_updates}, minibatch {number}"
+            self._step(data, minibatch, where, sums)
+            on_progress(number + 1, self.config.epochs * per_epoch)
+        metrics = update_metrics(rollouts, scores, data, sums, self.moments, self.kl.coef, self.config.reward_clip)
+        self.kl.update(metrics.kl, len(rollouts))
+        self.num_updates += 1
+        return metrics
+
+    def warm_up_critic(self, rollouts: Sequence[Rollout], scores: Tensor, steps: int) -> list[float]:
+        """Fit the critic to the rollouts' Monte Carlo returns before the policy moves.
+
+        The targets use lambda = 1, so they do not depend on a critic that is still wrong, and the plain squared error, so
+        that it may move far. Score moments are read as the following ``update`` of the same rollouts will, and left alone.
+
+        Args:
+            rollouts: B rollouts.
+            scores: [B] float, the reward model's units, finite.
+            steps: optimizer steps, each on one minibatch.
+
+        Returns:
+            The value loss of each step, before the step.
+
+        Raises:
+            ValueError: if there are not as many scores as rollouts, or a score is not finite.
+            NonFiniteError: if a loss or gradient is not finite.
+
+        Padding contract: more padding changes nothing.
+        """
+        scores = self._checked(rollouts, scores)
+        moments = self.moments.copy()
+        moments.update(scores)
+        data = self._experience(rollouts, scores, moments, lam=1.0)
+        epochs = math.ceil(steps / math.ceil(len(rollouts) / self.config.minibatch_size))
+        losses: list[float] = []
+        for minibatch in list(self._minibatches(len(rollouts), epochs, "warm-up"))[:steps]:
+            where = f"round {self.round}, critic warm-up step {len(losses)}"
+            sums, denominator = Sums(), data.batch.response_mask[minibatch].sum()
+            with self._clean_on_failure():
+                for index in chunks(minibatch, self.config.microbatch_size):
+                    self._critic_backward(data, index, denominator, math.inf, sums, where)
+                self.critic_optimizer.clip(f"{where} (critic)")
+            self.critic_optimizer.step()
+            losses.append(sums.value_loss)
+        return losses
+
+    def state(self) -> PPOState:
+        """All that moves between updates, apart from the weights (save those with ``save_pretrained``)."""
+        tensors = {f"policy/{name}": x for name, x in self.policy_optimizer.state().items()}
+        tensors |= {f"critic/{name}": x for name, x in self.critic_optimizer.state().items()}
+        counters: dict[str, float] = {"round": self.round, "num_updates": self.num_updates}
+        return PPOState(tensors, {"kl": self.kl.state(), "moments": self.moments.state(), "counters": counters})
+
+    def load_state(self, tensors: dict[str, Tensor], values: dict[str, dict[str, float]]) -> None:
+        """Take over a saved state. The models must already hold the weights that were saved with it.
+
+        Args:
+            tensors: ``PPOState.tensors``.
+            values: ``PPOState.values``.
+
+        Raises:
+            ValueError: if the optimizer state does not fit the models.
+        """
+        for prefix, optimizer in (("policy/", self.policy_optimizer), ("critic/", self.critic_optimizer)):
+            optimizer.load({name.removeprefix(prefix): x for name, x in tensors.items() if name.startswith(prefix)})
+        self.kl.load(values["kl"])
+        self.moments.load(values["moments"])
+        self.round, self.num_updates = int(values["counters"]["round"]), int(values["counters"]["num_updates"])
+
+    def _set_policy(self, policy: PreTrainedModel) -> None:
+        self.policy = _settled(policy)
+        self.policy_optimizer = NamedAdamW(policy, self.config.lr, self.config.max_grad_norm)
+
+    def _set_critic(self, critic: Critic) -> None:
+        self.critic = _settled(critic)
+        self.critic_optimizer = NamedAdamW(critic, self.config.critic_lr, self.config.max_grad_norm)
+
+    def _set_reference(self, reference: PreTrainedModel) -> None:
+        if reference is self.policy:
+            raise ValueError("the reference must be a model of its own: freezing the policy would stop its training")
+        self.reference = _settled(reference).requires_grad_(False)
+
+    def _checked(self, rollouts: Sequence[Rollout], scores: Tensor) -> Tensor:
+        if scores.shape != (len(rollouts),) or not bool(scores.isfinite().all()):
+            raise ValueError(f"need one finite score per rollout ({len(rollouts)}), got {tuple(scores.shape)}: {scores.tolist()}")
+        return scores.detach().to(self.policy.device)
+
+    def _experience(self, rollouts: Sequence[Rollout], scores: Tensor, moments: RunningMoments, lam: float) -> Experience:
+        batch = rollout_batch(rollouts, self.pad_id).to(self.policy.device)
+        old = self.evaluate(batch, self.config.microbatch_size)
+        finished = torch.tensor([r.finished for r in rollouts], device=scores.device)
+        shaped = shaped_scores(scores, finished, moments, self.config)
+        return experience(batch, old, shaped, self.kl.coef, self.config.gamma, lam)
+
+    def _minibatches(self, num_rollouts: int, epochs: int, phase: str) -> Iterator[Tensor]:
+        """Shuffled row numbers. The order depends on the seed and the update counter alone: no generator to checkpoint."""
+        entropy = random.Random(f"{phase}/{self.seed}/{self.num_updates}").getrandbits(63)
+        generator = torch.Generator().manual_seed(entropy)
+        for _ in range(epochs):
+            order = torch.randperm(num_rollouts, generator=generator).to(self.policy.device)
+            yield from chunks(order, self.config.minibatch_size)
+
+    def _step(self, data: Experience, minibatch: Tensor, where: str, sums: Sums) -> None:
+        """One optimizer step of policy and critic; the denominator is the minibatch's, whatever the microbatches."""
+        denominator = data.batch.response_mask[minibatch].sum()
+        with self._clean_on_failure():
+            for index in chunks(minibatch, self.config.microbatch_size):
+                self._policy_backward(data, index, denominator, sums, where)
+                self._critic_backward(data, index, denominator, self.config.value_clip, sums, where)
+            sums.grad_norm += self.policy_optimizer.clip(f"{where} (policy)")
+            sums.critic_grad_norm += self.critic_optimizer.clip(f"{where} (critic)")
+        self.policy_optimizer.step()
+        self.critic_optimizer.step()
+        sums.tokens += int(denominator)
+        sums.minibatches += 1
+
+    def _policy_backward(self, data: Experience, index: Tensor, denominator: Tensor, sums: Sums, where: str) -> None:
+        part = data.batch.rows(index)
+        old, advantages = (_cut(x, index, part) for x in (data.old.logprobs, data.advantages))
+        logprobs = response_logprobs(self.policy, part, self.temperature)
+        result = policy_loss(logprobs, old, advantages, part.response_mask, self.config.clip, denominator)
+        _backward(result.loss, f"policy loss at {where}")
+        sums.loss += result.loss.item()
+        sums.clipped += result.num_clipped.item()
+        sums.approx_kl += result.approx_kl.item()
+        sums.ratio_max = max(sums.ratio_max, result.ratio_max.item())
+
+    def _critic_backward(self, data: Experience, index: Tensor, denominator: Tensor, clip: float, sums: Sums, where: str) -> None:
+        part = data.batch.rows(index)
+        old, returns = (_cut(x, index, part) for x in (data.old.values, data.returns))
+        result = value_loss(self.critic(part), old, returns, part.response_mask, clip, denominator)
+        _backward(result.loss, f"value loss at {where}")
+        sums.value_loss += result.loss.item()
+        sums.value_clipped += result.num_clipped.item()
+
+    @contextmanager
+    def _clean_on_failure(self) -> Iterator[None]:
+        """Drop accumulated gradients when a step is given up, so that none reaches a later one."""
+        try:
+            yield
+        except NonFiniteError:
+            self.policy_optimizer.clear()
+            self.critic_optimizer.clear()
+            raise
+
+
+def _cut(x: Tensor, index: Tensor, part: SequenceBatch) -> Tensor:
+    """The rows of a [B, T] tensor that ``part`` was made of, as wide as ``part``."""
+    return x[index, : part.input_ids.shape[1]]
+
+
+def _backward(loss: Tensor, what: str) -> None:
+    if not bool(loss.isfinite()):
+        raise NonFiniteError(f"{what} is {loss.item()}; the weights were left as they were before this step")
+    loss.backward()  # type: ignore[no-untyped-call]
+
+
+def _settled(model: _Model) -> _Model:
+    """Without dropout, and with every parameter in memory of its own.
+
+    Dropout would make the first ratio differ from 1. Weights read from a file lie at any offset of it, and CPU kernels round
+    differently by alignment: a resumed run would differ in the last bit from one that never stopped.
+    """
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.data = parameter.data.clone()
+    return model.train(False)

@@ -1,0 +1,149 @@
+"""Text to token ids, by the one convention that policy and reward models share.
+
+prompt = [bos, if the tokenizer has one] + ids of the text; response = ids of the text + [eos].
+"<eos>" written inside a text stays five characters: special tokens come from us, or from a chat template, never from data.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from preferences.formats import special_tokens
+from preferences.sets import DroppedRow, PreferenceSet, PromptSet, refuse
+from preferences.sources import shorten
+from tokens.errors import UserError
+from tokens.records import Pair, Prompt
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+def encode_prompt(tokenizer: PreTrainedTokenizerBase, text: str, templated: bool = False) -> tuple[int, ...]:
+    """Ids of a prompt.
+
+    Args:
+        tokenizer: the model's.
+        text: the prompt; not empty.
+        templated: True for a text that a chat template rendered: its special tokens are read as such, and no BOS is added
+            beside what the template wrote.
+
+    Returns:
+        The ids, a beginning-of-sequence token first if the tokenizer has one.
+
+    Raises:
+        UserError: if the text has no tokens, or plain text would become a special token.
+    """
+    if templated:
+        ids = tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
+    else:
+        bos = () if tokenizer.bos_token_id is None else (tokenizer.bos_token_id,)
+        ids = (*bos, *_plain_ids(tokenizer, text))
+    if not ids:
+        raise UserError(f"the prompt {shorten(text)} has no tokens")
+    return ids
+
+
+def encode_response(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[int, ...]:
+    """Ids of a finished response, the end-of-sequence token last.
+
+    Args:
+        tokenizer: the model's.
+        text: the response, without special tokens.
+
+    Raises:
+        UserError: if the tokenizer has no EOS, or plain text would become a special token.
+    """
+    if tokenizer.eos_token_id is None:
+        raise UserError(f"the tokenizer {tokenizer.name_or_path!r} has no eos_token; set one in its tokenizer_config.json")
+    return (*_plain_ids(tokenizer, text), tokenizer.eos_token_id)
+
+
+def _plain_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    ids: list[int] = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    special = special_tokens(tokenizer)
+    found = sorted(set(ids).intersection(special) - {tokenizer.unk_token_id})
+    if found:
+        names = ", ".join(special[id_] for id_ in found)
+        raise UserError(
+            f"the text {shorten(text)} becomes the special token(s) {names} under the tokenizer {tokenizer.name_or_path!r}"
+        )
+    return ids
+
+
+def encode_pairs(
+    pairs: PreferenceSet, tokenizer: PreTrainedTokenizerBase, max_prompt_tokens: int, max_response_tokens: int, drop: bool
+) -> tuple[list[Pair], tuple[DroppedRow, ...]]:
+    """Every pair as token ids.
+
+    Args:
+        pairs: the pairs.
+        tokenizer: the model's.
+        max_prompt_tokens: a longer prompt does not fit.
+        max_response_tokens: a longer chosen or rejected response (EOS included) does not fit.
+        drop: leave out pairs that do not fit, and list them, instead of stopping.
+
+    Returns:
+        The pairs that fit, in order, and those that were left out.
+
+    Raises:
+        UserError: if a pair does not fit and ``drop`` is False, or if none fits.
+    """
+    fitting: list[Pair] = []
+    bad: list[DroppedRow] = []
+    columns = ("id", "prompt", "chosen", "rejected", "domain")
+    for row in pairs.rows.select_columns(list(columns)):
+        prompt = encode_prompt(tokenizer, row["prompt"], pairs.templated)
+        chosen, rejected = (encode_response(tokenizer, row[side]) for side in ("chosen", "rejected"))
+        reason, detail = "", ""
+        if len(prompt) > max_prompt_tokens:
+            reason, detail = "prompt too long", f"{len(prompt)} tokens, limit {max_prompt_tokens}"
+        elif max(len(chosen), len(rejected)) > max_response_tokens:
+            reason = "response too long"
+            detail = f"{len(chosen)} and {len(rejected)} tokens, limit {max_response_tokens}"
+        elif chosen == rejected:
+            reason, detail = "chosen and rejected have the same tokens", shorten(row["chosen"])
+        if reason:
+            bad.append(DroppedRow(f"pair {row['id']}", reason, detail))
+        else:
+            fitting.append(Pair(row["id"], prompt, chosen, rejected, row["domain"]))
+    _check_left(pairs.source, bad, len(pairs), len(fitting), columns, drop)
+    return fitting, tuple(bad)
+
+
+def encode_prompts(
+    prompts: PromptSet, tokenizer: PreTrainedTokenizerBase, max_prompt_tokens: int, drop: bool
+) -> tuple[list[Prompt], tuple[DroppedRow, ...]]:
+    """Every distinct prompt as token ids; ``PreferenceSet.prompts()`` gives those of preference pairs.
+
+    Args:
+        prompts: the prompts.
+        tokenizer: the policy's.
+        max_prompt_tokens: a longer prompt does not fit.
+        drop: leave out prompts that do not fit, and list them, instead of stopping.
+
+    Returns:
+        The prompts that fit, in order, and those that were left out.
+
+    Raises:
+        UserError: if a prompt does not fit and ``drop`` is False, or if none fits.
+    """
+    fitting: list[Prompt] = []
+    bad: list[DroppedRow] = []
+    columns = ("id", "prompt", "domain")
+    for row in prompts.rows.select_columns(list(columns)):
+        ids = encode_prompt(tokenizer, row["prompt"], prompts.templated)
+        if len(ids) > max_prompt_tokens:
+            detail = f"{len(ids)} tokens, limit {max_prompt_tokens}: {shorten(row['prompt'])}"
+            bad.append(DroppedRow(f"prompt {row['id']}", "prompt too long", detail))
+        else:
+            fitting.append(Prompt(row["id"], row["prompt"], ids, row["domain"]))
+    _check_left(prompts.source, bad, len(prompts), len(fitting), columns, drop)
+    return fitting, tuple(bad)
+
+
+def _check_left(source: str, bad: list[DroppedRow], total: int, left: int, columns: tuple[str, ...], drop: bool) -> None:
+    if bad and not drop:
+        raise refuse(source, bad, total, columns)
+    if not left:
+        first = f"; first: {bad[0].where}: {bad[0].reason}: {bad[0].detail}" if bad else ""
+        raise UserError(f"{source}: no row is left of {total}{first}. Raise data.max_prompt_tokens or data.max_response_tokens")

@@ -1,0 +1,165 @@
+"""Reads preference pairs and prompts into checked sets of text."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from preferences.config import DataConfig
+from preferences.formats import BadRowError, ChatTemplate, column_kinds, detect_format, read_pair, read_prompt
+from preferences.sets import DroppedRow, PreferenceSet, PromptSet, distinct_prompts, refuse
+from preferences.sources import TEXT_COLUMNS, Source, open_source
+from tokens.errors import UserError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from pyarrow import Table
+    from transformers import PreTrainedTokenizerBase
+
+BATCH = 1000
+
+
+def load_preferences(config: DataConfig, tokenizer: PreTrainedTokenizerBase | None = None) -> PreferenceSet:
+    """The preference pairs that ``config.preferences`` names, as text.
+
+    Args:
+        config: the ``data`` section; ``preferences`` is a path or a hub name here (the sandbox writes files of its own).
+        tokenizer: whose chat template renders conversational data; not needed for the other formats.
+
+    Raises:
+        UserError: naming file, line and columns.
+    """
+    source = open_source(config.preferences, config.split, config.allow_hub)
+    format_ = detect_format(source)
+    template = _template(source, tokenizer) if format_ == "conversational" else None
+
+    def read(row: Mapping[str, Any]) -> dict[str, str]:
+        texts = read_pair(row, format_, template)
+        return {"prompt": texts.prompt, "chosen": texts.chosen, "rejected": texts.rejected}
+
+    rows, dropped = _collect(source, TEXT_COLUMNS, read, config.max_pairs, config.drop_bad)
+    if len(rows) < 2:
+        raise UserError(
+            f"{source.name}: {len(rows)} usable preference pair(s), need at least 2"
+            + (f" ({len(dropped)} left out; first: {dropped[0].where}: {dropped[0].reason})" if dropped else "")
+        )
+    return PreferenceSet(rows, source.name, format_, dropped)
+
+
+def load_prompts(
+    source: str,
+    split: str = "train",
+    allow_hub: bool = False,
+    drop_bad: bool = False,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    max_prompts: int | None = None,
+) -> PromptSet:
+    """A data set of prompts: a column ``prompt``, text or messages; repeated prompts count once.
+
+    Args:
+        source: path or hub name, as for preference pairs.
+        split: split to read where the source has several.
+        allow_hub: whether a name that is no local path may be fetched.
+        drop_bad: leave out rows that cannot be used instead of stopping.
+        tokenizer: whose chat template renders conversational data.
+        max_prompts: read at most this many rows.
+
+    Raises:
+        UserError: naming file, line and columns.
+    """
+    opened = open_source(source, split, allow_hub)
+    kinds = column_kinds(opened, ("prompt",))
+    if "prompt" not in kinds:
+        raise UserError(f"{source}: no column 'prompt'; columns found: {', '.join(opened.rows.column_names)}; see docs/data.md")
+    template = _template(opened, tokenizer) if kinds["prompt"] == "messages" else None
+
+    def read(row: Mapping[str, Any]) -> dict[str, str]:
+        return {"prompt": read_prompt(row["prompt"], template)}
+
+    rows, dropped = _collect(opened, ("prompt",), read, max_prompts, drop_bad)
+    if not len(rows):
+        raise UserError(f"{source}: no usable prompt; first: {dropped[0].where}: {dropped[0].reason}")
+    return PromptSet(distinct_prompts(rows), source, template is not None, dropped)
+
+
+def _template(source: Source, tokenizer: PreTrainedTokenizerBase | None) -> ChatTemplate:
+    if tokenizer is None or not tokenizer.chat_template:
+        which = "no tokenizer was given" if tokenizer is None else f"the tokenizer {tokenizer.name_or_path!r} has none"
+        raise UserError(
+            f"{source.name}: the data is conversational, which needs a chat template, and {which}. "
+            "Use an instruction-tuned model's tokenizer, set its chat_template, or turn the messages into text"
+        )
+    return ChatTemplate(tokenizer)
+
+
+def _collect(
+    source: Source,
+    columns: tuple[str, ...],
+    read: Callable[[Mapping[str, Any]], dict[str, str]],
+    limit: int | None,
+    drop_bad: bool,
+) -> tuple[Dataset, tuple[DroppedRow, ...]]:
+    """Read the rows batch by batch; other columns are carried along as they are."""
+    import pyarrow as pa
+    from datasets import Dataset
+
+    given = source.rows.column_names
+    named = [column for column in given if column in {*columns, "id", "domain"}]
+    others = [column for column in given if column not in {*named, *TEXT_COLUMNS}]
+    total = len(source.rows) if limit is None else min(limit, len(source.rows))
+    ids: set[str] = set()
+    bad: list[DroppedRow] = []
+    tables = []
+    arrow = source.rows.with_format("arrow")
+    for start in range(0, total, BATCH):
+        batch = arrow[start : min(start + BATCH, total)]
+        records, kept = [], []
+        for offset, row in enumerate(_values(batch.select(named), start, source)):
+            try:
+                id_, domain = _identify(row, start + offset, ids), _domain(row)
+                texts = read({column: row[column] for column in columns if column in row})
+                records.append({"id": id_, **texts, "domain": domain})
+            except BadRowError as error:
+                bad.append(DroppedRow(source.where(start + offset), error.reason, error.detail))
+                continue
+            ids.add(id_)
+            kept.append(offset)
+        table = pa.table(
+            {name: pa.array([record[name] for record in records], pa.large_string()) for name in ("id", *columns, "domain")}
+        )
+        for column, values in zip(others, batch.select(others).take(pa.array(kept, pa.int64())).columns, strict=True):
+            table = table.append_column(column, values)
+        tables.append(table)
+    if bad and not drop_bad:
+        raise refuse(source.name, bad, total, given)
+    return Dataset(pa.concat_tables(tables)), tuple(bad)
+
+
+def _values(table: Table, start: int, source: Source) -> list[dict[str, Any]]:
+    """The rows of an Arrow table as Python values; ``start`` is the number of its first row."""
+    try:
+        rows: list[dict[str, Any]] = table.to_pylist()
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{source.name}: a text in rows {start + 1} to {start + len(table)} is not UTF-8 ({error.reason})"
+        ) from error
+    return rows
+
+
+def _identify(row: Mapping[str, Any], index: int, taken: set[str]) -> str:
+    """The row's own id, or its number counted from 1."""
+    if "id" not in row:
+        return str(index + 1)
+    if row["id"] is None or not str(row["id"]).strip():
+        raise BadRowError("id is missing (null or empty)")
+    if str(row["id"]) in taken:
+        raise BadRowError("the id was used before", row["id"])
+    return str(row["id"])
+
+
+def _domain(row: Mapping[str, Any]) -> str:
+    if "domain" not in row or row["domain"] is None:
+        return ""
+    if not isinstance(row["domain"], str):
+        raise BadRowError("domain is not text", row["domain"])
+    return row["domain"]

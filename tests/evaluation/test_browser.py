@@ -1,0 +1,93 @@
+"""The report in a real browser: it fits a phone, loads nothing, and what a model wrote runs nowhere."""
+
+import html
+import json
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+CHROMIUM = next((found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None)
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on the PATH (chromium, chromium-browser, google-chrome)")
+
+# The page in a frame as wide as a phone, and a script outside of it that writes down what it measures.
+FRAME = """<!doctype html><title>waiting</title><body style="margin:0">
+<iframe id="frame" style="border:0;width:{width}px;height:{height}px" srcdoc="{page}"></iframe>
+<script>
+document.getElementById("frame").addEventListener("load", (event) => {{
+  const inner = event.target.contentDocument, view = event.target.contentWindow;
+  document.title = JSON.stringify({{
+    title: inner.title,
+    overflow: inner.documentElement.scrollWidth - inner.documentElement.clientWidth,
+    scripts: inner.scripts.length,
+    loaded: view.performance.getEntriesByType("resource").length,
+    shown: [...inner.querySelectorAll("figure svg")].filter((svg) => svg.getBoundingClientRect().width > 0).length,
+    smallest: Math.min(...[...inner.querySelectorAll("figure svg text")]
+      .map((text) => text.getBoundingClientRect().height).filter((height) => height)),
+  }});
+}});
+</script>"""
+
+
+def browse(tmp_path: Path, url: Path, width: int, height: int, *more: str) -> str:
+    """Run Chromium once, without a window and without the network; its output."""
+    assert CHROMIUM is not None
+    command = [
+        CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
+        "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage", "--hide-scrollbars", "--mute-audio",
+        "--host-resolver-rules=MAP * ~NOTFOUND", f"--user-data-dir={tmp_path / 'profile'}", f"--window-size={width},{height}",
+        *more, url.as_uri(),
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def measure(tmp_path: Path, page: str, width: int, *more: str) -> dict[str, str | float]:
+    """What the page is like in a frame of this width."""
+    frame = tmp_path / "frame.html"
+    frame.write_text(FRAME.format(width=width, height=1200, page=html.escape(page)), "utf-8")
+    dom = browse(tmp_path, frame, 1400, 1300, "--dump-dom", *more)
+    title = html.unescape(dom.split("<title>", 1)[1].split("</title>", 1)[0])
+    result: dict[str, str | float] = json.loads(title)
+    return result
+
+
+@pytest.fixture(scope="module")
+def page(full_run: Path) -> str:
+    return (full_run / "report.html").read_text("utf-8")
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_it_fits_and_stays_quiet(tmp_path: Path, page: str, width: int) -> None:
+    seen = measure(tmp_path, page, width)
+    assert seen["title"] == "made-up · Rondo"  # not what the <script> in a response would make of it
+    assert seen["overflow"] == 0
+    assert (seen["scripts"], seen["loaded"]) == (0, 0)
+    assert seen["shown"] == 8  # one variant of each figure
+    assert float(seen["smallest"]) >= 9  # pixels; the text of a figure stays legible
+
+
+def test_the_measure_sees_an_overflow_and_a_script(tmp_path: Path, page: str) -> None:
+    """The test of the test: a page that is too wide and runs a script is caught."""
+    spoilt = page.replace("<h2>Rounds</h2>", '<h2 style="width:900px">Rounds</h2>').replace("default-src 'none';", "")
+    spoilt = spoilt.replace("</body>", "<script>document.title='owned'</script></body>")
+    seen = measure(tmp_path, spoilt, 390)
+    assert float(seen["overflow"]) > 0
+    assert (seen["title"], seen["scripts"]) == ("owned", 1)
+
+
+def test_light_and_dark_screenshots_differ_and_show_something(tmp_path: Path, full_run: Path) -> None:
+    shades = []
+    for name, setting in (("light", "preferredColorScheme=1"), ("dark", "preferredColorScheme=0")):
+        shot = tmp_path / f"{name}.png"
+        browse(tmp_path, full_run / "report.html", 1280, 1600, f"--screenshot={shot}", f"--blink-settings={setting}")
+        with Image.open(shot) as image:
+            assert image.size == (1280, 1600)
+            grey = image.convert("L")
+            shades.append(grey.getpixel((4, 4)))
+            assert len(image.convert("RGB").getcolors(1 << 24) or []) > 200
+    assert shades[0] > 200
+    assert shades[1] < 60

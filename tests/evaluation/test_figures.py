@@ -1,0 +1,107 @@
+import re
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+from scipy import stats
+from scipy.spatial.distance import pdist
+
+from evaluation.curves import running_mean, spread
+from evaluation.differences import gain, pair_differences
+from evaluation.figures import all_figures
+from evaluation.run import Run, read_run
+from evaluation.svg import Drawing, themed
+
+
+@pytest.fixture(scope="module")
+def run(full_run: Path) -> Run:
+    return read_run(full_run)
+
+
+@pytest.fixture(scope="module")
+def figures(run: Run) -> tuple[Drawing, ...]:
+    return all_figures(run)
+
+
+def test_gain_by_hand(run: Run) -> None:
+    start = [replace(run.start_rows[i], prompt_id=f"p{i}", proxy=value) for i, value in enumerate([0.0, 2.0])]  # std 1
+    ours = [replace(start[1], proxy=5.0), replace(start[0], proxy=1.0)]  # other order; differences 3 and 1
+    assert gain(ours, start, lambda row: row.proxy) == (2.0, pytest.approx(1.96 / np.sqrt(2)))
+
+
+def test_gain_equals_scipys_paired_test(run: Run) -> None:
+    mean, half = gain(run.round_rows[1], run.start_rows, lambda row: row.ensemble_mean)
+    a, b = (np.array([row.ensemble_mean for row in rows]) for rows in (run.round_rows[1], run.start_rows))
+    t = stats.ttest_rel(a, b).statistic  # mean / (s / sqrt N), s with N - 1
+    assert mean * np.std(b) == pytest.approx((a - b).mean(), abs=1e-12)
+    assert 1.96 * mean / half == pytest.approx(t * np.sqrt(24 / 23), rel=1e-12)
+
+
+def test_gain_needs_the_same_prompts(run: Run) -> None:
+    with pytest.raises(ValueError, match="have no response by SFT"):
+        gain(run.start_rows, run.start_rows[1:], lambda row: row.proxy)
+
+
+def test_pair_differences(run: Run) -> None:
+    row = run.meta_rows[0][0]
+    scores = {("a", 1.0), ("a", 4.0), ("a", 2.5), ("b", 7.0)}
+    rows = [replace(row, prompt_id=prompt, score_metarm=score, score_vanilla=None) for prompt, score in sorted(scores)]
+    assert pair_differences(rows, lambda r: r.score_metarm).tolist() == [1.5, 3.0, 1.5]
+    assert len(pair_differences(rows, lambda r: r.score_vanilla)) == 0
+    per_prompt = np.array([r.score_metarm for r in run.meta_rows[0]]).reshape(-1, 5, 1)
+    reference = np.concatenate([pdist(scores) for scores in per_prompt])
+    np.testing.assert_allclose(pair_differences(run.meta_rows[0], lambda r: r.score_metarm), reference, atol=1e-12)
+
+
+def test_running_mean_and_spread() -> None:
+    assert running_mean([1.0, 2.0, 6.0], 3) == [1.5, 3.0, 4.0]
+    assert running_mean([1.0, 2.0], 1) == [1.0, 2.0]
+    assert spread(range(100), 4) == [0, 33, 66, 99]
+    assert spread([1, 2], 4) == [1, 2]
+
+
+def test_every_asked_figure_is_there(figures: tuple[Drawing, ...]) -> None:
+    assert [figure.name for figure in figures] == [
+        "reward-round", "reward-step", "outcomes", "time", "kl", "perplexity", "differences", "meta",
+    ]  # fmt: skip
+
+
+def test_svg_can_stand_in_one_page(figures: tuple[Drawing, ...]) -> None:
+    """Well-formed, ids unique over the page, references resolved, colours the page's own, text as text, nothing from outside."""
+    seen: set[str] = set()
+    for figure, variant in product(figures, ("wide", "narrow")):
+        svg = figure.wide if variant == "wide" else figure.narrow
+        root = ElementTree.fromstring(svg)
+        ids = [node.attrib["id"] for node in root.iter() if "id" in node.attrib]
+        assert len(ids) == len(set(ids))
+        assert not seen & set(ids)
+        seen |= set(ids)
+        assert set(re.findall(r'href="#([^"]*)"', svg)) | set(re.findall(r"url\(#([^)]*)\)", svg)) <= set(ids)
+        colours = set(re.findall(r"(?:fill|stroke): (?!none)([^;\"]+)", svg))
+        assert all(re.fullmatch(r"var\(--[a-z0-9]+\)", colour) for colour in colours), colours
+        assert not re.search(r"https?:|DejaVu|<metadata|<image|<script", svg)
+        assert len(root.findall(".//text")) > 4
+
+
+def test_figures_show_the_data(figures: tuple[Drawing, ...], run: Run) -> None:
+    by_name = {figure.name: figure.wide for figure in figures}
+    e = run.ledger.rounds[2].evaluation
+    assert f"{e.win:.0%}" in by_name["outcomes"]
+    assert f"{sum(run.ledger.rounds[0].seconds.values()):.0f} s" in by_name["time"]
+    assert "sample_meta" in by_name["time"]
+    assert "gold" in by_name["reward-round"]
+
+
+def test_a_figure_without_data_is_left_out(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No metrics and no S_k: the curves by step and MetaRM's figures go, the others stay."""
+    monkeypatch.setattr("evaluation.svg._render", lambda prefix, title, width, height, draw: "<svg/>")
+    empty = replace(run, metrics=(), meta_rows=((), (), ()))
+    assert [figure.name for figure in all_figures(empty)] == ["reward-round", "outcomes", "time", "kl", "perplexity"]
+
+
+def test_themed_refuses_what_is_no_svg() -> None:
+    with pytest.raises(ValueError, match="no <svg> element"):
+        themed("<p>", "a", "b")

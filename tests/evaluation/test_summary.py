@@ -1,0 +1,101 @@
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from evaluation.run import Run, read_run
+from evaluation.summary import findings, headline
+
+
+@pytest.fixture(scope="module")
+def run(full_run: Path) -> Run:
+    return read_run(full_run)
+
+
+def with_last(run: Run, **changes: Any) -> Run:
+    """The run with other numbers in its last evaluation."""
+    *before, last = run.ledger.rounds
+    last = replace(last, evaluation=replace(last.evaluation, **changes))
+    return replace(run, ledger=replace(run.ledger, rounds=(*before, last)))
+
+
+def said(run: Run) -> str:
+    return "\n".join(finding.text for finding in findings(run))
+
+
+OUTCOME = {"win": 0.71, "tie": 0.17, "lose": 0.12, "margin": 0.59}
+
+
+def test_the_headline_is_made_of_the_numbers(run: Run) -> None:
+    told = headline(with_last(run, **OUTCOME, margin_low=0.5, margin_high=0.67))
+    assert told.text == "After 3 rounds the policy wins 71% and loses 12% against SFT under the gold reward."
+    assert told.detail == "Win minus lose +0.59, 95% interval +0.50 to +0.67 over 24 held-out prompts."
+    assert (told.kind, told.verdict) == ("good", "Better than SFT")
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "verdict", "kind"),
+    [
+        (0.01, 0.2, "Better than SFT", "good"),
+        (0.0, 0.2, "Not told apart from SFT", "warn"),
+        (-0.1, 0.2, "Not told apart from SFT", "warn"),
+        (-0.3, -0.1, "Worse than SFT", "warn"),
+    ],
+)
+def test_it_is_honest(run: Run, low: float, high: float, verdict: str, kind: str) -> None:
+    told = headline(with_last(run, win=0.4, tie=0.2, lose=0.4, margin=(low + high) / 2, margin_low=low, margin_high=high))
+    assert (told.verdict, told.kind) == (verdict, kind)
+
+
+def test_no_outcome_is_said(run: Run) -> None:
+    assert headline(with_last(run, win=None)).verdict == "Not compared with SFT"
+
+
+def test_a_single_round_and_the_ensemble_as_judge(run: Run) -> None:
+    one = replace(run, ledger=replace(run.ledger, rounds=run.ledger.rounds[:1]), round_rows=run.round_rows[:1])
+    one = with_last(one, judge="ensemble", gold=None)
+    assert headline(one).text.startswith("After 1 round the policy")
+    assert headline(one).text.endswith("under the reward ensemble.")
+    assert "can be fooled along with it" in said(one)
+
+
+@pytest.mark.parametrize(
+    ("gold", "proxy", "told"),
+    [
+        ((0.1, 0.5, 0.3), (1.0, 2.0, 3.0), "Over-optimisation: from round 1 to round 2 the proxy rose from 2.00 to 3.00"),
+        ((0.1, 0.5, 0.3), (1.0, 2.0, 1.5), "The gold reward was highest after round 1 (0.50; 0.30 after round 2)."),
+        ((0.1, 0.3, 0.5), (1.0, 2.0, 3.0), ""),
+    ],
+)
+def test_over_optimisation_is_called_by_its_name(run: Run, gold: list[float], proxy: list[float], told: str) -> None:
+    rounds = tuple(
+        replace(r, evaluation=replace(r.evaluation, gold=g, proxy=p))
+        for r, g, p in zip(run.ledger.rounds, gold, proxy, strict=True)
+    )
+    text = said(replace(run, ledger=replace(run.ledger, rounds=rounds)))
+    assert told in text
+    assert ("gold reward" in text) == bool(told)
+
+
+def test_collapse(run: Run) -> None:
+    assert "Collapse: the policy gives one and the same text to 29% of the prompts" in said(run)  # 7 of 24
+    assert "Collapse" not in said(replace(run, round_rows=(*run.round_rows[:2], run.start_rows)))
+
+
+def test_less_variety_without_one_common_answer(run: Run) -> None:
+    rows = tuple(replace(row, response=f"a b a b a b {i}") for i, row in enumerate(run.start_rows))
+    assert "Less variety" in said(replace(run, round_rows=(*run.round_rows[:2], rows)))
+
+
+def test_cut_responses(run: Run) -> None:
+    assert "end by themselves" in said(with_last(run, finished=run.ledger.start.finished - 0.3))
+    assert "end by themselves" not in said(with_last(run, finished=run.ledger.start.finished))
+
+
+def test_an_idle_meta_step(run: Run) -> None:
+    rounds = run.ledger.rounds
+    idle = replace(rounds[1], reward=replace(rounds[1].reward, j_after=rounds[1].reward.j_before))
+    assert "did not raise J in round 1:" in said(replace(run, ledger=replace(run.ledger, rounds=(rounds[0], idle, rounds[2]))))
+    none = tuple(replace(r, reward=replace(r.reward, j_before=None, j_after=None)) for r in rounds)
+    assert "without MetaRM" in said(replace(run, ledger=replace(run.ledger, rounds=none)))

@@ -1,0 +1,244 @@
+"""Fitting: order of the data, what eta does, learning, and what is refused."""
+
+import math
+from collections.abc import Callable, Sequence
+
+import pytest
+import torch
+from torch import Tensor
+
+from rm.config import MetaConfig, RewardConfig
+from rm.model import RewardModel
+from rm.records import RewardFit, RewardStep
+from rm.training import Encoded, evaluate_pairs, fit_reward_model, learning_rate_factor, score_sequences
+from tokens.errors import UserError
+from tokens.records import Pair, SequenceBatch
+
+MakeModel = Callable[..., RewardModel]
+PAD, BOS, EOS = 0, 1, 2
+GOOD, BAD = range(10, 25), range(25, 40)
+
+
+def response(words: range, generator: torch.Generator) -> tuple[int, ...]:
+    length = int(torch.randint(2, 7, (1,), generator=generator))
+    return (*(words[int(i)] for i in torch.randint(len(words), (length,), generator=generator)), EOS)
+
+
+def toy_pairs(n: int, seed: int = 0) -> list[Pair]:
+    """Preferred responses are made of good words, the others of bad ones."""
+    generator = torch.Generator().manual_seed(seed)
+    return [Pair(f"p{i}", (BOS, 5 + i % 4), response(GOOD, generator), response(BAD, generator)) for i in range(n)]
+
+
+def shifted(m: int = 6, k: int = 3, seed: int = 1) -> list[list[Encoded]]:
+    generator = torch.Generator().manual_seed(seed)
+    return [[((BOS, 5 + i % 4), response(range(10, 40), generator)) for _ in range(k)] for i in range(m)]
+
+
+def fit(
+    model: RewardModel,
+    pairs: Sequence[Pair],
+    meta: Sequence[Sequence[Encoded]] | None = None,
+    eta: float = 0.0,
+    epochs: int = 2,
+    seed: int = 5,
+    enabled: bool = True,
+) -> tuple[RewardFit, list[RewardStep]]:
+    steps: list[RewardStep] = []
+    reward = RewardConfig(lr=3e-3, batch_size=8, epochs=epochs)
+    meta_config = MetaConfig(eta=eta, prompts_per_step=4, enabled=enabled)
+    return fit_reward_model(model, pairs, meta, reward, meta_config, seed, PAD, steps.append), steps
+
+
+def weights(model: RewardModel) -> Tensor:
+    return torch.cat([p.detach().reshape(-1) for p in model.parameters()])
+
+
+def test_it_learns_a_separable_toy(make_model: MakeModel) -> None:
+    model = make_model("mean")
+    held_out = toy_pairs(60, seed=9)
+    before, loss_before = evaluate_pairs(model, held_out, 16, PAD)
+    result, steps = fit(model, toy_pairs(64), epochs=3)
+    after, loss_after = evaluate_pairs(model, held_out, 16, PAD)
+    assert before < 0.9 < after
+    assert loss_after < 0.5 * loss_before
+    assert result.num_steps == len(steps) == 24
+    assert result.loss == pytest.approx(sum(s.loss for s in steps[-6:]) / 6)
+    assert result.accuracy == pytest.approx(sum(s.accuracy for s in steps[-6:]) / 6)
+    assert result.difference is None
+    assert "reward/J" not in steps[0].as_dict()
+
+
+@pytest.mark.parametrize("pooling", ["last", "mean"])
+def test_eta_zero_is_vanilla_and_sees_the_pairs_in_the_same_order(make_model: MakeModel, pooling: str) -> None:
+    pairs = toy_pairs(20)
+    vanilla, zero = make_model(pooling), make_model(pooling)
+    _, plain = fit(vanilla, pairs)
+    _, meta = fit(zero, pairs, shifted(), eta=0.0)
+    assert [(s.loss, s.accuracy, s.lr) for s in plain] == [(s.loss, s.accuracy, s.lr) for s in meta]
+    assert torch.equal(weights(vanilla), weights(zero))
+
+
+def test_eta_changes_the_weights_and_raises_j_at_the_ascended_ones(make_model: MakeModel) -> None:
+    pairs = toy_pairs(20)
+    vanilla, model = make_model("mean"), make_model("mean")
+    fit(vanilla, pairs)
+    result, steps = fit(model, pairs, shifted(), eta=0.1)
+    assert float((weights(vanilla) - weights(model)).norm()) > 1e-3
+    for step in steps:
+        assert step.meta is not None
+        assert step.meta.difference_ascended is not None
+        assert step.meta.difference_ascended > step.meta.difference
+    entry = result.as_dict()
+    assert entry["J_after"] is not None
+    assert entry["J_before"] is not None
+    assert entry["J_after"] > entry["J_before"]
+    assert entry["displacement"] == pytest.approx(steps[-1].as_dict()["reward/displacement"])  # 6 steps: the last alone
+
+
+def test_disabled_is_vanilla(make_model: MakeModel) -> None:
+    pairs = toy_pairs(12)
+    vanilla, disabled = make_model(), make_model()
+    fit(vanilla, pairs)
+    result, _ = fit(disabled, pairs, shifted(), eta=0.5, enabled=False)
+    assert result.difference is None
+    assert torch.equal(weights(vanilla), weights(disabled))
+
+
+def test_a_fit_repeats_and_its_seed_matters(make_model: MakeModel) -> None:
+    pairs = toy_pairs(20)
+    models = [make_model() for _ in range(3)]
+    before = torch.get_rng_state()
+    for model, seed in zip(models, (5, 5, 6), strict=True):
+        fit(model, pairs, shifted(), eta=0.1, seed=seed)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(weights(models[0]), weights(models[1]))
+    assert not torch.equal(weights(models[0]), weights(models[2]))
+
+
+def test_every_pair_is_seen_once_an_epoch_and_the_short_batch_is_averaged_over_itself(make_model: MakeModel) -> None:
+    model, pairs = make_model(), toy_pairs(10)
+    _, steps = fit(model, pairs, epochs=2)
+    assert [s.num_pairs for s in steps] == [8, 2, 8, 2]
+    assert [s.step for s in steps] == [1, 2, 3, 4]
+    untrained = make_model()
+    one = RewardConfig(lr=1e-12, batch_size=8)
+    steps = []
+    fit_reward_model(untrained, pairs, None, one, MetaConfig(), 5, PAD, steps.append)
+    _, loss = evaluate_pairs(make_model(), pairs, 4, PAD)
+    assert (8 * steps[0].loss + 2 * steps[1].loss) / 10 == pytest.approx(loss, abs=1e-6)
+
+
+def test_every_prompt_of_s_k_comes_up_before_any_repeats(make_model: MakeModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[int, ...]] = []
+    original = SequenceBatch.from_ids.__func__  # type: ignore[attr-defined]
+
+    def spy(
+        cls: type[SequenceBatch], prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]], pad_id: int
+    ) -> SequenceBatch:
+        seen.extend(tuple(p) for p in prompts if p[1] >= 40)
+        return original(cls, prompts, responses, pad_id)  # type: ignore[no-any-return]
+
+    monkeypatch.setattr(SequenceBatch, "from_ids", classmethod(spy))
+    meta = [[((BOS, 40 + i), (10 + j, EOS)) for j in range(2)] for i in range(6)]
+    fit(make_model(), toy_pairs(24), meta, eta=0.0, epochs=1)  # 3 steps of 4 prompts; each is scored twice (J before and after)
+    per_step = [seen[i : i + 16] for i in range(0, 48, 16)]
+    drawn = [p for step in per_step for p in step[:8:2]]
+    assert len(seen) == 48
+    assert len(set(drawn[:6])) == 6
+    assert len(set(drawn[6:])) == 6
+    assert drawn[:6] != drawn[6:]
+
+
+def test_duplicates_are_counted(make_model: MakeModel) -> None:
+    meta = [[((BOS, 5), (10, EOS)), ((BOS, 5), (10, EOS)), ((BOS, 5), (10, EOS)), ((BOS, 5), (11, EOS))]] * 2
+    result, steps = fit(make_model(), toy_pairs(8), meta, eta=0.1, epochs=1)
+    assert steps[0].duplicates == 4
+    assert steps[0].as_dict()["reward/duplicates"] == 4.0
+    assert result.duplicate_share == 0.5
+
+
+def test_learning_rate_by_hand(make_model: MakeModel) -> None:
+    assert [learning_rate_factor(s, 10, 0.2) for s in range(10)] == pytest.approx(
+        [0.5, 1.0, 1.0, 0.875, 0.75, 0.625, 0.5, 0.375, 0.25, 0.125]
+    )
+    assert [learning_rate_factor(s, 4, 0.0) for s in range(4)] == [1.0, 0.75, 0.5, 0.25]
+    assert learning_rate_factor(0, 1, 0.1) == 1.0
+    for step in (-1, 4):
+        with pytest.raises(ValueError, match="not one of 4"):
+            learning_rate_factor(step, 4, 0.1)
+    _, steps = fit(make_model(), toy_pairs(40), epochs=2)
+    assert [s.lr for s in steps] == pytest.approx([3e-3 * learning_rate_factor(i, 10, 0.1) for i in range(10)])
+
+
+def test_bad_shifted_samples_are_refused(make_model: MakeModel) -> None:
+    good = shifted()
+    mixed = [[((BOS, 5), (10, EOS)), ((BOS, 6), (11, EOS))]]
+    for meta, message in [
+        ([], "at least 1"),
+        (shifted(k=1), r"k >= 2 .* got \[1\]"),
+        ([*good, good[0][:2]], r"same number .* got \[2, 3\]"),
+        (mixed, "mixes responses to different prompts"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            fit(make_model(), toy_pairs(8), meta, eta=0.1)
+
+
+def test_no_pairs_are_refused(make_model: MakeModel) -> None:
+    with pytest.raises(UserError, match="no preference pairs"):
+        fit(make_model(), [])
+    with pytest.raises(ValueError, match="no pairs"):
+        evaluate_pairs(make_model(), [], 4, PAD)
+
+
+@pytest.mark.parametrize("with_meta", [False, True])
+def test_a_loss_that_is_not_finite_names_the_step_and_keeps_the_weights(make_model: MakeModel, with_meta: bool) -> None:
+    model = make_model()
+    kept: list[Tensor] = []
+
+    def spoil(step: RewardStep) -> None:
+        if step.step == 2:
+            with torch.no_grad():
+                next(p for n, p in model.named_parameters() if n.endswith("score.weight")).fill_(math.nan)
+            kept.append(weights(model))
+
+    meta_config = MetaConfig(eta=0.1, prompts_per_step=4)
+    with pytest.raises(FloatingPointError, match=r"step 3 of 5: .* is nan"):
+        fit_reward_model(
+            model, toy_pairs(10), shifted() if with_meta else None, RewardConfig(batch_size=2), meta_config, 0, PAD, spoil
+        )
+    assert torch.equal(weights(model).nan_to_num(7.0), kept[0].nan_to_num(7.0))
+
+
+def test_a_gradient_that_is_not_finite_stops_the_fit(make_model: MakeModel) -> None:
+    model = make_model()
+    parameter = next(model.parameters())
+    parameter.register_hook(lambda g: g * math.inf)
+    before = weights(model)
+    with pytest.raises(FloatingPointError, match=r"step 1 of 2: .* gradient's norm is (nan|inf)"):
+        fit(model, toy_pairs(8))
+    assert torch.equal(weights(model), before)
+
+
+@pytest.mark.parametrize("pooling", ["last", "mean"])
+def test_scores_do_not_depend_on_the_batch_and_keep_their_order(make_model: MakeModel, pooling: str) -> None:
+    model = make_model(pooling)
+    generator = torch.Generator().manual_seed(3)
+    sequences = [((BOS, 5), response(range(10, 40), generator)) for _ in range(11)]
+    alone = torch.cat([model(SequenceBatch.from_ids([p], [r], PAD)).detach() for p, r in sequences])
+    for batch_size in (1, 4, 100):
+        scores = score_sequences(model, sequences, batch_size, PAD)
+        assert not scores.requires_grad
+        torch.testing.assert_close(scores, alone, rtol=0, atol=1e-5)
+    assert score_sequences(model, [], 4, PAD).shape == (0,)
+    with pytest.raises(ValueError, match="batch_size"):
+        score_sequences(model, sequences, 0, PAD)
+
+
+def test_evaluation_by_hand(make_model: MakeModel) -> None:
+    model, pairs = make_model("mean"), toy_pairs(7)
+    chosen = score_sequences(model, [(p.prompt_ids, p.chosen_ids) for p in pairs], 2, PAD).double()
+    rejected = score_sequences(model, [(p.prompt_ids, p.rejected_ids) for p in pairs], 2, PAD).double()
+    accuracy, loss = evaluate_pairs(model, pairs, 3, PAD)
+    assert accuracy == pytest.approx(float((chosen > rejected).double().mean()))
+    assert loss == pytest.approx(float(torch.log1p(torch.exp(rejected - chosen)).mean()), abs=1e-6)
