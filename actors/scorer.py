@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import torch
 
     from rm.ensemble import Moments
+    from rm.model import RewardModel
 
 log = logging.getLogger(__name__)
 
@@ -49,8 +50,7 @@ class EnsembleScorer(Role):
         super().__init__(setup)
         self.config = config
         self.calibration: Sequence[Rollout] = ()
-        self.members: dict[int, torch.nn.Module] = {}
-        self.encoders: dict[int, TextEncoder | None] = {}
+        self.members: dict[int, RewardModel] = {}
         self.moments: dict[int, Moments] = {}
         self.pads: dict[int, int] = {}
 
@@ -58,13 +58,12 @@ class EnsembleScorer(Role):
         """Keep the SFT policy's samples, whose scores set each member's zero and unit."""
         self.calibration = list(rollouts)
 
-    def load(self, member: int, model_dir: Path, tokenizer_of_policy: Path) -> None:
+    def load(self, member: int, model_dir: Path) -> None:
         """Load or replace one member and measure its moments.
 
         Args:
             member: its index; 0 is r_k.
-            model_dir: a reward model directory with its tokenizer.
-            tokenizer_of_policy: where the tokens agree, ids are scored as they are, else the text is.
+            model_dir: a reward model that started from the SFT model, and so shares the policy's tokens.
         """
         from transformers import AutoTokenizer
 
@@ -72,19 +71,12 @@ class EnsembleScorer(Role):
         from rm.model import RewardModel
 
         self.members[member] = RewardModel.from_pretrained(model_dir, dtype=self.dtype()).to(self.setup.device).eval()
-        tokenizer = AutoTokenizer.from_pretrained(model_dir)
-        same = tokenizer.get_vocab() == AutoTokenizer.from_pretrained(tokenizer_of_policy).get_vocab()
-        self.encoders[member] = None if same else TextEncoder(tokenizer)
-        self.pads[member] = tokenizer.pad_token_id
+        self.pads[member] = AutoTokenizer.from_pretrained(model_dir).pad_token_id
         self.moments[member] = Moments.of(self._raw(member, self.calibration))
         log.info("%s: member %d is %s, %s", self.setup.name, member, model_dir, self.moments[member])
 
     def _raw(self, member: int, rollouts: Sequence[Rollout]) -> torch.Tensor:
-        encoder = self.encoders[member]
-        return self._score(
-            member,
-            [(r.prompt.token_ids, r.response_ids) if encoder is None else encoder(r.prompt.text, r.text, r.finished) for r in rollouts],
-        )
+        return self._score(member, [(r.prompt.token_ids, r.response_ids) for r in rollouts])
 
     def _score(self, member: int, sequences: Sequences) -> torch.Tensor:
         from rm.training import score_sequences
@@ -138,16 +130,3 @@ class EnsembleScorer(Role):
         rejected = torch.stack([self._score(m, [(p.prompt_ids, p.rejected_ids) for p in pairs]) for m in order], dim=1)
         mean, std = preference_strength(chosen, rejected)
         return tuple(mean.tolist()), tuple(std.tolist())
-
-
-class TextEncoder:
-    """Prompt and response as ids of another tokenizer than the policy's."""
-
-    def __init__(self, tokenizer: object) -> None:
-        self.tokenizer = tokenizer
-
-    def __call__(self, prompt: str, response: str, finished: bool) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        from preferences.encode import encode_prompt, encode_response
-
-        ids = encode_response(self.tokenizer, response)
-        return encode_prompt(self.tokenizer, prompt), ids if finished or len(ids) == 1 else ids[:-1]

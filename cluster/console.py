@@ -63,6 +63,8 @@ class Console:
 
     def __init__(self) -> None:
         self.rich = RichConsole(soft_wrap=True)
+        if not self.rich.is_terminal:
+            self.rich = RichConsole(soft_wrap=True, width=140)  # a log has no width; tables must not fold
 
     def say(self, text: str) -> None:
         """Print a line."""

@@ -266,7 +266,7 @@ class DataSource:
             return None
         from transformers import AutoTokenizer
 
-        from preferences.models import check_model_directory
+        from preferences.models import check_context, check_model_directory
 
         if not Path(name).is_dir():
             if not self.config.data.allow_hub:
@@ -274,7 +274,9 @@ class DataSource:
             from huggingface_hub import snapshot_download
 
             name = snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"])
-        check_model_directory(Path(name))
+        data = self.config.data
+        longest = max(data.max_response_tokens, self.config.rollout.max_new_tokens)
+        check_context(check_model_directory(name, reward=True), data.max_prompt_tokens, longest)
         return Path(name), AutoTokenizer.from_pretrained(name, trust_remote_code=False)
 
     def _make_tokenizer(self, texts: Sequence[str], cache: Path) -> tuple[Path, Any]:

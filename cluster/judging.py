@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from actors.scorer import Scores
@@ -93,19 +93,18 @@ def judge(
         )
         for i, rollout in enumerate(rollouts)
     )
-    return Judgement(tuple(rollouts), rows, summarise(config, rows, rows if sft is None else rejudged(rows, sft, scores, wait, roles)))
+    return Judgement(tuple(rollouts), rows, summarise(config, rows, rows if sft is None else rejudged(config, sft, wait, roles)))
 
 
-def rejudged(rows: Sequence[EvaluationRow], sft: Judgement, scores: Scores, wait: Waiter, roles: Roles) -> Sequence[EvaluationRow]:
-    """The SFT policy's rows as this round's ensemble sees them, so that both sides have the same judges."""
-    if rows[0].gold is not None:
+def rejudged(config: RunConfig, sft: Judgement, wait: Waiter, roles: Roles) -> Sequence[EvaluationRow]:
+    """The SFT policy's rows as this round's judge sees them: the truth does not change, the ensemble does."""
+    if config.evaluation.judge == "gold":
         return sft.rows
-    again = wait("evaluate", roles.scorer.score(sft.rollouts))
+    scores = wait("evaluate", roles.scorer.score(sft.rollouts))
     return [
-        EvaluationRow(**{**row.__dict__, "proxy": again.members[i][0], "ensemble_mean": again.mean[i], "ensemble_std": again.std[i],
-                         "member_scores": again.members[i]})
+        replace(row, proxy=scores.members[i][0], ensemble_mean=scores.mean[i], ensemble_std=scores.std[i], member_scores=scores.members[i])
         for i, row in enumerate(sft.rows)
-    ]  # fmt: skip
+    ]
 
 
 def summarise(config: RunConfig, rows: Sequence[EvaluationRow], theirs: Sequence[EvaluationRow]) -> dict[str, Any]:
@@ -119,7 +118,9 @@ def summarise(config: RunConfig, rows: Sequence[EvaluationRow], theirs: Sequence
         return sum(values) / len(values)
 
     def verdicts(side: Sequence[EvaluationRow]) -> list[float]:
-        return [row.ensemble_mean if config.evaluation.judge == "ensemble" or row.gold is None else row.gold for row in side]
+        if config.evaluation.judge == "ensemble":
+            return [row.ensemble_mean for row in side]
+        return [row.gold for row in side if row.gold is not None]
 
     result = win_tie_lose(verdicts(rows), verdicts(theirs), config.evaluation.tie)
     golds = [row.gold for row in rows if row.gold is not None]

@@ -83,8 +83,8 @@ class RewardHandle:
 class ScorerHandle:
     """The ensemble scorer."""
 
-    def __init__(self, process: Process, tokenizer_of_policy: Path) -> None:
-        self.process, self.tokenizer_of_policy = process, tokenizer_of_policy
+    def __init__(self, process: Process) -> None:
+        self.process = process
 
     def calibrate_on(self, rollouts: Sequence[Rollout]) -> Pending[None]:
         """Hand over the SFT policy's samples, before the members are loaded."""
@@ -92,7 +92,7 @@ class ScorerHandle:
 
     def load(self, member: int, model_dir: Path) -> Pending[None]:
         """Load or replace a member; 0 is r_k."""
-        return _ask(self.process, self.process.actor.load, member, model_dir, self.tokenizer_of_policy)
+        return _ask(self.process, self.process.actor.load, member, model_dir)
 
     def score(self, rollouts: Sequence[Rollout]) -> Pending[Scores]:
         """Score rollouts with every member."""
@@ -261,7 +261,7 @@ class Stage:
         def combine(identities: list[Identity]) -> Roles:
             *engines, reward, scorer, learner = [Process(a, i) for a, i in zip(actors, identities, strict=True)]
             return Roles(
-                RolloutPool(engines), RewardHandle(reward), ScorerHandle(scorer, sft_dir), LearnerHandle(learner), tuple(identities)
+                RolloutPool(engines), RewardHandle(reward), ScorerHandle(scorer), LearnerHandle(learner), tuple(identities)
             )
 
         return Pending(tuple(actor.identity.remote() for actor in actors), names, ("?",) * len(names), combine)

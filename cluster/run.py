@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ from cluster.config import RunConfig
 from cluster.console import Console
 from cluster.inputs import Source, open_source
 from cluster.plan import bundles, num_parameters
-from cluster.run_directory import RunDirectory, storage_root
+from cluster.run_directory import RunDirectory, storage_root, write_file
 
 
 def run(config: RunConfig, console: Console) -> Path:
@@ -32,13 +33,15 @@ def run(config: RunConfig, console: Console) -> Path:
     from evaluation.report import write_report
 
     root = storage_root(config)
-    with RunDirectory(config).open() as directory:
+    directory = RunDirectory(config)
+    directory.inspect()
+    source = None if directory.finished else open_source(config, root)
+    with directory.open():
         console.say(f"[bold]Rondo[/] run {config.name} in {directory.path}")
-        if directory.ledger["start"] and directory.num_committed >= config.rounds.num_rounds:
-            console.say(f"All {config.rounds.num_rounds} rounds are done; nothing to do. Raise rounds.num_rounds to go on.")
+        if source is None:
+            console.say(f"All {directory.num_committed} rounds are done; nothing to do. Raise rounds.num_rounds to go on.")
         else:
-            source = open_source(config, root)
-            with connected(config) as fixed:
+            with connected() as fixed:
                 play(config, console, directory, source, fixed)
         report = write_report(directory.path)
     console.say(f"Report: {report}")
@@ -46,7 +49,7 @@ def run(config: RunConfig, console: Console) -> Path:
 
 
 @contextlib.contextmanager
-def connected(config: RunConfig) -> Iterator[bool]:
+def connected() -> Iterator[bool]:
     """A Ray cluster: the one that RAY_ADDRESS names (a job's own), else one on this machine that ends with the run.
 
     Returns:
@@ -90,6 +93,8 @@ def play(config: RunConfig, console: Console, directory: RunDirectory, source: S
             longest = config.data.max_prompt_tokens + config.rollout.max_new_tokens
             resume = directory.round_path(directory.num_committed - 1) if directory.num_committed else None
             roles = wait("start_roles", stage.start(inputs.sft_dir, inputs.pairs, inputs.validation, longest, resume))
+        processes = {identity.name: {"pid": identity.pid, "node": identity.node} for identity in roles.identities}
+        write_file(directory.path / "processes.json", json.dumps({"driver": {"pid": os.getpid()}, **processes}, indent=1))
         sft, version = begin(config, directory, inputs, roles, wait, console, metrics)
         Theme(config, directory, inputs, roles, wait, console, metrics, sft, version).run()
         console.show(round_table(directory.ledger))

@@ -119,7 +119,7 @@ def versions() -> dict[str, str | None]:
     """Versions of what the numbers rest on, and the git commit of the checkout (null in a job's copy, which has no .git)."""
     checkout = Path(__file__).resolve().parent.parent
     commit: str | None = None
-    if (checkout / ".git").exists():
+    if (checkout / ".git").exists() and shutil.which("git"):
         answer = subprocess.run(["git", "-C", str(checkout), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
         commit = answer.stdout.strip() or None
     found: dict[str, str | None] = {"git_commit": commit, "python": sys.version.split()[0]}
@@ -148,35 +148,51 @@ class RunDirectory:
         self.path = self.root / "runs" / config.name
         self.ledger: dict[str, Any] = {"format": FORMAT, "config_sha256": config_sha256(config), "start": None, "rounds": []}
 
-    @contextlib.contextmanager
-    def open(self) -> Iterator[RunDirectory]:
-        """Make or continue the run; what an earlier driver left uncommitted is removed."""
+    def inspect(self) -> None:
+        """Read the ledger if there is one; write nothing.
+
+        Raises:
+            UserError: if the directory belongs to another config or is not a run directory.
+        """
         if self.path.is_symlink() or (self.path.exists() and not self.path.is_dir()):
             raise UserError(f"{self.path} is not a directory of ours; choose another name")
-        if self.path.is_dir() and any(self.path.iterdir()) and not (self.path / "config.yaml").exists():
-            raise UserError(f"{self.path} is not empty and not a run directory; choose another name or storage root")
-        with _space_errors(self.path):
-            self.path.mkdir(parents=True, exist_ok=True)
-            (self.path / "rounds").mkdir(exist_ok=True)
-        with (self.path / ".lock").open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise UserError(f"another driver is running in {self.path}; wait for it, stop it, or choose another name") from None
-            with _space_errors(self.path):
-                self._read_or_begin()
-                self._discard_uncommitted()
-            yield self
-
-    def _read_or_begin(self) -> None:
+        if not self.path.is_dir():
+            return
         if (self.path / "ledger.json").exists():
             stored = json.loads((self.path / "ledger.json").read_text())
             if stored["config_sha256"] != self.ledger["config_sha256"]:
                 raise UserError(self._difference())
             self.ledger = stored
-        write_file(self.path / "config.yaml", config_text(self.config))
-        write_file(self.path / "versions.json", json.dumps(versions(), indent=1))
-        write_file(self.path / "ledger.json", json.dumps(self.ledger, indent=1))
+        elif any(entry.name != ".lock" for entry in self.path.iterdir()):
+            raise UserError(f"{self.path} is not empty and not a run directory; choose another name or storage root")
+
+    @property
+    def finished(self) -> bool:
+        """True if every round of the config is committed."""
+        return self.ledger["start"] is not None and self.num_committed >= self.config.rounds.num_rounds
+
+    @contextlib.contextmanager
+    def open(self) -> Iterator[RunDirectory]:
+        """Make or continue the run; what an earlier driver left uncommitted is removed.
+
+        Raises:
+            UserError: as ``inspect``, or if another driver holds the directory, or the disk is full.
+        """
+        with _space_errors(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+        with (self.path / ".lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UserError(f"another driver is running in {self.path}; wait for it, stop it, or choose another name") from None
+            self.inspect()
+            with _space_errors(self.path):
+                write_file(self.path / "ledger.json", json.dumps(self.ledger, indent=1))
+                write_file(self.path / "config.yaml", config_text(self.config))
+                write_file(self.path / "versions.json", json.dumps(versions(), indent=1))
+                (self.path / "rounds").mkdir(exist_ok=True)
+                self._discard_uncommitted()
+            yield self
 
     def _difference(self) -> str:
         stored = _flat(yaml.safe_load((self.path / "config.yaml").read_text()))

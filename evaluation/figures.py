@@ -268,7 +268,14 @@ def _time_by_phase(run: Run) -> Drawing:
                 ax.barh(labels, values, left=left, color=colour, height=0.62, label=phase)
                 left += values
         for y, total in enumerate(left):
-            ax.annotate(f"{total:.0f} s", (total, y), (4, 0), textcoords="offset points", va="center", color=INK)
+            ax.annotate(
+                f"{total:.0f} s" if total >= 10 else f"{total:.1f} s",
+                (total, y),
+                (4, 0),
+                textcoords="offset points",
+                va="center",
+                color=INK,
+            )
         ax.set_xlim(0, float(left.max()) * (1.18 if narrow else 1.1) or 1.0)
         ax.set_xlabel("seconds")
         ax.invert_yaxis()
@@ -279,7 +286,7 @@ def _time_by_phase(run: Run) -> Drawing:
     return drawing(
         "time",
         "Where the time goes",
-        "Wall-clock seconds of each phase, largest first. Start: SFT, ensemble and its evaluation, once per run.",
+        "Wall-clock seconds of each phase, largest first. Start: what is done once per run.",
         _bars(len(bars)),
         draw,
     )

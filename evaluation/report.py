@@ -154,7 +154,7 @@ def pick_samples(run: Run) -> tuple[Sample, ...]:
     picked = dict(reversed(wanted))
     return tuple(
         Sample(
-            why=f"{why}: {judge(last[key]) - judge(sft[key]):+.2f}",
+            why=f"{why}: {judge(last[key]) - judge(sft[key]):+z.2f}",
             prompt=sft[key].prompt,
             domain=sft[key].domain,
             responses=tuple(_response(who, rows[key]) for who, rows in columns),
@@ -164,23 +164,23 @@ def pick_samples(run: Run) -> tuple[Sample, ...]:
 
 
 def _response(who: str, row: EvaluationRow) -> Response:
-    gold = "" if row.gold is None else f"{row.gold:.2f}"
-    return Response(who, row.response, gold, f"{row.proxy:.2f}", row.num_tokens, row.finished)
+    gold = "" if row.gold is None else f"{row.gold:z.2f}"
+    return Response(who, row.response, gold, f"{row.proxy:z.2f}", row.num_tokens, row.finished)
 
 
 def _tiles(run: Run) -> Sequence[tuple[str, str, str]]:
     """(label, value, hint): first and last of the numbers that matter most."""
     first, last, fit = run.ledger.start, run.ledger.rounds[-1].evaluation, run.ledger.rounds[-1].reward
     total = sum(run.ledger.start_seconds.values()) + sum(sum(r.seconds.values()) for r in run.ledger.rounds)
-    tiles = [] if last.margin is None else [("win − lose", f"{last.margin:+.2f}", "against SFT, last round")]
+    tiles = [] if last.margin is None else [("win − lose", f"{last.margin:+z.2f}", "against SFT, last round")]
     if first.gold is not None and last.gold is not None:
-        tiles.append(("gold reward", f"{last.gold:.2f}", f"SFT {first.gold:.2f}"))
-    tiles.append(("proxy score", f"{last.proxy:.2f}", f"SFT {first.proxy:.2f}"))
-    tiles.append(("KL from SFT", f"{last.kl:.1f}", "nats per response"))
-    tiles.append(("perplexity", f"{last.perplexity:.1f}", f"SFT {first.perplexity:.1f}"))
+        tiles.append(("gold reward", f"{last.gold:z.2f}", f"SFT {first.gold:z.2f}"))
+    tiles.append(("proxy score", f"{last.proxy:z.2f}", f"SFT {first.proxy:z.2f}"))
+    tiles.append(("KL from SFT", f"{last.kl:z.1f}", "nats per response"))
+    tiles.append(("perplexity", f"{last.perplexity:z.1f}", f"SFT {first.perplexity:z.1f}"))
     if fit.validation_accuracy is not None:
         tiles.append(("reward model", f"{fit.validation_accuracy:.0%}", "validation accuracy"))
-    tiles.append(("time", f"{total / 60:.1f} min" if total >= 90 else f"{total:.0f} s", "all rounds and the start"))
+    tiles.append(("time", f"{total / 60:z.1f} min" if total >= 90 else f"{total:.0f} s", "all rounds and the start"))
     return tiles
 
 

@@ -66,7 +66,7 @@ def headline(run: Run) -> Headline:
         return Headline("warn", "Not compared with SFT", f"{after} has not been compared with SFT.", "The ledger has no outcome.")
     text = f"{after} wins {e.win:.0%} and loses {e.lose:.0%} against SFT under {judge_in_words(e.judge)}."
     detail = (
-        f"Win minus lose {e.margin:+.2f}, 95% interval {e.margin_low:+.2f} to {e.margin_high:+.2f} "
+        f"Win minus lose {e.margin:+z.2f}, 95% interval {e.margin_low:+z.2f} to {e.margin_high:+z.2f} "
         f"over {len(run.start_rows)} held-out prompts"
     )
     if e.margin_low > 0:
@@ -135,12 +135,12 @@ def _over_optimised(run: Run) -> Finding | None:
     if best != index and proxy > proxy_then and gold < best_gold:
         return Finding(
             "warn",
-            f"Over-optimisation: from round {best} to round {index} the proxy rose from {proxy_then:.2f} to {proxy:.2f} "
-            f"while the gold reward fell from {best_gold:.2f} to {gold:.2f}. Round {best} is the better policy.",
+            f"Over-optimisation: from round {best} to round {index} the proxy rose from {proxy_then:z.2f} to {proxy:z.2f} "
+            f"while the gold reward fell from {best_gold:z.2f} to {gold:z.2f}. Round {best} is the better policy.",
         )
     if best != index:
         return Finding(
-            "note", f"The gold reward was highest after round {best} ({best_gold:.2f}; {gold:.2f} after round {index})."
+            "note", f"The gold reward was highest after round {best} ({best_gold:z.2f}; {gold:z.2f} after round {index})."
         )
     return None
 
@@ -157,7 +157,7 @@ def _collapsed(run: Run) -> Finding | None:
     if last.distinct_2 < 0.5 * first.distinct_2:
         return Finding(
             "warn",
-            f"Less variety: the share of distinct word pairs fell from {first.distinct_2:.2f} to {last.distinct_2:.2f}.",
+            f"Less variety: the share of distinct word pairs fell from {first.distinct_2:z.2f} to {last.distinct_2:z.2f}.",
         )
     return None
 

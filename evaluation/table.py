@@ -48,7 +48,7 @@ def rounds_table(ledger: Ledger) -> RoundsTable:
         if c.of_evaluation is not None:
             cells = [c.of_evaluation(ledger.start), *(c.of_evaluation(r.evaluation) for r in ledger.rounds)]
         elif c.of_round is not None:
-            cells = [f"{seconds:.0f}" if c.header == "seconds" else NOTHING, *map(c.of_round, ledger.rounds)]
+            cells = [_seconds(seconds) if c.header == "seconds" else NOTHING, *map(c.of_round, ledger.rounds)]
         else:
             cells = ["SFT", *(f"round {r.index}" for r in ledger.rounds)]
         if any(cell != NOTHING for cell in cells):
@@ -87,17 +87,21 @@ def round_table(ledger: dict[str, object]) -> "Table":
 
 
 def _number(value: float | None, digits: int = 2) -> str:
-    return NOTHING if value is None else f"{value:.{digits}f}"
+    return NOTHING if value is None else f"{value:z.{digits}f}"
 
 
 def _share(value: float | None) -> str:
     return NOTHING if value is None else f"{value:.0%}"
 
 
+def _seconds(value: float) -> str:
+    return f"{value:.0f}" if value >= 10 else f"{value:.1f}"
+
+
 def _margin(e: Evaluation) -> str:
     if e.margin is None or e.margin_low is None or e.margin_high is None:
         return NOTHING
-    return f"{e.margin:+.2f} [{e.margin_low:+.2f}, {e.margin_high:+.2f}]"
+    return f"{e.margin:+z.2f} [{e.margin_low:+z.2f}, {e.margin_high:+z.2f}]"
 
 
 def _outcome(e: Evaluation) -> str:
@@ -113,7 +117,7 @@ _COLUMNS = (
     _Column(
         "ensemble",
         "Mean of the members' scores, ± the mean of their standard deviation",
-        lambda e: f"{e.ensemble_mean:.2f} ± {e.ensemble_std:.2f}",
+        lambda e: f"{e.ensemble_mean:z.2f} ± {e.ensemble_std:z.2f}",
     ),
     _Column("KL", "From SFT, nats per response", lambda e: _number(e.kl)),
     _Column("ppl", "Perplexity of the responses under SFT", lambda e: _number(e.perplexity)),
@@ -122,5 +126,5 @@ _COLUMNS = (
     _Column(
         "RM acc.", "Accuracy of the reward model on validation pairs", of_round=lambda r: _share(r.reward.validation_accuracy)
     ),
-    _Column("seconds", "All phases of the round", of_round=lambda r: f"{sum(r.seconds.values()):.0f}"),
+    _Column("seconds", "All phases of the round", of_round=lambda r: _seconds(sum(r.seconds.values()))),
 )

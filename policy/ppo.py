@@ -329,7 +329,7 @@ def _cut(x: Tensor, index: Tensor, part: SequenceBatch) -> Tensor:
 def _backward(loss: Tensor, what: str) -> None:
     if not bool(loss.isfinite()):
         raise NonFiniteError(f"{what} is {loss.item()}; the weights were left as they were before this step")
-    loss.backward()  # type: ignore[no-untyped-call]
+    torch.autograd.backward(loss)
 
 
 def _settled(model: _Model) -> _Model:

@@ -56,7 +56,9 @@ def fit_language_model(
     """
     import trl
     from datasets import Dataset
+    from transformers.utils import logging as progress
 
+    progress.disable_progress_bar()
     model = _load_or_make(tokenizer, config, seed)
     _check(examples, tokenizer, int(model.config.max_position_embeddings))
     began = time.monotonic()
@@ -112,10 +114,12 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, out_dir: Path) -> Pre
 
     smallest = 256 + len(SPECIALS)
     if vocab_size < smallest:
-        raise UserError(f"sft.shape.vocab_size must be at least {smallest} (256 bytes and {len(SPECIALS)} special tokens), got {vocab_size}")
+        raise UserError(
+            f"sft.shape.vocab_size must be at least {smallest} (256 bytes and {len(SPECIALS)} special tokens), got {vocab_size}"
+        )
     backend = Tokenizer(BPE())
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # type: ignore[assignment]
-    backend.decoder = decoders.ByteLevel()  # type: ignore[assignment]
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
         special_tokens=list(SPECIALS),
@@ -185,7 +189,8 @@ def _check(examples: Sequence[Example], tokenizer: PreTrainedTokenizerFast, cont
         raise UserError("no texts to train the SFT policy on: got 0 examples, expected at least one")
     if tokenizer.pad_token_id is None or tokenizer.eos_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
         raise UserError(
-            f"the tokenizer needs a pad and an eos token that differ, got pad {tokenizer.pad_token!r} and eos {tokenizer.eos_token!r}"
+            "the tokenizer needs a pad and an eos token that differ, "
+            f"got pad {tokenizer.pad_token!r} and eos {tokenizer.eos_token!r}"
         )
     for index, (prompt, response) in enumerate(examples):
         if not prompt or not response or len(prompt) + len(response) > context:

@@ -30,7 +30,8 @@ RECIPE = 1
 """Raise it when the code changes what a recipe makes."""
 STATISTICS_TEXTS = 2000
 FitFn = Callable[
-    [Sequence[tuple[list[int], list[int]]], "PreTrainedTokenizerFast", Path, Section, int, Callable[[int, int], None]], dict[str, float]
+    [Sequence[tuple[list[int], list[int]]], "PreTrainedTokenizerFast", Path, Section, int, Callable[[int, int], None]],
+    dict[str, float],
 ]
 """Trains a language model: ``policy.sft.fit_language_model``, handed in from above."""
 Progress = Callable[[str, int, int], None]
@@ -154,7 +155,9 @@ def _make(files: WorldFiles, config: WorldConfig, sft: Section, fit: FitFn, on_p
             for pair in truth(match(candidates[split], _number(world, split), config, _rng(config, split)), split)
         ),
     ]
-    _write_table(files.prompts_path, [StoredPrompt(p.id, p.text, p.domain, split) for split in SPLITS for p in world.prompts(split)])
+    _write_table(
+        files.prompts_path, [StoredPrompt(p.id, p.text, p.domain, split) for split in SPLITS for p in world.prompts(split)]
+    )
     _write_table(files.pairs_path, pairs)
     _write_json(files.users_path, {user: asdict(world.user_weights(user)) for user in world.users})
     train = [pair for pair in pairs if pair.split == "train"]

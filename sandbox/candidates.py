@@ -35,14 +35,17 @@ def sample_responses(
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     tokenizer = AutoTokenizer.from_pretrained(model_dir, trust_remote_code=False)
     model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32, trust_remote_code=False).eval()
     texts: list[str] = []
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(seed)
         for start in range(0, len(prompts), BATCH):
-            ids = [[tokenizer.bos_token_id, *tokenizer(text, add_special_tokens=False).input_ids] for text in prompts[start : start + BATCH]]
+            encoded = tokenizer(list(prompts[start : start + BATCH]), add_special_tokens=False).input_ids
+            ids = [[tokenizer.bos_token_id, *row] for row in encoded]
             input_ids, attention_mask = _pad_left(ids, tokenizer.pad_token_id)
             sampled = model.generate(
                 input_ids=input_ids,

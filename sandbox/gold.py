@@ -105,9 +105,7 @@ def attributes(prompt: str, response: str) -> Attributes:
     repeats = len(pairs) - len(set(pairs)) + sum(first == second for first, second in pairs)
     class_pairs = _class_pairs(words)
     wrong = sum(pair not in grammar() for pair in class_pairs)
-    excess = (
-        max(0, count["positive"] - 3) + max(0, count["polite"] - 1) + max(0, count["number"] - 2) + max(0, len(on_topic) - 4)
-    )
+    excess = max(0, count["positive"] - 3) + max(0, count["polite"] - 1) + max(0, count["number"] - 2) + max(0, len(on_topic) - 4)
     return Attributes(
         relevance=min(1.0, len(set(on_topic)) / 2),
         sentiment=max(-1.0, min(1.0, (count["positive"] - count["negative"]) / 2)),

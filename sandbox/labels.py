@@ -38,7 +38,9 @@ class LabelledPair:
 def judge(world: World, prompts: Sequence[WorldPrompt], texts: Sequence[str]) -> list[Candidate]:
     """Candidates with their gold reward; empty texts are left out."""
     return [
-        Candidate(prompt, text, world.gold(prompt.text, text)) for prompt, text in zip(prompts, texts, strict=True) if text.strip()
+        Candidate(prompt, text, world.gold(prompt.text, text))
+        for prompt, text in zip(prompts, texts, strict=True)
+        if text.strip()
     ]
 
 
@@ -48,7 +50,7 @@ def match(candidates: Sequence[Candidate], number: int, config: WorldConfig, rng
     Args:
         candidates: several to a prompt.
         number: pairs wanted.
-        config: ``near_tie_share`` and ``near_tie_gap``.
+        config: ``near_tie_share`` and ``near_tie_gap``; where too few pairs are that close, the closest count as near-ties.
         rng: decides which pairs, their order, and which response comes first.
 
     Raises:
@@ -58,23 +60,22 @@ def match(candidates: Sequence[Candidate], number: int, config: WorldConfig, rng
     for candidate in candidates:
         by_prompt.setdefault(candidate.prompt.id, []).append(candidate)
     pool = [pair for group in by_prompt.values() for pair in combinations(group, 2) if pair[0].text != pair[1].text]
-    rng.shuffle(pool)
-    near = [pair for pair in pool if _gap(pair) <= config.near_tie_gap]
-    wide = [pair for pair in pool if _gap(pair) > config.near_tie_gap]
     num_near = round(config.near_tie_share * number)
+    closest = sorted(pool, key=_gap)
+    num_close = max(num_near, sum(_gap(pair) <= config.near_tie_gap for pair in pool))
+    near, wide = closest[:num_close], closest[num_close:]
     if len(near) < num_near or len(wide) < number - num_near:
         raise UserError(
-            f"the candidates make {len(near)} near-ties and {len(wide)} other pairs, but world.num_pairs and world.near_tie_share "
-            f"ask for {num_near} and {number - num_near}; lower num_pairs, change near_tie_share, or raise world.near_tie_gap"
+            f"the candidates make {len(near)} near-ties and {len(wide)} other pairs, "
+            f"but {num_near} and {number - num_near} are asked for; lower world.num_pairs, raise world.num_prompts, "
+            "or change world.near_tie_share or world.near_tie_gap"
         )
-    pairs = near[:num_near] + wide[: number - num_near]
+    pairs = rng.sample(near, num_near) + rng.sample(wide, number - num_near)
     rng.shuffle(pairs)
     return [(first, second) if rng.random() < 0.5 else (second, first) for first, second in pairs]
 
 
-def annotate(
-    pairs: Sequence[tuple[Candidate, Candidate]], config: WorldConfig, rng: Random
-) -> list[LabelledPair]:
+def annotate(pairs: Sequence[tuple[Candidate, Candidate]], config: WorldConfig, rng: Random) -> list[LabelledPair]:
     """Training labels: a Bradley-Terry annotator answers, then exactly ``flip_rate`` of the answers are turned round.
 
     Source: Bradley and Terry 1952, P(a preferred to b) = sigmoid(beta * (gold(a) - gold(b))).

@@ -67,8 +67,8 @@ def topic_of(prompt: str) -> Topic:
     nouns = [word for word in words if word in TOPIC_OF]
     if not words or words[0] not in TAGS or not nouns or TOPIC_OF[nouns[0]].domain != TAGS[words[0]]:
         raise UserError(
-            f"not a prompt of the sandbox: got {prompt[:80]!r}, expected a domain tag such as @cooking and a noun of that domain; "
-            "the gold reward knows no other prompts"
+            f"not a prompt of the sandbox: got {prompt[:80]!r}, expected a domain tag such as @cooking and a noun of "
+            "that domain; the gold reward knows no other prompts"
         )
     return TOPIC_OF[nouns[0]]
 

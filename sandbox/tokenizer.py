@@ -29,7 +29,7 @@ def make_tokenizer(vocabulary: Sequence[str]) -> PreTrainedTokenizerFast:
 
     ids = {word: index for index, word in enumerate((*SPECIALS, *vocabulary))}
     backend = Tokenizer(WordLevel(ids, unk_token="<unk>"))
-    backend.pre_tokenizer = WhitespaceSplit()  # type: ignore[assignment]
+    backend.pre_tokenizer = WhitespaceSplit()
     return PreTrainedTokenizerFast(
         tokenizer_object=backend,
         pad_token="<pad>",

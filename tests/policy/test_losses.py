@@ -26,7 +26,7 @@ def test_policy_loss_by_hand(advantage: float, ratio: float, loss: float, gradie
     logprobs = torch.tensor([[math.log(ratio) - 1.0]], dtype=torch.float64, requires_grad=True)
     old = torch.tensor([[-1.0]], dtype=torch.float64)
     result = policy_loss(logprobs, old, torch.tensor([[advantage]], dtype=torch.float64), ONE, 0.2, 1.0)
-    result.loss.backward()  # type: ignore[no-untyped-call]
+    torch.autograd.backward(result.loss)
     assert logprobs.grad is not None
     assert result.loss.item() == pytest.approx(loss)
     assert logprobs.grad.item() == pytest.approx(gradient)
@@ -46,7 +46,7 @@ def test_policy_loss_by_hand(advantage: float, ratio: float, loss: float, gradie
 def test_value_loss_by_hand(value: float, loss: float, gradient: float, clipped: int) -> None:
     values = torch.tensor([[value]], dtype=torch.float64, requires_grad=True)
     result = value_loss(values, torch.ones(1, 1).double(), torch.full((1, 1), 2.0).double(), ONE, 0.2, 1.0)
-    result.loss.backward()  # type: ignore[no-untyped-call]
+    torch.autograd.backward(result.loss)
     assert values.grad is not None
     assert result.loss.item() == pytest.approx(loss)
     assert values.grad.item() == pytest.approx(gradient)
@@ -96,7 +96,7 @@ def test_microbatches_add_up_and_padding_is_never_read(loss: object) -> None:
     new, old, target = (torch.where(mask, x, float("nan")) for x in (new, old, target))
     new.requires_grad_(True)
     padded = function(new, old, target, mask, 0.2, mask.sum()).loss
-    padded.backward()  # type: ignore[no-untyped-call]
+    torch.autograd.backward(padded)
     assert torch.equal(padded.detach(), whole)
     assert new.grad is not None
     assert not new.grad[~mask].any() and new.grad[mask].isfinite().all()

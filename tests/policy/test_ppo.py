@@ -11,11 +11,11 @@ from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from policy.config import KLConfig, PolicyConfig
 from policy.critic import Critic
-from policy.statistics import sequence_statistics
 from policy.experience import explained_variance, rollout_batch, shaped_scores
 from policy.optimizers import NonFiniteError
 from policy.ppo import PPO
 from policy.rewards import RunningMoments
+from policy.statistics import sequence_statistics
 from tokens.records import Rollout
 
 Learner = Callable[[PolicyConfig], PPO]

@@ -96,6 +96,18 @@ def test_eta_changes_the_weights_and_raises_j_at_the_ascended_ones(make_model: M
     assert entry["displacement"] == pytest.approx(steps[-1].as_dict()["reward/displacement"])  # 6 steps: the last alone
 
 
+def test_j_is_taken_within_each_prompt(make_model: MakeModel) -> None:
+    meta = shifted(m=4, k=3)
+    _, steps = fit(make_model("mean"), toy_pairs(8), meta, eta=0.1, epochs=1)
+    model, expected = make_model("mean"), 0.0
+    for group in meta:
+        scores = score_sequences(model, group, 8, PAD).tolist()
+        for i, j in [(0, 1), (0, 2), (1, 2)]:
+            expected += 2 / 9 / (1 + math.exp(-abs(scores[i] - scores[j]))) / len(meta)
+    assert steps[0].meta is not None
+    assert steps[0].meta.difference == pytest.approx(expected, abs=1e-6)
+
+
 def test_disabled_is_vanilla(make_model: MakeModel) -> None:
     pairs = toy_pairs(12)
     vanilla, disabled = make_model(), make_model()

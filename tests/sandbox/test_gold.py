@@ -59,7 +59,11 @@ def test_attributes_of_a_text_counted_by_hand() -> None:
         ("ungrammatical", PLAIN, "can you use the small shelf . we try could the usual bank ."),
         ("excess", PLAIN, "you can use great great nice lovely perfect shelf ."),
         ("too_short", PLAIN, "the shelf ."),
-        ("too_long", PLAIN, " ".join([PLAIN, "take five nap with the old screw .", "the moon was quite simple .", "i could keep a fund ."])),
+        (
+            "too_long",
+            PLAIN,
+            " ".join([PLAIN, "take five nap with the old screw .", "the moon was quite simple .", "i could keep a fund ."]),
+        ),
     ],
 )
 def test_each_attribute_moves_gold_in_its_direction(name: str, better: str, worse: str) -> None:
@@ -67,15 +71,18 @@ def test_each_attribute_moves_gold_in_its_direction(name: str, better: str, wors
     assert gold(PROMPT, better, alone) > gold(PROMPT, worse, alone)
 
 
-@pytest.mark.parametrize(("name", "few", "many"), [
-    ("relevance", "oven bread", "oven bread butter flour"),
-    ("sentiment", "great nice", "great nice lovely perfect"),
-    ("sentiment", "awful dull", "awful dull poor nasty"),
-    ("rudeness", "fool idiot", "fool idiot dummy"),
-    ("specificity", "two five", "two five ten"),
-    ("hedging", "maybe perhaps", "maybe perhaps possibly"),
-    ("off_topic", "bank loan rent", "bank loan rent tax moon"),
-])
+@pytest.mark.parametrize(
+    ("name", "few", "many"),
+    [
+        ("relevance", "oven bread", "oven bread butter flour"),
+        ("sentiment", "great nice", "great nice lovely perfect"),
+        ("sentiment", "awful dull", "awful dull poor nasty"),
+        ("rudeness", "fool idiot", "fool idiot dummy"),
+        ("specificity", "two five", "two five ten"),
+        ("hedging", "maybe perhaps", "maybe perhaps possibly"),
+        ("off_topic", "bank loan rent", "bank loan rent tax moon"),
+    ],
+)
 def test_attributes_saturate(name: str, few: str, many: str) -> None:
     assert getattr(attributes(PROMPT, few), name) == getattr(attributes(PROMPT, many), name)
     assert abs(getattr(attributes(PROMPT, few), name)) == 1.0

@@ -1,0 +1,59 @@
+"""Runs of the real command, on a real local Ray with real vLLM engines, shared by the tests that look at them."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.cluster.command import TINY, Command
+
+COMPILERS = ("g++", "gcc", "c++", "cc", "clang", "clang++")
+
+
+@pytest.fixture(scope="session")
+def path_without_compiler(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A PATH with the ordinary tools but no C or C++ compiler."""
+    directory = tmp_path_factory.mktemp("bin")
+    for folder in ("/usr/bin", "/bin"):
+        for tool in Path(folder).iterdir():
+            plain = tool.name.split("-")[0]
+            if plain not in COMPILERS and not tool.name.endswith(COMPILERS) and not (directory / tool.name).exists():
+                (directory / tool.name).symlink_to(tool)
+    assert all(shutil.which(name, path=str(directory)) is None for name in COMPILERS)
+    return str(directory)
+
+
+@pytest.fixture(scope="session")
+def command(tmp_path_factory: pytest.TempPathFactory, path_without_compiler: str) -> Command:
+    """The command line, on a machine without a compiler."""
+    return Command(tmp_path_factory.mktemp("storage"), path_without_compiler)
+
+
+@pytest.fixture(scope="session")
+def tiny_run(command: Command) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    """Two rounds of the tiny config, run once: the run directory and what the command printed."""
+    done = command("run", str(TINY))
+    assert done.returncode == 0, done.stdout + done.stderr
+    return command.storage / "runs" / "tiny", done
+
+
+@pytest.fixture
+def mounted() -> Iterator[Callable[[Path, int], None]]:
+    """Mounts a small file system in memory; needs the right to."""
+    done: list[Path] = []
+
+    def mount(place: Path, size: int) -> None:
+        answer = subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(place)], capture_output=True, text=True, check=False
+        )
+        if answer.returncode:
+            pytest.skip(f"may not mount a tmpfs here: {answer.stderr.strip()}")
+        done.append(place)
+
+    yield mount
+    for place in done:
+        subprocess.run(["umount", str(place)], check=True)

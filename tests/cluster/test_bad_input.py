@@ -1,0 +1,223 @@
+"""What a person gets wrong: one clear message, exit code 2, no Ray, nothing left behind."""
+
+from __future__ import annotations
+
+import errno
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import ray
+import yaml
+
+from cluster.cli import main
+from cluster.load_config import load_config
+from cluster.run_directory import RunDirectory
+from tests.cluster.command import TINY, Command
+from tokens.errors import UserError
+
+GOOD = [{"prompt": f"say {i}", "chosen": f"word {i} is good", "rejected": f"no {i}"} for i in range(200)]
+REAL = ["--evaluation.judge", "ensemble", "--sft.shape.vocab_size", "300", "--data.max_prompt_tokens", "24"]
+
+
+@pytest.fixture(autouse=True)
+def storage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("RONDO_STORAGE", str(tmp_path / "storage"))
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    return tmp_path / "storage"
+
+
+def refused(capsys: pytest.CaptureFixture[str], storage: Path, *arguments: str) -> str:
+    """Run the command; check all that holds for every bad input; return its message."""
+    assert main(list(arguments)) == 2
+    printed = capsys.readouterr()
+    assert printed.err.startswith("error: ") and printed.err.count("\n") == 1
+    assert not ray.is_initialized()
+    left = [path for path in storage.rglob("*") if "tokenizer-" not in str(path) and path.is_file()] if storage.exists() else []
+    assert not left, left
+    return printed.err
+
+
+def config(**sections: object) -> dict[str, object]:
+    tree: dict[str, object] = yaml.safe_load(TINY.read_text())
+    return tree | sections
+
+
+CONFIGS = {
+    "unknown key": ({"polciy": {}}, ["unknown key polciy", "policy"]),
+    "unknown nested key": ({"policy": {"kl": {"coeff": 0.1}}}, ["policy.kl.coeff", "did you mean coef"]),
+    "negative size": ({"rounds": {"num_rounds": -1}}, ["rounds.num_rounds", "-1", "greater than or equal to 1"]),
+    "zero size": ({"scorer": {"num_members": 0}}, ["scorer.num_members", "0"]),
+    "not a number": ({"reward": {"lr": "1e-5x"}}, ["reward.lr", "1e-5x"]),
+    "infinite": ({"reward": {"lr": float("inf")}}, ["reward.lr", "finite"]),
+    "k < 2": ({"meta": {"samples_per_prompt": 1}}, ["meta.samples_per_prompt", "2"]),
+    "minibatch does not divide": ({"policy": {"prompts_per_step": 16, "minibatch_size": 5}}, ["minibatch_size", "divide", "16", "5"]),
+    "microbatch does not divide": (
+        {"policy": {"prompts_per_step": 16, "minibatch_size": 16, "microbatch_size": 5}}, ["microbatch_size", "divide", "16", "5"],
+    ),
+    "meta batch larger than its prompts": ({"meta": {"num_prompts": 2, "prompts_per_step": 3}}, ["meta.prompts_per_step", "3", "2"]),
+    "spread of one member": ({"scorer": {"num_members": 1}}, ["mean_minus_std", "num_members"]),
+    "a name that is a path": ({"name": "../../etc"}, ["name", "../../etc"]),
+    "context too short": ({"data": {"max_prompt_tokens": 100}}, ["context", "164", "72"]),
+    "gold without a sandbox": ({"data": {"preferences": "x.jsonl"}}, ["evaluation.judge", "ensemble"]),
+    "unknown domain": ({"policy": {"prompts": "sandbox:nowhere"}}, ["policy.prompts", "nowhere"]),
+    "a model beside the sandbox": ({"sft": {"model": "/tmp"}}, ["sft.model", "null"]),
+    "a share of nothing": ({"resources": {"learner": {"num_cpus": 0}}}, ["num_cpus and num_gpus are both 0"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("change", "words"), CONFIGS.values(), ids=CONFIGS.keys())
+def test_config(
+    change: dict[str, object], words: list[str], tmp_path: Path, storage: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(config(**change)))
+    message = refused(capsys, storage, "run", str(tmp_path / "c.yaml"))
+    assert all(word in message for word in words), message
+
+
+FILES: dict[str, tuple[bytes | None, list[str]]] = {
+    "missing": (None, ["no config file"]),
+    "empty": (b"", ["mapping", "nothing"]),
+    "a list": (b"- 1\n", ["mapping", "list"]),
+    "not YAML": (b"a: [1\n", ["not valid YAML"]),
+    "not UTF-8": (b"name: \xff\xfe\n", ["UTF-8"]),
+    "a key twice": (b"name: a\nname: b\n", ["name", "twice"]),
+    "a Python object": (b"name: !!python/object:os.system x\n", ["not valid YAML", "python/object"]),
+}
+
+
+@pytest.mark.parametrize(("content", "words"), FILES.values(), ids=FILES.keys())
+def test_config_file(
+    content: bytes | None, words: list[str], tmp_path: Path, storage: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if content is not None:
+        (tmp_path / "c.yaml").write_bytes(content)
+    message = refused(capsys, storage, "run", str(tmp_path / "c.yaml"))
+    assert all(word in message for word in words), message
+
+
+def test_override(storage: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "policy.kl.coef" in refused(capsys, storage, "run", str(TINY), "--policy.kl.coef", "much")
+    assert "unknown key policy.kl.koef" in refused(capsys, storage, "run", str(TINY), "--policy.kl.koef", "1")
+    assert "pairs" in refused(capsys, storage, "run", str(TINY), "--policy.kl.coef")
+    assert load_config(TINY, ["--policy.kl.coef", "1e-3", "--policy.lr=2e-4"]).policy.kl.coef == 1e-3
+
+
+def jsonl(rows: list[dict[str, object]]) -> bytes:
+    return "".join(json.dumps(row) + "\n" for row in rows).encode()
+
+
+def changed(**values: object) -> bytes:
+    rows: list[dict[str, object]] = [dict(row) for row in GOOD]
+    rows[2] |= values
+    return jsonl(rows)
+
+
+DATA: dict[str, tuple[bytes | None, list[str]]] = {
+    "missing file": (None, ["d.jsonl", "no such file"]),
+    "empty file": (b"", ["d.jsonl", "empty"]),
+    "malformed line": (jsonl([dict(GOOD[0])]) + b"{not json\n", ["d.jsonl", "line 2"]),
+    "missing columns": (jsonl([{"question": "a", "answer": "b"}] * 3), ["answer", "question"]),
+    "empty chosen": (changed(chosen=" "), ["line 3", "chosen", "empty"]),
+    "empty rejected": (changed(rejected=""), ["line 3", "rejected", "empty"]),
+    "chosen equal to rejected": (changed(chosen="same", rejected="same"), ["line 3", "equal"]),
+    "prompt longer than allowed": (changed(prompt="long " * 100), ["prompt too long", "24"]),
+    "not UTF-8": (jsonl([dict(GOOD[0])]) + b'{"prompt": "\xff"}\n', ["d.jsonl", "UTF-8"]),
+}
+
+
+@pytest.mark.parametrize(("content", "words"), DATA.values(), ids=DATA.keys())
+def test_data(content: bytes | None, words: list[str], tmp_path: Path, storage: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    if content is not None:
+        (tmp_path / "d.jsonl").write_bytes(content)
+    message = refused(capsys, storage, "run", str(TINY), "--data.preferences", str(tmp_path / "d.jsonl"), *REAL)
+    assert all(word in message for word in words), message
+
+
+def test_model_directory_without_a_tokenizer(tmp_path: Path, storage: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    shape = LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2)
+    LlamaForCausalLM(shape).save_pretrained(tmp_path / "model")
+    (tmp_path / "d.jsonl").write_bytes(jsonl([dict(row) for row in GOOD]))
+    capsys.readouterr()
+    data = ["--data.preferences", str(tmp_path / "d.jsonl"), *REAL]
+    message = refused(capsys, storage, "run", str(TINY), "--sft.model", str(tmp_path / "model"), *data)
+    assert "tokenizer" in message and str(tmp_path / "model") in message
+    missing = refused(capsys, storage, "run", str(TINY), "--sft.model", "somebody/some-model", *data)
+    assert "allow_hub" in missing
+
+
+def test_storage_root(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", str(TINY), "--storage", "runs"]) == 2
+    assert "absolute" in capsys.readouterr().err
+    (tmp_path / "file").write_text("")
+    assert main(["run", str(TINY), "--storage", str(tmp_path / "file")]) == 2
+    assert "cannot be made" in capsys.readouterr().err
+
+
+def test_run_directory_of_another_config(storage: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with RunDirectory(load_config(TINY)).open():
+        pass
+    before = (storage / "runs" / "tiny" / "config.yaml").read_text()
+    assert main(["run", str(TINY), "--policy.kl.coef", "0.5"]) == 2
+    message = capsys.readouterr().err
+    assert "belongs to another config" in message and "policy.kl.coef: 0.05 there, 0.5 here" in message
+    assert (storage / "runs" / "tiny" / "config.yaml").read_text() == before
+    RunDirectory(load_config(TINY, ["--rounds.num_rounds", "9"])).inspect()  # going on for longer is no other config
+
+
+def test_a_directory_that_is_not_a_run(storage: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (storage / "runs" / "tiny").mkdir(parents=True)
+    (storage / "runs" / "tiny" / "thesis.txt").write_text("precious")
+    assert main(["run", str(TINY)]) == 2
+    assert "not a run directory" in capsys.readouterr().err
+    assert [path.name for path in (storage / "runs" / "tiny").iterdir()] == ["thesis.txt"]
+    assert main(["report", str(storage / "runs" / "tiny")]) == 2
+    assert capsys.readouterr().err.startswith("error: ")
+
+
+def test_two_drivers(capsys: pytest.CaptureFixture[str]) -> None:
+    with RunDirectory(load_config(TINY)).open():
+        assert main(["run", str(TINY)]) == 2
+    assert "another driver" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("fails_in", ["draft", "commit"])
+def test_full_disk(fails_in: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = RunDirectory(load_config(TINY))
+
+    def no_space(*arguments: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with run.open():
+        with run.draft(run.start_path) as draft:
+            (draft / "x").write_text("kept")
+            run.commit_start(draft, {"committed": True})
+        before = (run.path / "ledger.json").read_text()
+        with pytest.raises(UserError, match="no space left.*earlier rounds are intact"), run.draft(run.round_path(0)) as draft:
+            (draft / "y").write_text("lost")
+            if fails_in == "draft":
+                no_space()
+            monkeypatch.setattr("cluster.run_directory.os.fsync", no_space)
+            run.commit_round(draft, {"round": 0})
+        monkeypatch.undo()
+        assert (run.path / "ledger.json").read_text() == before
+        assert (run.start_path / "x").read_text() == "kept"
+        assert list((run.path / "rounds").iterdir()) == []
+
+
+def test_a_full_disk_for_real(tmp_path: Path, mounted: Callable[[Path, int], None], capsys: pytest.CaptureFixture[str]) -> None:
+    small = tmp_path / "small"
+    small.mkdir()
+    mounted(small, 64 << 10)
+    (small / "filler").write_bytes(b"x" * (56 << 10))
+    assert main(["run", str(TINY), "--storage", str(small)]) == 2
+    assert "no space left" in capsys.readouterr().err
+    assert not ray.is_initialized()
+
+
+def test_the_command_line_exits_with_2_and_prints_no_traceback(command: Command) -> None:
+    done = command("run", "configs/no_such.yaml", seconds=60)
+    assert done.returncode == 2 and "Traceback" not in done.stderr and "configs/quickstart.yaml" in done.stderr

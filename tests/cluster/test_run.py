@@ -1,0 +1,143 @@
+"""The whole loop on real Ray and real vLLM: what a run leaves behind, and what the same command does next."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import psutil
+import pytest
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+from evaluation.records import EvaluationRow, MetaRow, read_rows
+from tests.cluster.command import TINY, Command
+
+TinyRun = tuple[Path, "subprocess.CompletedProcess[str]"]
+
+
+def ledger(run: Path) -> dict[str, list[dict[str, dict[str, float]]]]:
+    return json.loads((run / "ledger.json").read_text())
+
+
+def rows(run: Path, phase: str) -> list[dict[str, float]]:
+    return [row for line in (run / "metrics.jsonl").read_text().splitlines() if (row := json.loads(line))["phase"] == phase]
+
+
+def test_five_roles_ran_as_separate_processes_and_none_is_left(tiny_run: TinyRun) -> None:
+    processes = json.loads((tiny_run[0] / "processes.json").read_text())
+    assert processes.keys() == {"driver", "rollout-0", "reward-0", "scorer-0", "learner-0"}
+    pids = [process["pid"] for process in processes.values()]
+    assert len(set(pids)) == 5
+    assert not any(psutil.pid_exists(pid) for pid in pids)
+    storage = str(tiny_run[0].parents[1])
+    assert not [p.pid for p in psutil.process_iter(["environ"]) if (p.info["environ"] or {}).get("RONDO_STORAGE") == storage]
+
+
+def test_every_round_is_committed_with_what_the_issue_names(tiny_run: TinyRun) -> None:
+    run, done = tiny_run
+    entries = ledger(run)["rounds"]
+    assert [entry["round"] for entry in entries] == [0, 1]
+    for entry in entries:
+        assert entry["choices"]["policy.reference"] == "sft" and entry["choices"]["scorer.refresh"] == "never"
+        assert entry["reward"]["J_after"] > entry["reward"]["J_before"], "the ascent must raise J"
+        assert {"sample_meta", "reward", "sample", "score", "policy", "sync", "evaluate", "commit"} <= entry["seconds"].keys()
+        folder = run / "rounds" / f"round_{entry['round']:03d}"
+        AutoModelForCausalLM.from_pretrained(folder / "policy")
+        AutoModelForSequenceClassification.from_pretrained(folder / "reward")
+        assert len(read_rows(folder / "evaluation.parquet", EvaluationRow)) == 32
+        assert len(read_rows(folder / "meta_rollouts.parquet", MetaRow)) == 32 * 3
+    assert entries[0]["policy_version"] == 2 and entries[1]["policy_version"] == 4
+    assert {"config.yaml", "versions.json", "report.html", "tensorboard", "logs"} <= {path.name for path in run.iterdir()}
+    assert json.loads((run / "versions.json").read_text())["vllm"] is not None
+    assert "round 1" in done.stdout and "report.html" in done.stdout
+
+
+def test_the_engine_agrees_with_the_learner_after_every_sync(tiny_run: TinyRun) -> None:
+    gaps = [row["policy/sampler_gap"] for row in rows(tiny_run[0], "policy")]
+    assert len(gaps) == 4 and max(gaps) < 1e-4
+
+
+def test_every_rollout_carries_the_version_that_sampled_it(tiny_run: TinyRun) -> None:
+    second = read_rows(tiny_run[0] / "rounds" / "round_001" / "meta_rollouts.parquet", MetaRow)
+    assert {row.policy_version for row in second} == {2}, "S_1 comes from the policy that round 0 committed"
+
+
+def test_policy_and_reward_model_change_from_round_to_round(tiny_run: TinyRun) -> None:
+    for name in ("policy", "reward"):
+        first, second = (load_file(tiny_run[0] / "rounds" / f"round_{k:03d}" / name / "model.safetensors") for k in (0, 1))
+        assert any(not first[key].equal(second[key]) for key in first), name
+
+
+def test_engine_logs_go_to_files_not_to_the_terminal(tiny_run: TinyRun) -> None:
+    run, done = tiny_run
+    assert "vllm" in (run / "logs" / "rollout-0.log").read_text().lower()
+    assert "vllm" not in (done.stdout + done.stderr).lower()
+
+
+def test_the_same_command_again_says_that_all_is_done(tiny_run: TinyRun, command: Command) -> None:
+    before = {path: path.stat().st_mtime_ns for path in (tiny_run[0] / "rounds").rglob("*")}
+    again = command("run", str(TINY), seconds=120)
+    assert again.returncode == 0 and "rounds are done" in again.stdout
+    assert {path: path.stat().st_mtime_ns for path in (tiny_run[0] / "rounds").rglob("*")} == before
+
+
+def test_a_killed_run_continues_after_the_last_committed_round(tiny_run: TinyRun, command: Command) -> None:
+    run = tiny_run[0]
+    copy = run.parent / "tiny-killed"
+    shutil.copytree(run, copy)
+    state = json.loads((copy / "ledger.json").read_text())
+    state["rounds"] = state["rounds"][:1]
+    done_before = command("run", str(TINY), "--name", "tiny-killed", seconds=60)
+    assert done_before.returncode == 2 and "belongs to another config" in done_before.stderr
+    from cluster.load_config import load_config
+    from cluster.run_directory import config_sha256
+
+    state["config_sha256"] = config_sha256(load_config(TINY, ["--name", "tiny-killed"]))
+    (copy / "ledger.json").write_text(json.dumps(state))  # round 1 was renamed into place, but the kill came before the ledger
+    (copy / "rounds" / ".round_002.partial").mkdir()
+    done = command("run", str(TINY), "--name", "tiny-killed")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Round 2 of 2" in done.stdout and "Round 1 of 2" not in done.stdout
+    assert [entry["round"] for entry in ledger(copy)["rounds"]] == [0, 1]
+    assert [path.name for path in sorted((copy / "rounds").iterdir())] == ["round_000", "round_001"]
+    assert sorted((row["round"], row["step"]) for row in rows(copy, "policy")) == [(0, 0), (0, 1), (1, 0), (1, 1)]
+    assert ledger(copy)["rounds"][0] == ledger(run)["rounds"][0]
+
+
+def test_sigterm_leaves_no_process_and_no_half_round(command: Command) -> None:
+    import signal
+    import sys
+    import time
+
+    environment = dict(os.environ) | {"RONDO_STORAGE": str(command.storage)}
+    driver = subprocess.Popen(
+        [sys.executable, "-m", "cluster", "run", str(TINY), "--name", "tiny-stopped", "--policy.steps_per_round", "2000"],
+        cwd=TINY.parents[2], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    run = command.storage / "runs" / "tiny-stopped"
+    deadline = time.monotonic() + 300
+    while time.monotonic() < deadline and not ((run / "metrics.jsonl").exists() and rows(run, "policy")):
+        assert driver.poll() is None, driver.stdout.read() if driver.stdout else ""
+        time.sleep(0.5)
+    processes = json.loads((run / "processes.json").read_text())
+    driver.send_signal(signal.SIGTERM)
+    assert driver.wait(timeout=60) == 143
+    gone = time.monotonic() + 20
+    while time.monotonic() < gone and any(psutil.pid_exists(p["pid"]) for p in processes.values()):
+        time.sleep(0.2)
+    assert not any(psutil.pid_exists(p["pid"]) for p in processes.values())
+    assert list((run / "rounds").iterdir()) == []
+    assert ledger(run)["rounds"] == []
+
+
+@pytest.mark.parametrize("num_engines", [2])
+def test_two_engines_share_the_prompts(command: Command, num_engines: int) -> None:
+    done = command("run", str(TINY), "--name", "tiny-pool", "--rollout.num_engines", str(num_engines), "--rounds.num_rounds", "1")
+    assert done.returncode == 0, done.stdout + done.stderr
+    run = command.storage / "runs" / "tiny-pool"
+    assert {"rollout-0", "rollout-1"} <= json.loads((run / "processes.json").read_text()).keys()
+    assert len(read_rows(run / "rounds" / "round_000" / "meta_rollouts.parquet", MetaRow)) == 32 * 3
