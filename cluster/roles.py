@@ -98,10 +98,6 @@ class ScorerHandle:
         """Score rollouts with every member."""
         return _ask(self.process, self.process.actor.score, rollouts)
 
-    def strength(self, pairs: Sequence[Pair]) -> Pending[tuple[tuple[float, ...], tuple[float, ...]]]:
-        """Mean and std over the members of score(chosen) - score(rejected)."""
-        return _ask(self.process, self.process.actor.strength, pairs)
-
 
 class LearnerHandle:
     """The policy learner."""
@@ -251,11 +247,11 @@ class Stage:
             self._spawn(RolloutEngine, "rollout", i, "rollout", sft_dir, config.rollout, max_model_len)
             for i in range(config.rollout.num_engines)
         ]
-        arguments = (pairs, validation, config.reward, config.meta, sft_dir, sft_dir)
-        actors.append(self._spawn(RewardTrainer, "reward", 0, "reward", *arguments))
+        trainer = (pairs, validation, config.reward, config.meta, sft_dir)
+        actors.append(self._spawn(RewardTrainer, "reward", 0, "reward", *trainer))
         actors.append(self._spawn(EnsembleScorer, "scorer", 0, "scorer", config.scorer))
-        arguments = (config.policy, config.rollout.temperature, sft_dir, resume, config.seed)
-        actors.append(self._spawn(PolicyLearner, "learner", 0, "learner", *arguments))
+        learner = (config.policy, config.rollout.temperature, sft_dir, resume, config.seed)
+        actors.append(self._spawn(PolicyLearner, "learner", 0, "learner", *learner))
         names = (*(f"rollout-{i}" for i in range(config.rollout.num_engines)), "reward-0", "scorer-0", "learner-0")
 
         def combine(identities: list[Identity]) -> Roles:
