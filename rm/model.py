@@ -149,7 +149,7 @@ class RewardModel(nn.Module):
         scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
         if self.pooling == "last":
             last = batch.attention_mask.shape[1] - 1 - batch.attention_mask.flip(-1).long().argmax(-1)  # [B]
-            pooled: Tensor = scores.gather(-1, last.unsqueeze(-1)).squeeze(-1)
+            pooled: Tensor = scores[torch.arange(len(batch), device=last.device), last]  # not a view, which FSDP2 would warn of
             return pooled
         counts = batch.response_mask.sum(-1)  # [B]
         if bool((counts == 0).any()):
