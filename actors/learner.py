@@ -133,7 +133,9 @@ class PolicyLearner(Rank):
         import torch
 
         with self.compute():
-            metrics = self.ppo.update(rollouts, torch.tensor(list(scores)), lambda done, total: self.tick(done, total, "minibatches"))
+            metrics = self.ppo.update(
+                rollouts, torch.tensor(list(scores)), lambda done, total: self.tick(done, total, "minibatches")
+            )
         return dict(metrics.as_dict())
 
     def weights(self) -> dict[str, Any]:

@@ -44,7 +44,6 @@ class RewardTrainer(Rank):
         reward: RewardConfig,
         meta: MetaConfig,
         sft_dir: Path,
-        tokenizer_dir: Path,
     ) -> None:
         super().__init__(setup)
         from transformers import AutoTokenizer
@@ -52,7 +51,7 @@ class RewardTrainer(Rank):
         self.pairs, self.validation = pairs, validation
         self.reward, self.meta = reward, meta
         self.sft_dir = sft_dir
-        self.tokenizer = AutoTokenizer.from_pretrained(tokenizer_dir)
+        self.tokenizer = AutoTokenizer.from_pretrained(sft_dir)
 
     def fit(self, out_dir: Path, seed: int, previous: Path | None, shifted: Sequence[Rollout] | None) -> RewardReport:
         """Train one reward model and save it as a Hugging Face directory.

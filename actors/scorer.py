@@ -1,4 +1,4 @@
-"""The ensemble scorer: M reward models in one process, that vote on rollouts and on the strength of preferences."""
+"""The ensemble scorer: M reward models in one process that vote on rollouts."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import ray
 
 from actors.process import STATUS_GROUP, ProcessSetup, Role
 from rm.config import ScorerConfig
-from tokens.records import Pair, Rollout
+from tokens.records import Rollout
 
 if TYPE_CHECKING:
     import torch
@@ -111,22 +111,3 @@ class EnsembleScorer(Role):
             tuple(scores.std(1, correction=0).tolist()),
             tuple(aggregate(scores, self.config.aggregate, self.config.std_coef).tolist()),
         )
-
-    def strength(self, pairs: Sequence[Pair]) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """Mean and population standard deviation over the members of score(chosen) - score(rejected) (Secrets II, Eq 4).
-
-        Args:
-            pairs: N of them, as ids of the members' tokenizer.
-
-        Returns:
-            N means and N standard deviations, in the members' raw units.
-        """
-        import torch
-
-        from rm.ensemble import preference_strength
-
-        order = sorted(self.members)
-        chosen = torch.stack([self._score(m, [(p.prompt_ids, p.chosen_ids) for p in pairs]) for m in order], dim=1)
-        rejected = torch.stack([self._score(m, [(p.prompt_ids, p.rejected_ids) for p in pairs]) for m in order], dim=1)
-        mean, std = preference_strength(chosen, rejected)
-        return tuple(mean.tolist()), tuple(std.tolist())

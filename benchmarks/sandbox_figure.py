@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 PROMPT = "@cooking how do i choose oven and bread ?"
 INK, GOOD, BAD, QUIET = "#22303c", "#2a7f62", "#b5483a", "#8a97a3"
+PAPER = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}
 EXAMPLES = (
     "please , you can use two great oven . the bread is very nice .",
     "you can use the great oven . the bread is nice .",
@@ -69,7 +70,7 @@ def _examples(axis: Axes, world: World) -> None:
     values = [value for value, _ in scored]
     axis.barh(range(len(scored)), values, color=[GOOD if value > 0 else BAD for value in values], height=0.32)
     for row, (value, text) in enumerate(scored):
-        axis.text(-2.6, row + 0.26, text, fontsize=8.5, color=INK, va="bottom", family="monospace")
+        axis.text(-2.6, row + 0.24, text, fontsize=8.5, color=INK, va="bottom", family="monospace", zorder=3, bbox=PAPER)
         axis.text(
             value + (0.06 if value > 0 else -0.06),
             row,

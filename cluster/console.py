@@ -7,7 +7,15 @@ from types import TracebackType
 
 from rich.console import Console as RichConsole
 from rich.console import RenderableType
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 
 class Bar:
@@ -54,7 +62,11 @@ class Bar:
             self.live.stop()
         if kind is None:
             seconds = time.perf_counter() - self.began
-            details = ", ".join(part for part in (f"{self.done:,} {self.unit}" if self.done and self.unit else "", self._rate(), self.note) if part)
+            details = ", ".join(
+                part
+                for part in (f"{self.done:,} {self.unit}" if self.done and self.unit else "", self._rate(), self.note)
+                if part
+            )
             self.console.print(f"  [green]✓[/] {self.title:<28} {seconds:6.1f} s  [dim]{details}[/]", highlight=False)
 
 

@@ -1,4 +1,4 @@
-"""What a run learns from: pairs, prompts, the SFT model. Everything that can be wrong is found here, before any process starts."""
+"""What a run learns from: pairs, prompts, the SFT model. What is wrong with them is found here, before any process starts."""
 
 from __future__ import annotations
 
@@ -55,8 +55,9 @@ class Inputs:
 class Source(Protocol):
     """Where the inputs come from."""
 
-    recipe: Recipe | None
-    """What must be made first, once (the SFT model); None where it is given."""
+    @property
+    def recipe(self) -> Recipe | None:
+        """What must be made first, once (the SFT model); None where it is given."""
 
     def load(self) -> Inputs:
         """Read everything, once the recipe's directory is there."""
@@ -141,7 +142,9 @@ class SandboxSource:
 
         def prompts(split: Split, domains: tuple[str, ...]) -> tuple[Prompt, ...]:
             return tuple(
-                Prompt(p.id, p.text, encode_prompt(tokenizer, p.text), p.domain) for p in self.world.prompts(split) if p.domain in domains
+                Prompt(p.id, p.text, encode_prompt(tokenizer, p.text), p.domain)
+                for p in self.world.prompts(split)
+                if p.domain in domains
             )
 
         def pairs(split: str) -> tuple[Pair, ...]:
@@ -169,7 +172,9 @@ class SandboxSource:
         )
         longest = max(len(p.token_ids) for p in (*inputs.meta_prompts, *inputs.policy_prompts, *inputs.eval_prompts))
         if longest > limits.max_prompt_tokens:
-            raise UserError(f"the sandbox's prompts have up to {longest} tokens, data.max_prompt_tokens is {limits.max_prompt_tokens}")
+            raise UserError(
+                f"the sandbox's prompts have up to {longest} tokens, data.max_prompt_tokens is {limits.max_prompt_tokens}"
+            )
         return inputs
 
 
@@ -245,7 +250,9 @@ class DataSource:
             self.recipe: Recipe | None = None
             self.sft_dir = given[0]
         else:
-            recipe = TextsRecipe(tuple((p.prompt_ids, p.chosen_ids) for p in self.pairs), tokenizer_dir, config.sft, config.seed, cache)
+            recipe = TextsRecipe(
+                tuple((p.prompt_ids, p.chosen_ids) for p in self.pairs), tokenizer_dir, config.sft, config.seed, cache
+            )
             self.recipe, self.sft_dir = recipe, recipe.directory
         self.meta_prompts = self._prompts(config.meta.prompts, train.prompts())
         if config.policy.prompts is None:
@@ -270,7 +277,9 @@ class DataSource:
 
         if not Path(name).is_dir():
             if not self.config.data.allow_hub:
-                raise UserError(f"sft.model {name!r} is not a directory; to fetch it from the Hugging Face hub set data.allow_hub to true")
+                raise UserError(
+                    f"sft.model {name!r} is not a directory; to fetch it from the hub set data.allow_hub to true"
+                )
             from huggingface_hub import snapshot_download
 
             name = snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"])

@@ -36,7 +36,9 @@ class Judgement:
     summary: dict[str, Any]
 
 
-def sample_for_judging(config: RunConfig, inputs: Inputs, roles: Roles, wait: Waiter, version: int, bar: Bar | None) -> list[Rollout]:
+def sample_for_judging(
+    config: RunConfig, inputs: Inputs, roles: Roles, wait: Waiter, version: int, bar: Bar | None
+) -> list[Rollout]:
     """One response of the current policy to each held-out prompt.
 
     Returns:
@@ -102,7 +104,13 @@ def rejudged(config: RunConfig, sft: Judgement, wait: Waiter, roles: Roles) -> S
         return sft.rows
     scores = wait("evaluate", roles.scorer.score(sft.rollouts))
     return [
-        replace(row, proxy=scores.members[i][0], ensemble_mean=scores.mean[i], ensemble_std=scores.std[i], member_scores=scores.members[i])
+        replace(
+            row,
+            proxy=scores.members[i][0],
+            ensemble_mean=scores.mean[i],
+            ensemble_std=scores.std[i],
+            member_scores=scores.members[i],
+        )
         for i, row in enumerate(sft.rows)
     ]
 

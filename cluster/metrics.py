@@ -46,7 +46,9 @@ class Metrics:
         self.bar = None
 
     def _write(self, index: int, step: int, phase: str, values: dict[str, float | None], board_step: int) -> None:
-        self.file.write(json.dumps({"time": round(time.time(), 3), "round": index, "step": step, "phase": phase, **values}) + "\n")
+        self.file.write(
+            json.dumps({"time": round(time.time(), 3), "round": index, "step": step, "phase": phase, **values}) + "\n"
+        )
         for name, value in values.items():
             if value is not None:
                 self.board.add_scalar(name, value, board_step)  # type: ignore[no-untyped-call]
@@ -63,7 +65,9 @@ class Metrics:
         }
         self._write(index, step, "policy", values, index * self.steps_per_round + step)
         if self.bar:
-            note = f"score {values['policy/score']:.2f}  KL {values['policy/kl']:.2f}" + ("" if gold is None else f"  gold {gold:.2f}")
+            note = f"score {values['policy/score']:.2f}  KL {values['policy/kl']:.2f}" + (
+                "" if gold is None else f"  gold {gold:.2f}"
+            )
             self.bar.update(step + 1, self.steps_per_round, note=note)
 
     def reward(self, index: int, report: RewardReport) -> None:

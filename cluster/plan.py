@@ -107,13 +107,33 @@ def bundles(config: RunConfig, parameters: int) -> tuple[Bundle, ...]:
 
     meta = 1.0 if config.meta.enabled else 0.0
     return (
-        *(make("rollout", shares.rollout, i, 1, 0, "weights; the key-value cache comes on top") for i in range(config.rollout.num_engines)),
-        *(make("reward", shares.reward, i, meta * 4 / BYTES[shares.reward.dtype], 1,
-               "reward model with AdamW" + (", and MetaRM's copy of its weights" if meta else ""))
-          for i in range(shares.reward.num_ranks)),
+        *(
+            make("rollout", shares.rollout, i, 1, 0, "weights; the key-value cache comes on top")
+            for i in range(config.rollout.num_engines)
+        ),
+        *(
+            make(
+                "reward",
+                shares.reward,
+                i,
+                meta * 4 / BYTES[shares.reward.dtype],
+                1,
+                "reward model with AdamW" + (", and MetaRM's copy of its weights" if meta else ""),
+            )
+            for i in range(shares.reward.num_ranks)
+        ),
         make("scorer", shares.scorer, 0, config.scorer.num_members, 0, f"{config.scorer.num_members} reward models"),
-        *(make("learner", shares.learner, i, 2 if config.policy.reference == "previous" else 1, 2,
-               "policy and critic with AdamW, reference") for i in range(shares.learner.num_ranks)),
+        *(
+            make(
+                "learner",
+                shares.learner,
+                i,
+                2 if config.policy.reference == "previous" else 1,
+                2,
+                "policy and critic with AdamW, reference",
+            )
+            for i in range(shares.learner.num_ranks)
+        ),
     )
 
 
@@ -147,7 +167,12 @@ def place(bundles_: Sequence[Bundle], nodes: Sequence[Node]) -> Plan:
             if bundle.num_gpus and bundle.memory > bundle.num_gpus * node.gpu_memory * GPU_USABLE:
                 continue
             if cpus[n] + 1e-9 >= bundle.num_cpus and gpus[n] + 1e-9 >= bundle.num_gpus and memory[n] >= host_memory:
-                cpus[n], gpus[n], memory[n], placed[i] = cpus[n] - bundle.num_cpus, gpus[n] - bundle.num_gpus, memory[n] - host_memory, n
+                cpus[n], gpus[n], memory[n], placed[i] = (
+                    cpus[n] - bundle.num_cpus,
+                    gpus[n] - bundle.num_gpus,
+                    memory[n] - host_memory,
+                    n,
+                )
                 break
         if placed[i] is None:
             shortfalls.append(_shortfall(bundle, nodes, cpus, gpus, memory))

@@ -128,10 +128,6 @@ class ScorerHandle:
         """Score rollouts with every member."""
         return _ask(self.process, self.process.actor.score, rollouts)
 
-    def strength(self, pairs: Sequence[Pair]) -> Pending[tuple[tuple[float, ...], tuple[float, ...]]]:
-        """Mean and std over the members of score(chosen) - score(rejected)."""
-        return _ask(self.process, self.process.actor.strength, pairs)
-
 
 class LearnerHandle(Ranked):
     """The policy learner, one process or several ranks."""
@@ -284,14 +280,19 @@ class Stage:
             self._spawn(RolloutEngine, "rollout", i, "rollout", sft_dir, config.rollout, max_model_len)
             for i in range(config.rollout.num_engines)
         ]
-        arguments = (pairs, validation, config.reward, config.meta, sft_dir, sft_dir)
         shares = config.resources
-        actors += [self._spawn(RewardTrainer, "reward", rank, "reward", *arguments) for rank in range(shares.reward.num_ranks)]
+        trainer = (pairs, validation, config.reward, config.meta, sft_dir)
+        actors += [self._spawn(RewardTrainer, "reward", i, "reward", *trainer) for i in range(shares.reward.num_ranks)]
         actors.append(self._spawn(EnsembleScorer, "scorer", 0, "scorer", config.scorer))
-        arguments = (config.policy, config.rollout.temperature, sft_dir, resume, config.seed)
-        actors += [self._spawn(PolicyLearner, "learner", rank, "learner", *arguments) for rank in range(shares.learner.num_ranks)]
-        counts = {"rollout": config.rollout.num_engines, "reward": shares.reward.num_ranks, "scorer": 1, "learner": shares.learner.num_ranks}
-        names = tuple(f"{role}-{rank}" for role, count in counts.items() for rank in range(count))
+        learner = (config.policy, config.rollout.temperature, sft_dir, resume, config.seed)
+        actors += [self._spawn(PolicyLearner, "learner", i, "learner", *learner) for i in range(shares.learner.num_ranks)]
+        counts = {
+            "rollout": config.rollout.num_engines,
+            "reward": shares.reward.num_ranks,
+            "scorer": 1,
+            "learner": shares.learner.num_ranks,
+        }
+        names = tuple(f"{role}-{i}" for role, count in counts.items() for i in range(count))
 
         def combine(identities: list[Identity]) -> Roles:
             started = iter(Process(a, i) for a, i in zip(actors, identities, strict=True))

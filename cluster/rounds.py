@@ -93,7 +93,9 @@ class Theme:
         previous = last if config.reward.start == "previous" else None
         meta = shifted if config.meta.enabled else None
         with self.console.bar("reward model", "pairs") as bar:
-            report = self.wait("reward", self.roles.reward.fit(draft / "reward", derive(config.seed, "reward", index), previous, meta), bar)
+            report = self.wait(
+                "reward", self.roles.reward.fit(draft / "reward", derive(config.seed, "reward", index), previous, meta), bar
+            )
         self.metrics.reward(index, report)
         self.wait("score", self.roles.scorer.load(0, draft / "reward"))
         if config.scorer.refresh == "each_round":
@@ -142,7 +144,9 @@ class Theme:
     def check_parity(self, update: dict[str, float]) -> None:
         """The engine's log-probs must be the learner's: the proof that the last sync arrived whole."""
         rollout, gap = self.config.rollout, update["policy/sampler_gap"]
-        comparable = rollout.top_p == 1.0 and self.config.resources.rollout.dtype == self.config.resources.learner.dtype == "float32"
+        comparable = (
+            rollout.top_p == 1.0 and self.config.resources.rollout.dtype == self.config.resources.learner.dtype == "float32"
+        )
         if comparable and gap > rollout.parity_bound:
             raise RoleFailed(
                 f"engine and learner disagree by {gap:.2e} nats on a token that was sampled from version {self.version} "

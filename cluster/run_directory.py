@@ -46,7 +46,9 @@ def storage_root(config: RunConfig) -> Path:
     name = config.storage or os.environ.get("RONDO_STORAGE") or "~/rondo"
     root = Path(name).expanduser()
     if not root.is_absolute():
-        raise UserError(f"the storage root must be an absolute path (a job's current directory is a temporary copy), got {name!r}")
+        raise UserError(
+            f"the storage root must be an absolute path (a job's current directory is a temporary copy), got {name!r}"
+        )
     try:
         root.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -184,7 +186,9 @@ class RunDirectory:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise UserError(f"another driver is running in {self.path}; wait for it, stop it, or choose another name") from None
+                raise UserError(
+                    f"another driver is running in {self.path}; wait for it, stop it, or choose another name"
+                ) from None
             self.inspect()
             with _space_errors(self.path):
                 write_file(self.path / "ledger.json", json.dumps(self.ledger, indent=1))

@@ -46,7 +46,13 @@ def show_plan(config: RunConfig, options: Namespace) -> int:
         where = "[red]none[/]" if place_ is None else str(place_)
         memory = f"{bundle.memory / GIB:.2f}" + (" on GPU" if bundle.num_gpus else "")
         table.add_row(
-            bundle.name, where, f"{bundle.num_cpus:g}", f"{bundle.num_gpus:g}", str(threads[bundle.role].threads), memory, bundle.why
+            bundle.name,
+            where,
+            f"{bundle.num_cpus:g}",
+            f"{bundle.num_gpus:g}",
+            str(threads[bundle.role].threads),
+            memory,
+            bundle.why,
         )
     console.print(table)
     asked = sum(b.num_cpus for b in plan.bundles), sum(b.num_gpus for b in plan.bundles)

@@ -43,7 +43,11 @@ def begin(
     with directory.draft(directory.start_path) as draft:
         for member in members:
             with console.bar(f"vanilla reward model {member}", "pairs") as bar:
-                wait("reward", roles.reward.fit(draft / "members" / str(member), derive(config.seed, "member", member), None, None), bar)
+                wait(
+                    "reward",
+                    roles.reward.fit(draft / "members" / str(member), derive(config.seed, "member", member), None, None),
+                    bar,
+                )
         with console.bar("judge the SFT policy", "samples") as bar:
             rollouts = sample_for_judging(config, inputs, roles, wait, version, bar)
             wait("evaluate", roles.scorer.calibrate_on(rollouts))
@@ -79,5 +83,6 @@ def restore(rows: Sequence[MetaRow], inputs: Inputs) -> list[Rollout]:
     """Recorded samples as rollouts again."""
     prompts = {prompt.id: prompt for prompt in inputs.eval_prompts}
     return [
-        Rollout(prompts[r.prompt_id], r.sample, r.token_ids, r.response, r.sampler_logprobs, r.policy_version, r.finished) for r in rows
+        Rollout(prompts[r.prompt_id], r.sample, r.token_ids, r.response, r.sampler_logprobs, r.policy_version, r.finished)
+        for r in rows
     ]

@@ -17,8 +17,8 @@ class NonFiniteError(ArithmeticError):
 class NamedAdamW:
     """AdamW (betas .9, .95, no weight decay) over one module's parameters, with gradient clipping by global norm.
 
-    On a model that several ranks share (``Ranks.shard``) all of them must call ``clip``, ``state`` and ``load``. The state is whole,
-    so that any number of ranks can continue from it.
+    Where several ranks share the model (``Ranks.shard``), all of them must call ``clip``, ``state`` and ``load``. The state is
+    whole, so that any number of ranks can continue from it.
 
     Args:
         module: the model; already sharded where it will be.

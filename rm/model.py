@@ -79,7 +79,7 @@ class RewardModel(nn.Module):
         if pad_id is not None:
             config.pad_token_id = pad_id
         with torch.device("meta"):  # shapes only: the backbone is taken over, not copied
-            model = AutoModelForSequenceClassification.from_config(config, dtype=dtype)  # type: ignore[no-untyped-call]
+            model = AutoModelForSequenceClassification.from_config(config, dtype=dtype)
         setattr(model, model.base_model_prefix, language_model.base_model)
         hidden = _head(model).in_features
         weight = torch.randn(1, hidden, generator=torch.Generator().manual_seed(seed)) * (HEAD_SCALE / math.sqrt(hidden))

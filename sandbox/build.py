@@ -13,7 +13,7 @@ from dataclasses import asdict, astuple, dataclass, fields
 from pathlib import Path
 from random import Random
 from statistics import fmean, pstdev
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sandbox.candidates import sample_responses
 from sandbox.config import WorldConfig
@@ -255,10 +255,10 @@ def _write_table(path: Path, rows: Sequence[StoredPrompt] | Sequence[LabelledPai
     pyarrow.parquet.write_table(pyarrow.table({name: [vars(row)[name] for row in rows] for name in names}), path)
 
 
-def _read_table(path: Path) -> list[dict[str, object]]:
+def _read_table(path: Path) -> list[dict[str, Any]]:
     import pyarrow.parquet
 
-    rows: list[dict[str, object]] = pyarrow.parquet.read_table(path).to_pylist()
+    rows: list[dict[str, Any]] = pyarrow.parquet.read_table(path).to_pylist()
     return rows
 
 

@@ -9,7 +9,7 @@ class WorldConfig(Section):
     """A small world with a known truth. Everything in it follows from these numbers."""
 
     seed: int = Field(0, ge=0)
-    num_texts: int = Field(24_000, ge=100)
+    num_texts: int = Field(20_000, ge=100)
     """Texts of the corpus that the SFT policy is trained on."""
     num_prompts: int = Field(2_000, ge=32)
     """Training prompts; validation and test prompts come on top and share no text with them."""
@@ -23,7 +23,7 @@ class WorldConfig(Section):
     """Share of the labels that are turned round after the annotator has answered."""
     annotator_beta: float = Field(3.0, gt=0)
     """The annotator prefers a to b with probability sigmoid(beta * (gold(a) - gold(b)))."""
-    near_tie_share: float = Field(0.2, ge=0, le=1)
+    near_tie_share: float = Field(0.1, ge=0, le=1)
     """Share of pairs whose two responses have almost the same gold reward."""
     near_tie_gap: float = Field(0.2, gt=0)
     """Largest gold difference of a near-tie, in standard deviations."""
@@ -35,5 +35,5 @@ class WorldConfig(Section):
     """Domains (of ten) that have prompts but no preference pairs to train on."""
     num_users: int = Field(64, ge=1)
     """Users, each with a taste of their own."""
-    user_agreement: float = Field(0.7, ge=0, le=1)
+    user_agreement: float = Field(0.6, ge=0, le=1)
     """Probability that a user likes what the gold reward likes in one matter of taste; 0.5 is most disagreement."""

@@ -125,7 +125,8 @@ class SequenceBatch:
                 f"a sequence batch needs three [B, T] tensors, got {tuple(shape)}, "
                 f"{tuple(self.attention_mask.shape)}, {tuple(self.response_mask.shape)}"
             )
-        if self.input_ids.dtype != torch.int64 or self.attention_mask.dtype != torch.bool or self.response_mask.dtype != torch.bool:
+        masks = (self.attention_mask.dtype, self.response_mask.dtype)
+        if self.input_ids.dtype != torch.int64 or masks != (torch.bool, torch.bool):
             raise ValueError(
                 "a sequence batch needs int64 ids and bool masks, got "
                 f"{self.input_ids.dtype}, {self.attention_mask.dtype}, {self.response_mask.dtype}"
@@ -168,7 +169,7 @@ class SequenceBatch:
         return SequenceBatch(self.input_ids.to(device), self.attention_mask.to(device), self.response_mask.to(device))
 
     def rows(self, index: Tensor) -> SequenceBatch:
-        """The rows that ``index`` ([b] int64 or bool [B]) names, with columns that are padding in all of them dropped from the right."""
+        """The rows that ``index`` ([b] int64 or [B] bool) names, without columns on the right that are padding in all of them."""
         attention = self.attention_mask[index]
         width = int(attention.any(0).nonzero().max().item()) + 1
         return SequenceBatch(self.input_ids[index, :width], attention[:, :width], self.response_mask[index, :width])

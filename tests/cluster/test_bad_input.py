@@ -52,7 +52,9 @@ CONFIGS = {
     "not a number": ({"reward": {"lr": "1e-5x"}}, ["reward.lr", "1e-5x"]),
     "infinite": ({"reward": {"lr": float("inf")}}, ["reward.lr", "finite"]),
     "k < 2": ({"meta": {"samples_per_prompt": 1}}, ["meta.samples_per_prompt", "2"]),
-    "minibatch does not divide": ({"policy": {"prompts_per_step": 16, "minibatch_size": 5}}, ["minibatch_size", "divide", "16", "5"]),
+    "minibatch does not divide": (
+        {"policy": {"prompts_per_step": 16, "minibatch_size": 5, "microbatch_size": 5}}, ["minibatch_size", "divide", "16", "5"],
+    ),
     "microbatch does not divide": (
         {"policy": {"prompts_per_step": 16, "minibatch_size": 16, "microbatch_size": 5}}, ["microbatch_size", "divide", "16", "5"],
     ),
@@ -191,17 +193,21 @@ def test_full_disk(fails_in: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def no_space(*arguments: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    with run.open():
-        with run.draft(run.start_path) as draft:
-            (draft / "x").write_text("kept")
-            run.commit_start(draft, {"committed": True})
-        before = (run.path / "ledger.json").read_text()
-        with pytest.raises(UserError, match="no space left.*earlier rounds are intact"), run.draft(run.round_path(0)) as draft:
+    def write_a_round(run: RunDirectory) -> None:
+        with run.draft(run.round_path(0)) as draft:
             (draft / "y").write_text("lost")
             if fails_in == "draft":
                 no_space()
             monkeypatch.setattr("cluster.run_directory.os.fsync", no_space)
             run.commit_round(draft, {"round": 0})
+
+    with run.open():
+        with run.draft(run.start_path) as draft:
+            (draft / "x").write_text("kept")
+            run.commit_start(draft, {"committed": True})
+        before = (run.path / "ledger.json").read_text()
+        with pytest.raises(UserError, match=r"no space left.*earlier rounds are intact"):
+            write_a_round(run)
         monkeypatch.undo()
         assert (run.path / "ledger.json").read_text() == before
         assert (run.start_path / "x").read_text() == "kept"

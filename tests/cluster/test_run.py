@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
+import sys
+import time
 from pathlib import Path
 
 import psutil
@@ -14,7 +17,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from evaluation.records import EvaluationRow, MetaRow, read_rows
-from tests.cluster.command import TINY, Command
+from tests.cluster.command import ROOT, TINY, Command
 
 TinyRun = tuple[Path, "subprocess.CompletedProcess[str]"]
 
@@ -108,20 +111,18 @@ def test_a_killed_run_continues_after_the_last_committed_round(tiny_run: TinyRun
     assert ledger(copy)["rounds"][0] == ledger(run)["rounds"][0]
 
 
-def test_sigterm_leaves_no_process_and_no_half_round(command: Command) -> None:
-    import signal
-    import sys
-    import time
-
+def test_sigterm_leaves_no_process_and_no_half_round(command: Command, tmp_path: Path) -> None:
     environment = dict(os.environ) | {"RONDO_STORAGE": str(command.storage)}
-    driver = subprocess.Popen(
-        [sys.executable, "-m", "cluster", "run", str(TINY), "--name", "tiny-stopped", "--policy.steps_per_round", "2000"],
-        cwd=TINY.parents[2], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-    )  # fmt: skip
+    arguments = ["run", str(TINY), "--name", "tiny-stopped", "--policy.steps_per_round", "2000"]
+    log = tmp_path / "log"
+    with log.open("w") as output:
+        driver = subprocess.Popen(
+            [sys.executable, "-m", "cluster", *arguments], cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT
+        )
     run = command.storage / "runs" / "tiny-stopped"
     deadline = time.monotonic() + 300
-    while time.monotonic() < deadline and not ((run / "metrics.jsonl").exists() and rows(run, "policy")):
-        assert driver.poll() is None, driver.stdout.read() if driver.stdout else ""
+    while not ((run / "metrics.jsonl").exists() and rows(run, "policy")):
+        assert driver.poll() is None and time.monotonic() < deadline, log.read_text()
         time.sleep(0.5)
     processes = json.loads((run / "processes.json").read_text())
     driver.send_signal(signal.SIGTERM)

@@ -71,9 +71,9 @@ def refusals(ppo: PPO, batch: tuple[list[Rollout], torch.Tensor]) -> list[str]:
         ppo.update(batch[0][:5], batch[1][:5])
     said.append(str(odd.value))
     with torch.no_grad():
-        name, head = next((n, p) for n, p in ppo.critic.named_parameters() if n.endswith("norm.weight"))
+        name, norm = next((n, p) for n, p in ppo.critic.named_parameters() if n.endswith("norm.weight"))
         if ppo.ranks.rank == 1:
-            head.to_local().fill_(float("nan"))  # type: ignore[operator]
+            norm.to_local().fill_(float("nan"))  # type: ignore[operator]
     with pytest.raises(NonFiniteError) as broken:
         ppo.update(*batch)
     return [*said, f"{name}: {broken.value}"]
@@ -111,7 +111,7 @@ def close(one: dict[str, Any], two: dict[str, Any]) -> None:
 def same_weights(one: PPO, two: PPO) -> None:
     for left, right in ((one.policy, two.policy), (one.critic, two.critic), (one.reference, two.reference)):
         for (name, a), b in zip(left.named_parameters(), right.parameters(), strict=True):
-            torch.testing.assert_close(a, b, atol=1e-5, rtol=0, msg=lambda m, name=name: f"{name}: {m}")  # type: ignore[misc]
+            torch.testing.assert_close(a, b, atol=1e-5, rtol=0, msg=name)
 
 
 def test_two_ranks_learn_what_one_process_learns(

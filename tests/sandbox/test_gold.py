@@ -67,7 +67,7 @@ def test_attributes_of_a_text_counted_by_hand() -> None:
     ],
 )
 def test_each_attribute_moves_gold_in_its_direction(name: str, better: str, worse: str) -> None:
-    alone = Attributes(**{other: getattr(BASE_WEIGHTS, other) if other == name else 0.0 for other in ATTRIBUTE_NAMES})
+    alone = Attributes(**{other: vars(BASE_WEIGHTS)[other] if other == name else 0.0 for other in ATTRIBUTE_NAMES})
     assert gold(PROMPT, better, alone) > gold(PROMPT, worse, alone)
 
 
@@ -84,14 +84,14 @@ def test_each_attribute_moves_gold_in_its_direction(name: str, better: str, wors
     ],
 )
 def test_attributes_saturate(name: str, few: str, many: str) -> None:
-    assert getattr(attributes(PROMPT, few), name) == getattr(attributes(PROMPT, many), name)
-    assert abs(getattr(attributes(PROMPT, few), name)) == 1.0
+    assert vars(attributes(PROMPT, few))[name] == vars(attributes(PROMPT, many))[name]
+    assert abs(vars(attributes(PROMPT, few))[name]) == 1.0
 
 
 def test_gold_is_the_weighted_sum() -> None:
     ones = Attributes(**dict.fromkeys(ATTRIBUTE_NAMES, 1.0))
     got = attributes(PROMPT, PLAIN)
-    assert gold(PROMPT, PLAIN, ones) == pytest.approx(sum(getattr(got, field.name) for field in fields(got)))
+    assert gold(PROMPT, PLAIN, ones) == pytest.approx(sum(vars(got)[field.name] for field in fields(got)))
 
 
 @pytest.mark.parametrize("cheat", [
@@ -127,9 +127,9 @@ def test_user_signs_follow_the_agreement() -> None:
     agreeing = World(WorldConfig(num_texts=100, user_agreement=1.0))
     opposed = World(WorldConfig(num_texts=100, user_agreement=0.0))
     for name in ATTRIBUTE_NAMES:
-        common = getattr(BASE_WEIGHTS, name)
-        assert getattr(agreeing.user_weights("user-000"), name) * common > 0
-        assert (getattr(opposed.user_weights("user-000"), name) * common < 0) == (name in TASTES)
+        common = vars(BASE_WEIGHTS)[name]
+        assert vars(agreeing.user_weights("user-000"))[name] * common > 0
+        assert (vars(opposed.user_weights("user-000"))[name] * common < 0) == (name in TASTES)
 
 
 def test_weights_differ_by_domain(world: World) -> None:
