@@ -33,7 +33,7 @@ class Share(Section):
     threads: int = Field(1, ge=1)
     """torch threads of the process."""
     num_ranks: int = Field(1, ge=1)
-    """Processes that share the role's model (FSDP2)."""
+    """Processes that share the role's model (FSDP2): of the reward trainer and of the learner."""
     dtype: Dtype = "float32"
 
     @model_validator(mode="after")
@@ -53,4 +53,11 @@ class ResourcesConfig(Section):
     wait_limit_s: float | None = Field(None, gt=0)
     """Give up when the cluster has not found room by then; null = wait, and say every 30 s what is short."""
     deadline_s: float = Field(3600.0, gt=0)
-    """Longest that any one call to a role may take once it runs."""
+    """Longest that any one call to a role may take once it runs, and that one rank of a role waits for another."""
+
+    @model_validator(mode="after")
+    def _only_trained_models_are_shared(self) -> "ResourcesConfig":
+        for name, share in (("rollout", self.rollout), ("scorer", self.scorer)):
+            if share.num_ranks > 1:
+                raise ValueError(f"{name}.num_ranks is {share.num_ranks}: only reward and learner can have several ranks")
+        return self

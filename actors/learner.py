@@ -10,7 +10,8 @@ from typing import Any
 
 import ray
 
-from actors.process import STATUS_GROUP, ProcessSetup, Role
+from actors.process import STATUS_GROUP, ProcessSetup
+from actors.ranks import Rank
 from policy.config import PolicyConfig
 from tokens.records import Rollout
 
@@ -18,8 +19,11 @@ log = logging.getLogger(__name__)
 
 
 @ray.remote(concurrency_groups=STATUS_GROUP)
-class PolicyLearner(Role):
-    """Holds the policy from round to round; critic and reference change with the round."""
+class PolicyLearner(Rank):
+    """Holds the policy from round to round; critic and reference change with the round.
+
+    Several ranks share the three models. All of them are given the same calls, and give the same answers; rank 0 writes files.
+    """
 
     def __init__(
         self, setup: ProcessSetup, config: PolicyConfig, temperature: float, sft_dir: Path, resume: Path | None, seed: int
@@ -28,23 +32,27 @@ class PolicyLearner(Role):
         from transformers import AutoTokenizer
 
         self.config, self.temperature, self.seed, self.resume = config, temperature, seed, resume
+        self.sft_dir = sft_dir
         self.tokenizer = AutoTokenizer.from_pretrained(sft_dir)
-        self.sft = self._frozen(sft_dir)
-        self.policy = self._trained(sft_dir if resume is None else resume / "policy")
         self.ppo: Any = None
+
+    def load(self) -> None:
+        """Load policy and SFT model, once the ranks are together and before anything else is asked."""
+        self.sft = self._frozen(self.sft_dir)
+        self.policy = self._trained(self.sft_dir if self.resume is None else self.resume / "policy")
 
     def _trained(self, path: Path) -> Any:
         import torch
 
-        return self._language_model(path, torch.float32)
+        return self.place(self._language_model(path, torch.float32))
 
     def _frozen(self, path: Path) -> Any:
-        return self._language_model(path, self.dtype()).requires_grad_(False)
+        return self.place(self._language_model(path, self.dtype()).requires_grad_(False))
 
     def _language_model(self, path: Path, dtype: Any) -> Any:
         from transformers import AutoModelForCausalLM
 
-        return AutoModelForCausalLM.from_pretrained(path, dtype=dtype, use_safetensors=True).to(self.setup.device).eval()
+        return AutoModelForCausalLM.from_pretrained(path, dtype=dtype, use_safetensors=True).eval()
 
     def begin_round(
         self, index: int, calibration: Sequence[float], critic: Path | None, policy: Path | None, reference: Path | None
@@ -77,7 +85,7 @@ class PolicyLearner(Role):
 
         from policy.critic import Critic
 
-        return Critic.from_pretrained(path, dtype=torch.float32).to(self.setup.device)
+        return self.place(Critic.from_pretrained(path, dtype=torch.float32))
 
     def _ppo(self, critic: Path | None) -> Any:
         """PPO as a fresh process has it: from SFT, or as the last committed round left it."""
@@ -95,6 +103,7 @@ class PolicyLearner(Role):
             temperature=self.temperature,
             pad_id=self.tokenizer.pad_token_id,
             seed=self.seed,
+            ranks=self.ranks,
         )
         if self.resume is not None:
             ppo.load_state(load_file(self.resume / "learner.safetensors"), json.loads((self.resume / "learner.json").read_text()))
@@ -130,8 +139,8 @@ class PolicyLearner(Role):
         return dict(metrics.as_dict())
 
     def weights(self) -> dict[str, Any]:
-        """The policy's state dict, on the CPU."""
-        return {name: tensor.detach().cpu() for name, tensor in self.policy.state_dict().items()}
+        """The policy's state dict, on the CPU; from rank 0, the others answer with nothing."""
+        return {name: tensor.detach().cpu() for name, tensor in self.ranks.full_state(self.policy).items()}
 
     def statistics(self, rollouts: Sequence[Rollout]) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Log-probability of each response under the policy and under the SFT model, at the sampler's temperature.
@@ -143,7 +152,13 @@ class PolicyLearner(Role):
 
         with self.compute():
             sums = sequence_statistics(
-                self.policy, self.sft, rollouts, self.tokenizer.pad_token_id, self.temperature, self.config.microbatch_size
+                self.policy,
+                self.sft,
+                rollouts,
+                self.tokenizer.pad_token_id,
+                self.temperature,
+                self.config.microbatch_size,
+                self.ranks,
             )
         return tuple(sums.policy_logprob.tolist()), tuple(sums.sft_logprob.tolist())
 
@@ -155,10 +170,13 @@ class PolicyLearner(Role):
         """
         from safetensors.torch import save_file
 
-        self.policy.save_pretrained(out_dir / "policy")
-        self.tokenizer.save_pretrained(out_dir / "policy")
-        self.ppo.critic.save_pretrained(out_dir / "critic")
-        self.tokenizer.save_pretrained(out_dir / "critic")
+        weights = self.ranks.full_state(self.policy)
+        self.ppo.critic.save_pretrained(out_dir / "critic", self.ranks)
         tensors, values = self.ppo.state()
+        if self.ranks.rank:
+            return
+        self.policy.save_pretrained(out_dir / "policy", state_dict=weights)
+        for name in ("policy", "critic"):
+            self.tokenizer.save_pretrained(out_dir / name)
         save_file(tensors, out_dir / "learner.safetensors")
         (out_dir / "learner.json").write_text(json.dumps(values))

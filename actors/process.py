@@ -22,6 +22,8 @@ class ProcessSetup:
         threads: torch threads.
         device: ``cpu`` or ``cuda``.
         dtype: ``float32`` or ``bfloat16``: of frozen weights and of the arithmetic; trained weights are always float32.
+        rank: of this process among those that share the role's model.
+        num_ranks: how many they are.
     """
 
     name: str
@@ -29,6 +31,8 @@ class ProcessSetup:
     threads: int
     device: str
     dtype: str
+    rank: int
+    num_ranks: int
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import ray
 
-from actors.process import STATUS_GROUP, ProcessSetup, Role
+from actors.process import STATUS_GROUP, ProcessSetup
+from actors.ranks import Rank
 from rm.config import MetaConfig, RewardConfig
 from tokens.records import Pair, Rollout
 
@@ -32,8 +33,8 @@ class RewardReport:
 
 
 @ray.remote(concurrency_groups=STATUS_GROUP)
-class RewardTrainer(Role):
-    """Holds the pairs; the model and its optimizer live for one fit."""
+class RewardTrainer(Rank):
+    """Holds the pairs; the model and its optimizer live for one fit. Several ranks share the model, and each holds all pairs."""
 
     def __init__(
         self,
@@ -70,11 +71,11 @@ class RewardTrainer(Role):
         from rm.records import RewardStep
         from rm.training import evaluate_pairs, fit_reward_model
 
-        model = (
+        model = self.place(
             RewardModel.from_language_model(self.sft_dir, pooling=self.reward.pooling, seed=seed, dtype=torch.float32)
             if previous is None
             else RewardModel.from_pretrained(previous, dtype=torch.float32)
-        ).to(self.setup.device)
+        )
         total = self.reward.epochs * -(-len(self.pairs) // self.reward.batch_size)
         steps: list[dict[str, float]] = []
 
@@ -92,12 +93,15 @@ class RewardTrainer(Role):
                 seed=seed,
                 pad_id=self.tokenizer.pad_token_id,
                 on_step=on_step,
+                ranks=self.ranks,
             )
             accuracy = None
             if self.validation:
-                accuracy, _ = evaluate_pairs(model, self.validation, self.reward.batch_size, self.tokenizer.pad_token_id)
-        model.save_pretrained(out_dir)
-        self.tokenizer.save_pretrained(out_dir)
+                pad_id = self.tokenizer.pad_token_id
+                accuracy, _ = evaluate_pairs(model, self.validation, self.reward.batch_size, pad_id, self.ranks)
+        model.save_pretrained(out_dir, self.ranks)
+        if self.ranks.rank == 0:
+            self.tokenizer.save_pretrained(out_dir)
         log.info("%s: fitted %s, validation accuracy %s", self.setup.name, out_dir, accuracy)
         return RewardReport(fit.as_dict(), tuple(steps), accuracy)
 

@@ -64,6 +64,11 @@ class RunConfig(Section):
                 "evaluation.judge gold is the sandbox's truth; with data.preferences "
                 f"{self.data.preferences!r} set evaluation.judge to ensemble"
             )
+        if self.policy.minibatch_size % self.resources.learner.num_ranks:
+            raise ValueError(
+                f"policy.minibatch_size ({self.policy.minibatch_size}) is not a multiple of resources.learner.num_ranks "
+                f"({self.resources.learner.num_ranks}): every rank takes as many rollouts of a minibatch as the others"
+            )
         if self.sft.model is None:
             needed = self.data.max_prompt_tokens + max(self.data.max_response_tokens, self.rollout.max_new_tokens)
             if needed > self.sft.shape.context_length:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from actors.config import Share
 from actors.learner import PolicyLearner
 from actors.preparer import Preparer, Recipe
 from actors.process import Identity, ProcessSetup, engine_environment, environment
+from actors.ranks import Meeting
 from actors.reward_trainer import RewardReport, RewardTrainer
 from actors.rollout import RolloutEngine
 from actors.scorer import EnsembleScorer, Scores
@@ -43,6 +45,37 @@ def _ask(process: Process, method: Any, *arguments: Any) -> Pending[Any]:
     return Pending((method.remote(*arguments),), (process.identity.name,), (process.identity.node,), _only, process.actor)
 
 
+def _ask_all(ranks: Sequence[Process], submit: Callable[[Any], Any]) -> Pending[Any]:
+    """The same call to every rank; rank 0's answer is the role's."""
+    return Pending(
+        tuple(submit(rank.actor) for rank in ranks),
+        tuple(rank.identity.name for rank in ranks),
+        tuple(rank.identity.node for rank in ranks),
+        _only,
+        ranks[0].actor,
+    )
+
+
+class Ranked:
+    """Processes that share one model.
+
+    Args:
+        ranks: in order of their rank.
+        timeout_s: longest wait of one rank for another.
+    """
+
+    def __init__(self, ranks: Sequence[Process], timeout_s: float) -> None:
+        self.ranks, self.timeout_s = ranks, timeout_s
+
+    def open(self) -> Pending[Meeting]:
+        """Ask rank 0 where to meet."""
+        return _ask(self.ranks[0], self.ranks[0].actor.open, self.timeout_s)
+
+    def join(self, meeting: Meeting) -> Pending[None]:
+        """Bring the ranks together."""
+        return _ask_all(self.ranks, lambda actor: actor.join.remote(meeting, self.timeout_s))
+
+
 class RolloutPool:
     """The engines as one."""
 
@@ -69,15 +102,12 @@ class RolloutPool:
         return self._all(refs, lambda answers: [rollout for answer in answers for rollout in answer])
 
 
-class RewardHandle:
-    """The reward trainer."""
-
-    def __init__(self, process: Process) -> None:
-        self.process = process
+class RewardHandle(Ranked):
+    """The reward trainer, one process or several ranks."""
 
     def fit(self, out_dir: Path, seed: int, previous: Path | None, shifted: Sequence[Rollout] | None) -> Pending[RewardReport]:
         """Train a reward model into ``out_dir``; with MetaRM where ``shifted`` (S_k) is given."""
-        return _ask(self.process, self.process.actor.fit, out_dir, seed, previous, shifted)
+        return _ask_all(self.ranks, lambda actor: actor.fit.remote(out_dir, seed, previous, shifted))
 
 
 class ScorerHandle:
@@ -99,37 +129,38 @@ class ScorerHandle:
         return _ask(self.process, self.process.actor.score, rollouts)
 
 
-class LearnerHandle:
-    """The policy learner."""
+class LearnerHandle(Ranked):
+    """The policy learner, one process or several ranks."""
 
-    def __init__(self, process: Process) -> None:
-        self.process = process
+    def load(self) -> Pending[None]:
+        """Load policy and SFT model, once the ranks are together."""
+        return _ask_all(self.ranks, lambda actor: actor.load.remote())
 
     def begin_round(
         self, index: int, calibration: Sequence[float], critic: Path | None, policy: Path | None, reference: Path | None
     ) -> Pending[None]:
         """Set critic, policy and reference where they are given, and the reward moments."""
-        return _ask(self.process, self.process.actor.begin_round, index, calibration, critic, policy, reference)
+        return _ask_all(self.ranks, lambda actor: actor.begin_round.remote(index, calibration, critic, policy, reference))
 
     def warm_up(self, rollouts: Sequence[Rollout], scores: Sequence[float], steps: int) -> Pending[float]:
         """Update the critic alone."""
-        return _ask(self.process, self.process.actor.warm_up, rollouts, scores, steps)
+        return _ask_all(self.ranks, lambda actor: actor.warm_up.remote(rollouts, scores, steps))
 
     def update(self, rollouts: Sequence[Rollout], scores: Sequence[float]) -> Pending[dict[str, float]]:
         """One PPO update."""
-        return _ask(self.process, self.process.actor.update, rollouts, scores)
+        return _ask_all(self.ranks, lambda actor: actor.update.remote(rollouts, scores))
 
     def weights(self) -> Any:
         """An object reference to the policy's weights; they go from learner to engines without passing the driver."""
-        return self.process.actor.weights.remote()
+        return [rank.actor.weights.remote() for rank in self.ranks][0]
 
     def statistics(self, rollouts: Sequence[Rollout]) -> Pending[tuple[tuple[float, ...], tuple[float, ...]]]:
         """Log-probability of each response under the policy and under SFT."""
-        return _ask(self.process, self.process.actor.statistics, rollouts)
+        return _ask_all(self.ranks, lambda actor: actor.statistics.remote(rollouts))
 
     def save(self, out_dir: Path) -> Pending[None]:
         """Save policy, critic and state."""
-        return _ask(self.process, self.process.actor.save, out_dir)
+        return _ask_all(self.ranks, lambda actor: actor.save.remote(out_dir))
 
 
 @dataclass(frozen=True)
@@ -204,6 +235,8 @@ class Stage:
             threads=share.threads,
             device="cuda" if share.num_gpus else "cpu",
             dtype=share.dtype,
+            rank=rank,
+            num_ranks=share.num_ranks,
         )
         variables = engine_environment if role == "rollout" else environment
         index = next(i for i, b in enumerate(self.bundles) if b.name == f"{bundle_of}-{rank}")
@@ -247,17 +280,29 @@ class Stage:
             self._spawn(RolloutEngine, "rollout", i, "rollout", sft_dir, config.rollout, max_model_len)
             for i in range(config.rollout.num_engines)
         ]
+        shares = config.resources
         trainer = (pairs, validation, config.reward, config.meta, sft_dir)
-        actors.append(self._spawn(RewardTrainer, "reward", 0, "reward", *trainer))
+        actors += [self._spawn(RewardTrainer, "reward", i, "reward", *trainer) for i in range(shares.reward.num_ranks)]
         actors.append(self._spawn(EnsembleScorer, "scorer", 0, "scorer", config.scorer))
         learner = (config.policy, config.rollout.temperature, sft_dir, resume, config.seed)
-        actors.append(self._spawn(PolicyLearner, "learner", 0, "learner", *learner))
-        names = (*(f"rollout-{i}" for i in range(config.rollout.num_engines)), "reward-0", "scorer-0", "learner-0")
+        actors += [self._spawn(PolicyLearner, "learner", i, "learner", *learner) for i in range(shares.learner.num_ranks)]
+        counts = {
+            "rollout": config.rollout.num_engines,
+            "reward": shares.reward.num_ranks,
+            "scorer": 1,
+            "learner": shares.learner.num_ranks,
+        }
+        names = tuple(f"{role}-{i}" for role, count in counts.items() for i in range(count))
 
         def combine(identities: list[Identity]) -> Roles:
-            *engines, reward, scorer, learner = [Process(a, i) for a, i in zip(actors, identities, strict=True)]
+            started = iter(Process(a, i) for a, i in zip(actors, identities, strict=True))
+            of = {role: list(islice(started, count)) for role, count in counts.items()}
             return Roles(
-                RolloutPool(engines), RewardHandle(reward), ScorerHandle(scorer), LearnerHandle(learner), tuple(identities)
+                RolloutPool(of["rollout"]),
+                RewardHandle(of["reward"], shares.deadline_s),
+                ScorerHandle(of["scorer"][0]),
+                LearnerHandle(of["learner"], shares.deadline_s),
+                tuple(identities),
             )
 
         return Pending(tuple(actor.identity.remote() for actor in actors), names, ("?",) * len(names), combine)

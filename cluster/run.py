@@ -93,6 +93,10 @@ def play(config: RunConfig, console: Console, directory: RunDirectory, source: S
             longest = config.data.max_prompt_tokens + config.rollout.max_new_tokens
             resume = directory.round_path(directory.num_committed - 1) if directory.num_committed else None
             roles = wait("start_roles", stage.start(inputs.sft_dir, inputs.pairs, inputs.validation, longest, resume))
+            for ranked in (roles.reward, roles.learner):
+                if len(ranked.ranks) > 1:
+                    wait("start_roles", ranked.join(wait("start_roles", ranked.open())))
+            wait("start_roles", roles.learner.load())
         processes = {identity.name: {"pid": identity.pid, "node": identity.node} for identity in roles.identities}
         write_file(directory.path / "processes.json", json.dumps({"driver": {"pid": os.getpid()}, **processes}, indent=1))
         sft, version = begin(config, directory, inputs, roles, wait, console, metrics)

@@ -13,6 +13,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from tokens.errors import UserError
 from tokens.logprobs import position_ids
+from tokens.ranks import ALONE, Ranks
 from tokens.records import SequenceBatch
 
 
@@ -86,10 +87,13 @@ class Critic(nn.Module):
         values = self.model.get_submodule("score")(hidden[:, :-1]).squeeze(-1).float()  # [B, T - 1]
         return torch.where(batch.response_mask, nn.functional.pad(values, (1, 0)), 0.0)
 
-    def save_pretrained(self, path: str | Path) -> None:
+    def save_pretrained(self, path: str | Path, ranks: Ranks = ALONE) -> None:
         """Save as a Hugging Face directory that ``from_pretrained`` reads.
 
         Args:
             path: the directory, made if missing.
+            ranks: that share the critic; all must call this, rank 0 writes.
         """
-        self.model.save_pretrained(path)
+        weights = ranks.full_state(self.model)
+        if ranks.rank == 0:
+            self.model.save_pretrained(path, state_dict=weights)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
+import torch
 from torch import Tensor
 
 from policy.experience import Experience, explained_variance, sampler_gap
 from policy.rewards import RunningMoments, normalise_scores
 from tokens.masked import masked_mean
+from tokens.ranks import Ranks
 from tokens.records import Rollout
 
 
@@ -70,7 +72,7 @@ class Sums:
 
     Args:
         minibatches: optimizer steps taken.
-        tokens: response tokens seen, over all epochs.
+        tokens: response tokens seen, over all epochs and ranks.
         loss: sum of the policy losses of the minibatches.
         value_loss: sum of their value losses.
         clipped: tokens whose gradient the ratio clip removed.
@@ -91,6 +93,21 @@ class Sums:
     ratio_max: float = 0.0
     grad_norm: float = 0.0
     critic_grad_norm: float = 0.0
+
+    def together(self, ranks: Ranks, device: torch.device) -> Sums:
+        """What all ranks saw: losses and counts of their rows added up, the largest ratio; communicates.
+
+        Args:
+            ranks: that share the models.
+            device: to communicate on.
+
+        Returns:
+            The sums, equal on all ranks; the counts and norms that every rank knows already are kept.
+        """
+        names = ("loss", "value_loss", "clipped", "value_clipped", "approx_kl")
+        totals = ranks.sum(torch.tensor([vars(self)[name] for name in names], dtype=torch.float64, device=device))
+        ratio = ranks.max(torch.tensor(self.ratio_max, dtype=torch.float64, device=device))
+        return replace(self, **dict(zip(names, totals.tolist(), strict=True)), ratio_max=ratio.item())
 
 
 def update_metrics(

@@ -5,6 +5,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from tokens.ranks import clip_gradients, full, shard_like
+
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
 
@@ -15,8 +17,11 @@ class NonFiniteError(ArithmeticError):
 class NamedAdamW:
     """AdamW (betas .9, .95, no weight decay) over one module's parameters, with gradient clipping by global norm.
 
+    Where several ranks share the model (``Ranks.shard``), all of them must call ``clip``, ``state`` and ``load``. The state is
+    whole, so that any number of ranks can continue from it.
+
     Args:
-        module: the model.
+        module: the model; already sharded where it will be.
         lr: learning rate.
         max_grad_norm: gradients with a larger norm are scaled down to it.
     """
@@ -38,7 +43,7 @@ class NamedAdamW:
         Raises:
             NonFiniteError: if the norm is not finite.
         """
-        norm = float(nn.utils.clip_grad_norm_(self._parameters.values(), self._max_grad_norm))
+        norm = clip_gradients(self._parameters.values(), self._max_grad_norm)
         if not math.isfinite(norm):
             raise NonFiniteError(f"the gradient norm is {norm} at {where}; the weights were left as they were before this step")
         return norm
@@ -56,7 +61,7 @@ class NamedAdamW:
         """Copies on the CPU of every moment and step count, keyed ``parameter/moment``; empty before the first step."""
         state = self._adamw.state
         return {
-            f"{name}/{moment}": state[p][moment].detach().to("cpu", copy=True).contiguous()
+            f"{name}/{moment}": full(state[p][moment].detach()).to("cpu", copy=True).contiguous()
             for name, p in self._parameters.items()
             if p in state
             for moment in MOMENTS
@@ -83,8 +88,11 @@ class NamedAdamW:
                     f"the parameter {tuple(self._parameters[name].shape)}"
                 )
         moments = {
-            index: {moment: tensors[f"{name}/{moment}"].clone() for moment in MOMENTS}
-            for index, name in enumerate(self._parameters)
+            index: {
+                "step": tensors[f"{name}/step"].clone(),
+                **{moment: shard_like(tensors[f"{name}/{moment}"].clone(), p) for moment in MOMENTS[1:]},
+            }
+            for index, (name, p) in enumerate(self._parameters.items())
             if name in names
         }
         self._adamw.load_state_dict({"state": moments, "param_groups": self._adamw.state_dict()["param_groups"]})

@@ -13,6 +13,7 @@ from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from policy.config import PolicyConfig
@@ -31,6 +32,7 @@ from policy.metrics import Sums, UpdateMetrics, update_metrics
 from policy.optimizers import NamedAdamW, NonFiniteError
 from policy.rewards import RunningMoments
 from tokens.logprobs import response_logprobs
+from tokens.ranks import ALONE, Ranks
 from tokens.records import Rollout, SequenceBatch
 
 _Model = TypeVar("_Model", bound=nn.Module)
@@ -58,6 +60,9 @@ class PPOState(NamedTuple):
 class PPO:
     """The policy learner, on whatever device the models are.
 
+    Several ranks may share the models. All of them must then make the same calls with the same arguments: each computes on its
+    share of the rows, and holds the same experience, counters and metrics as the others.
+
     Source: Schulman et al. 2017 (arXiv:1707.06347); Secrets of RLHF I (arXiv:2307.04964), PPO-max.
 
     Args:
@@ -68,9 +73,10 @@ class PPO:
         temperature: the sampler's; applied to policy and reference alike.
         pad_id: id written at padding.
         seed: of the minibatch order.
+        ranks: that share the models, which ``ranks.shard`` has cut up already.
 
     Raises:
-        ValueError: if the reference is the policy itself.
+        ValueError: if the reference is the policy itself, or ``minibatch_size`` is not a multiple of the number of ranks.
     """
 
     def __init__(
@@ -82,7 +88,11 @@ class PPO:
         temperature: float,
         pad_id: int,
         seed: int,
+        ranks: Ranks = ALONE,
     ) -> None:
+        if config.minibatch_size % ranks.size:
+            raise ValueError(f"minibatch_size {config.minibatch_size} is not a multiple of the number of ranks, {ranks.size}")
+        self.ranks = ranks
         self.config = config
         self.temperature = temperature
         self.pad_id = pad_id
@@ -143,7 +153,7 @@ class PPO:
         """
         width, device = batch.input_ids.shape[1], self.policy.device
         parts: list[tuple[Tensor, Tensor, Tensor]] = []
-        for index in chunks(torch.arange(len(batch), device=batch.input_ids.device), microbatch):
+        for index in chunks(self.ranks.share(torch.arange(len(batch), device=batch.input_ids.device)), microbatch):
             part = batch.rows(index).to(device)
             views = (
                 response_logprobs(self.policy, part, self.temperature),
@@ -152,7 +162,7 @@ class PPO:
             )
             logprobs, ref_logprobs, values = (nn.functional.pad(x, (0, width - x.shape[1])) for x in views)
             parts.append((logprobs, ref_logprobs, values))
-        return Evaluation(*(torch.cat(each) for each in zip(*parts, strict=True)))
+        return Evaluation(*(self.ranks.gather(torch.cat(each), len(batch)) for each in zip(*parts, strict=True)))
 
     def update(self, rollouts: Sequence[Rollout], scores: Tensor, on_progress: Progress = silent) -> UpdateMetrics:
         """One PPO update of policy and critic on one batch of rollouts.
@@ -179,6 +189,7 @@ class PPO:
             where = f"round {self.round}, update {self.num_updates}, minibatch {number}"
             self._step(data, minibatch, where, sums)
             on_progress(number + 1, self.config.epochs * per_epoch)
+        sums = sums.together(self.ranks, self.policy.device)
         metrics = update_metrics(rollouts, scores, data, sums, self.moments, self.kl.coef, self.config.reward_clip)
         self.kl.update(metrics.kl, len(rollouts))
         self.num_updates += 1
@@ -214,15 +225,15 @@ class PPO:
             where = f"round {self.round}, critic warm-up step {len(losses)}"
             sums, denominator = Sums(), data.batch.response_mask[minibatch].sum()
             with self._clean_on_failure():
-                for index in chunks(minibatch, self.config.microbatch_size):
+                for index in chunks(self.ranks.share(minibatch), self.config.microbatch_size):
                     self._critic_backward(data, index, denominator, math.inf, sums, where)
                 self.critic_optimizer.clip(f"{where} (critic)")
             self.critic_optimizer.step()
-            losses.append(sums.value_loss)
+            losses.append(sums.together(self.ranks, self.policy.device).value_loss)
         return losses
 
     def state(self) -> PPOState:
-        """All that moves between updates, apart from the weights (save those with ``save_pretrained``)."""
+        """All that moves between updates, apart from the weights (save those with ``save_pretrained``). Whole on every rank."""
         tensors = {f"policy/{name}": x for name, x in self.policy_optimizer.state().items()}
         tensors |= {f"critic/{name}": x for name, x in self.critic_optimizer.state().items()}
         counters: dict[str, float] = {"round": self.round, "num_updates": self.num_updates}
@@ -260,6 +271,8 @@ class PPO:
     def _checked(self, rollouts: Sequence[Rollout], scores: Tensor) -> Tensor:
         if scores.shape != (len(rollouts),) or not bool(scores.isfinite().all()):
             raise ValueError(f"need one finite score per rollout ({len(rollouts)}), got {tuple(scores.shape)}: {scores.tolist()}")
+        if len(rollouts) % self.ranks.size:
+            raise ValueError(f"{len(rollouts)} rollouts are not a multiple of the number of ranks, {self.ranks.size}")
         return scores.detach().to(self.policy.device)
 
     def _experience(self, rollouts: Sequence[Rollout], scores: Tensor, moments: RunningMoments, lam: float) -> Experience:
@@ -278,10 +291,10 @@ class PPO:
             yield from chunks(order, self.config.minibatch_size)
 
     def _step(self, data: Experience, minibatch: Tensor, where: str, sums: Sums) -> None:
-        """One optimizer step of policy and critic; the denominator is the minibatch's, whatever the microbatches."""
+        """One optimizer step of policy and critic; the denominator is the minibatch's, whatever the microbatches and ranks."""
         denominator = data.batch.response_mask[minibatch].sum()
         with self._clean_on_failure():
-            for index in chunks(minibatch, self.config.microbatch_size):
+            for index in chunks(self.ranks.share(minibatch), self.config.microbatch_size):
                 self._policy_backward(data, index, denominator, sums, where)
                 self._critic_backward(data, index, denominator, self.config.value_clip, sums, where)
             sums.grad_norm += self.policy_optimizer.clip(f"{where} (policy)")
@@ -296,7 +309,7 @@ class PPO:
         old, advantages = (_cut(x, index, part) for x in (data.old.logprobs, data.advantages))
         logprobs = response_logprobs(self.policy, part, self.temperature)
         result = policy_loss(logprobs, old, advantages, part.response_mask, self.config.clip, denominator)
-        _backward(result.loss, f"policy loss at {where}")
+        self._backward(result.loss, f"policy loss at {where}")
         sums.loss += result.loss.item()
         sums.clipped += result.num_clipped.item()
         sums.approx_kl += result.approx_kl.item()
@@ -306,9 +319,16 @@ class PPO:
         part = data.batch.rows(index)
         old, returns = (_cut(x, index, part) for x in (data.old.values, data.returns))
         result = value_loss(self.critic(part), old, returns, part.response_mask, clip, denominator)
-        _backward(result.loss, f"value loss at {where}")
+        self._backward(result.loss, f"value loss at {where}")
         sums.value_loss += result.loss.item()
         sums.value_clipped += result.num_clipped.item()
+
+    def _backward(self, loss: Tensor, what: str) -> None:
+        """Every rank looks at the sum, so that all of them give up, or none: one that waits for the others waits for ever."""
+        total = self.ranks.sum(loss)
+        if not bool(total.isfinite()):
+            raise NonFiniteError(f"{what} is {total.item()}; the weights were left as they were before this step")
+        torch.autograd.backward(loss)
 
     @contextmanager
     def _clean_on_failure(self) -> Iterator[None]:
@@ -326,19 +346,14 @@ def _cut(x: Tensor, index: Tensor, part: SequenceBatch) -> Tensor:
     return x[index, : part.input_ids.shape[1]]
 
 
-def _backward(loss: Tensor, what: str) -> None:
-    if not bool(loss.isfinite()):
-        raise NonFiniteError(f"{what} is {loss.item()}; the weights were left as they were before this step")
-    torch.autograd.backward(loss)
-
-
 def _settled(model: _Model) -> _Model:
     """Without dropout, and with every parameter in memory of its own.
 
     Dropout would make the first ratio differ from 1. Weights read from a file lie at any offset of it, and CPU kernels round
-    differently by alignment: a resumed run would differ in the last bit from one that never stopped.
+    differently by alignment: a resumed run would differ in the last bit from one that never stopped. Shards have such memory.
     """
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.data = parameter.data.clone()
+            if not isinstance(parameter, DTensor):
+                parameter.data = parameter.data.clone()
     return model.train(False)

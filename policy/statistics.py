@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from policy.experience import chunks, rollout_batch
 from tokens.logprobs import response_logprobs
+from tokens.ranks import ALONE, Ranks
 from tokens.records import Rollout
 
 
@@ -42,7 +43,13 @@ class SequenceStatistics:
 
 @torch.no_grad()
 def sequence_statistics(
-    model: PreTrainedModel, sft: PreTrainedModel, rollouts: Sequence[Rollout], pad_id: int, temperature: float, microbatch: int
+    model: PreTrainedModel,
+    sft: PreTrainedModel,
+    rollouts: Sequence[Rollout],
+    pad_id: int,
+    temperature: float,
+    microbatch: int,
+    ranks: Ranks = ALONE,
 ) -> SequenceStatistics:
     """Summed log-probabilities of each response under a policy and under the SFT model.
 
@@ -57,6 +64,7 @@ def sequence_statistics(
         pad_id: id written at padding.
         temperature: applied to both models; the sampler's for an unbiased KL of what was sampled.
         microbatch: sequences per forward pass.
+        ranks: that share the two models; all must call this, with the same rollouts.
 
     Returns:
         The sums, on the CPU.
@@ -68,8 +76,9 @@ def sequence_statistics(
     """
     batch = rollout_batch(rollouts, pad_id)
     sums: list[list[Tensor]] = [[], []]
-    for index in chunks(torch.arange(len(batch)), microbatch):
+    for index in chunks(ranks.share(torch.arange(len(batch))), microbatch):
         part = batch.rows(index)
         for which, each in enumerate((model, sft)):
             sums[which].append(response_logprobs(each, part.to(each.device), temperature).double().sum(-1).cpu())
-    return SequenceStatistics(torch.cat(sums[0]), torch.cat(sums[1]), batch.response_mask.sum(-1))
+    gathered = [ranks.gather(torch.cat(each), len(batch)) for each in sums]
+    return SequenceStatistics(gathered[0], gathered[1], batch.response_mask.sum(-1))

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from tokens.ranks import ALONE, Ranks
+
 
 @dataclass(frozen=True)
 class MetaStep:
@@ -47,6 +49,7 @@ def metarm_gradient(
     descend: Callable[[], Tensor],
     eta: float,
     measure: bool = False,
+    ranks: Ranks = ALONE,
 ) -> MetaStep:
     """Leave in ``.grad`` the gradient of L at theta' = theta + eta * grad J(theta), and theta itself unchanged.
 
@@ -64,6 +67,7 @@ def metarm_gradient(
         descend: returns L, likewise.
         eta: ascent step size, >= 0.
         measure: also evaluate J at theta' (one more forward pass, no gradient).
+        ranks: that share the parameters; J and L are then each rank's part of a sum, and all ranks must call this.
 
     Returns:
         The diagnostics.
@@ -77,15 +81,15 @@ def metarm_gradient(
     theta = [p for p in parameters if p.requires_grad]
     if not theta:
         raise ValueError("no parameter is trainable")
-    difference, ascent = _gradient(theta, ascend, "the difference loss J")
+    difference, ascent = _gradient(theta, ascend, "the difference loss J", ranks)
     saved = [p.detach().clone() for p in theta]
     try:
         with torch.no_grad():
             for parameter, direction in zip(theta, ascent, strict=True):
                 parameter.add_(direction, alpha=eta)
             displacement = _norm([p.detach() - s for p, s in zip(theta, saved, strict=True)])
-            ascended = float(ascend().detach()) if measure else None
-        loss, gradient = _gradient(theta, descend, "the preference loss L at theta'")
+            ascended = float(ranks.sum(ascend().detach())) if measure else None
+        loss, gradient = _gradient(theta, descend, "the preference loss L at theta'", ranks)
     finally:
         with torch.no_grad():
             for parameter, original in zip(theta, saved, strict=True):
@@ -106,13 +110,15 @@ def metarm_gradient(
     )
 
 
-def _gradient(theta: Sequence[nn.Parameter], objective: Callable[[], Tensor], name: str) -> tuple[float, list[Tensor]]:
+def _gradient(
+    theta: Sequence[nn.Parameter], objective: Callable[[], Tensor], name: str, ranks: Ranks
+) -> tuple[float, list[Tensor]]:
     """Value and gradient of ``objective``; leaves every ``.grad`` empty."""
     for parameter in theta:
         parameter.grad = None
     try:
         objective_value = objective()
-        value = float(objective_value.detach())
+        value = float(ranks.sum(objective_value.detach()))
         if not math.isfinite(value):
             raise FloatingPointError(f"{name} is {value}")
         torch.autograd.backward(objective_value)

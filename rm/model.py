@@ -17,6 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 from rm.config import Pooling
 from tokens.errors import UserError
 from tokens.logprobs import position_ids
+from tokens.ranks import ALONE, Ranks
 from tokens.records import SequenceBatch
 
 HEAD_SCALE = 0.3
@@ -113,13 +114,16 @@ class RewardModel(nn.Module):
             )
         return cls(model, config.rondo_pooling if "rondo_pooling" in config.to_dict() else "last")
 
-    def save_pretrained(self, path: str | Path) -> None:
+    def save_pretrained(self, path: str | Path, ranks: Ranks = ALONE) -> None:
         """Write config.json and safetensors to ``path``. The tokenizer is the caller's to save.
 
         Args:
             path: directory, made if needed.
+            ranks: that share the model; all must call this, rank 0 writes.
         """
-        self.model.save_pretrained(path)
+        weights = ranks.full_state(self.model)
+        if ranks.rank == 0:
+            self.model.save_pretrained(path, state_dict=weights)
 
     def forward(self, batch: SequenceBatch) -> Tensor:
         """Score every sequence.
@@ -145,7 +149,7 @@ class RewardModel(nn.Module):
         scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
         if self.pooling == "last":
             last = batch.attention_mask.shape[1] - 1 - batch.attention_mask.flip(-1).long().argmax(-1)  # [B]
-            pooled: Tensor = scores.gather(-1, last.unsqueeze(-1)).squeeze(-1)
+            pooled: Tensor = scores[torch.arange(len(batch), device=last.device), last]  # not a view, which FSDP2 would warn of
             return pooled
         counts = batch.response_mask.sum(-1)  # [B]
         if bool((counts == 0).any()):

@@ -5,6 +5,7 @@ Letters: B sequences, N pairs per step (n), m prompts of S_k per step, k respons
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -15,9 +16,11 @@ from rm.metarm import MetaStep, metarm_gradient
 from rm.model import RewardModel
 from rm.records import RewardFit, RewardStep
 from tokens.errors import UserError
+from tokens.ranks import ALONE, Ranks, clip_gradients
 from tokens.records import Pair, SequenceBatch
 
 TokenIds = tuple[int, ...]
+_Row = TypeVar("_Row")
 Encoded = tuple[TokenIds, TokenIds]
 """Prompt ids and response ids of one sequence."""
 
@@ -34,6 +37,7 @@ def fit_reward_model(
     seed: int,
     pad_id: int,
     on_step: Callable[[RewardStep], None],
+    ranks: Ranks = ALONE,
 ) -> RewardFit:
     """Train ``model`` in place on D, by MetaRM where S_k is given and enabled, else by the plain preference loss.
 
@@ -53,6 +57,8 @@ def fit_reward_model(
         seed: of both orders.
         pad_id: id written at padding.
         on_step: called after each step.
+        ranks: that share the model, which ``ranks.shard`` has cut up already. All must call this with the same arguments; each
+            computes on its share of the pairs and of S_k's prompts, and returns the same.
 
     Returns:
         Means over the last quarter of the steps.
@@ -77,8 +83,8 @@ def fit_reward_model(
     for index, batch in enumerate(_pair_batches(pairs, reward.batch_size, reward.epochs, seed)):
         shifted = next(draws) if groups else []
         try:
-            loss, accuracy, meta_step = _gradient(model, parameters, batch, shifted, meta_config.eta, pad_id)
-            norm = float(nn.utils.clip_grad_norm_(parameters, reward.max_grad_norm))
+            loss, accuracy, meta_step = _gradient(model, parameters, batch, shifted, meta_config.eta, pad_id, ranks)
+            norm = clip_gradients(parameters, reward.max_grad_norm)
             if not math.isfinite(norm):
                 raise FloatingPointError(f"the preference loss is {loss}, its gradient's norm is {norm}")
         except FloatingPointError as error:
@@ -120,7 +126,9 @@ def learning_rate_factor(step: int, num_steps: int, warmup_ratio: float) -> floa
     return (num_steps - step) / (num_steps - warmup)
 
 
-def score_sequences(model: RewardModel, sequences: Sequence[Encoded], batch_size: int, pad_id: int) -> Tensor:
+def score_sequences(
+    model: RewardModel, sequences: Sequence[Encoded], batch_size: int, pad_id: int, ranks: Ranks = ALONE
+) -> Tensor:
     """Scores without gradient, in batches of similar length.
 
     Args:
@@ -128,6 +136,7 @@ def score_sequences(model: RewardModel, sequences: Sequence[Encoded], batch_size
         sequences: B of (prompt ids, response ids); may be none.
         batch_size: sequences per forward pass, >= 1.
         pad_id: id written at padding.
+        ranks: that share the model; all must call this, with the same sequences.
 
     Returns:
         [B] on the CPU, in the order given; scores of the model, unnormalised.
@@ -141,14 +150,21 @@ def score_sequences(model: RewardModel, sequences: Sequence[Encoded], batch_size
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     order = sorted(range(len(sequences)), key=lambda i: -(len(sequences[i][0]) + len(sequences[i][1])))
     scores = torch.zeros(len(sequences))
+    if not order:
+        return scores
+    own = _share(order, ranks)
     with torch.no_grad():
-        for start in range(0, len(order), batch_size):
-            rows = order[start : start + batch_size]
-            scores[rows] = _scores(model, [sequences[i] for i in rows], pad_id).to("cpu", scores.dtype)
+        parts = [
+            _scores(model, [sequences[i] for i in own[start : start + batch_size]], pad_id)
+            for start in range(0, len(own), batch_size)
+        ]
+    scores[order] = ranks.gather(torch.cat(parts), len(order)).to("cpu", scores.dtype)
     return scores
 
 
-def evaluate_pairs(model: RewardModel, pairs: Sequence[Pair], batch_size: int, pad_id: int) -> tuple[float, float]:
+def evaluate_pairs(
+    model: RewardModel, pairs: Sequence[Pair], batch_size: int, pad_id: int, ranks: Ranks = ALONE
+) -> tuple[float, float]:
     """How well a model ranks pairs.
 
     Args:
@@ -156,6 +172,7 @@ def evaluate_pairs(model: RewardModel, pairs: Sequence[Pair], batch_size: int, p
         pairs: at least one.
         batch_size: sequences per forward pass, >= 1.
         pad_id: id written at padding.
+        ranks: that share the model; all must call this, with the same pairs.
 
     Returns:
         Share ranked as labelled (a tie counts one half), and the Bradley-Terry loss in nats per pair.
@@ -165,7 +182,7 @@ def evaluate_pairs(model: RewardModel, pairs: Sequence[Pair], batch_size: int, p
     """
     if not pairs:
         raise ValueError("no pairs to evaluate on")
-    scores = score_sequences(model, _pair_sequences(pairs), batch_size, pad_id)
+    scores = score_sequences(model, _pair_sequences(pairs), batch_size, pad_id, ranks)
     chosen, rejected = scores.chunk(2)
     return float(pair_accuracy(chosen, rejected)), float(bradley_terry_loss(chosen, rejected, len(pairs)))
 
@@ -177,29 +194,43 @@ def _gradient(
     shifted: Sequence[Sequence[Encoded]],
     eta: float,
     pad_id: int,
+    ranks: Ranks,
 ) -> tuple[float, float, MetaStep | None]:
-    """Fill ``.grad``; return loss, accuracy and, where there are shifted samples, what MetaRM saw."""
-    accuracy = math.nan
+    """Fill ``.grad``; return loss, accuracy and, where there are shifted samples, what MetaRM saw.
+
+    The losses are this rank's part of a sum. A rank without rows of its own scores one that stands in, and multiplies it by 0.
+    """
+    accuracy = torch.zeros((), device=parameters[0].device)
 
     def descend() -> Tensor:
         nonlocal accuracy
-        chosen, rejected = _scores(model, _pair_sequences(batch), pad_id).chunk(2)  # [N] each
-        accuracy = float(pair_accuracy(chosen, rejected))
+        scores = _scores(model, _pair_sequences(_share(batch, ranks)), pad_id)
+        own = ranks.num_own(len(batch))
+        if not own:
+            return 0 * scores.sum()
+        chosen, rejected = (half[:own] for half in scores.chunk(2))  # [own] each
+        accuracy = pair_accuracy(chosen, rejected) * (own / len(batch))
         return bradley_terry_loss(chosen, rejected, len(batch))
 
     def ascend() -> Tensor:
-        scores = _scores(model, [sequence for group in shifted for sequence in group], pad_id)
-        return difference_loss(scores.view(len(shifted), -1))  # [m, k]
+        groups = _share(shifted, ranks)
+        scores = _scores(model, [sequence for group in groups for sequence in group], pad_id).view(len(groups), -1)  # [m, k]
+        own = ranks.num_own(len(shifted))
+        return difference_loss(scores[:own], len(shifted)) if own else 0 * scores.sum()
 
     if shifted:
-        step = metarm_gradient(parameters, ascend, descend, eta, measure=True)
-        return step.loss, accuracy, step
+        step = metarm_gradient(parameters, ascend, descend, eta, measure=True, ranks=ranks)
+        return step.loss, float(ranks.sum(accuracy)), step
     loss = descend()
-    value = float(loss.detach())
+    value = float(ranks.sum(loss.detach()))
     if not math.isfinite(value):
         raise FloatingPointError(f"the preference loss is {value}")
     torch.autograd.backward(loss)
-    return value, accuracy, None
+    return value, float(ranks.sum(accuracy)), None
+
+
+def _share(rows: Sequence[_Row], ranks: Ranks) -> list[_Row]:
+    return [rows[i] for i in ranks.share(torch.arange(len(rows))).tolist()]
 
 
 def _scores(model: RewardModel, sequences: Sequence[Encoded], pad_id: int) -> Tensor:

@@ -1,0 +1,41 @@
+"""A run in which reward trainer and learner are two processes each, and share their models."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+from cluster.load_config import load_config
+from tests.cluster.command import TINY, Command
+from tokens.errors import UserError
+
+TWO = ("--resources.learner.num_ranks", "2", "--resources.reward.num_ranks", "2")
+
+
+def test_a_round_with_two_ranks_each(command: Command) -> None:
+    done = command("run", str(TINY), "--name", "tiny-ranks", "--rounds.num_rounds", "1", *TWO)
+    assert done.returncode == 0, done.stdout + done.stderr
+    run = command.storage / "runs" / "tiny-ranks"
+    processes = json.loads((run / "processes.json").read_text())
+    assert processes.keys() == {"driver", "rollout-0", "reward-0", "reward-1", "scorer-0", "learner-0", "learner-1"}
+    assert len({process["pid"] for process in processes.values()}) == 7
+    entry = json.loads((run / "ledger.json").read_text())["rounds"][0]
+    assert entry["reward"]["J_after"] > entry["reward"]["J_before"]
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    policy = [row for row in rows if row["phase"] == "policy"]
+    assert len(policy) == 2
+    assert policy[0]["policy/kl"] == pytest.approx(0.0, abs=1e-4) and policy[1]["policy/kl"] != policy[0]["policy/kl"]
+    assert max(row["policy/sampler_gap"] for row in policy) < 1e-4, "the engine got the whole weights of both ranks"
+    folder = run / "rounds" / "round_000"
+    assert AutoModelForCausalLM.from_pretrained(folder / "policy").config.architectures == ["LlamaForCausalLM"]
+    for name in ("critic", "reward"):
+        AutoModelForSequenceClassification.from_pretrained(folder / name)
+
+
+def test_shares_that_cannot_be_shared_are_refused() -> None:
+    with pytest.raises(UserError, match=r"minibatch_size \(16\) is not a multiple of resources.learner.num_ranks \(3\)"):
+        load_config(TINY, ["--resources.learner.num_ranks", "3"])
+    with pytest.raises(UserError, match="only reward and learner can have several ranks"):
+        load_config(TINY, ["--resources.scorer.num_ranks", "2"])

@@ -1,0 +1,156 @@
+"""Two processes that share policy, critic and reference learn what one process learns."""
+
+import json
+import socket
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import distributed, multiprocessing
+from transformers import AutoModelForCausalLM, LlamaForCausalLM
+
+from policy.config import KLConfig, PolicyConfig
+from policy.critic import Critic
+from policy.optimizers import NonFiniteError
+from policy.ppo import PPO
+from policy.statistics import sequence_statistics
+from tokens.ranks import ALONE, Ranks
+from tokens.records import Rollout
+
+CONFIG = PolicyConfig(
+    prompts_per_step=4, samples_per_prompt=3, minibatch_size=6, microbatch_size=2, epochs=2, lr=1e-3, critic_lr=1e-3,
+    max_grad_norm=0.3, reward_clip=3.0, kl=KLConfig(controller="adaptive", horizon=50),
+)  # fmt: skip
+Batches = Sequence[tuple[list[Rollout], torch.Tensor]]
+
+
+def load(folder: Path, ranks: Ranks) -> PPO:
+    """The learner from what ``save`` wrote; optimizer and counters too, where they were written."""
+    policy, reference = (
+        AutoModelForCausalLM.from_pretrained(folder / name, dtype=torch.float32).eval() for name in ("policy", "reference")
+    )
+    critic = Critic.from_pretrained(folder / "critic", torch.float32)
+    for model in (policy, critic, reference.requires_grad_(False)):
+        ranks.shard(model)
+    ppo = PPO(policy, critic, reference, CONFIG, temperature=0.8, pad_id=0, seed=3, ranks=ranks)
+    if (folder / "state.json").exists():
+        ppo.load_state(load_file(folder / "state.safetensors"), json.loads((folder / "state.json").read_text()))
+    return ppo
+
+
+def save(ppo: PPO, folder: Path) -> None:
+    """As the actor saves; every rank calls it, the first writes."""
+    for model, name in ((ppo.policy, "policy"), (ppo.reference, "reference")):
+        weights = ppo.ranks.full_state(model)
+        if ppo.ranks.rank == 0:
+            model.save_pretrained(folder / name, state_dict=weights)
+    ppo.critic.save_pretrained(folder / "critic", ppo.ranks)
+    tensors, values = ppo.state()
+    if ppo.ranks.rank == 0:
+        save_file(tensors, folder / "state.safetensors")
+        (folder / "state.json").write_text(json.dumps(values))
+
+
+def learn(ppo: PPO, batches: Batches) -> dict[str, Any]:
+    """Warm-up and updates; what they reported, and how likely the models find the first batch afterwards."""
+    losses = ppo.warm_up_critic(*batches[0], steps=3)
+    rows = [ppo.update(rollouts, scores).as_dict() for rollouts, scores in batches]
+    odd = batches[0][0][:5]  # not a multiple of two ranks
+    sums = sequence_statistics(ppo.policy, ppo.reference, odd, 0, 0.8, microbatch=2, ranks=ppo.ranks)
+    return {"warm_up": losses, "rows": rows, "policy_logprob": sums.policy_logprob, "sft_logprob": sums.sft_logprob}
+
+
+def refusals(ppo: PPO, batch: tuple[list[Rollout], torch.Tensor]) -> list[str]:
+    """What a rank says of rollouts that cannot be shared out, and of weights that only rank 1 holds and that are broken."""
+    said = []
+    with pytest.raises(ValueError, match="not a multiple") as odd:
+        ppo.update(batch[0][:5], batch[1][:5])
+    said.append(str(odd.value))
+    with torch.no_grad():
+        name, norm = next((n, p) for n, p in ppo.critic.named_parameters() if n.endswith("norm.weight"))
+        if ppo.ranks.rank == 1:
+            norm.to_local().fill_(float("nan"))  # type: ignore[operator]
+    with pytest.raises(NonFiniteError) as broken:
+        ppo.update(*batch)
+    return [*said, f"{name}: {broken.value}"]
+
+
+def on_rank(rank: int, port: int, folder: Path) -> None:
+    """Phase 1: learn from the start, save. Phase 2: go on from what one process saved."""
+    torch.set_num_threads(1)
+    distributed.init_process_group(
+        "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2, timeout=timedelta(seconds=120)
+    )
+    ranks = Ranks(rank, 2, distributed.init_device_mesh("cpu", (2,)))
+    batches = torch.load(folder / "batches.pt", weights_only=False)
+    ppo = load(folder / "start", ranks)
+    for module in (ppo.policy, ppo.critic, ppo.reference):
+        assert all(p.to_local().numel() < p.numel() or p.numel() <= 32 for p in module.parameters())  # type: ignore[operator]
+    result = learn(ppo, batches[:3])
+    save(ppo, folder / "by_two")
+    torch.save(result, folder / f"result_{rank}.pt")
+    ppo = load(folder / "by_one", ranks)
+    result = learn(ppo, batches[3:])
+    save(ppo, folder / "by_one_then_two")
+    torch.save(result | {"said": refusals(ppo, batches[0])}, folder / f"second_{rank}.pt")
+    distributed.destroy_process_group()
+
+
+def close(one: dict[str, Any], two: dict[str, Any]) -> None:
+    assert two["warm_up"] == pytest.approx(one["warm_up"], abs=1e-5)
+    for got, wanted in zip(two["rows"], one["rows"], strict=True):
+        assert got == pytest.approx(wanted, abs=1e-5, rel=1e-4)
+    for name in ("policy_logprob", "sft_logprob"):
+        torch.testing.assert_close(two[name], one[name], atol=1e-4, rtol=0)
+
+
+def same_weights(one: PPO, two: PPO) -> None:
+    for left, right in ((one.policy, two.policy), (one.critic, two.critic), (one.reference, two.reference)):
+        for (name, a), b in zip(left.named_parameters(), right.parameters(), strict=True):
+            torch.testing.assert_close(a, b, atol=1e-5, rtol=0, msg=name)
+
+
+def test_two_ranks_learn_what_one_process_learns(
+    language_model: Callable[[int], LlamaForCausalLM],
+    critic: Callable[[int], Critic],
+    sample: Callable[..., list[Rollout]],
+    tmp_path: Path,
+) -> None:
+    language_model(0).save_pretrained(tmp_path / "start" / "policy")
+    language_model(5).save_pretrained(tmp_path / "start" / "reference")
+    critic(1).save_pretrained(tmp_path / "start" / "critic")
+    batches = []
+    for seed in range(5):
+        rollouts = sample(language_model(0), seed, num_prompts=12)
+        batches.append((rollouts, torch.tensor([float(len(r.response_ids) + sum(r.response_ids) % 5) for r in rollouts])))
+    torch.save(batches, tmp_path / "batches.pt")
+    one = load(tmp_path / "start", ALONE)
+    first = learn(one, batches[:3])
+    save(one, tmp_path / "by_one")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    multiprocessing.spawn(on_rank, args=(port, tmp_path), nprocs=2)  # type: ignore[no-untyped-call]
+    results = [torch.load(tmp_path / f"result_{rank}.pt", weights_only=False) for rank in (0, 1)]
+    assert results[0]["rows"] == results[1]["rows"] and results[0]["warm_up"] == results[1]["warm_up"]
+    assert any(row["policy/clip_fraction"] > 0 for row in first["rows"]) and first["rows"][0]["policy/grad_norm"] > 0.3
+    close(first, results[0])
+    two = load(tmp_path / "by_two", ALONE)
+    same_weights(one, two)
+    assert two.num_updates == one.num_updates == 3 and two.kl.coef == pytest.approx(one.kl.coef, rel=1e-4)
+    for name, moment in one.state().tensors.items():
+        torch.testing.assert_close(two.state().tensors[name], moment, atol=1e-5, rtol=1e-3)
+
+    second = learn(one, batches[3:])
+    seconds = [torch.load(tmp_path / f"second_{rank}.pt", weights_only=False) for rank in (0, 1)]
+    close(second, seconds[0])  # one process saved, two went on
+    same_weights(one, load(tmp_path / "by_one_then_two", ALONE))
+    close(second, learn(two, batches[3:]))  # two saved, one went on
+    same_weights(one, two)
+    assert seconds[0]["said"] == seconds[1]["said"]
+    assert "5 rollouts are not a multiple of the number of ranks, 2" in seconds[0]["said"][0]
+    assert "nan" in seconds[0]["said"][1]
