@@ -67,13 +67,13 @@ def test_the_one_to_blame_is_named(pairs_of_ranks: list[Ranked], tmp_path: Path)
     ranks = pairs_of_ranks[0]
     first, second = (rank.actor for rank in ranks.ranks)
     began = time.monotonic()
-    with pytest.raises(RoleFailed, match="learner-1 on node .* its process died"):
+    with pytest.raises(RoleFailed, match=r"learner-1 on node .* its process died"):
         wait("policy", pending(ranks, [first.add.remote(1.0), second.die.remote(0.0)]))
     assert time.monotonic() - began < 30, "a closed connection is noticed before the time limit of 60 s"
 
     ranks = pairs_of_ranks[1]
     first, second = (rank.actor for rank in ranks.ranks)
-    with pytest.raises(RoleFailed, match="learner-0 on node .* phase policy"):  # its partner lives, and never comes
+    with pytest.raises(RoleFailed, match=r"learner-0 on node .* phase policy"):  # its partner lives, and never comes
         wait("policy", pending(ranks, [first.add.remote(1.0)]))
-    with pytest.raises(RoleFailed, match="learner-1 on node .* its process died"):  # which is heard of only after the complaint
+    with pytest.raises(RoleFailed, match=r"learner-1 on node .* its process died"):  # which is heard of only after the complaint
         wait("policy", pending(ranks, [first.complain.remote(), second.die.remote(1.0)]))
