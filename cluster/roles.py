@@ -152,7 +152,8 @@ class LearnerHandle(Ranked):
 
     def weights(self) -> Any:
         """An object reference to the policy's weights; they go from learner to engines without passing the driver."""
-        return [rank.actor.weights.remote() for rank in self.ranks][0]
+        refs = [rank.actor.weights.remote() for rank in self.ranks]  # all ranks are asked: each holds a part
+        return refs[0]
 
     def statistics(self, rollouts: Sequence[Rollout]) -> Pending[tuple[tuple[float, ...], tuple[float, ...]]]:
         """Log-probability of each response under the policy and under SFT."""

@@ -18,6 +18,8 @@ from tokens.errors import UserError
 
 T = TypeVar("T")
 POLL_S = 0.5
+DEATH_S = 5.0
+"""How long Ray may need to notice that a process has died, after those that worked with it have."""
 
 
 class RoleFailed(RuntimeError):
@@ -113,9 +115,23 @@ class Waiter:
                 raise UserError(str(cause)) from error
             if isinstance(cause, OSError) and cause.errno == errno.ENOSPC:
                 raise OSError(errno.ENOSPC, str(cause)) from error
+            self._blame_the_dead(ref, pending, phase)
             raise RoleFailed(self._words(name, node, phase, f"{type(cause).__name__}: {cause}")) from error
         except RayActorError as error:
             raise RoleFailed(self._words(name, node, phase, f"its process died ({error})")) from error
+
+    def _blame_the_dead(self, failed: Any, pending: Pending[Any], phase: str) -> None:
+        """Fail in the name of another process of the role that has died: the one that raised may only have waited for it."""
+        others = [ref for ref in pending.refs if ref != failed]
+        for ref in ray.wait(others, num_returns=len(others), timeout=DEATH_S)[0] if others else []:
+            try:
+                ray.get(ref)
+            except RayActorError as error:
+                index = pending.refs.index(ref)
+                what = f"its process died ({error})"
+                raise RoleFailed(self._words(pending.names[index], pending.nodes[index], phase, what)) from error
+            except RayTaskError:
+                continue
 
     def _words(self, name: str, node: str, phase: str, what: str) -> str:
         return f"{name} on node {node[:8]} failed in {self.place}, phase {phase}: {what}. Its log: {self.logs / name}.log"

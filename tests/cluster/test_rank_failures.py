@@ -1,0 +1,79 @@
+"""Ranks that lose each other fail soon, and the driver names the one that is to blame."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from ray import ObjectRef
+
+from actors.process import STATUS_GROUP, ProcessSetup
+from actors.ranks import Rank
+from cluster.console import Console
+from cluster.roles import Process, Ranked
+from cluster.waiting import Pending, RoleFailed, Waiter
+
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::ResourceWarning")  # Ray's own
+
+
+@pytest.fixture
+def pairs_of_ranks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Ranked]]:
+    """Two pairs of ranks that can add numbers, and die."""
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+
+    class Adder(Rank):  # defined here, so that Ray's workers get it by value
+        def add(self, x: float) -> float:
+            import torch
+
+            return float(self.ranks.sum(torch.tensor(x)))
+
+        def complain(self) -> None:
+            raise RuntimeError("the other one left")
+
+        def die(self, after_s: float) -> None:
+            time.sleep(after_s)
+            os._exit(1)
+
+    ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    actor_class = ray.remote(concurrency_groups=STATUS_GROUP, num_cpus=0)(Adder)
+    setups = [ProcessSetup(f"learner-{rank}", tmp_path / f"{rank}.log", 1, "cpu", "float32", rank, 2) for rank in (0, 1)]
+    actors = [[actor_class.remote(setup) for setup in setups] for _ in range(2)]
+    yield [
+        Ranked([Process(actor, ray.get(actor.identity.remote())) for actor in pair], timeout_s)
+        for pair, timeout_s in zip(actors, (60.0, 4.0), strict=True)
+    ]
+    ray.shutdown()
+
+
+def pending(ranks: Ranked, refs: list[ObjectRef]) -> Pending[Any]:
+    names, nodes = zip(*((rank.identity.name, rank.identity.node) for rank in ranks.ranks), strict=True)
+    return Pending(tuple(refs), names[: len(refs)], nodes[: len(refs)], lambda answers: answers)
+
+
+def test_the_one_to_blame_is_named(pairs_of_ranks: list[Ranked], tmp_path: Path) -> None:
+    wait = Waiter(Console(), tmp_path, 60)
+    for ranks in pairs_of_ranks:
+        wait("start", ranks.join(wait("start", ranks.open())))
+        first, second = (rank.actor for rank in ranks.ranks)
+        assert wait("policy", pending(ranks, [first.add.remote(1.0), second.add.remote(2.5)])) == [3.5, 3.5]
+
+    ranks = pairs_of_ranks[0]
+    first, second = (rank.actor for rank in ranks.ranks)
+    began = time.monotonic()
+    with pytest.raises(RoleFailed, match=r"learner-1 on node .* its process died"):
+        wait("policy", pending(ranks, [first.add.remote(1.0), second.die.remote(0.0)]))
+    assert time.monotonic() - began < 30, "a closed connection is noticed before the time limit of 60 s"
+
+    ranks = pairs_of_ranks[1]
+    first, second = (rank.actor for rank in ranks.ranks)
+    with pytest.raises(RoleFailed, match=r"learner-0 on node .* phase policy"):  # its partner lives, and never comes
+        wait("policy", pending(ranks, [first.add.remote(1.0)]))
+    with pytest.raises(RoleFailed, match=r"learner-1 on node .* its process died"):  # which is heard of only after the complaint
+        wait("policy", pending(ranks, [first.complain.remote(), second.die.remote(1.0)]))
