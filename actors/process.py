@@ -24,6 +24,7 @@ class ProcessSetup:
         dtype: ``float32`` or ``bfloat16``: of frozen weights and of the arithmetic; trained weights are always float32.
         rank: of this process among those that share the role's model.
         num_ranks: how many they are.
+        recompute_activations: True keeps only each layer's input for the backward pass.
     """
 
     name: str
@@ -33,6 +34,7 @@ class ProcessSetup:
     dtype: str
     rank: int
     num_ranks: int
+    recompute_activations: bool
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from typing import Any
 import ray
 
 from actors.process import ProcessSetup, Role
+from tokens.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,8 @@ class Rank(Role):
     def place(self, model: Any) -> Any:
         """Put a model where it computes: on the device, or this rank's part of it there.
 
+        With ``recompute_activations`` each layer keeps only its input for the backward pass, and computes the rest again.
+
         Args:
             model: on the CPU; equal on all ranks.
 
@@ -80,8 +83,29 @@ class Rank(Role):
         """
         import torch
 
+        if self.setup.recompute_activations:
+            recompute_layers(model)
         if self.ranks.size == 1:
             return model.to(self.setup.device)
         narrow = self.setup.device == "cuda" and self.setup.dtype == "bfloat16"
         self.ranks.shard(model, torch.bfloat16 if narrow else None)
         return model
+
+
+def recompute_layers(model: Any) -> None:
+    """Make every transformer layer keep only its input, and compute what lies between again in the backward pass.
+
+    Args:
+        model: of transformers, before it is sharded.
+
+    Raises:
+        UserError: if the architecture has no layers that can do so.
+    """
+    from torch.distributed._composable import checkpoint
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    if not layers:
+        raise UserError(f"{type(model).__name__} has no layers that can recompute; set recompute_activations to false")
+    for layer in layers:
+        checkpoint(layer)

@@ -16,6 +16,8 @@ from cluster.config import RunConfig
 
 GIB = 1 << 30
 BYTES = {"float32": 4, "bfloat16": 2}
+PROCESS = 3 * GIB // 4
+"""What a process of ours holds before it holds a model: Python, torch, transformers (0.4 to 0.8 GiB seen)."""
 GPU_USABLE = 0.9
 """Share of a GPU's memory that a model may take, the rest left to activations of the allocator and the driver."""
 
@@ -29,7 +31,7 @@ class Bundle:
         name: of the process, e.g. ``learner-1``.
         num_cpus: Ray CPUs, fractions allowed.
         num_gpus: Ray GPUs.
-        memory: estimate of the memory its weights, gradients and optimizer need, bytes; on the GPU where it has one.
+        memory: estimate of what its weights, gradients, optimizer and activations need, bytes; on the GPU where it has one.
         why: what that memory is made of.
     """
 
@@ -66,79 +68,111 @@ class Plan:
     shortfalls: tuple[str, ...]
 
 
-def num_parameters(config: RunConfig) -> int:
-    """Parameters of the policy model, from its config or from the shape it will be made with.
+@dataclass(frozen=True)
+class ModelSize:
+    """What memory depends on: the shape of the policy, which all roles' models share."""
+
+    parameters: int
+    num_layers: int
+    hidden_size: int
+    vocab_size: int
+
+
+def model_size(config: RunConfig) -> ModelSize:
+    """The size of the policy model, from its directory or from the shape it will be made with.
 
     Args:
         config: of the run.
 
     Returns:
-        The number, the embedding counted once.
+        The size; a tied embedding is counted once.
     """
     shape = config.sft.shape
     if config.sft.model is None or not Path(config.sft.model).is_dir():
         vocabulary, hidden, inner = shape.vocab_size, shape.hidden_size, shape.intermediate_size
-        layers, key_value, tied = shape.num_layers, hidden, True
+        layers, key_value, tied = shape.num_layers, hidden, config.sft.model is None
     else:
         stored = json.loads((Path(config.sft.model) / "config.json").read_text())
         vocabulary, hidden, inner = stored["vocab_size"], stored["hidden_size"], stored["intermediate_size"]
         layers, tied = stored["num_hidden_layers"], stored["tie_word_embeddings"]
         key_value = hidden * stored["num_key_value_heads"] // stored["num_attention_heads"]
     per_layer = 2 * hidden * hidden + 2 * hidden * key_value + 3 * hidden * inner + 2 * hidden
-    return vocabulary * hidden * (1 if tied else 2) + layers * per_layer + hidden
+    return ModelSize(vocabulary * hidden * (1 if tied else 2) + layers * per_layer + hidden, layers, hidden, vocabulary)
 
 
-def bundles(config: RunConfig, parameters: int) -> tuple[Bundle, ...]:
+def activations(size: ModelSize, share: Share, sequences: float, length: int, at_once: int, with_logits: bool) -> int:
+    """Upper estimate of what one rank keeps for the backward pass, bytes.
+
+    About 34 numbers of hidden size per token and layer (Korthikanti et al. 2022, section 4.1, attention matrices not kept), or
+    one with recomputation, and then the full amount for the layer that is being recomputed; plus logits, their log-softmax
+    and their gradient in float32.
+
+    Args:
+        size: of the model.
+        share: of the role.
+        sequences: kept at the same time, over all ranks.
+        length: longest prompt + response, tokens.
+        at_once: sequences of one forward pass.
+        with_logits: True for a language model.
+
+    Returns:
+        The bytes.
+    """
+    tokens, together = sequences * length / share.num_ranks, min(at_once, sequences / share.num_ranks) * length
+    unit = size.hidden_size * BYTES[share.dtype]
+    kept = tokens * size.num_layers + 34 * together if share.recompute_activations else 34 * tokens * size.num_layers
+    return int(kept * unit + (3 * 4 * together * size.vocab_size if with_logits else 0))
+
+
+def bundles(config: RunConfig, size: ModelSize) -> tuple[Bundle, ...]:
     """The processes of a run and what each asks for.
 
     Args:
         config: of the run.
-        parameters: of one model; the five roles' models have all the same shape.
+        size: of one model; the five roles' models have all the same shape.
 
     Returns:
         The bundles: engines, reward trainer's ranks, scorer, learner's ranks.
     """
-    shares = config.resources
+    shares, meta, policy, data = config.resources, config.meta, config.policy, config.data
+    number = size.parameters
 
-    def make(role: str, share: Share, rank: int, weight_copies: float, train_copies: float, why: str) -> Bundle:
-        trained = train_copies * parameters * 16  # weights, gradient and two moments, float32
-        held = weight_copies * parameters * BYTES[share.dtype]
-        return Bundle(role, f"{role}-{rank}", share.num_cpus, share.num_gpus, int((trained + held) / share.num_ranks), why)
+    def make(role: str, share: Share, rank: int, held: float, trained: int, active: int, why: str) -> Bundle:
+        # trained: weights, gradient and two moments, float32
+        memory = (held * number * BYTES[share.dtype] + trained * number * 16) / share.num_ranks + active
+        return Bundle(role, f"{role}-{rank}", share.num_cpus, share.num_gpus, int(memory), why)
 
-    meta = 1.0 if config.meta.enabled else 0.0
+    engine = config.rollout.kv_cache_mib << 20 if not shares.rollout.num_gpus else 0
+    longest = data.max_prompt_tokens + data.max_response_tokens
+    shifted = meta.prompts_per_step * meta.samples_per_prompt if meta.enabled else 0
+    reward = activations(
+        size, shares.reward, max(2 * config.reward.batch_size, shifted), longest, config.reward.microbatch_size, False
+    )
+    rollout = data.max_prompt_tokens + config.rollout.max_new_tokens
+    learner = activations(
+        size, shares.learner, policy.microbatch_size * shares.learner.num_ranks, rollout, policy.microbatch_size, True
+    )
+    copy = 4 / BYTES[shares.reward.dtype] if meta.enabled else 0
     return (
         *(
-            make("rollout", shares.rollout, i, 1, 0, "weights; the key-value cache comes on top")
+            make("rollout", shares.rollout, i, 1, 0, engine, "engine" + ("" if engine else "; its cache takes what is left"))
             for i in range(config.rollout.num_engines)
         ),
         *(
-            make(
-                "reward",
-                shares.reward,
-                i,
-                meta * 4 / BYTES[shares.reward.dtype],
-                1,
-                "reward model with AdamW" + (", and MetaRM's copy of its weights" if meta else ""),
-            )
+            make("reward", shares.reward, i, copy, 1, reward, "reward model, AdamW" + (", MetaRM's copy" if copy else ""))
             for i in range(shares.reward.num_ranks)
         ),
-        make("scorer", shares.scorer, 0, config.scorer.num_members, 0, f"{config.scorer.num_members} reward models"),
+        make("scorer", shares.scorer, 0, config.scorer.num_members, 0, 0, f"{config.scorer.num_members} reward models"),
         *(
-            make(
-                "learner",
-                shares.learner,
-                i,
-                2 if config.policy.reference == "previous" else 1,
-                2,
-                "policy and critic with AdamW, reference",
-            )
+            make("learner", shares.learner, i, 2 if policy.reference == "previous" else 1, 2, learner,
+                 "policy, critic, AdamW, reference")
             for i in range(shares.learner.num_ranks)
         ),
-    )
+    )  # fmt: skip
 
 
 def this_machine() -> Node:
-    """The machine we are on, GPUs left out unless torch sees them (then asked of nvidia-smi's driver files, not of torch)."""
+    """The machine we are on; its GPUs as the NVIDIA driver lists them, of 80 GiB unless the command line says otherwise."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     gpus = sorted(Path("/proc/driver/nvidia/gpus").glob("*")) if Path("/proc/driver/nvidia/gpus").is_dir() else []
     return Node(len(os.sched_getaffinity(0)), len(gpus), memory, 80 * GIB)
@@ -162,7 +196,7 @@ def place(bundles_: Sequence[Bundle], nodes: Sequence[Node]) -> Plan:
     order = sorted(range(len(bundles_)), key=lambda i: (-bundles_[i].num_gpus, -bundles_[i].num_cpus))
     for i in order:
         bundle = bundles_[i]
-        host_memory = 0 if bundle.num_gpus else bundle.memory
+        host_memory = PROCESS + (0 if bundle.num_gpus else bundle.memory)
         for n, node in enumerate(nodes):
             if bundle.num_gpus and bundle.memory > bundle.num_gpus * node.gpu_memory * GPU_USABLE:
                 continue

@@ -238,6 +238,7 @@ class Stage:
             dtype=share.dtype,
             rank=rank,
             num_ranks=share.num_ranks,
+            recompute_activations=share.recompute_activations,
         )
         variables = engine_environment if role == "rollout" else environment
         index = next(i for i, b in enumerate(self.bundles) if b.name == f"{bundle_of}-{rank}")

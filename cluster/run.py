@@ -12,7 +12,7 @@ from pathlib import Path
 from cluster.config import RunConfig
 from cluster.console import Console
 from cluster.inputs import Source, open_source
-from cluster.plan import bundles, num_parameters
+from cluster.plan import bundles, model_size
 from cluster.run_directory import RunDirectory, storage_root, write_file
 
 
@@ -79,7 +79,7 @@ def play(config: RunConfig, console: Console, directory: RunDirectory, source: S
     from evaluation.table import round_table
 
     wait = Waiter(console, directory.logs, config.resources.deadline_s)
-    stage = Stage(config, bundles(config, num_parameters(config)), directory.logs, console.say, fixed)
+    stage = Stage(config, bundles(config, model_size(config)), directory.logs, console.say, fixed)
     metrics = Metrics(directory.path, config.policy.steps_per_round, directory.num_committed)
     try:
         stage.wait_for_room()

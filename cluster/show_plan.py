@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from cluster.config import RunConfig
-from cluster.plan import GIB, Node, bundles, num_parameters, place, this_machine
+from cluster.plan import GIB, PROCESS, Node, bundles, model_size, place, this_machine
 
 
 def show_plan(config: RunConfig, options: Namespace) -> int:
@@ -31,11 +31,11 @@ def show_plan(config: RunConfig, options: Namespace) -> int:
         gpu_memory=int(options.gpu_memory_gib * GIB),
     )
     nodes: tuple[Node, ...] = (node,) * options.nodes
-    parameters = num_parameters(config)
-    plan = place(bundles(config, parameters), nodes)
+    size = model_size(config)
+    plan = place(bundles(config, size), nodes)
     console = Console(soft_wrap=True)
     console.print(
-        f"{config.name}: {config.rounds.num_rounds} rounds, a model of {parameters / 1e6:,.1f} M parameters, "
+        f"{config.name}: {config.rounds.num_rounds} rounds, a model of {size.parameters / 1e6:,.1f} M parameters, "
         f"{options.nodes} node(s) of {node.num_cpus:g} CPU, {node.num_gpus:g} GPU, {node.memory / GIB:.0f} GiB",
         highlight=False,
     )
@@ -56,8 +56,12 @@ def show_plan(config: RunConfig, options: Namespace) -> int:
         )
     console.print(table)
     asked = sum(b.num_cpus for b in plan.bundles), sum(b.num_gpus for b in plan.bundles)
-    console.print(f"Asked of Ray: {asked[0]:g} CPU, {asked[1]:g} GPU. Memory is of weights, gradients and optimizer; "
-                  "activations and key-value caches come on top.", highlight=False)  # fmt: skip
+    console.print(f"Asked of Ray: {asked[0]:g} CPU, {asked[1]:g} GPU.", highlight=False)
+    console.print(
+        "Memory is an upper estimate: weights, gradients, optimizer, and activations of the longest sequences; "
+        f"each process holds {PROCESS / GIB:g} GiB of its machine's memory besides.",
+        highlight=False,
+    )
     if plan.shortfalls:
         console.print("[red]Does not fit:[/]")
         for shortfall in plan.shortfalls:
