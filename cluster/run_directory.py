@@ -162,6 +162,8 @@ class RunDirectory:
             return
         if (self.path / "ledger.json").exists():
             stored = json.loads((self.path / "ledger.json").read_text())
+            if stored["start"] is None:
+                return  # nothing was committed: nothing belongs to the old config
             if stored["config_sha256"] != self.ledger["config_sha256"]:
                 raise UserError(self._difference())
             self.ledger = stored

@@ -153,7 +153,9 @@ class PPO:
         """
         width, device = batch.input_ids.shape[1], self.policy.device
         parts: list[tuple[Tensor, Tensor, Tensor]] = []
-        for index in chunks(self.ranks.share(torch.arange(len(batch), device=batch.input_ids.device)), microbatch):
+        own = self.ranks.share(torch.arange(len(batch), device=batch.input_ids.device))
+        order = batch.lengths()[own].argsort(stable=True)
+        for index in chunks(own[order], microbatch):
             part = batch.rows(index).to(device)
             views = (
                 response_logprobs(self.policy, part, self.temperature),
@@ -162,7 +164,8 @@ class PPO:
             )
             logprobs, ref_logprobs, values = (nn.functional.pad(x, (0, width - x.shape[1])) for x in views)
             parts.append((logprobs, ref_logprobs, values))
-        return Evaluation(*(self.ranks.gather(torch.cat(each), len(batch)) for each in zip(*parts, strict=True)))
+        back = order.argsort().to(device)
+        return Evaluation(*(self.ranks.gather(torch.cat(each)[back], len(batch)) for each in zip(*parts, strict=True)))
 
     def update(self, rollouts: Sequence[Rollout], scores: Tensor, on_progress: Progress = silent) -> UpdateMetrics:
         """One PPO update of policy and critic on one batch of rollouts.
@@ -225,7 +228,7 @@ class PPO:
             where = f"round {self.round}, critic warm-up step {len(losses)}"
             sums, denominator = Sums(), data.batch.response_mask[minibatch].sum()
             with self._clean_on_failure():
-                for index in chunks(self.ranks.share(minibatch), self.config.microbatch_size):
+                for index in self._microbatches(data.batch, minibatch):
                     self._critic_backward(data, index, denominator, math.inf, sums, where)
                 self.critic_optimizer.clip(f"{where} (critic)")
             self.critic_optimizer.step()
@@ -290,11 +293,16 @@ class PPO:
             order = torch.randperm(num_rollouts, generator=generator).to(self.policy.device)
             yield from chunks(order, self.config.minibatch_size)
 
+    def _microbatches(self, batch: SequenceBatch, minibatch: Tensor) -> Iterator[Tensor]:
+        """This rank's rows of a minibatch, like lengths together, so that little is spent on padding."""
+        own = self.ranks.share(minibatch)
+        return chunks(own[batch.lengths()[own].argsort(stable=True)], self.config.microbatch_size)
+
     def _step(self, data: Experience, minibatch: Tensor, where: str, sums: Sums) -> None:
         """One optimizer step of policy and critic; the denominator is the minibatch's, whatever the microbatches and ranks."""
         denominator = data.batch.response_mask[minibatch].sum()
         with self._clean_on_failure():
-            for index in chunks(self.ranks.share(minibatch), self.config.microbatch_size):
+            for index in self._microbatches(data.batch, minibatch):
                 self._policy_backward(data, index, denominator, sums, where)
                 self._critic_backward(data, index, denominator, self.config.value_clip, sums, where)
             sums.grad_norm += self.policy_optimizer.clip(f"{where} (policy)")

@@ -29,6 +29,8 @@ class RewardConfig(Section):
     """AdamW's decay rate of the second moment."""
     eps: float = Field(1e-6, gt=0)
     """AdamW's denominator term."""
+    microbatch_size: int = Field(32, ge=1)
+    """Sequences per forward pass, those of like length together. Changes speed, not the result."""
     weight_decay: float = Field(0.0, ge=0)
     """Decoupled weight decay."""
     warmup_ratio: float = Field(0.1, ge=0, lt=1)

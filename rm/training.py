@@ -83,7 +83,7 @@ def fit_reward_model(
     for index, batch in enumerate(_pair_batches(pairs, reward.batch_size, reward.epochs, seed)):
         shifted = next(draws) if groups else []
         try:
-            loss, accuracy, meta_step = _gradient(model, parameters, batch, shifted, meta_config.eta, pad_id, ranks)
+            loss, accuracy, meta_step = _gradient(model, parameters, batch, shifted, meta_config.eta, reward.microbatch_size, pad_id, ranks)
             norm = clip_gradients(parameters, reward.max_grad_norm)
             if not math.isfinite(norm):
                 raise FloatingPointError(f"the preference loss is {loss}, its gradient's norm is {norm}")
@@ -155,7 +155,7 @@ def score_sequences(
     own = _share(order, ranks)
     with torch.no_grad():
         parts = [
-            _scores(model, [sequences[i] for i in own[start : start + batch_size]], pad_id)
+            _scores(model, [sequences[i] for i in own[start : start + batch_size]], pad_id, batch_size)
             for start in range(0, len(own), batch_size)
         ]
     scores[order] = ranks.gather(torch.cat(parts), len(order)).to("cpu", scores.dtype)
@@ -193,6 +193,7 @@ def _gradient(
     batch: Sequence[Pair],
     shifted: Sequence[Sequence[Encoded]],
     eta: float,
+    microbatch: int,
     pad_id: int,
     ranks: Ranks,
 ) -> tuple[float, float, MetaStep | None]:
@@ -204,7 +205,7 @@ def _gradient(
 
     def descend() -> Tensor:
         nonlocal accuracy
-        scores = _scores(model, _pair_sequences(_share(batch, ranks)), pad_id)
+        scores = _scores(model, _pair_sequences(_share(batch, ranks)), pad_id, microbatch)
         own = ranks.num_own(len(batch))
         if not own:
             return 0 * scores.sum()
@@ -214,7 +215,8 @@ def _gradient(
 
     def ascend() -> Tensor:
         groups = _share(shifted, ranks)
-        scores = _scores(model, [sequence for group in groups for sequence in group], pad_id).view(len(groups), -1)  # [m, k]
+        flat = [sequence for group in groups for sequence in group]
+        scores = _scores(model, flat, pad_id, microbatch).view(len(groups), -1)  # [m, k]
         own = ranks.num_own(len(shifted))
         return difference_loss(scores[:own], len(shifted)) if own else 0 * scores.sum()
 
@@ -233,11 +235,16 @@ def _share(rows: Sequence[_Row], ranks: Ranks) -> list[_Row]:
     return [rows[i] for i in ranks.share(torch.arange(len(rows))).tolist()]
 
 
-def _scores(model: RewardModel, sequences: Sequence[Encoded], pad_id: int) -> Tensor:
+def _scores(model: RewardModel, sequences: Sequence[Encoded], pad_id: int, microbatch: int) -> Tensor:
+    """[B] scores in the order given, with gradient; like lengths share a forward pass, so that little is spent on padding."""
     device = next(model.parameters()).device
-    batch = SequenceBatch.from_ids([p for p, _ in sequences], [r for _, r in sequences], pad_id)
-    scores: Tensor = model(batch.to(device))
-    return scores
+    order = sorted(range(len(sequences)), key=lambda i: len(sequences[i][0]) + len(sequences[i][1]))
+    parts: list[Tensor] = []
+    for start in range(0, len(order), microbatch):
+        rows = [sequences[i] for i in order[start : start + microbatch]]
+        parts.append(model(SequenceBatch.from_ids([p for p, _ in rows], [r for _, r in rows], pad_id).to(device)))
+    back = torch.tensor(order).argsort()
+    return torch.cat(parts)[back.to(device)]
 
 
 def _pair_sequences(pairs: Sequence[Pair]) -> list[Encoded]:

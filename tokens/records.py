@@ -164,6 +164,10 @@ class SequenceBatch:
     def __len__(self) -> int:
         return self.input_ids.shape[0]
 
+    def lengths(self) -> Tensor:
+        """[B] int64, real tokens of each sequence."""
+        return self.attention_mask.sum(-1)
+
     def to(self, device: torch.device | str) -> SequenceBatch:
         """The same batch on ``device``."""
         return SequenceBatch(self.input_ids.to(device), self.attention_mask.to(device), self.response_mask.to(device))

@@ -160,8 +160,8 @@ def test_storage_root(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
 
 
 def test_run_directory_of_another_config(storage: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with RunDirectory(load_config(TINY)).open():
-        pass
+    with RunDirectory(load_config(TINY)).open() as run, run.draft(run.start_path) as draft:
+        run.commit_start(draft, {"committed": True})
     before = (storage / "runs" / "tiny" / "config.yaml").read_text()
     assert main(["run", str(TINY), "--policy.kl.coef", "0.5"]) == 2
     message = capsys.readouterr().err

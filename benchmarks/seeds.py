@@ -1,0 +1,108 @@
+"""Does the final policy beat SFT? Several seeds of a sandbox recipe, judged on test prompts that no run and no choice of setting saw.
+
+    python -m benchmarks.seeds configs/quickstart.yaml --seeds 1 2 3 4 5
+
+Each seed is a whole run (its reward models, rollouts and order of data differ; the world and its SFT policy are shared). Then
+the SFT policy and every round's policy answer each *test* prompt once, by transformers' ``generate`` at the run's temperature, and the
+gold reward decides. Prints a table with a 95% t-interval over the seeds, and appends it to benchmarks/results/seeds.jsonl.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from cluster.config import RunConfig
+from cluster.inputs import SandboxSource
+from cluster.load_config import load_config
+from cluster.run_directory import storage_root, versions
+from evaluation.compare import mean_interval, win_tie_lose
+from sandbox.world import World
+
+ROOT = Path(__file__).resolve().parents[1]
+GENERATION_SEED = 31_337
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One policy of one seed on the test prompts."""
+
+    seed: int
+    round: int
+    win: float
+    tie: float
+    lose: float
+    margin: float
+    gold: float
+
+
+def answers(model_dir: Path, prompts: list[str], temperature: float, max_new_tokens: int) -> list[str]:
+    """One sampled response per prompt."""
+    from sandbox.candidates import sample_responses
+
+    return sample_responses(model_dir, prompts, temperature, max_new_tokens, GENERATION_SEED, lambda done, total: None)
+
+
+def judge(config: RunConfig, world: World, sft: Path, run: Path, seed: int) -> list[Outcome]:
+    """Every round of one run against SFT, on the test prompts of the domains that the policy was trained on."""
+    prompts = [p.text for p in world.prompts("test") if p.domain in world.train_domains]
+    settings = (prompts, config.rollout.temperature, config.rollout.max_new_tokens)
+
+    def gold(model_dir: Path) -> list[float]:
+        return [world.gold(prompt, text) for prompt, text in zip(prompts, answers(model_dir, *settings), strict=True)]
+
+    theirs = gold(sft)
+    outcomes = [Outcome(seed, -1, 0.0, 1.0, 0.0, 0.0, sum(theirs) / len(theirs))]
+    for index in range(config.rounds.num_rounds):
+        ours = gold(run / "rounds" / f"round_{index:03d}" / "policy")
+        result = win_tie_lose(ours, theirs, config.evaluation.tie)
+        outcomes.append(Outcome(seed, index, result.win, result.tie, result.lose, result.margin, sum(ours) / len(ours)))
+    return outcomes
+
+
+def main() -> None:
+    """Run the seeds that are not done yet, judge all, print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("config", type=Path)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5])
+    options, overrides = parser.parse_known_args()
+    outcomes: list[Outcome] = []
+    for seed in options.seeds:
+        name = f"{load_config(options.config).name}-seed-{seed}"
+        words = [*overrides, "--seed", str(seed), "--name", name]
+        config = load_config(options.config, words)
+        subprocess.run([sys.executable, "-m", "cluster", "run", str(options.config), *words], check=True, cwd=ROOT, env=os.environ)
+        root = storage_root(config)
+        source = SandboxSource(config, root / "cache")
+        outcomes += judge(config, source.world, source.load().sft_dir, root / "runs" / name, seed)
+        print(f"seed {seed}: " + ", ".join(f"round {o.round} {o.margin:+.2f}" for o in outcomes if o.seed == seed and o.round >= 0))
+    print(table(outcomes, options.seeds))
+    record = {"id": "seeds", "config": options.config.name, "overrides": overrides, "versions": versions()}
+    results = ROOT / "benchmarks" / "results" / "seeds.jsonl"
+    results.parent.mkdir(exist_ok=True)
+    with results.open("a") as file:
+        file.write(json.dumps(record | {"outcomes": [o.__dict__ for o in outcomes]}) + "\n")
+
+
+def table(outcomes: list[Outcome], seeds: list[int]) -> str:
+    """The outcomes as a Markdown table; intervals over the seeds."""
+    lines = ["| policy | win | tie | lose | win - lose (95% interval) | gold | seeds: win - lose |", "|---|---|---|---|---|---|---|"]
+    for index in sorted({o.round for o in outcomes}):
+        rows = [o for o in outcomes if o.round == index]
+        win, tie, lose, gold = (sum(getter) / len(rows) for getter in zip(*((o.win, o.tie, o.lose, o.gold) for o in rows), strict=True))
+        if index < 0:
+            lines.append(f"| SFT | - | - | - | - | {gold:.2f} | |")
+            continue
+        mean, low, high = mean_interval([o.margin for o in rows])
+        each = ", ".join(f"{o.margin:+.2f}" for o in rows)
+        lines.append(f"| round {index} | {win:.0%} | {tie:.0%} | {lose:.0%} | {mean:+.2f} [{low:+.2f}, {high:+.2f}] | {gold:.2f} | {each} |")
+    return "\n".join(lines) + f"\n\nseeds {', '.join(map(str, seeds))}"
+
+
+if __name__ == "__main__":
+    main()
