@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
@@ -14,10 +15,15 @@ from tokens.errors import UserError
 TWO = ("--resources.learner.num_ranks", "2", "--resources.reward.num_ranks", "2")
 
 
-def test_a_round_with_two_ranks_each(command: Command) -> None:
+@pytest.fixture(scope="module")
+def run(command: Command) -> Path:
+    """One round with two ranks each."""
     done = command("run", str(TINY), "--name", "tiny-ranks", "--rounds.num_rounds", "1", *TWO)
     assert done.returncode == 0, done.stdout + done.stderr
-    run = command.storage / "runs" / "tiny-ranks"
+    return command.storage / "runs" / "tiny-ranks"
+
+
+def test_a_round_with_two_ranks_each(run: Path) -> None:
     processes = json.loads((run / "processes.json").read_text())
     assert processes.keys() == {"driver", "rollout-0", "reward-0", "reward-1", "scorer-0", "learner-0", "learner-1"}
     assert len({process["pid"] for process in processes.values()}) == 7
@@ -32,6 +38,18 @@ def test_a_round_with_two_ranks_each(command: Command) -> None:
     assert AutoModelForCausalLM.from_pretrained(folder / "policy").config.architectures == ["LlamaForCausalLM"]
     for name in ("critic", "reward"):
         AutoModelForSequenceClassification.from_pretrained(folder / name)
+
+
+@pytest.mark.slow
+def test_one_process_each_goes_on_from_what_two_ranks_left(run: Path, command: Command) -> None:
+    done = command("run", str(TINY), "--name", "tiny-ranks", "--rounds.num_rounds", "2")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Round 2 of 2" in done.stdout and "Round 1 of 2" not in done.stdout
+    processes = json.loads((run / "processes.json").read_text())
+    assert processes.keys() == {"driver", "rollout-0", "reward-0", "scorer-0", "learner-0"}
+    assert [entry["round"] for entry in json.loads((run / "ledger.json").read_text())["rounds"]] == [0, 1]
+    values = [json.loads((run / "rounds" / f"round_00{k}" / "learner.json").read_text()) for k in (0, 1)]
+    assert [value["counters"]["num_updates"] for value in values] == [2, 4]
 
 
 def test_shares_that_cannot_be_shared_are_refused() -> None:
