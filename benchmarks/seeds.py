@@ -76,11 +76,15 @@ def main() -> None:
         name = f"{load_config(options.config).name}-seed-{seed}"
         words = [*overrides, "--seed", str(seed), "--name", name]
         config = load_config(options.config, words)
-        subprocess.run([sys.executable, "-m", "cluster", "run", str(options.config), *words], check=True, cwd=ROOT, env=os.environ)
+        subprocess.run(
+            [sys.executable, "-m", "cluster", "run", str(options.config), *words], check=True, cwd=ROOT, env=os.environ
+        )
         root = storage_root(config)
         source = SandboxSource(config, root / "cache")
         outcomes += judge(config, source.world, source.load().sft_dir, root / "runs" / name, seed)
-        print(f"seed {seed}: " + ", ".join(f"round {o.round} {o.margin:+.2f}" for o in outcomes if o.seed == seed and o.round >= 0))
+        print(
+            f"seed {seed}: " + ", ".join(f"round {o.round} {o.margin:+.2f}" for o in outcomes if o.seed == seed and o.round >= 0)
+        )
     print(table(outcomes, options.seeds))
     record = {"id": "seeds", "config": options.config.name, "overrides": overrides, "versions": versions()}
     results = ROOT / "benchmarks" / "results" / "seeds.jsonl"
@@ -91,16 +95,23 @@ def main() -> None:
 
 def table(outcomes: list[Outcome], seeds: list[int]) -> str:
     """The outcomes as a Markdown table; intervals over the seeds."""
-    lines = ["| policy | win | tie | lose | win - lose (95% interval) | gold | seeds: win - lose |", "|---|---|---|---|---|---|---|"]
+    lines = [
+        "| policy | win | tie | lose | win - lose (95% interval) | gold | seeds: win - lose |",
+        "|---|---|---|---|---|---|---|",
+    ]
     for index in sorted({o.round for o in outcomes}):
         rows = [o for o in outcomes if o.round == index]
-        win, tie, lose, gold = (sum(getter) / len(rows) for getter in zip(*((o.win, o.tie, o.lose, o.gold) for o in rows), strict=True))
+        win, tie, lose, gold = (
+            sum(getter) / len(rows) for getter in zip(*((o.win, o.tie, o.lose, o.gold) for o in rows), strict=True)
+        )
         if index < 0:
             lines.append(f"| SFT | - | - | - | - | {gold:.2f} | |")
             continue
         mean, low, high = mean_interval([o.margin for o in rows])
         each = ", ".join(f"{o.margin:+.2f}" for o in rows)
-        lines.append(f"| round {index} | {win:.0%} | {tie:.0%} | {lose:.0%} | {mean:+.2f} [{low:+.2f}, {high:+.2f}] | {gold:.2f} | {each} |")
+        lines.append(
+            f"| round {index} | {win:.0%} | {tie:.0%} | {lose:.0%} | {mean:+.2f} [{low:+.2f}, {high:+.2f}] | {gold:.2f} | {each} |"
+        )
     return "\n".join(lines) + f"\n\nseeds {', '.join(map(str, seeds))}"
 
 

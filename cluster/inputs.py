@@ -277,9 +277,7 @@ class DataSource:
 
         if not Path(name).is_dir():
             if not self.config.data.allow_hub:
-                raise UserError(
-                    f"sft.model {name!r} is not a directory; to fetch it from the hub set data.allow_hub to true"
-                )
+                raise UserError(f"sft.model {name!r} is not a directory; to fetch it from the hub set data.allow_hub to true")
             from huggingface_hub import snapshot_download
 
             name = snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"])
