@@ -1,10 +1,11 @@
-"""Does the final policy beat SFT? Several seeds of a sandbox recipe, judged on test prompts that no run and no choice of setting saw.
+"""Does the final policy beat SFT? Several seeds of a sandbox recipe, on test prompts that no run and no setting saw.
 
     python -m benchmarks.seeds configs/quickstart.yaml --seeds 1 2 3 4 5
 
-Each seed is a whole run (its reward models, rollouts and order of data differ; the world and its SFT policy are shared). Then
-the SFT policy and every round's policy answer each *test* prompt once, by transformers' ``generate`` at the run's temperature, and the
-gold reward decides. Prints a table with a 95% t-interval over the seeds, and appends it to benchmarks/results/seeds.jsonl.
+Each seed is a whole run (its reward models, rollouts and order of data differ; the world and its SFT policy are shared).
+Then the SFT policy and every round's policy answer each *test* prompt once, by transformers' ``generate`` at the run's
+temperature, and the gold reward decides. Prints a table with 95% t-intervals over the seeds, and appends the outcomes to
+benchmarks/results/seeds.jsonl.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 
 from cluster.config import RunConfig
 from cluster.inputs import SandboxSource
@@ -76,15 +78,13 @@ def main() -> None:
         name = f"{load_config(options.config).name}-seed-{seed}"
         words = [*overrides, "--seed", str(seed), "--name", name]
         config = load_config(options.config, words)
-        subprocess.run(
-            [sys.executable, "-m", "cluster", "run", str(options.config), *words], check=True, cwd=ROOT, env=os.environ
-        )
+        command = [sys.executable, "-m", "cluster", "run", str(options.config.resolve()), *words]
+        subprocess.run(command, check=True, cwd=ROOT, env=os.environ)
         root = storage_root(config)
         source = SandboxSource(config, root / "cache")
-        outcomes += judge(config, source.world, source.load().sft_dir, root / "runs" / name, seed)
-        print(
-            f"seed {seed}: " + ", ".join(f"round {o.round} {o.margin:+.2f}" for o in outcomes if o.seed == seed and o.round >= 0)
-        )
+        judged = judge(config, source.world, source.load().sft_dir, root / "runs" / name, seed)
+        print(f"seed {seed}: " + ", ".join(f"round {o.round} {o.margin:+.2f}" for o in judged[1:]), flush=True)
+        outcomes += judged
     print(table(outcomes, options.seeds))
     record = {"id": "seeds", "config": options.config.name, "overrides": overrides, "versions": versions()}
     results = ROOT / "benchmarks" / "results" / "seeds.jsonl"
@@ -95,23 +95,18 @@ def main() -> None:
 
 def table(outcomes: list[Outcome], seeds: list[int]) -> str:
     """The outcomes as a Markdown table; intervals over the seeds."""
-    lines = [
-        "| policy | win | tie | lose | win - lose (95% interval) | gold | seeds: win - lose |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    head = ("policy", "win", "tie", "lose", "win - lose (95% interval)", "gold", "win - lose of each seed")
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for index in sorted({o.round for o in outcomes}):
         rows = [o for o in outcomes if o.round == index]
-        win, tie, lose, gold = (
-            sum(getter) / len(rows) for getter in zip(*((o.win, o.tie, o.lose, o.gold) for o in rows), strict=True)
-        )
+        gold = fmean(o.gold for o in rows)
         if index < 0:
             lines.append(f"| SFT | - | - | - | - | {gold:.2f} | |")
             continue
         mean, low, high = mean_interval([o.margin for o in rows])
+        shares = " | ".join(f"{fmean(values):.0%}" for values in zip(*((o.win, o.tie, o.lose) for o in rows), strict=True))
         each = ", ".join(f"{o.margin:+.2f}" for o in rows)
-        lines.append(
-            f"| round {index} | {win:.0%} | {tie:.0%} | {lose:.0%} | {mean:+.2f} [{low:+.2f}, {high:+.2f}] | {gold:.2f} | {each} |"
-        )
+        lines.append(f"| round {index} | {shares} | {mean:+.2f} [{low:+.2f}, {high:+.2f}] | {gold:.2f} | {each} |")
     return "\n".join(lines) + f"\n\nseeds {', '.join(map(str, seeds))}"
 
 

@@ -197,7 +197,7 @@ class TextsRecipe:
 
     def __call__(self, on_progress: Callable[[str, int, int], None]) -> Path:
         """Train it, or find it in the cache."""
-        from transformers import AutoTokenizer
+        from transformers import PreTrainedTokenizerFast
 
         from policy.sft import fit_language_model
 
@@ -208,7 +208,7 @@ class TextsRecipe:
         try:
             summary = fit_language_model(
                 [(list(prompt), list(response)) for prompt, response in self.examples],
-                AutoTokenizer.from_pretrained(self.tokenizer_dir),
+                PreTrainedTokenizerFast.from_pretrained(self.tokenizer_dir),
                 partial,
                 self.sft,
                 self.seed,
@@ -263,7 +263,8 @@ class DataSource:
             self.policy_prompts, self.eval_prompts = self._prompts(None, ours), self._prompts(None, theirs)
         if len(self.eval_prompts) < FEWEST_EVALUATION_PROMPTS:
             raise UserError(
-                f"only {len(self.eval_prompts)} prompts are held out to judge the policy, at least {FEWEST_EVALUATION_PROMPTS} are needed: "
+                f"only {len(self.eval_prompts)} prompts are held out to judge the policy, "
+                f"at least {FEWEST_EVALUATION_PROMPTS} are needed: "
                 f"raise data.validation_fraction (now {data.validation_fraction:g}) or add prompts"
             )
 

@@ -293,7 +293,7 @@ class PPO:
             order = torch.randperm(num_rollouts, generator=generator).to(self.policy.device)
             yield from chunks(order, self.config.minibatch_size)
 
-    def _microbatches(self, batch: SequenceBatch, minibatch: Tensor) -> Iterator[Tensor]:
+    def _microbatches(self, batch: SequenceBatch, minibatch: Tensor) -> list[Tensor]:
         """This rank's rows of a minibatch, like lengths together, so that little is spent on padding."""
         own = self.ranks.share(minibatch)
         return chunks(own[batch.lengths()[own].argsort(stable=True)], self.config.microbatch_size)

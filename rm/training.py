@@ -83,9 +83,8 @@ def fit_reward_model(
     for index, batch in enumerate(_pair_batches(pairs, reward.batch_size, reward.epochs, seed)):
         shifted = next(draws) if groups else []
         try:
-            loss, accuracy, meta_step = _gradient(
-                model, parameters, batch, shifted, meta_config.eta, reward.microbatch_size, pad_id, ranks
-            )
+            settings = (meta_config.eta, reward.microbatch_size, pad_id)
+            loss, accuracy, meta_step = _gradient(model, parameters, batch, shifted, *settings, ranks)
             norm = clip_gradients(parameters, reward.max_grad_norm)
             if not math.isfinite(norm):
                 raise FloatingPointError(f"the preference loss is {loss}, its gradient's norm is {norm}")

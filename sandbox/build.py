@@ -30,7 +30,7 @@ RECIPE = 1
 """Raise it when the code changes what a recipe makes."""
 STATISTICS_TEXTS = 2000
 FitFn = Callable[
-    [Sequence[tuple[list[int], list[int]]], "PreTrainedTokenizerFast", Path, Section, int, Callable[[int, int], None]],
+    [Sequence[tuple[list[int], list[int]]], "PreTrainedTokenizerFast", Path, Any, int, Callable[[int, int], None]],
     dict[str, float],
 ]
 """Trains a language model: ``policy.sft.fit_language_model``, handed in from above."""
@@ -171,7 +171,7 @@ def _make(files: WorldFiles, config: WorldConfig, sft: Section, fit: FitFn, on_p
             "users": len(world.users),
         },
         "domains": {"train": world.train_domains, "held_out": world.held_out_domains},
-        "sft": fitted,
+        "sft_fit": fitted,
         "wrong_labels": fmean(pair.gold_chosen < pair.gold_rejected for pair in train),
         "attributes": {
             "corpus": _statistics(world, corpus),

@@ -52,13 +52,13 @@ CONFIGS = {
     "not a number": ({"reward": {"lr": "1e-5x"}}, ["reward.lr", "1e-5x"]),
     "infinite": ({"reward": {"lr": float("inf")}}, ["reward.lr", "finite"]),
     "k < 2": ({"meta": {"samples_per_prompt": 1}}, ["meta.samples_per_prompt", "2"]),
-    "minibatch does not divide": (
+    "odd minibatch": (
         {"policy": {"prompts_per_step": 16, "minibatch_size": 5, "microbatch_size": 5}}, ["minibatch_size", "divide", "16", "5"],
     ),
     "microbatch does not divide": (
-        {"policy": {"prompts_per_step": 16, "minibatch_size": 16, "microbatch_size": 5}}, ["microbatch_size", "divide", "16", "5"],
+        {"policy": {"prompts_per_step": 16, "minibatch_size": 16, "microbatch_size": 5}}, ["microbatch_size", "divide", "16"],
     ),
-    "meta batch larger than its prompts": ({"meta": {"num_prompts": 2, "prompts_per_step": 3}}, ["meta.prompts_per_step", "3", "2"]),
+    "meta batch over S_k": ({"meta": {"num_prompts": 2, "prompts_per_step": 3}}, ["meta.prompts_per_step", "3", "2"]),
     "spread of one member": ({"scorer": {"num_members": 1}}, ["mean_minus_std", "num_members"]),
     "a name that is a path": ({"name": "../../etc"}, ["name", "../../etc"]),
     "context too short": ({"data": {"max_prompt_tokens": 100}}, ["context", "164", "72"]),
