@@ -43,7 +43,7 @@ def fit(language_model: Path, case: str, out: Path, ranks: Ranks) -> dict[str, A
     model = RewardModel.from_language_model(language_model, pooling=pooling, seed=1, dtype=torch.float32)
     ranks.shard(model)
     steps: list[RewardStep] = []
-    reward = RewardConfig(lr=1e-3, batch_size=8, epochs=2, max_grad_norm=0.5)
+    reward = RewardConfig(lr=1e-3, batch_size=8, microbatch_size=3, epochs=2, max_grad_norm=0.5)  # several passes, one backward
     result = fit_reward_model(model, pairs, shifted, reward, meta, 5, PAD, steps.append, ranks)
     accuracy, loss = evaluate_pairs(model, pairs, 4, PAD, ranks)
     scores = score_sequences(model, [sequence for group in shifted for sequence in group], 4, PAD, ranks)
