@@ -117,7 +117,6 @@ def environment(setup: ProcessSetup, allow_hub: bool) -> dict[str, str]:
     """
     variables = {
         "OMP_NUM_THREADS": str(setup.threads),
-        "OMP_WAIT_POLICY": "PASSIVE",  # roles take turns on the same cores: an idle one must not spin
         "TOKENIZERS_PARALLELISM": "false",
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "TRANSFORMERS_VERBOSITY": "error",

@@ -180,7 +180,7 @@ def _load_or_make(tokenizer: PreTrainedTokenizerFast, config: SFTConfig, seed: i
         return make_model(tokenizer, config.shape, seed)
     from transformers import AutoModelForCausalLM
 
-    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(config.model, dtype=torch.float32, trust_remote_code=False)
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(config.model, dtype=torch.float32, use_safetensors=True)
     return model
 
 

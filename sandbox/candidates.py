@@ -39,7 +39,7 @@ def sample_responses(
 
     logging.disable_progress_bar()
     tokenizer = AutoTokenizer.from_pretrained(model_dir, trust_remote_code=False)
-    model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32, trust_remote_code=False).eval()
+    model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32, use_safetensors=True).eval()
     texts: list[str] = []
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(seed)
