@@ -1,0 +1,112 @@
+"""One real vLLM engine: versions, parity with transformers after every load, long prompts that the prefix cache holds, seeds."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+import torch
+from ray.exceptions import RayTaskError
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from actors.config import RolloutConfig
+from actors.process import ProcessSetup, engine_environment
+from actors.rollout import RolloutEngine, prompt_seed
+from sandbox.tokenizer import make_tokenizer
+from tokens.logprobs import response_logprobs
+from tokens.records import Prompt, Rollout, SequenceBatch
+
+TEMPERATURE = 0.7
+VOCABULARY = 60
+LONG = 300
+"""Tokens; more than two of the engine's blocks of 128, so that the prefix cache holds some."""
+
+
+def language_model(seed: int) -> LlamaForCausalLM:
+    torch.manual_seed(seed)
+    shape = LlamaConfig(
+        vocab_size=VOCABULARY, hidden_size=64, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
+        max_position_embeddings=512, pad_token_id=0, bos_token_id=1, eos_token_id=2,
+    )  # fmt: skip
+    return LlamaForCausalLM(shape).eval()
+
+
+def prompt(name: str, length: int) -> Prompt:
+    return Prompt(name, name, (1, *(4 + i % (VOCABULARY - 4) for i in range(length - 1))))
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    directory = tmp_path_factory.mktemp("model")
+    make_tokenizer([f"w{i}" for i in range(VOCABULARY - 4)]).save_pretrained(directory)
+    language_model(0).save_pretrained(directory)
+    setup = ProcessSetup("rollout-0", directory / "log", 2, "cpu", "float32", 0, 1, False)
+    ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False)
+    config = RolloutConfig(temperature=TEMPERATURE, max_new_tokens=24, kv_cache_mib=64)
+    environment = {"env_vars": engine_environment(setup, False)}
+    yield RolloutEngine.options(num_cpus=1, runtime_env=environment).remote(setup, directory, config, 400)
+    ray.shutdown()
+
+
+def largest_gap(rollouts: list[Rollout], model: LlamaForCausalLM) -> float:
+    batch = SequenceBatch.from_ids([r.prompt.token_ids for r in rollouts], [r.response_ids for r in rollouts], 0)
+    with torch.no_grad():
+        ours = response_logprobs(model, batch, TEMPERATURE)
+    theirs = torch.tensor([x for r in rollouts for x in r.sampler_logprobs])
+    return float((ours[batch.response_mask] - theirs).abs().max())
+
+
+def test_an_engine_serves_only_the_version_that_was_loaded(engine: Any) -> None:
+    with pytest.raises(RayTaskError, match="holds policy version None, version 0 was asked for"):
+        ray.get(engine.sample.remote([prompt("a", 3)], 1, 0, 0))
+    ray.get(engine.load.remote(language_model(0).state_dict(), 4))
+    with pytest.raises(RayTaskError, match="version 5 was asked for"):
+        ray.get(engine.sample.remote([prompt("a", 3)], 1, 0, 5))
+    assert {r.policy_version for r in ray.get(engine.sample.remote([prompt("a", 3)], 3, 0, 4))} == {4}
+
+
+def test_after_a_load_long_prompts_are_answered_by_the_new_weights(engine: Any) -> None:
+    prompts = [prompt("long", LONG), prompt("short", 5)]
+    for version, seed in enumerate((1, 2, 3), start=10):
+        model = language_model(seed)
+        ray.get(engine.load.remote(model.state_dict(), version))
+        for _ in range(2):  # the second time the prompt comes out of the cache
+            rollouts = ray.get(engine.sample.remote(prompts, 4, 7, version))
+            assert largest_gap(rollouts, model) < 1e-4
+        assert largest_gap(rollouts, language_model(seed + 1)) > 1e-2, "the check can tell weights apart"
+
+
+def test_what_comes_back(engine: Any) -> None:
+    ray.get(engine.load.remote(language_model(1).state_dict(), 20))
+    prompts = [prompt("a", 4), prompt("b", 4)]
+    first, again, other = (ray.get(engine.sample.remote(prompts, 8, seed, 20)) for seed in (0, 0, 1))
+    assert first == again and [r.response_ids for r in first] != [r.response_ids for r in other]
+    assert [(r.prompt.id, r.sample) for r in first] == [(name, i) for name in "ab" for i in range(8)]
+    halves = [{r.response_ids for r in first if r.prompt.id == name} for name in "ab"]
+    assert halves[0] != halves[1], "equal prompts of different ids draw from streams of their own"
+    for rollout in first:
+        assert rollout.finished == (rollout.response_ids[-1] == 2) and (rollout.finished or len(rollout.response_ids) == 24)
+        assert len(rollout.text.split()) == sum(i > 3 for i in rollout.response_ids), "the text has no special tokens"
+
+
+def test_a_prompt_longer_than_the_context_fails_the_call_instead_of_being_cut(engine: Any) -> None:
+    ray.get(engine.load.remote(language_model(1).state_dict(), 30))
+    with pytest.raises(RayTaskError, match="400"):
+        ray.get(engine.sample.remote([prompt("too long", 450)], 1, 0, 30))
+
+
+def test_streams_of_two_prompts_do_not_touch() -> None:
+    seeds = [prompt_seed(0, f"p{i}") for i in range(2000)]
+    gaps = [b - a for a, b in itertools.pairwise(sorted(seeds))]
+    assert min(gaps) > 1000, "the k samples of a prompt take k seeds in a row"
+    assert prompt_seed(1, "p0") != seeds[0]
+
+
+def test_log_of_the_engine_is_a_file(engine: Any, tmp_path_factory: pytest.TempPathFactory) -> None:
+    ray.get(engine.identity.remote())
+    logs = [path for path in Path(tmp_path_factory.getbasetemp()).rglob("log") if path.is_file()]
+    assert any("vllm" in path.read_text() for path in logs)

@@ -1,0 +1,56 @@
+"""The shipped recipe for real human preferences, on real transcripts; and towards a domain without preferences."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from cluster.inputs import DataSource, SandboxSource
+from cluster.load_config import load_config
+from evaluation.records import EvaluationRow, MetaRow, read_rows
+from tests.cluster.command import ROOT, TINY, Command
+
+HH_TINY = ROOT / "configs" / "hh_tiny.yaml"
+
+
+@pytest.fixture(scope="module")
+def transcripts(shared_data: Path) -> Path:
+    return shared_data / "hh_helpful"
+
+
+def test_two_rounds_on_real_transcripts(command: Command, transcripts: Path) -> None:
+    done = command("run", str(HH_TINY), "--data.preferences", str(transcripts), seconds=580)
+    assert done.returncode == 0, done.stdout + done.stderr
+    run = command.storage / "runs" / "hh_tiny"
+    state = json.loads((run / "ledger.json").read_text())
+    assert [entry["round"] for entry in state["rounds"]] == [0, 1]
+    assert sum(state["rounds"][0]["dropped"]["preferences"].values()) > 0, "the transcripts hold pairs that cannot be used"
+    rows = read_rows(run / "rounds" / "round_001" / "evaluation.parquet", EvaluationRow)
+    assert all(row.gold is None for row in rows) and "Human:" in rows[0].prompt
+    assert state["rounds"][0]["evaluation"]["judge"] == "ensemble" and "not independent" in (run / "report.html").read_text()
+
+
+def test_held_out_prompts_are_in_no_training_data(transcripts: Path, tmp_path: Path) -> None:
+    config = load_config(HH_TINY, ["--data.preferences", str(transcripts), "--data.max_pairs", "300"])
+    inputs = DataSource(config, tmp_path).load()
+    held_out = {p.token_ids for p in inputs.eval_prompts}
+    assert held_out and not held_out & {p.token_ids for p in (*inputs.policy_prompts, *inputs.meta_prompts)}
+    assert not held_out & {p.prompt_ids for p in inputs.pairs}
+    assert {p.prompt_ids for p in inputs.validation} <= held_out
+
+
+def test_prompts_of_a_domain_without_preferences(command: Command) -> None:
+    domains = ("--meta.prompts", "sandbox:held_out", "--policy.prompts", "sandbox:held_out")
+    few = ("--evaluation.num_prompts", "8", "--rounds.num_rounds", "1", "--meta.num_prompts", "16")
+    done = command("run", str(TINY), "--name", "tiny-domain", *domains, *few)
+    assert done.returncode == 0, done.stdout + done.stderr
+    config = load_config(TINY, [*domains, *few])
+    source = SandboxSource(config, command.storage / "cache")
+    inputs = source.load()
+    held_out = set(source.world.held_out_domains)
+    assert {p.domain for p in inputs.pairs} <= set(source.world.train_domains)
+    assert {p.domain for p in (*inputs.meta_prompts, *inputs.policy_prompts, *inputs.eval_prompts)} == held_out
+    shifted = read_rows(command.storage / "runs" / "tiny-domain" / "rounds" / "round_000" / "meta_rollouts.parquet", MetaRow)
+    assert {row.prompt_id for row in shifted} <= {p.id for p in inputs.meta_prompts}
