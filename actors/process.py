@@ -39,11 +39,12 @@ class ProcessSetup:
 
 @dataclass(frozen=True)
 class Progress:
-    """How far the current call is."""
+    """How far the current call is; ``tokens`` is 0 where nothing is sampled."""
 
     done: int
     total: int
     unit: str
+    tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -74,9 +75,9 @@ class Role:
     def __repr__(self) -> str:
         return self.setup.name
 
-    def tick(self, done: int, total: int, unit: str) -> None:
+    def tick(self, done: int, total: int, unit: str, tokens: int = 0) -> None:
         """Note how far the current call is."""
-        self._progress = Progress(done, total, unit)
+        self._progress = Progress(done, total, unit, tokens)
 
     def dtype(self) -> Any:
         """The torch type of frozen weights."""

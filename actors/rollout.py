@@ -127,7 +127,8 @@ class RolloutEngine(Role):
                         f"{self.setup.name}: {len(output.outputs)} samples for prompt {prompt.id}, {samples_per_prompt} asked for"
                     )
                 rollouts += [self._rollout(prompt, index, sample) for index, sample in enumerate(output.outputs)]
-            self.tick(min(start + chunk, len(prompts)) * samples_per_prompt, len(prompts) * samples_per_prompt, "samples")
+            done, total = min(start + chunk, len(prompts)) * samples_per_prompt, len(prompts) * samples_per_prompt
+            self.tick(done, total, "samples", sum(len(rollout.response_ids) for rollout in rollouts))
         return rollouts
 
     def _rollout(self, prompt: Prompt, index: int, sample: Any) -> Rollout:

@@ -23,7 +23,7 @@ class Bar:
 
     def __init__(self, console: RichConsole, title: str, unit: str) -> None:
         self.console, self.title, self.unit = console, title, unit
-        self.done, self.total, self.note = 0, 0, ""
+        self.done, self.total, self.tokens, self.note = 0, 0, 0, ""
         self.began = time.perf_counter()
         self.live: Progress | None = None
         if console.is_terminal:
@@ -47,15 +47,19 @@ class Bar:
             self.live.start()
         return self
 
-    def update(self, done: int, total: int, unit: str = "", note: str = "") -> None:
+    def update(self, done: int, total: int, unit: str = "", tokens: int = 0, note: str = "") -> None:
         """Say how far the phase is."""
-        self.done, self.total, self.unit, self.note = done, total, unit or self.unit, note or self.note
+        self.done, self.total, self.tokens = done, total, tokens
+        self.unit, self.note = unit or self.unit, note or self.note
         if self.live:
             self.live.update(self.task, completed=done, total=total or None, rate=self._rate(), note=self.note)
 
     def _rate(self) -> str:
         seconds = time.perf_counter() - self.began
-        return f"{self.done / seconds:,.1f} {self.unit}/s" if self.done and self.unit and seconds > 0 else ""
+        if not self.done or not self.unit or seconds <= 0:
+            return ""
+        tokens = f", {self.tokens / seconds:,.0f} tokens/s" if self.tokens else ""
+        return f"{self.done / seconds:,.1f} {self.unit}/s{tokens}"
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if self.live:

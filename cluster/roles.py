@@ -42,7 +42,7 @@ def _only(answers: list[Any]) -> Any:
 
 
 def _ask(process: Process, method: Any, *arguments: Any) -> Pending[Any]:
-    return Pending((method.remote(*arguments),), (process.identity.name,), (process.identity.node,), _only, process.actor)
+    return Pending((method.remote(*arguments),), (process.identity.name,), (process.identity.node,), _only, (process.actor,))
 
 
 def _ask_all(ranks: Sequence[Process], submit: Callable[[Any], Any]) -> Pending[Any]:
@@ -52,7 +52,7 @@ def _ask_all(ranks: Sequence[Process], submit: Callable[[Any], Any]) -> Pending[
         tuple(rank.identity.name for rank in ranks),
         tuple(rank.identity.node for rank in ranks),
         _only,
-        ranks[0].actor,
+        (ranks[0].actor,),
     )
 
 
@@ -83,9 +83,10 @@ class RolloutPool:
         self.engines = engines
 
     def _all(self, refs: Sequence[Any], combine: Callable[[list[Any]], Any]) -> Pending[Any]:
-        names = tuple(engine.identity.name for engine in self.engines[: len(refs)])
-        nodes = tuple(engine.identity.node for engine in self.engines[: len(refs)])
-        return Pending(tuple(refs), names, nodes, combine, self.engines[0].actor)
+        asked = self.engines[: len(refs)]
+        names = tuple(engine.identity.name for engine in asked)
+        nodes = tuple(engine.identity.node for engine in asked)
+        return Pending(tuple(refs), names, nodes, combine, tuple(engine.actor for engine in asked))
 
     def load(self, weights: Any, version: int) -> Pending[int]:
         """Give every engine the learner's weights (an object reference) as policy ``version``."""
@@ -255,7 +256,7 @@ class Stage:
     def prepare(self, recipe: Recipe) -> tuple[Any, Pending[Path]]:
         """Run a recipe in the learner's place. The actor must be released before the learner starts."""
         actor = self._spawn(Preparer, "preparer", 0, "learner")
-        return actor, Pending((actor.make.remote(recipe),), ("preparer-0",), ("?",), _only, actor)
+        return actor, Pending((actor.make.remote(recipe),), ("preparer-0",), ("?",), _only, (actor,))
 
     def release(self, actor: Any) -> None:
         """End an actor."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import time
 from collections import defaultdict
@@ -11,13 +12,15 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+from ray.exceptions import RayActorError, RayTaskError
 
 from cluster.console import Bar, Console
 from tokens.errors import UserError
 
 T = TypeVar("T")
 POLL_S = 0.5
+FINAL_S = 2.0
+"""Longest wait for the last word on a phase's progress."""
 DEATH_S = 5.0
 """How long Ray may need to notice that a process has died, after those that worked with it have."""
 
@@ -35,14 +38,14 @@ class Pending(Generic[T]):
         names: of the processes, in the same order.
         nodes: where they run.
         combine: makes the answer of the processes' answers.
-        progress_of: the actor to ask how far it is, or None.
+        progress_of: the actors to ask how far they are; may be none.
     """
 
     refs: tuple[Any, ...]
     names: tuple[str, ...]
     nodes: tuple[str, ...]
     combine: Callable[[list[Any]], T]
-    progress_of: Any = None
+    progress_of: tuple[Any, ...] = ()
 
 
 class Waiter:
@@ -79,30 +82,30 @@ class Waiter:
         began = time.perf_counter()
         answers: dict[Any, Any] = {}
         waiting = list(pending.refs)
-        asked = None
+        asked: list[Any] = []
         while waiting:
             ready, waiting = ray.wait(waiting, num_returns=1, timeout=POLL_S if bar else 5.0)
             for ref in ready:
                 answers[ref] = self._get(ref, pending, phase)
-            if time.perf_counter() - began > self.deadline_s:
+            if waiting and time.perf_counter() - began > self.deadline_s:
                 late = [pending.names[pending.refs.index(ref)] for ref in waiting]
                 raise RoleFailed(self._words(late[0], "?", phase, f"no answer within {self.deadline_s:g} s"))
-            if bar and pending.progress_of is not None and waiting:
-                asked = self._show(bar, pending.progress_of, asked)
+            if bar and waiting:
+                asked = self._show(bar, pending, asked)
+        if bar:
+            self._show(bar, pending, [actor.progress.remote() for actor in pending.progress_of], FINAL_S)
         self.seconds[phase] += time.perf_counter() - began
         return pending.combine([answers[ref] for ref in pending.refs])
 
-    def _show(self, bar: Bar, actor: Any, asked: Any) -> Any:
-        if asked is None:
-            return actor.progress.remote()
-        if not ray.wait([asked], timeout=0)[0]:
+    def _show(self, bar: Bar, pending: Pending[Any], asked: list[Any], timeout: float = 0.0) -> list[Any]:
+        """Show what the processes last said of their progress, all together, and ask again."""
+        if asked and len(ray.wait(asked, num_returns=len(asked), timeout=timeout)[0]) < len(asked):
             return asked
-        try:
-            progress = ray.get(asked, timeout=1)
-        except (RayActorError, GetTimeoutError):
-            return asked  # the work's own reference tells what happened
-        bar.update(progress.done, progress.total, progress.unit)
-        return actor.progress.remote()
+        with contextlib.suppress(RayActorError):  # the work's own reference tells what happened
+            said = ray.get(asked)
+            if said:
+                bar.update(sum(p.done for p in said), sum(p.total for p in said), said[0].unit, sum(p.tokens for p in said))
+        return [actor.progress.remote() for actor in pending.progress_of]
 
     def _get(self, ref: Any, pending: Pending[Any], phase: str) -> Any:
         index = pending.refs.index(ref)
