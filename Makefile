@@ -1,7 +1,7 @@
 # Everything runs in .venv, which scripts/setup.py makes once (any Python 3.8 or later starts it).
 PYTHON ?= python3
 # Where `make quickstart` puts its run; the command itself defaults to ~/rondo.
-RONDO_STORAGE ?= $(CURDIR)/runs
+RONDO_STORAGE ?= $(CURDIR)/storage
 export RONDO_STORAGE
 
 RUN = .venv/bin/python

@@ -15,7 +15,8 @@ class RolloutConfig(Section):
     num_engines: int = Field(1, ge=1)
     temperature: float = Field(0.8, gt=0)
     top_p: float = Field(1.0, gt=0, le=1)
-    """Below 1 the sampler's log-probs are of the truncated distribution, which the learner does not know: a warning says so."""
+    """Below 1 the sampler's log-probs are of the truncated distribution, which the learner does not know: the run says so, and
+    cannot compare the two after a sync."""
     max_new_tokens: int = Field(64, ge=1)
     gpu_memory_utilization: float = Field(0.9, gt=0, le=1)
     """vLLM's share of a GPU's memory; not used on the CPU."""
@@ -55,7 +56,7 @@ class ResourcesConfig(Section):
     wait_limit_s: float | None = Field(None, gt=0)
     """Give up when the cluster has not found room by then; null = wait, and say every 30 s what is short."""
     deadline_s: float = Field(3600.0, gt=0)
-    """Longest that any one call to a role may take once it runs, and that one rank of a role waits for another."""
+    """Longest that a call to a role may go without progress, and that one rank of a role waits for another."""
 
     @model_validator(mode="after")
     def _only_trained_models_are_shared(self) -> "ResourcesConfig":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,17 +22,18 @@ class StaleEngine(RuntimeError):
     """The engine does not hold the weights that the caller asked for."""
 
 
-def prompt_seed(seed: int, prompt_id: str) -> int:
+def prompt_seed(seed: int, prompt_id: str, occurrence: int = 0) -> int:
     """The sampling seed of one prompt; its k samples take seed, seed + 1, ...
 
     Args:
         seed: of the call.
         prompt_id: of the prompt.
+        occurrence: how often the prompt came before in the call.
 
     Returns:
         48 bits, so that the k samples of two prompts do not share a stream.
     """
-    return int.from_bytes(hashlib.sha256(f"{seed}/{prompt_id}".encode()).digest()[:6], "big")
+    return int.from_bytes(hashlib.sha256(f"{seed}/{prompt_id}/{occurrence}".encode()).digest()[:6], "big")
 
 
 @ray.remote(concurrency_groups=STATUS_GROUP)
@@ -104,6 +106,11 @@ class RolloutEngine(Role):
         if self.version != version:
             raise StaleEngine(f"{self.setup.name} holds policy version {self.version}, version {version} was asked for")
         rollouts: list[Rollout] = []
+        seen: Counter[str] = Counter()
+        occurrences: list[int] = []
+        for prompt in prompts:
+            occurrences.append(seen[prompt.id])
+            seen[prompt.id] += 1
         chunk = 64
         for start in range(0, len(prompts), chunk):
             part = prompts[start : start + chunk]
@@ -113,11 +120,11 @@ class RolloutEngine(Role):
                     temperature=self.config.temperature,
                     top_p=self.config.top_p,
                     max_tokens=self.config.max_new_tokens,
-                    seed=prompt_seed(seed, prompt.id),
+                    seed=prompt_seed(seed, prompt.id, occurrences[index]),
                     logprobs=0,
                     detokenize=False,
                 )
-                for prompt in part
+                for index, prompt in enumerate(part, start)
             ]
             requests = [{"prompt_token_ids": list(prompt.token_ids)} for prompt in part]
             outputs = self.engine.generate(requests, params, use_tqdm=False)

@@ -30,12 +30,14 @@ class Scores:
     """Scores of B rollouts, each member's in units of its own standard deviation on the SFT policy's samples.
 
     Args:
-        members: B rows of M scores; member 0 is r_k.
+        ids: which members these are; a member with a score that is not finite is left out where the config allows it.
+        members: B rows of a score for each of ``ids``; member 0 is r_k.
         mean: of the members.
         std: population standard deviation over the members.
         aggregated: what PPO is given.
     """
 
+    ids: tuple[int, ...]
     members: tuple[tuple[float, ...], ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -101,11 +103,13 @@ class EnsembleScorer(Role):
 
         order = sorted(self.members)
         raw = torch.stack([self._raw(member, rollouts) for member in order], dim=1)  # [B, M]
-        kept = finite_members(raw, self.config.min_members)
+        fewest = None if self.config.min_members is None else min(self.config.min_members, len(order))
+        kept = finite_members(raw, fewest)
         moments = [self.moments[order[member]] for member in kept]
         scores = normalise(raw[:, list(kept)], torch.tensor([m.mean for m in moments]), torch.tensor([m.std for m in moments]))
         self.tick(len(rollouts), len(rollouts), "scores")
         return Scores(
+            tuple(order[member] for member in kept),
             tuple(tuple(row) for row in scores.tolist()),
             tuple(scores.mean(1).tolist()),
             tuple(scores.std(1, correction=0).tolist()),

@@ -34,6 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if rest:
                 raise UserError(f"report takes a run directory and nothing else, got {' '.join(rest)}")
             return _report(chosen.run_dir)
+        if chosen.config.suffix not in (".yaml", ".yml") and any(word.endswith((".yaml", ".yml")) for word in rest):
+            raise UserError(f"give CONFIG right after {chosen.command}, and overrides after it; got {chosen.config} as CONFIG")
         config = load_config(chosen.config, rest)
         if chosen.command == "plan":
             from cluster.show_plan import show_plan

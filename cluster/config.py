@@ -23,7 +23,7 @@ class RunConfig(Section):
     """A run of iterated RLHF: sample, MetaRM, PPO, evaluate, commit, and again."""
 
     name: str
-    """Name of the run; its directory is STORAGE/NAME."""
+    """Name of the run; its directory is STORAGE/runs/NAME."""
     seed: int = Field(0, ge=0)
     """Every random number of the run follows from it, the sandbox's world apart (``world.seed``)."""
     storage: str | None = None
@@ -68,6 +68,12 @@ class RunConfig(Section):
             raise ValueError(
                 f"policy.minibatch_size ({self.policy.minibatch_size}) is not a multiple of resources.learner.num_ranks "
                 f"({self.resources.learner.num_ranks}): every rank takes as many rollouts of a minibatch as the others"
+            )
+        written = self.world.max_response_tokens + 1
+        if self.data.preferences == "sandbox" and written > self.data.max_response_tokens:
+            raise ValueError(
+                f"world.max_response_tokens and its EOS make {written} tokens, "
+                f"data.max_response_tokens is {self.data.max_response_tokens}"
             )
         if self.sft.model is None:
             needed = self.data.max_prompt_tokens + max(self.data.max_response_tokens, self.rollout.max_new_tokens)

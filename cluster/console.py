@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from types import TracebackType
 
 from rich.console import Console as RichConsole
@@ -16,6 +17,8 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+
+from actors.process import Progress as Said
 
 
 class Bar:
@@ -53,6 +56,11 @@ class Bar:
         self.unit, self.note = unit or self.unit, note or self.note
         if self.live:
             self.live.update(self.task, completed=done, total=total or None, rate=self._rate(), note=self.note)
+
+    def show(self, said: Sequence[Said]) -> None:
+        """Say how far several processes are together."""
+        if said:
+            self.update(sum(p.done for p in said), sum(p.total for p in said), said[0].unit, sum(p.tokens for p in said))
 
     def _rate(self) -> str:
         seconds = time.perf_counter() - self.began

@@ -51,6 +51,12 @@ class Inputs:
     gold: Callable[[str, str], float] | None
     dropped: dict[str, dict[str, int]]
 
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of pairs and prompts: a run that is continued must be given the same."""
+        prompts = (self.meta_prompts, self.policy_prompts, self.eval_prompts)
+        return hashlib.sha256(repr((self.pairs, self.validation, prompts)).encode()).hexdigest()
+
 
 class Source(Protocol):
     """Where the inputs come from."""
@@ -78,6 +84,32 @@ def open_source(config: RunConfig, root: Path) -> Source:
     """
     cache = root / "cache"
     return SandboxSource(config, cache) if config.data.preferences == SANDBOX else DataSource(config, cache)
+
+
+def without(prompts: Sequence[Prompt], judged: set[str], key: str) -> tuple[Prompt, ...]:
+    """The prompts that no evaluation uses.
+
+    Args:
+        prompts: of the data set that ``key`` names.
+        judged: texts of the evaluation prompts.
+        key: of the config, for the message.
+
+    Raises:
+        UserError: if none is left.
+    """
+    kept = tuple(prompt for prompt in prompts if prompt.text not in judged)
+    if not kept:
+        raise UserError(f"{key}: every prompt is held out to judge the policy; lower data.validation_fraction or add prompts")
+    return kept
+
+
+def publish(partial: Path, final: Path) -> None:
+    """Give a finished directory of the cache its name; where another run was faster, its own is as good."""
+    try:
+        os.replace(partial, final)
+    except OSError:
+        if not final.is_dir():
+            raise
 
 
 @dataclass(frozen=True)
@@ -215,7 +247,7 @@ class TextsRecipe:
                 lambda done, total: on_progress("SFT steps", done, total),
             )
             (partial / "sft.json").write_text(json.dumps(summary, indent=1))
-            os.replace(partial, final)
+            publish(partial, final)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
         return final
@@ -236,7 +268,7 @@ class DataSource:
         preferences = load_preferences(data, tokenizer)
         train, held_out = preferences.split(data.validation_fraction, config.seed)
         if tokenizer is None:
-            texts = [text for row in preferences.rows for text in (row["prompt"], row["chosen"], row["rejected"])]
+            texts = [text for row in train.rows for text in (row["prompt"], row["chosen"], row["rejected"])]
             tokenizer_dir, tokenizer = self._make_tokenizer(texts, cache)
         self.tokenizer = tokenizer
         limits = (data.max_prompt_tokens, data.max_response_tokens, data.drop_bad)
@@ -254,13 +286,15 @@ class DataSource:
                 tuple((p.prompt_ids, p.chosen_ids) for p in self.pairs), tokenizer_dir, config.sft, config.seed, cache
             )
             self.recipe, self.sft_dir = recipe, recipe.directory
-        self.meta_prompts = self._prompts(config.meta.prompts, train.prompts())
         if config.policy.prompts is None:
-            self.policy_prompts, self.eval_prompts = self._prompts(None, train.prompts()), self._prompts(None, held_out.prompts())
+            policy_prompts, self.eval_prompts = self._prompts(None, train.prompts()), self._prompts(None, held_out.prompts())
         else:
             own = self._load_prompts(config.policy.prompts)
             ours, theirs = own.split(data.validation_fraction, config.seed)
-            self.policy_prompts, self.eval_prompts = self._prompts(None, ours), self._prompts(None, theirs)
+            policy_prompts, self.eval_prompts = self._prompts(None, ours), self._prompts(None, theirs)
+        judged = {prompt.text for prompt in self.eval_prompts}
+        self.policy_prompts = without(policy_prompts, judged, "policy.prompts")
+        self.meta_prompts = without(self._prompts(config.meta.prompts, train.prompts()), judged, "meta.prompts")
         if len(self.eval_prompts) < FEWEST_EVALUATION_PROMPTS:
             raise UserError(
                 f"only {len(self.eval_prompts)} prompts are held out to judge the policy, "
@@ -279,13 +313,21 @@ class DataSource:
         if not Path(name).is_dir():
             if not self.config.data.allow_hub:
                 raise UserError(f"sft.model {name!r} is not a directory; to fetch it from the hub set data.allow_hub to true")
-            from huggingface_hub import snapshot_download
-
-            name = snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"])
+            name = self._download(name)
         data = self.config.data
         longest = max(data.max_response_tokens, self.config.rollout.max_new_tokens)
         check_context(check_model_directory(name, reward=True), data.max_prompt_tokens, longest)
         return Path(name), AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+
+    def _download(self, name: str) -> str:
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+        try:
+            return snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"])
+        except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(f"sft.model {name!r} is no directory here, and the hub did not give it: {reason}") from error
 
     def _make_tokenizer(self, texts: Sequence[str], cache: Path) -> tuple[Path, Any]:
         from transformers import AutoTokenizer
@@ -298,8 +340,11 @@ class DataSource:
         if not directory.is_dir():
             partial = directory.with_name(f".{directory.name}.{os.getpid()}.partial")
             cache.mkdir(parents=True, exist_ok=True)
-            train_tokenizer(texts, size, partial)
-            os.replace(partial, directory)
+            try:
+                train_tokenizer(texts, size, partial)
+                publish(partial, directory)
+            finally:
+                shutil.rmtree(partial, ignore_errors=True)
         return directory, AutoTokenizer.from_pretrained(directory)
 
     def _load_prompts(self, source: str) -> PromptSet:

@@ -12,7 +12,7 @@ from cluster.config import RunConfig
 from cluster.console import Bar
 from cluster.inputs import Inputs
 from cluster.roles import Roles
-from cluster.waiting import Waiter
+from cluster.waiting import RoleFailed, Waiter
 from evaluation.compare import win_tie_lose
 from evaluation.records import EvaluationRow, MetaRow
 from tokens.records import Rollout
@@ -77,6 +77,8 @@ def judge(
         rollouts = sample_for_judging(config, inputs, roles, wait, version, bar)
     scores = wait("evaluate", roles.scorer.score(rollouts))
     policy, reference = wait("evaluate", roles.learner.statistics(rollouts))
+    gaps = [abs(sum(r.sampler_logprobs) - total) / len(r.response_ids) for r, total in zip(rollouts, policy, strict=True)]
+    check_parity(config, max(gaps), version)
     rows = tuple(
         EvaluationRow(
             prompt_id=rollout.prompt.id,
@@ -96,6 +98,29 @@ def judge(
         for i, rollout in enumerate(rollouts)
     )
     return Judgement(tuple(rollouts), rows, summarise(config, rows, rows if sft is None else rejudged(config, sft, wait, roles)))
+
+
+def comparable(config: RunConfig) -> bool:
+    """True if engine and learner compute the same distribution in the same arithmetic."""
+    return config.rollout.top_p == 1.0 and config.resources.rollout.dtype == config.resources.learner.dtype == "float32"
+
+
+def check_parity(config: RunConfig, gap: float, version: int) -> None:
+    """The engine's log-probs must be the learner's: the proof that the last sync arrived whole.
+
+    Args:
+        config: of the run.
+        gap: largest difference seen, nats per token.
+        version: of the weights.
+
+    Raises:
+        RoleFailed: if they differ by more than ``rollout.parity_bound``, where they can be compared.
+    """
+    if comparable(config) and gap > config.rollout.parity_bound:
+        raise RoleFailed(
+            f"engine and learner disagree by {gap:.2e} nats on a token that was sampled from version {version} "
+            f"(rollout.parity_bound = {config.rollout.parity_bound:g}): the engine's weights are not the learner's"
+        )
 
 
 def rejudged(config: RunConfig, sft: Judgement, wait: Waiter, roles: Roles) -> Sequence[EvaluationRow]:
@@ -152,13 +177,18 @@ def summarise(config: RunConfig, rows: Sequence[EvaluationRow], theirs: Sequence
     }
 
 
-def meta_rows(shifted: Sequence[Rollout], scores: Scores) -> list[MetaRow]:
-    """S_k as it is kept: every sample with what r_k and a reward model trained without MetaRM (member 1) say of it.
+def meta_rows(shifted: Sequence[Rollout], scores: Scores, vanilla: int | None) -> list[MetaRow]:
+    """S_k as it is kept: every sample with what r_k and a reward model trained without MetaRM say of it.
+
+    Args:
+        shifted: the samples.
+        scores: of the ensemble.
+        vanilla: the member that was trained without MetaRM; None = there is none.
 
     Returns:
         One row per rollout.
     """
-    has_vanilla = len(scores.members[0]) > 1
+    column = scores.ids.index(vanilla) if vanilla in scores.ids else None
     return [
         MetaRow(
             prompt_id=rollout.prompt.id,
@@ -169,7 +199,7 @@ def meta_rows(shifted: Sequence[Rollout], scores: Scores) -> list[MetaRow]:
             sampler_logprobs=rollout.sampler_logprobs,
             policy_version=rollout.policy_version,
             finished=rollout.finished,
-            score_vanilla=scores.members[i][1] if has_vanilla else None,
+            score_vanilla=None if column is None else scores.members[i][column],
             score_metarm=scores.members[i][0],
         )
         for i, rollout in enumerate(shifted)

@@ -27,13 +27,15 @@ class Metrics:
 
         self.steps_per_round = steps_per_round
         self.file = (path / "metrics.jsonl").open("a", buffering=1)
-        self.board = SummaryWriter(str(path / "tensorboard"), purge_step=first_round * steps_per_round)  # type: ignore[no-untyped-call]
+        self.writer, self.path, self.first_round = SummaryWriter, path / "tensorboard", first_round
+        self.boards: dict[str, SummaryWriter] = {}
         self.bar: Bar | None = None
 
     def close(self) -> None:
         """Flush and close."""
         self.file.close()
-        self.board.close()  # type: ignore[no-untyped-call]
+        for board in self.boards.values():
+            board.close()  # type: ignore[no-untyped-call]
 
     def steps(self, index: int, number: int, console: Console) -> Iterator[int]:
         """The PPO steps of a round, under one bar."""
@@ -45,13 +47,15 @@ class Metrics:
             bar.update(number, number)
         self.bar = None
 
-    def _write(self, index: int, step: int, phase: str, values: dict[str, float | None], board_step: int) -> None:
-        self.file.write(
-            json.dumps({"time": round(time.time(), 3), "round": index, "step": step, "phase": phase, **values}) + "\n"
-        )
+    def _write(self, index: int, step: int, phase: str, values: dict[str, float | None], steps_per_round: int) -> None:
+        row = {"time": round(time.time(), 3), "round": index, "step": step, "phase": phase, **values}
+        self.file.write(json.dumps(row) + "\n")
+        if phase not in self.boards:  # each phase has its own count of steps, and forgets what an earlier process wrote past it
+            purge = self.first_round * steps_per_round
+            self.boards[phase] = self.writer(str(self.path / phase), purge_step=purge)  # type: ignore[no-untyped-call]
         for name, value in values.items():
             if value is not None:
-                self.board.add_scalar(name, value, board_step)  # type: ignore[no-untyped-call]
+                self.boards[phase].add_scalar(name, value, index * steps_per_round + step)  # type: ignore[no-untyped-call]
 
     def policy(self, index: int, step: int, update: dict[str, float], rewards: Scores, gold: float | None) -> None:
         """One PPO update."""
@@ -63,7 +67,7 @@ class Metrics:
             "policy/ensemble_std": sum(rewards.std) / len(rewards.std),
             "policy/gold": gold,
         }
-        self._write(index, step, "policy", values, index * self.steps_per_round + step)
+        self._write(index, step, "policy", values, self.steps_per_round)
         if self.bar:
             note = f"score {values['policy/score']:.2f}  KL {values['policy/kl']:.2f}" + (
                 "" if gold is None else f"  gold {gold:.2f}"
@@ -73,9 +77,9 @@ class Metrics:
     def reward(self, index: int, report: RewardReport) -> None:
         """The steps of a reward model's fit."""
         for step, values in enumerate(report.steps):
-            self._write(index, step, "reward", dict(values), index * len(report.steps) + step)
+            self._write(index, step, "reward", dict(values), len(report.steps))
 
     def evaluation(self, index: int, summary: dict[str, Any]) -> None:
         """The judgement of a round; -1 is SFT's."""
         values = {f"evaluation/{name}": value for name, value in summary.items() if not isinstance(value, str)}
-        self._write(index, 0, "evaluation", values, (index + 1) * self.steps_per_round)
+        self._write(index, 0, "evaluation", values, 1)

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from pathlib import Path
 
 from actors.config import Share
 from cluster.config import RunConfig
+from tokens.errors import UserError
 
 GIB = 1 << 30
 BYTES = {"float32": 4, "bfloat16": 2}
@@ -92,10 +92,15 @@ def model_size(config: RunConfig) -> ModelSize:
         vocabulary, hidden, inner = shape.vocab_size, shape.hidden_size, shape.intermediate_size
         layers, key_value, tied = shape.num_layers, hidden, config.sft.model is None
     else:
-        stored = json.loads((Path(config.sft.model) / "config.json").read_text())
-        vocabulary, hidden, inner = stored["vocab_size"], stored["hidden_size"], stored["intermediate_size"]
-        layers, tied = stored["num_hidden_layers"], stored["tie_word_embeddings"]
-        key_value = hidden * stored["num_key_value_heads"] // stored["num_attention_heads"]
+        from transformers import AutoConfig
+
+        stored = AutoConfig.from_pretrained(config.sft.model)
+        try:
+            vocabulary, hidden, inner = stored.vocab_size, stored.hidden_size, stored.intermediate_size
+            layers, tied = stored.num_hidden_layers, stored.tie_word_embeddings
+            key_value = hidden * stored.num_key_value_heads // stored.num_attention_heads
+        except AttributeError as error:
+            raise UserError(f"{config.sft.model}: the config of a decoder-only model is expected, and {error}") from error
     per_layer = 2 * hidden * hidden + 2 * hidden * key_value + 3 * hidden * inner + 2 * hidden
     return ModelSize(vocabulary * hidden * (1 if tied else 2) + layers * per_layer + hidden, layers, hidden, vocabulary)
 
@@ -152,14 +157,14 @@ def bundles(config: RunConfig, size: ModelSize) -> tuple[Bundle, ...]:
     learner = activations(
         size, shares.learner, policy.microbatch_size * shares.learner.num_ranks, rollout, policy.microbatch_size, True
     )
-    copy = 4 / BYTES[shares.reward.dtype] if meta.enabled else 0
+    copy = 2 * 4 / BYTES[shares.reward.dtype] if meta.enabled else 0  # theta, and the ascent's direction, in float32
     return (
         *(
             make("rollout", shares.rollout, i, 1, 0, engine, "engine" + ("" if engine else "; its cache takes what is left"))
             for i in range(config.rollout.num_engines)
         ),
         *(
-            make("reward", shares.reward, i, copy, 1, reward, "reward model, AdamW" + (", MetaRM's copy" if copy else ""))
+            make("reward", shares.reward, i, copy, 1, reward, "reward model, AdamW" + (", MetaRM's copies" if copy else ""))
             for i in range(shares.reward.num_ranks)
         ),
         make("scorer", shares.scorer, 0, config.scorer.num_members, 0, 0, f"{config.scorer.num_members} reward models"),

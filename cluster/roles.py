@@ -130,6 +130,14 @@ class ScorerHandle:
         return _ask(self.process, self.process.actor.score, rollouts)
 
 
+@dataclass(frozen=True)
+class Weights:
+    """An object reference to the policy's weights, and the part that the learner's other ranks have in making them."""
+
+    ref: Any
+    others: Pending[None]
+
+
 class LearnerHandle(Ranked):
     """The policy learner, one process or several ranks."""
 
@@ -151,10 +159,12 @@ class LearnerHandle(Ranked):
         """One PPO update."""
         return _ask_all(self.ranks, lambda actor: actor.update.remote(rollouts, scores))
 
-    def weights(self) -> Any:
-        """An object reference to the policy's weights; they go from learner to engines without passing the driver."""
-        refs = [rank.actor.weights.remote() for rank in self.ranks]  # all ranks are asked: each holds a part
-        return refs[0]
+    def weights(self) -> Weights:
+        """Ask for the policy's weights; they go from learner to engines without passing the driver."""
+        refs = tuple(rank.actor.weights.remote() for rank in self.ranks)  # all ranks are asked: each holds a part
+        names = tuple(rank.identity.name for rank in self.ranks[1:])
+        nodes = tuple(rank.identity.node for rank in self.ranks[1:])
+        return Weights(refs[0], Pending(refs[1:], names, nodes, lambda answers: None))
 
     def statistics(self, rollouts: Sequence[Rollout]) -> Pending[tuple[tuple[float, ...], tuple[float, ...]]]:
         """Log-probability of each response under the policy and under SFT."""

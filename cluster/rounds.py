@@ -13,13 +13,14 @@ from actors.scorer import Scores
 from cluster.config import RunConfig
 from cluster.console import Console
 from cluster.inputs import Inputs
-from cluster.judging import Judgement, judge, meta_rows
+from cluster.judging import Judgement, check_parity, judge, meta_rows
 from cluster.metrics import Metrics
 from cluster.roles import Roles
-from cluster.run_directory import RunDirectory, now
+from cluster.run_directory import RunDirectory, now, versions
 from cluster.seeds import derive
-from cluster.waiting import RoleFailed, Waiter
+from cluster.waiting import Waiter
 from evaluation.records import write_rows
+from evaluation.table import round_table
 from tokens.records import Prompt, Rollout
 
 CHOICES = (
@@ -69,9 +70,9 @@ class Theme:
                     rollouts = self.sample(index, step)
                     rewards = self.wait("score", self.roles.scorer.score(rollouts))
                     if step == 0:
-                        self.warm_up(rollouts, rewards)
+                        self.warm_up(index, rollouts, rewards)
                     update = self.wait("policy", self.roles.learner.update(rollouts, rewards.aggregated))
-                    self.check_parity(update)
+                    check_parity(self.config, update["policy/sampler_gap"], self.version)
                     self.metrics.policy(index, step, update, rewards, self.gold(rollouts))
                     self.sync()
                 judgement = self.evaluate(index, draft)
@@ -109,7 +110,8 @@ class Theme:
     def score_shifted(self, shifted: Sequence[Rollout], draft: Path) -> Scores:
         """What r_k and a reward model without MetaRM say of S_k; PPO's reward moments start from it."""
         scores = self.wait("score", self.roles.scorer.score(shifted))
-        write_rows(draft / "meta_rollouts.parquet", meta_rows(shifted, scores))
+        refitted = self.config.scorer.refresh == "each_round" and self.config.meta.enabled
+        write_rows(draft / "meta_rollouts.parquet", meta_rows(shifted, scores, vanilla=None if refitted else 1))
         return scores
 
     def begin_policy(self, index: int, draft: Path, scores: Scores) -> None:
@@ -130,28 +132,18 @@ class Theme:
         seed = derive(self.config.seed, "policy", index, step)
         return self.wait("sample", self.roles.rollout.sample(prompts, policy.samples_per_prompt, seed, self.version))
 
-    def warm_up(self, rollouts: Sequence[Rollout], rewards: Scores) -> None:
+    def warm_up(self, index: int, rollouts: Sequence[Rollout], rewards: Scores) -> None:
         """Fit the new critic to the first rollouts of the round before the policy moves."""
         steps = self.config.policy.critic_warmup_steps
-        if steps and self.config.policy.critic_start == "reward":
+        if steps and (self.config.policy.critic_start == "reward" or index == 0):
             self.wait("policy", self.roles.learner.warm_up(rollouts, rewards.aggregated, steps))
 
     def sync(self) -> None:
         """Give the engines the learner's weights, as the next version."""
         self.version += 1
-        self.wait("sync", self.roles.rollout.load(self.roles.learner.weights(), self.version))
-
-    def check_parity(self, update: dict[str, float]) -> None:
-        """The engine's log-probs must be the learner's: the proof that the last sync arrived whole."""
-        rollout, gap = self.config.rollout, update["policy/sampler_gap"]
-        comparable = (
-            rollout.top_p == 1.0 and self.config.resources.rollout.dtype == self.config.resources.learner.dtype == "float32"
-        )
-        if comparable and gap > rollout.parity_bound:
-            raise RoleFailed(
-                f"engine and learner disagree by {gap:.2e} nats on a token that was sampled from version {self.version} "
-                f"(rollout.parity_bound = {rollout.parity_bound:g}): the engine's weights are not the learner's"
-            )
+        weights = self.roles.learner.weights()
+        self.wait("sync", self.roles.rollout.load(weights.ref, self.version))
+        self.wait("sync", weights.others)
 
     def gold(self, rollouts: Sequence[Rollout]) -> float | None:
         """Mean gold reward, where the truth is known."""
@@ -180,8 +172,10 @@ class Theme:
             "reward": {**report.summary, "validation_accuracy": report.validation_accuracy},
             "evaluation": judgement.summary,
             "dropped": self.inputs.dropped,
+            "git_commit": versions()["git_commit"],
         }
         self.directory.commit_round(draft, entry)
+        self.console.show(round_table(self.directory.ledger))
 
     def draw(self, prompts: Sequence[Prompt], start: int, number: int, name: str, index: int) -> list[Prompt]:
         """Prompts number ``start`` to ``start + number`` of the round; shuffled, all are used before one comes again."""

@@ -6,14 +6,15 @@ import contextlib
 import json
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from cluster.config import RunConfig
 from cluster.console import Console
 from cluster.inputs import Source, open_source
-from cluster.plan import bundles, model_size
-from cluster.run_directory import RunDirectory, storage_root, write_file
+from cluster.judging import comparable
+from cluster.plan import Bundle, bundles, model_size
+from cluster.run_directory import RunDirectory, space_errors, storage_root, write_file
 
 
 def run(config: RunConfig, console: Console) -> Path:
@@ -41,8 +42,11 @@ def run(config: RunConfig, console: Console) -> Path:
         if source is None:
             console.say(f"All {directory.num_committed} rounds are done; nothing to do. Raise rounds.num_rounds to go on.")
         else:
-            with connected() as fixed:
-                play(config, console, directory, source, fixed)
+            for warning in warnings(config):
+                console.say(f"[yellow]note[/] {warning}")
+            asked = bundles(config, model_size(config))
+            with connected() as fixed, space_errors(directory.path):
+                play(config, console, directory, source, asked, fixed)
         report = write_report(directory.path)
     console.say(f"Report: {report}")
     return report
@@ -60,26 +64,40 @@ def connected() -> Iterator[bool]:
     address = os.environ.get("RAY_ADDRESS")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if address:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, namespace="rondo")
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     else:
-        ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR, namespace="rondo")
+        ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     try:
         yield not address
     finally:
         ray.shutdown()
 
 
-def play(config: RunConfig, console: Console, directory: RunDirectory, source: Source, fixed: bool) -> None:
+def warnings(config: RunConfig) -> list[str]:
+    """What the config asks for and a user should know before hours have passed."""
+    found = []
+    if config.rollout.top_p < 1:
+        found.append(
+            f"rollout.top_p is {config.rollout.top_p:g}: the engine samples from a truncated distribution and the learner "
+            "computes the whole one, so policy/sampler_gap is large by nature and does not prove that a sync arrived"
+        )
+    elif not comparable(config):
+        found.append("engine and learner do not both compute in float32: their log-probs are compared in policy/sampler_gap only")
+    return found
+
+
+def play(
+    config: RunConfig, console: Console, directory: RunDirectory, source: Source, asked: Sequence[Bundle], fixed: bool
+) -> None:
     """Place the roles, make what must be made first, and play the rounds."""
     from cluster.metrics import Metrics
     from cluster.roles import Stage
     from cluster.rounds import Theme
     from cluster.start import begin
     from cluster.waiting import Waiter
-    from evaluation.table import round_table
 
     wait = Waiter(console, directory.logs, config.resources.deadline_s)
-    stage = Stage(config, bundles(config, model_size(config)), directory.logs, console.say, fixed)
+    stage = Stage(config, asked, directory.logs, console.say, fixed)
     metrics = Metrics(directory.path, config.policy.steps_per_round, directory.num_committed)
     try:
         stage.wait_for_room()
@@ -101,7 +119,6 @@ def play(config: RunConfig, console: Console, directory: RunDirectory, source: S
         write_file(directory.path / "processes.json", json.dumps({"driver": {"pid": os.getpid()}, **processes}, indent=1))
         sft, version = begin(config, directory, inputs, roles, wait, console, metrics)
         Theme(config, directory, inputs, roles, wait, console, metrics, sft, version).run()
-        console.show(round_table(directory.ledger))
     finally:
         metrics.close()
         stage.close()

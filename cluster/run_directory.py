@@ -182,7 +182,7 @@ class RunDirectory:
         Raises:
             UserError: as ``inspect``, or if another driver holds the directory, or the disk is full.
         """
-        with _space_errors(self.path):
+        with space_errors(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
         with (self.path / ".lock").open("w") as lock:
             try:
@@ -192,7 +192,7 @@ class RunDirectory:
                     f"another driver is running in {self.path}; wait for it, stop it, or choose another name"
                 ) from None
             self.inspect()
-            with _space_errors(self.path):
+            with space_errors(self.path):
                 write_file(self.path / "ledger.json", json.dumps(self.ledger, indent=1))
                 write_file(self.path / "config.yaml", config_text(self.config))
                 write_file(self.path / "versions.json", json.dumps(versions(), indent=1))
@@ -260,7 +260,7 @@ class RunDirectory:
         """
         partial = final.with_name(f".{final.name}.partial")
         try:
-            with _space_errors(self.path):
+            with space_errors(self.path):
                 partial.mkdir()
                 yield partial
         finally:
@@ -282,7 +282,8 @@ class RunDirectory:
 
 
 @contextlib.contextmanager
-def _space_errors(path: Path) -> Iterator[None]:
+def space_errors(path: Path) -> Iterator[None]:
+    """Turn a full disk into the user's error that it is."""
     try:
         yield
     except OSError as error:

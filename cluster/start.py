@@ -15,6 +15,7 @@ from cluster.run_directory import RunDirectory
 from cluster.seeds import derive
 from cluster.waiting import Waiter
 from evaluation.records import EvaluationRow, MetaRow, read_rows, write_rows
+from tokens.errors import UserError
 from tokens.records import Rollout
 
 
@@ -36,7 +37,9 @@ def begin(
         How the SFT policy was judged, and the version of the weights that the engines hold.
     """
     version = int(directory.ledger["rounds"][-1]["policy_version"]) if directory.num_committed else 0
-    wait("sync", roles.rollout.load(roles.learner.weights(), version))
+    weights = roles.learner.weights()
+    wait("sync", roles.rollout.load(weights.ref, version))
+    wait("sync", weights.others)
     if directory.ledger["start"]:
         return resume(config, directory, inputs, roles, wait), version
     members = range(1, config.scorer.num_members) if config.scorer.num_members > 1 else range(1)
@@ -52,13 +55,16 @@ def begin(
             rollouts = sample_for_judging(config, inputs, roles, wait, version, bar)
             wait("evaluate", roles.scorer.calibrate_on(rollouts))
             load_members(config, draft / "members", roles, wait)
-            wait("evaluate", roles.scorer.load(0, draft / "members" / str(members[0])))  # stands in until r_0 is there
+            if config.scorer.num_members == 1:
+                wait("evaluate", roles.scorer.load(0, draft / "members" / "0"))  # stands in until r_0 is there
             sft = judge(config, inputs, roles, wait, version, None, rollouts=rollouts)
         write_rows(draft / "evaluation.parquet", sft.rows)
-        write_rows(draft / "sft_rollouts.parquet", meta_rows(rollouts, wait("evaluate", roles.scorer.score(rollouts))))
+        write_rows(draft / "sft_rollouts.parquet", meta_rows(rollouts, wait("evaluate", roles.scorer.score(rollouts)), None))
         metrics.evaluation(-1, sft.summary)
         seconds = {phase: round(value, 3) for phase, value in wait.seconds.items()}
-        directory.commit_start(draft, {"committed": True, "seconds": seconds, "evaluation": sft.summary})
+        directory.commit_start(
+            draft, {"committed": True, "data_sha256": inputs.fingerprint, "seconds": seconds, "evaluation": sft.summary}
+        )
     return sft, version
 
 
@@ -70,6 +76,11 @@ def load_members(config: RunConfig, members: Path, roles: Roles, wait: Waiter) -
 
 def resume(config: RunConfig, directory: RunDirectory, inputs: Inputs, roles: Roles, wait: Waiter) -> Judgement:
     """Read what was committed, and give the scorer back its members and its calibration."""
+    if directory.ledger["start"]["data_sha256"] != inputs.fingerprint:
+        raise UserError(
+            f"the preference pairs or prompts are not those that {directory.path} was begun with, although the config is "
+            "the same: put the old files back, or choose another name"
+        )
     rows = read_rows(directory.start_path / "evaluation.parquet", EvaluationRow)
     rollouts = restore(read_rows(directory.start_path / "sft_rollouts.parquet", MetaRow), inputs)
     wait("evaluate", roles.scorer.calibrate_on(rollouts))

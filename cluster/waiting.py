@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import ray
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import RayActorError, RayError, RayTaskError
 
+from actors.process import Progress
 from cluster.console import Bar, Console
 from tokens.errors import UserError
 
@@ -23,6 +24,13 @@ FINAL_S = 2.0
 """Longest wait for the last word on a phase's progress."""
 DEATH_S = 5.0
 """How long Ray may need to notice that a process has died, after those that worked with it have."""
+
+
+def no_space(error: BaseException) -> bool:
+    """True if an error of a role means that the disk, or one's share of it, is full; safetensors has the number in words only."""
+    if isinstance(error, OSError):
+        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return any(f"(os error {number})" in str(error) for number in (errno.ENOSPC, errno.EDQUOT))
 
 
 class RoleFailed(RuntimeError):
@@ -54,7 +62,7 @@ class Waiter:
     Args:
         console: to show progress on.
         logs: directory of the processes' log files.
-        deadline_s: longest wait for one call.
+        deadline_s: longest that a call may go without progress.
     """
 
     def __init__(self, console: Console, logs: Path, deadline_s: float) -> None:
@@ -79,33 +87,39 @@ class Waiter:
             UserError: what a role raised as such, or a full disk.
             RoleFailed: anything else that went wrong.
         """
-        began = time.perf_counter()
+        began = moved = time.perf_counter()
         answers: dict[Any, Any] = {}
         waiting = list(pending.refs)
         asked: list[Any] = []
+        said: list[Progress] = []
         while waiting:
             ready, waiting = ray.wait(waiting, num_returns=1, timeout=POLL_S if bar else 5.0)
             for ref in ready:
                 answers[ref] = self._get(ref, pending, phase)
-            if waiting and time.perf_counter() - began > self.deadline_s:
-                late = [pending.names[pending.refs.index(ref)] for ref in waiting]
-                raise RoleFailed(self._words(late[0], "?", phase, f"no answer within {self.deadline_s:g} s"))
-            if bar and waiting:
-                asked = self._show(bar, pending, asked)
+            before = said
+            said, asked = self._listen(pending, said, asked)
+            if ready or said != before:
+                moved = time.perf_counter()
+            if waiting and time.perf_counter() - moved > self.deadline_s:
+                late = pending.refs.index(waiting[0])
+                what = f"no progress for {self.deadline_s:g} s (resources.deadline_s)"
+                raise RoleFailed(self._words(pending.names[late], pending.nodes[late], phase, what))
+            if bar:
+                bar.show(said)
         if bar:
-            self._show(bar, pending, [actor.progress.remote() for actor in pending.progress_of], FINAL_S)
+            bar.show(self._listen(pending, said, [actor.progress.remote() for actor in pending.progress_of], FINAL_S)[0])
         self.seconds[phase] += time.perf_counter() - began
         return pending.combine([answers[ref] for ref in pending.refs])
 
-    def _show(self, bar: Bar, pending: Pending[Any], asked: list[Any], timeout: float = 0.0) -> list[Any]:
-        """Show what the processes last said of their progress, all together, and ask again."""
+    def _listen(
+        self, pending: Pending[Any], said: list[Progress], asked: list[Any], timeout: float = 0.0
+    ) -> tuple[list[Progress], list[Any]]:
+        """What the processes last said of their progress, and the question that is open now."""
         if asked and len(ray.wait(asked, num_returns=len(asked), timeout=timeout)[0]) < len(asked):
-            return asked
+            return said, asked
         with contextlib.suppress(RayActorError):  # the work's own reference tells what happened
-            said = ray.get(asked)
-            if said:
-                bar.update(sum(p.done for p in said), sum(p.total for p in said), said[0].unit, sum(p.tokens for p in said))
-        return [actor.progress.remote() for actor in pending.progress_of]
+            said = ray.get(asked) if asked else said
+        return said, [actor.progress.remote() for actor in pending.progress_of]
 
     def _get(self, ref: Any, pending: Pending[Any], phase: str) -> Any:
         index = pending.refs.index(ref)
@@ -116,12 +130,14 @@ class Waiter:
             cause = error.cause
             if isinstance(cause, UserError):
                 raise UserError(str(cause)) from error
-            if isinstance(cause, OSError) and cause.errno == errno.ENOSPC:
+            if no_space(cause):
                 raise OSError(errno.ENOSPC, str(cause)) from error
             self._blame_the_dead(ref, pending, phase)
             raise RoleFailed(self._words(name, node, phase, f"{type(cause).__name__}: {cause}")) from error
         except RayActorError as error:
             raise RoleFailed(self._words(name, node, phase, f"its process died ({error})")) from error
+        except RayError as error:
+            raise RoleFailed(self._words(name, node, phase, f"{type(error).__name__}: {error}")) from error
 
     def _blame_the_dead(self, failed: Any, pending: Pending[Any], phase: str) -> None:
         """Fail in the name of another process of the role that has died: the one that raised may only have waited for it."""

@@ -29,12 +29,12 @@ class ModelShape(Section):
 
 
 class SFTConfig(Section):
-    """The first stage: where the SFT model comes from."""
+    """The first stage: where the SFT model comes from. All but ``model`` says how to train one from scratch."""
 
     model: str | None = None
     """A model directory or hub name that is already fine-tuned; null = train one from scratch on the texts."""
     shape: ModelShape = ModelShape()
-    """Used only when ``model`` is null."""
+    """Of the model made from scratch; also what ``plan`` counts while ``model`` is not there."""
     epochs: float = Field(1.0, gt=0)
     lr: float = Field(2e-5, gt=0)
     batch_size: int = Field(32, ge=1)

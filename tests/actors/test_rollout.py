@@ -93,6 +93,12 @@ def test_what_comes_back(engine: Any) -> None:
         assert len(rollout.text.split()) == sum(i > 3 for i in rollout.response_ids), "the text has no special tokens"
 
 
+def test_a_prompt_that_comes_twice_in_a_call_is_answered_anew(engine: Any) -> None:
+    ray.get(engine.load.remote(language_model(1).state_dict(), 25))
+    twice = ray.get(engine.sample.remote([prompt("a", 4), prompt("a", 4)], 2, 0, 25))
+    assert len({r.response_ids for r in twice}) == 4
+
+
 def test_a_prompt_longer_than_the_context_fails_the_call_instead_of_being_cut(engine: Any) -> None:
     ray.get(engine.load.remote(language_model(1).state_dict(), 30))
     with pytest.raises(RayTaskError, match="400"):

@@ -14,6 +14,7 @@ import yaml
 from cluster.cli import main
 from cluster.load_config import load_config
 from cluster.run_directory import RunDirectory
+from cluster.waiting import no_space
 from tests.cluster.command import TINY, Command
 from tokens.errors import UserError
 
@@ -97,6 +98,11 @@ def test_config_file(
         (tmp_path / "c.yaml").write_bytes(content)
     message = refused(capsys, storage, "run", str(tmp_path / "c.yaml"))
     assert all(word in message for word in words), message
+
+
+def test_config_comes_first(storage: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "right after run" in refused(capsys, storage, "run", "--seed", "1", str(TINY))
+    assert load_config(TINY, ["--name", "2024"]).name == "2024"
 
 
 def test_override(storage: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -222,6 +228,20 @@ def test_a_full_disk_for_real(tmp_path: Path, mounted: Callable[[Path, int], Non
     assert main(["run", str(TINY), "--storage", str(small)]) == 2
     assert "no space left" in capsys.readouterr().err
     assert not ray.is_initialized()
+
+
+def test_a_full_disk_is_known_by_what_safetensors_says(tmp_path: Path, mounted: Callable[[Path, int], None]) -> None:
+    import torch
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    small = tmp_path / "small"
+    small.mkdir()
+    mounted(small, 64 << 10)
+    with pytest.raises((SafetensorError, OSError)) as caught:
+        save_file({"x": torch.zeros(100_000)}, small / "x.safetensors")
+    assert no_space(caught.value)
+    assert not no_space(ValueError("os error")) and not no_space(OSError(errno.EACCES, "no"))
 
 
 def test_the_command_line_exits_with_2_and_prints_no_traceback(command: Command) -> None:

@@ -15,7 +15,7 @@ from sandbox.tokenizer import make_tokenizer
 from tests.cluster.command import ROOT
 
 HH_7B = ROOT / "configs" / "hh_7b.yaml"
-SANDBOX = [ROOT / "configs" / name for name in ("quickstart.yaml", "new_domain.yaml")]
+SANDBOX = [ROOT / "configs" / name for name in ("quickstart.yaml", "new_domain.yaml", "hh_tiny.yaml")]
 
 
 def bundle(name: str, cpus: float, gpus: float = 0.0, memory: int = 0) -> Bundle:

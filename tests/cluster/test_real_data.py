@@ -41,6 +41,20 @@ def test_held_out_prompts_are_in_no_training_data(transcripts: Path, tmp_path: P
     assert {p.prompt_ids for p in inputs.validation} <= held_out
 
 
+def test_prompts_of_their_own_do_not_bring_held_out_ones_back(transcripts: Path, tmp_path: Path) -> None:
+    words = ["--data.preferences", str(transcripts), "--data.max_pairs", "200"]
+    defaults = DataSource(load_config(HH_TINY, words), tmp_path / "cache").load()
+    rows = [{"prompt": p.text} for p in (*defaults.policy_prompts, *defaults.eval_prompts)]
+    own = tmp_path / "prompts.jsonl"
+    own.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for keys in (("meta.prompts",), ("meta.prompts", "policy.prompts")):
+        mine = [part for key in keys for part in (f"--{key}", str(own))]
+        inputs = DataSource(load_config(HH_TINY, [*words, *mine]), tmp_path / "cache").load()
+        judged = {p.text for p in inputs.eval_prompts}
+        assert judged and not judged & {p.text for p in (*inputs.meta_prompts, *inputs.policy_prompts)}
+        assert len(inputs.meta_prompts) == len(rows) - len(judged)
+
+
 def test_prompts_of_a_domain_without_preferences(command: Command) -> None:
     domains = ("--meta.prompts", "sandbox:held_out", "--policy.prompts", "sandbox:held_out")
     few = ("--evaluation.num_prompts", "8", "--rounds.num_rounds", "1", "--meta.num_prompts", "16")

@@ -16,6 +16,8 @@ import pytest
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
+from cluster.load_config import load_config
+from cluster.run_directory import config_sha256
 from evaluation.records import EvaluationRow, MetaRow, read_rows
 from tests.cluster.command import ROOT, TINY, Command
 
@@ -96,9 +98,6 @@ def test_a_killed_run_continues_after_the_last_committed_round(tiny_run: TinyRun
     state["rounds"] = state["rounds"][:1]
     done_before = command("run", str(TINY), "--name", "tiny-killed", seconds=60)
     assert done_before.returncode == 2 and "belongs to another config" in done_before.stderr
-    from cluster.load_config import load_config
-    from cluster.run_directory import config_sha256
-
     state["config_sha256"] = config_sha256(load_config(TINY, ["--name", "tiny-killed"]))
     (copy / "ledger.json").write_text(json.dumps(state))  # round 1 was renamed into place, but the kill came before the ledger
     (copy / "rounds" / ".round_002.partial").mkdir()
@@ -109,6 +108,21 @@ def test_a_killed_run_continues_after_the_last_committed_round(tiny_run: TinyRun
     assert [path.name for path in sorted((copy / "rounds").iterdir())] == ["round_000", "round_001"]
     assert sorted((row["round"], row["step"]) for row in rows(copy, "policy")) == [(0, 0), (0, 1), (1, 0), (1, 1)]
     assert ledger(copy)["rounds"][0] == ledger(run)["rounds"][0]
+    for name in ("policy/model", "reward/model", "critic/model", "learner"):
+        ours, theirs = (load_file(each / "rounds" / "round_001" / f"{name}.safetensors") for each in (copy, run))
+        assert ours.keys() == theirs.keys() and all(ours[key].equal(theirs[key]) for key in ours), name
+
+
+def test_other_data_under_the_same_config_is_refused(tiny_run: TinyRun, command: Command) -> None:
+    copy = tiny_run[0].parent / "tiny-other-data"
+    shutil.copytree(tiny_run[0], copy)
+    state = json.loads((copy / "ledger.json").read_text())
+    state["config_sha256"] = config_sha256(load_config(TINY, ["--name", "tiny-other-data"]))
+    state["rounds"] = state["rounds"][:1]
+    state["start"]["data_sha256"] = "of other pairs"
+    (copy / "ledger.json").write_text(json.dumps(state))
+    done = command("run", str(TINY), "--name", "tiny-other-data")
+    assert done.returncode == 2 and "not those that" in done.stderr
 
 
 def test_sigterm_leaves_no_process_and_no_half_round(command: Command, tmp_path: Path) -> None:
