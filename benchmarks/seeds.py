@@ -23,11 +23,11 @@ from cluster.config import RunConfig
 from cluster.inputs import SandboxSource
 from cluster.load_config import load_config
 from cluster.run_directory import storage_root, versions
+from cluster.seeds import derive
 from evaluation.compare import mean_interval, win_tie_lose
 from sandbox.world import World
 
 ROOT = Path(__file__).resolve().parents[1]
-GENERATION_SEED = 31_337
 
 
 @dataclass(frozen=True)
@@ -43,20 +43,20 @@ class Outcome:
     gold: float
 
 
-def answers(model_dir: Path, prompts: list[str], temperature: float, max_new_tokens: int) -> list[str]:
-    """One sampled response per prompt."""
+def answers(model_dir: Path, prompts: list[str], config: RunConfig) -> list[str]:
+    """One response per prompt, sampled with a seed of this run's own."""
     from sandbox.candidates import sample_responses
 
-    return sample_responses(model_dir, prompts, temperature, max_new_tokens, GENERATION_SEED, lambda done, total: None)
+    settings = (config.rollout.temperature, config.rollout.max_new_tokens, derive(config.seed, "test"))
+    return sample_responses(model_dir, prompts, *settings, lambda done, total: None)
 
 
 def judge(config: RunConfig, world: World, sft: Path, run: Path, seed: int) -> list[Outcome]:
     """Every round of one run against SFT, on the test prompts of the domains that the policy was trained on."""
     prompts = [p.text for p in world.prompts("test") if p.domain in world.train_domains]
-    settings = (prompts, config.rollout.temperature, config.rollout.max_new_tokens)
 
     def gold(model_dir: Path) -> list[float]:
-        return [world.gold(prompt, text) for prompt, text in zip(prompts, answers(model_dir, *settings), strict=True)]
+        return [world.gold(prompt, text) for prompt, text in zip(prompts, answers(model_dir, prompts, config), strict=True)]
 
     theirs = gold(sft)
     outcomes = [Outcome(seed, -1, 0.0, 1.0, 0.0, 0.0, sum(theirs) / len(theirs))]
