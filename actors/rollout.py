@@ -44,11 +44,11 @@ class RolloutEngine(Role):
         super().__init__(setup)
         from vllm import LLM
 
-        placement: dict[str, Any] = (
-            {"kv_cache_memory_bytes": config.kv_cache_mib << 20}
-            if setup.device == "cpu"
-            else {"gpu_memory_utilization": config.gpu_memory_utilization}
-        )
+        placement: dict[str, Any] = {"gpu_memory_utilization": config.gpu_memory_utilization}
+        if setup.device == "cpu":
+            # A prompt cut into chunks makes vLLM turn back the request's random generator, which torch's CPU one cannot.
+            whole = {"enable_chunked_prefill": False, "max_num_batched_tokens": max(2048, max_model_len)}
+            placement = {"kv_cache_memory_bytes": config.kv_cache_mib << 20, **whole}
         self.config = config
         self.version: int | None = None
         self.engine = LLM(

@@ -7,12 +7,12 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
 
 from cluster.load_config import all_keys, load_config
+from cluster.signals import terminate
 from tokens.errors import UserError
 
-EXIT_FAILED, EXIT_INPUT, EXIT_INTERRUPTED, EXIT_TERMINATED = 1, 2, 130, 143
+EXIT_FAILED, EXIT_INPUT, EXIT_INTERRUPTED = 1, 2, 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -26,7 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     parser = _parser()
     chosen, rest = parser.parse_known_args(arguments)
-    signal.signal(signal.SIGTERM, _terminate)
+    signal.signal(signal.SIGTERM, terminate)
     try:
         if chosen.command == "keys":
             return _keys()
@@ -59,11 +59,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"failed: {error}\nCommitted rounds are intact; the same command continues after the last one.", file=sys.stderr)
         return EXIT_FAILED
     return 0
-
-
-def _terminate(number: int, frame: FrameType | None) -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one must not cut the clean-up short
-    raise SystemExit(EXIT_TERMINATED)
 
 
 def _report(run_dir: Path) -> int:

@@ -257,10 +257,13 @@ class DataSource:
     """Preference pairs of the user's own."""
 
     def __init__(self, config: RunConfig, cache: Path) -> None:
+        from datasets import disable_progress_bars
+
         from preferences.encode import encode_pairs
         from preferences.load import load_preferences
         from preferences.sets import count_reasons
 
+        disable_progress_bars()  # type: ignore[no-untyped-call]
         self.config = config
         data = config.data
         given = self._given_model()

@@ -6,6 +6,7 @@ import contextlib
 import json
 import logging
 import os
+import signal
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from cluster.inputs import Source, open_source
 from cluster.judging import comparable
 from cluster.plan import Bundle, bundles, model_size
 from cluster.run_directory import RunDirectory, space_errors, storage_root, write_file
+from cluster.signals import terminate
 
 
 def run(config: RunConfig, console: Console) -> Path:
@@ -67,6 +69,7 @@ def connected() -> Iterator[bool]:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     else:
         ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    signal.signal(signal.SIGTERM, terminate)
     try:
         yield not address
     finally:

@@ -80,6 +80,13 @@ def test_after_a_load_long_prompts_are_answered_by_the_new_weights(engine: Any) 
         assert largest_gap(rollouts, language_model(seed + 1)) > 1e-2, "the check can tell weights apart"
 
 
+def test_more_prompt_tokens_than_one_step_of_the_engine_takes(engine: Any) -> None:
+    model = language_model(1)
+    ray.get(engine.load.remote(model.state_dict(), 15))
+    rollouts = ray.get(engine.sample.remote([prompt(f"p{i}", 150 + 5 * i) for i in range(24)], 4, 3, 15))
+    assert len(rollouts) == 96 and largest_gap(rollouts, model) < 1e-4
+
+
 def test_what_comes_back(engine: Any) -> None:
     ray.get(engine.load.remote(language_model(1).state_dict(), 20))
     prompts = [prompt("a", 4), prompt("b", 4)]

@@ -43,7 +43,7 @@ def pairs_of_ranks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[
 
     ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     actor_class = ray.remote(concurrency_groups=STATUS_GROUP, num_cpus=0)(Adder)
-    setups = [ProcessSetup(f"learner-{rank}", tmp_path / f"{rank}.log", 1, "cpu", "float32", rank, 2) for rank in (0, 1)]
+    setups = [ProcessSetup(f"learner-{rank}", tmp_path / f"{rank}.log", 1, "cpu", "float32", rank, 2, False) for rank in (0, 1)]
     actors = [[actor_class.remote(setup) for setup in setups] for _ in range(2)]
     yield [
         Ranked([Process(actor, ray.get(actor.identity.remote())) for actor in pair], timeout_s)

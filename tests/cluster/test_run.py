@@ -53,7 +53,7 @@ def test_every_round_is_committed_with_what_the_issue_names(tiny_run: TinyRun) -
         folder = run / "rounds" / f"round_{entry['round']:03d}"
         AutoModelForCausalLM.from_pretrained(folder / "policy")
         AutoModelForSequenceClassification.from_pretrained(folder / "reward")
-        assert len(read_rows(folder / "evaluation.parquet", EvaluationRow)) == 32
+        assert len(read_rows(folder / "evaluation.parquet", EvaluationRow)) == 24
         assert len(read_rows(folder / "meta_rollouts.parquet", MetaRow)) == 32 * 3
     assert entries[0]["policy_version"] == 2 and entries[1]["policy_version"] == 4
     assert {"config.yaml", "versions.json", "report.html", "tensorboard", "logs"} <= {path.name for path in run.iterdir()}
