@@ -25,7 +25,6 @@ pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::Resour
 def pairs_of_ranks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Ranked]]:
     """Two pairs of ranks that can add numbers, and die."""
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
 
     class Adder(Rank):  # defined here, so that Ray's workers get it by value
