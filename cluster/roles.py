@@ -22,7 +22,7 @@ from actors.rollout import RolloutEngine
 from actors.scorer import EnsembleScorer, Scores
 from cluster.config import RunConfig
 from cluster.plan import Bundle
-from cluster.waiting import Pending
+from cluster.waiting import Pending, Waiter
 from tokens.errors import UserError
 from tokens.records import Pair, Prompt, Rollout
 
@@ -184,6 +184,12 @@ class Roles:
     scorer: ScorerHandle
     learner: LearnerHandle
     identities: tuple[Identity, ...]
+
+    def sync(self, wait: Waiter, version: int) -> None:
+        """Give the engines the learner's weights, as policy ``version``."""
+        weights = self.learner.weights()
+        wait("sync", self.rollout.load(weights.ref, version))
+        wait("sync", weights.others)
 
 
 class Stage:

@@ -141,9 +141,7 @@ class Theme:
     def sync(self) -> None:
         """Give the engines the learner's weights, as the next version."""
         self.version += 1
-        weights = self.roles.learner.weights()
-        self.wait("sync", self.roles.rollout.load(weights.ref, self.version))
-        self.wait("sync", weights.others)
+        self.roles.sync(self.wait, self.version)
 
     def gold(self, rollouts: Sequence[Rollout]) -> float | None:
         """Mean gold reward, where the truth is known."""

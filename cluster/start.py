@@ -37,9 +37,7 @@ def begin(
         How the SFT policy was judged, and the version of the weights that the engines hold.
     """
     version = int(directory.ledger["rounds"][-1]["policy_version"]) if directory.num_committed else 0
-    weights = roles.learner.weights()
-    wait("sync", roles.rollout.load(weights.ref, version))
-    wait("sync", weights.others)
+    roles.sync(wait, version)
     if directory.ledger["start"]:
         return resume(config, directory, inputs, roles, wait), version
     members = range(1, config.scorer.num_members) if config.scorer.num_members > 1 else range(1)
