@@ -81,7 +81,7 @@ class EnsembleScorer(Role):
         return self._score(member, [(r.prompt.token_ids, r.response_ids) for r in rollouts])
 
     def _score(self, member: int, sequences: Sequences) -> torch.Tensor:
-        from rm.training import score_sequences
+        from rm.batches import score_sequences
 
         return score_sequences(self.members[member], sequences, self.config.batch_size, self.pads[member])
 

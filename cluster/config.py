@@ -8,7 +8,7 @@ from actors.config import ResourcesConfig, RolloutConfig
 from evaluation.config import EvaluationConfig
 from policy.config import PolicyConfig, SFTConfig
 from preferences.config import DataConfig
-from rm.config import MetaConfig, RewardConfig, ScorerConfig
+from rm.config import MetaConfig, RewardConfig, ScorerConfig, StrengthConfig
 from sandbox.config import WorldConfig
 from tokens.section import Section
 
@@ -35,6 +35,7 @@ class RunConfig(Section):
     reward: RewardConfig = RewardConfig()
     meta: MetaConfig = MetaConfig()
     scorer: ScorerConfig = ScorerConfig()
+    strength: StrengthConfig = StrengthConfig()
     rollout: RolloutConfig = RolloutConfig()
     policy: PolicyConfig = PolicyConfig()
     evaluation: EvaluationConfig = EvaluationConfig()

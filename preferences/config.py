@@ -1,8 +1,35 @@
-"""Where the preference pairs come from."""
+"""Where the preference pairs come from, and what is done to those that look wrong."""
+
+from typing import Literal
 
 from pydantic import Field
 
 from tokens.section import Section
+
+DenoiseMethod = Literal["none", "flip", "soft", "margin", "flip+margin", "soft+margin", "drop"]
+
+
+class DenoiseConfig(Section):
+    """What to do with pairs whose preference strength says that their label is wrong (Secrets of RLHF II, section 2.4)."""
+
+    method: DenoiseMethod = "none"
+    """flip swaps chosen and rejected; soft smooths the label; margin trains on -log sigma(difference - strength); drop leaves the
+    pair out."""
+    strength: str | None = None
+    """Strengths that `strength` wrote (a directory or Parquet files), or a data set with the public columns; null = those of
+    STORAGE/strengths/NAME, made first where they are missing."""
+    noisy: Literal["auto", "lowest", "negative"] = "auto"
+    """Which pairs count as noisy: the ``fraction`` of lowest strength, or strength below 0; auto = lowest for flip and drop,
+    negative for soft, as in the paper."""
+    fraction: float = Field(0.2, gt=0, lt=1)
+    """Share of the pairs that ``lowest`` means."""
+    smoothing: float = Field(0.1, gt=0, lt=1)
+    """alpha of label smoothing."""
+    margin_scale: Literal["none", "std"] = "none"
+    """std divides margins by the standard deviation over the data set of the strengths, so that they do not depend on the
+    ensemble's unit."""
+    margin_clip: float | None = Field(None, gt=0)
+    """Margins beyond this (either sign) are cut to it; null = none."""
 
 
 class DataConfig(Section):
@@ -24,3 +51,4 @@ class DataConfig(Section):
     """Leave out rows that cannot be used (too long, empty, chosen equal to rejected ...) and list them, instead of stopping."""
     allow_hub: bool = False
     """Let names that are not local paths be fetched from the Hugging Face hub."""
+    denoise: DenoiseConfig = DenoiseConfig()

@@ -2,12 +2,42 @@
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from tokens.section import Section
 
-Pooling = Literal["last", "mean"]
+Pooling = Literal["last", "eos", "mean", "max"]
 Aggregate = Literal["primary", "mean", "worst", "mean_minus_std"]
+
+
+class LoraConfig(Section):
+    """Low-rank adapters on the backbone instead of training all of it (peft); the head is trained whole."""
+
+    rank: int = Field(0, ge=0)
+    """r of the adapters; 0 = none, all weights are trained."""
+    alpha: float = Field(16.0, gt=0)
+    """Scale of the adapters: their product is multiplied by alpha / rank."""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """Dropout in front of the adapters."""
+
+
+class ContrastiveConfig(Section):
+    """A contrastive loss beside the preference loss, over two dropout views (Secrets of RLHF II, section 3.1)."""
+
+    method: Literal["none", "simcse", "swav"] = "none"
+    on: Literal["pairs", "differences"] = "pairs"
+    """What is contrasted: the features of chosen and of rejected, or the difference of the two."""
+    beta: float | None = Field(None, gt=0)
+    """Weight beside the preference loss; null = the paper's: 1 for simcse, 0.1 for swav on pairs, 0.5 on differences."""
+    temperature: float | None = Field(None, gt=0)
+    """tau; null = 0.05 for simcse, 0.1 for swav (those methods' own; the paper gives none)."""
+    dropout: float = Field(0.05, gt=0, lt=1)
+    """Dropout that makes the two views differ."""
+    num_prototypes: int | None = Field(None, ge=2)
+    """K of swav; null = the paper's: 50 on pairs, 20 on differences."""
+    epsilon: float = Field(0.05, gt=0)
+    """Entropy regularisation of Sinkhorn."""
+    sinkhorn_iterations: int = Field(3, ge=1)
 
 
 class RewardConfig(Section):
@@ -15,8 +45,22 @@ class RewardConfig(Section):
 
     start: Literal["sft", "previous"] = "sft"
     """Weights that r_k starts from: the SFT model every round (default), or r_{k-1}."""
+    base: str | None = None
+    """A model directory to start from instead of the SFT model: a language model, an encoder, or a reward model (TRL's too).
+    `reward` and `strength` take any; `run` needs one with the policy's tokenizer."""
     pooling: Pooling = "last"
-    """Hidden state the score is read from: the last token's (Hugging Face's own), or the mean over the response's tokens."""
+    """Hidden state the score is read from: the last token's (Hugging Face's own), the response's first EOS's, or the mean or the
+    elementwise maximum over the response's tokens."""
+    lora: LoraConfig = LoraConfig()
+    contrastive: ContrastiveConfig = ContrastiveConfig()
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """Dropout of the backbone while it is trained."""
+    packing: bool = False
+    """Put sequences one after another into rows without padding, each seeing only itself."""
+    evaluate_every: int | None = Field(None, ge=1)
+    """Measure on the validation pairs every so many steps; null = at the end only."""
+    patience: int | None = Field(None, ge=1)
+    """Stop after so many measurements without a better validation accuracy, and keep the best weights; null = never."""
     epochs: int = Field(1, ge=1)
     """Passes over D."""
     lr: float = Field(5e-6, gt=0)
@@ -38,6 +82,12 @@ class RewardConfig(Section):
     max_grad_norm: float = Field(1.0, gt=0)
     """Global gradient norm is clipped to this."""
 
+    @model_validator(mode="after")
+    def _patience_needs_measurements(self) -> "RewardConfig":
+        if self.patience is not None and self.evaluate_every is None:
+            raise ValueError(f"patience is {self.patience} and evaluate_every null: say every how many steps to measure")
+        return self
+
 
 class MetaConfig(Section):
     """MetaRM: one gradient ascent on the difference loss of the shifted samples before each preference step (Algorithm 1)."""
@@ -46,6 +96,16 @@ class MetaConfig(Section):
     """False trains a vanilla reward model every round."""
     eta: float = Field(5e-6, ge=0)
     """Ascent step size. The papers' value is for 7B models; choose it so that J measurably rises at theta'."""
+    order: Literal[1, 2] = 1
+    """1 = Algorithm 1, which drops what is differentiated through theta'; 2 keeps it (small models, one rank)."""
+    deploy: Literal["theta", "theta_prime"] = "theta"
+    """Weights that are kept at the end: theta (Algorithm 1), or theta' = theta + eta grad J on all of S_k."""
+    objective: Literal["meta", "joint"] = "meta"
+    """meta = Algorithm 1; joint descends L - joint_coef * J instead, at theta."""
+    joint_coef: float = Field(1.0, ge=0)
+    """lambda of the joint objective."""
+    direction: Literal["ascent", "descent", "random"] = "ascent"
+    """Where theta' lies from theta: along grad J, against it, or in a random direction of equal length (controls)."""
     samples_per_prompt: int = Field(5, ge=2)
     """Responses per prompt in S_k (k). One response has no difference to any other."""
     prompts_per_step: int = Field(16, ge=1)
@@ -54,6 +114,27 @@ class MetaConfig(Section):
     """Prompts sampled for S_k at the start of a round."""
     prompts: str | None = None
     """A prompt data set of its own (path, hub name, or sandbox:DOMAINS); null = the prompts of D."""
+
+
+class StrengthConfig(Section):
+    """Preference strength: M reward models trained on the same pairs, which then vote on each of them (section 2.2)."""
+
+    num_members: int = Field(10, ge=1)
+    """Members (M)."""
+    members: Literal["full", "lora", "heads"] = "full"
+    """full = M whole models (the paper's); lora = M adapters on one frozen backbone; heads = M heads on one backbone that is
+    trained once."""
+    folds: int = Field(1, ge=1)
+    """1 = members score the pairs they were trained on (as in the paper); K >= 2 = each pair is scored by members trained on the
+    K - 1 parts that do not hold its prompt."""
+    lora_rank: int = Field(8, ge=1)
+    """Rank of the adapters of ``lora`` members."""
+    batch_size: int = Field(64, ge=1)
+    """Sequences per forward pass when scoring."""
+    num_workers: int = Field(1, ge=1)
+    """Scoring processes (Ray Data's actor pool)."""
+    rows_per_block: int = Field(1024, ge=1)
+    """Pairs that are scored, written and committed together."""
 
 
 class ScorerConfig(Section):

@@ -1,28 +1,24 @@
-"""Fitting a reward model on preference pairs, with or without MetaRM, and scoring with it.
+"""Fitting a reward model on preference pairs, with or without MetaRM.
 
 Letters: B sequences, N pairs per step (n), m prompts of S_k per step, k responses per prompt.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from typing import TypeVar
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
+from rm.batches import Encoded, draw_groups, pair_batches, pair_sequences, score_sequences, scores_of, share_rows
 from rm.config import MetaConfig, RewardConfig
 from rm.losses import bradley_terry_loss, difference_loss, pair_accuracy
 from rm.metarm import MetaStep, metarm_gradient
 from rm.model import RewardModel
+from rm.objective import PreferenceObjective
 from rm.records import RewardFit, RewardStep
 from tokens.errors import UserError
 from tokens.ranks import ALONE, Ranks, clip_gradients
-from tokens.records import Pair, SequenceBatch
-
-TokenIds = tuple[int, ...]
-_Row = TypeVar("_Row")
-Encoded = tuple[TokenIds, TokenIds]
-"""Prompt ids and response ids of one sequence."""
+from tokens.records import Pair
 
 META_SEED_OFFSET = 7_919_027
 """Keeps the generator of S_k's order apart from the one of the pairs' order."""
@@ -77,14 +73,15 @@ def fit_reward_model(
         parameters, lr=reward.lr, betas=(reward.beta1, reward.beta2), eps=reward.eps, weight_decay=reward.weight_decay
     )
     num_steps = reward.epochs * math.ceil(len(pairs) / reward.batch_size)
-    draws = _draw_groups(groups, meta_config.prompts_per_step, seed + META_SEED_OFFSET)
+    draws = draw_groups(groups, meta_config.prompts_per_step, seed + META_SEED_OFFSET)
+    objective = PreferenceObjective(model, reward, pad_id, ranks)
     steps: list[RewardStep] = []
     optimizer.zero_grad(set_to_none=True)
-    for index, batch in enumerate(_pair_batches(pairs, reward.batch_size, reward.epochs, seed)):
+    for index, batch in enumerate(pair_batches(pairs, reward.batch_size, reward.epochs, seed)):
         shifted = next(draws) if groups else []
         try:
             settings = (meta_config.eta, reward.microbatch_size, pad_id)
-            loss, accuracy, meta_step = _gradient(model, parameters, batch, shifted, *settings, ranks)
+            loss, accuracy, meta_step = _gradient(model, parameters, objective, batch, shifted, *settings, ranks)
             norm = clip_gradients(parameters, reward.max_grad_norm)
             if not math.isfinite(norm):
                 raise FloatingPointError(f"the preference loss is {loss}, its gradient's norm is {norm}")
@@ -127,42 +124,6 @@ def learning_rate_factor(step: int, num_steps: int, warmup_ratio: float) -> floa
     return (num_steps - step) / (num_steps - warmup)
 
 
-def score_sequences(
-    model: RewardModel, sequences: Sequence[Encoded], batch_size: int, pad_id: int, ranks: Ranks = ALONE
-) -> Tensor:
-    """Scores without gradient, in batches of similar length.
-
-    Args:
-        model: on its device.
-        sequences: B of (prompt ids, response ids); may be none.
-        batch_size: sequences per forward pass, >= 1.
-        pad_id: id written at padding.
-        ranks: that share the model; all must call this, with the same sequences.
-
-    Returns:
-        [B] on the CPU, in the order given; scores of the model, unnormalised.
-
-    Raises:
-        ValueError: if ``batch_size`` is below 1.
-
-    Padding contract: a sequence's score does not depend on those beside it.
-    """
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-    order = sorted(range(len(sequences)), key=lambda i: -(len(sequences[i][0]) + len(sequences[i][1])))
-    scores = torch.zeros(len(sequences))
-    if not order:
-        return scores
-    own = _share(order, ranks)
-    with torch.no_grad():
-        parts = [
-            _scores(model, [sequences[i] for i in own[start : start + batch_size]], pad_id, batch_size)
-            for start in range(0, len(own), batch_size)
-        ]
-    scores[order] = ranks.gather(torch.cat(parts), len(order)).to("cpu", scores.dtype)
-    return scores
-
-
 def evaluate_pairs(
     model: RewardModel, pairs: Sequence[Pair], batch_size: int, pad_id: int, ranks: Ranks = ALONE
 ) -> tuple[float, float]:
@@ -183,7 +144,7 @@ def evaluate_pairs(
     """
     if not pairs:
         raise ValueError("no pairs to evaluate on")
-    scores = score_sequences(model, _pair_sequences(pairs), batch_size, pad_id, ranks)
+    scores = score_sequences(model, pair_sequences(pairs), batch_size, pad_id, ranks)
     chosen, rejected = scores.chunk(2)
     return float(pair_accuracy(chosen, rejected)), float(bradley_terry_loss(chosen, rejected, len(pairs)))
 
@@ -191,6 +152,7 @@ def evaluate_pairs(
 def _gradient(
     model: RewardModel,
     parameters: Sequence[nn.Parameter],
+    objective: PreferenceObjective,
     batch: Sequence[Pair],
     shifted: Sequence[Sequence[Encoded]],
     eta: float,
@@ -198,78 +160,24 @@ def _gradient(
     pad_id: int,
     ranks: Ranks,
 ) -> tuple[float, float, MetaStep | None]:
-    """Fill ``.grad``; return loss, accuracy and, where there are shifted samples, what MetaRM saw.
-
-    The losses are this rank's part of a sum. A rank without rows of its own scores one that stands in, and multiplies it by 0.
-    """
-    accuracy = torch.zeros((), device=parameters[0].device)
-
-    def descend() -> Tensor:
-        nonlocal accuracy
-        scores = _scores(model, _pair_sequences(_share(batch, ranks)), pad_id, microbatch)
-        own = ranks.num_own(len(batch))
-        if not own:
-            return 0 * scores.sum()
-        chosen, rejected = (half[:own] for half in scores.chunk(2))  # [own] each
-        accuracy = pair_accuracy(chosen, rejected) * (own / len(batch))
-        return bradley_terry_loss(chosen, rejected, len(batch))
+    """Fill ``.grad``; return loss, accuracy and, where there are shifted samples, what MetaRM saw."""
 
     def ascend() -> Tensor:
-        groups = _share(shifted, ranks)
+        groups = share_rows(shifted, ranks)
         flat = [sequence for group in groups for sequence in group]
-        scores = _scores(model, flat, pad_id, microbatch).view(len(groups), -1)  # [m, k]
+        scores = scores_of(model, flat, pad_id, microbatch).view(len(groups), -1)  # [m, k]
         own = ranks.num_own(len(shifted))
         return difference_loss(scores[:own], len(shifted)) if own else 0 * scores.sum()
 
     if shifted:
-        step = metarm_gradient(parameters, ascend, descend, eta, measure=True, ranks=ranks)
-        return step.loss, float(ranks.sum(accuracy)), step
-    loss = descend()
+        step = metarm_gradient(parameters, ascend, lambda: objective(batch), eta, measure=True, ranks=ranks)
+        return step.loss, float(ranks.sum(objective.accuracy)), step
+    loss = objective(batch)
     value = float(ranks.sum(loss.detach()))
     if not math.isfinite(value):
         raise FloatingPointError(f"the preference loss is {value}")
     torch.autograd.backward(loss)
-    return value, float(ranks.sum(accuracy)), None
-
-
-def _share(rows: Sequence[_Row], ranks: Ranks) -> list[_Row]:
-    return [rows[i] for i in ranks.share(torch.arange(len(rows))).tolist()]
-
-
-def _scores(model: RewardModel, sequences: Sequence[Encoded], pad_id: int, microbatch: int) -> Tensor:
-    """[B] scores in the order given, with gradient; like lengths share a forward pass, so that little is spent on padding."""
-    device = next(model.parameters()).device
-    order = sorted(range(len(sequences)), key=lambda i: len(sequences[i][0]) + len(sequences[i][1]))
-    parts: list[Tensor] = []
-    for start in range(0, len(order), microbatch):
-        rows = [sequences[i] for i in order[start : start + microbatch]]
-        parts.append(model(SequenceBatch.from_ids([p for p, _ in rows], [r for _, r in rows], pad_id).to(device)))
-    back = torch.tensor(order).argsort()
-    return torch.cat(parts)[back.to(device)]
-
-
-def _pair_sequences(pairs: Sequence[Pair]) -> list[Encoded]:
-    """All chosen, then all rejected."""
-    return [(p.prompt_ids, p.chosen_ids) for p in pairs] + [(p.prompt_ids, p.rejected_ids) for p in pairs]
-
-
-def _pair_batches(pairs: Sequence[Pair], size: int, epochs: int, seed: int) -> Iterator[list[Pair]]:
-    generator = torch.Generator().manual_seed(seed)
-    for _ in range(epochs):
-        order = torch.randperm(len(pairs), generator=generator).tolist()
-        for start in range(0, len(order), size):
-            yield [pairs[i] for i in order[start : start + size]]
-
-
-def _draw_groups(groups: Sequence[Sequence[Encoded]], size: int, seed: int) -> Iterator[list[Sequence[Encoded]]]:
-    """Endless batches of min(size, all) prompts' groups; every prompt comes up once before any comes up again."""
-    generator = torch.Generator().manual_seed(seed)
-    queue: list[int] = []
-    while True:
-        while len(queue) < min(size, len(groups)):
-            queue += torch.randperm(len(groups), generator=generator).tolist()
-        taken, queue = queue[:size], queue[size:]
-        yield [groups[i] for i in taken]
+    return value, float(ranks.sum(objective.accuracy)), None
 
 
 def _check_meta(groups: Sequence[Sequence[Encoded]]) -> None:

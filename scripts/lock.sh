@@ -11,7 +11,8 @@ compile=("$uv" pip compile pyproject.toml --quiet --no-config --python-version 3
 # The CPU lock needs a place that holds torch's +cpu build: pip's find-links, or torch's own index named in UV_INDEX.
 links=${UV_FIND_LINKS:-${PIP_FIND_LINKS:-$(python3 -m pip config get global.find-links 2>/dev/null || true)}}
 UV_FIND_LINKS=${links// /,} "${compile[@]}" --extra cpu --extra dev \
-  --only-binary :all: --excludes scripts/cpu-excludes.txt -o requirements-cpu.txt
+  --only-binary :all: --excludes scripts/excludes.txt --excludes scripts/cpu-excludes.txt -o requirements-cpu.txt
 
 # The GPU lock must see none of that, or torch's CPU build would win.
-env -u UV_FIND_LINKS -u PIP_FIND_LINKS "${compile[@]}" --extra gpu --extra dev -o requirements-gpu.txt
+env -u UV_FIND_LINKS -u PIP_FIND_LINKS "${compile[@]}" --extra gpu --extra dev \
+  --excludes scripts/excludes.txt -o requirements-gpu.txt

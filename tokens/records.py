@@ -83,9 +83,11 @@ class Pair:
         chosen_ids: ids of the preferred response, EOS included; not empty.
         rejected_ids: ids of the other response, EOS included; not empty.
         domain: the domain it belongs to, or "".
+        margin: by how much chosen should score above rejected before the loss is content; units of the score, any sign.
+        smoothing: alpha of label smoothing: the probability that the label is wrong; in [0, 1].
 
     Raises:
-        ValueError: if any of the three is empty.
+        ValueError: if any of the three is empty, the margin is not finite, or the smoothing is not in [0, 1].
     """
 
     id: str
@@ -93,10 +95,16 @@ class Pair:
     chosen_ids: tuple[int, ...]
     rejected_ids: tuple[int, ...]
     domain: str = ""
+    margin: float = 0.0
+    smoothing: float = 0.0
 
     def __post_init__(self) -> None:
         if not (self.prompt_ids and self.chosen_ids and self.rejected_ids):
             raise ValueError(f"pair {self.id!r}: prompt, chosen and rejected must all have tokens")
+        if not math.isfinite(self.margin):
+            raise ValueError(f"pair {self.id!r}: the margin must be finite, got {self.margin}")
+        if not 0 <= self.smoothing <= 1:
+            raise ValueError(f"pair {self.id!r}: the label smoothing must lie in [0, 1], got {self.smoothing}")
 
 
 @dataclass(frozen=True)

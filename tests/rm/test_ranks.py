@@ -9,10 +9,11 @@ import pytest
 import torch
 from torch import distributed, multiprocessing
 
+from rm.batches import Encoded, score_sequences
 from rm.config import MetaConfig, Pooling, RewardConfig
 from rm.model import RewardModel
 from rm.records import RewardStep
-from rm.training import Encoded, evaluate_pairs, fit_reward_model, score_sequences
+from rm.training import evaluate_pairs, fit_reward_model
 from tokens.ranks import ALONE, Ranks
 from tokens.records import Pair
 

@@ -7,10 +7,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from rm.batches import Encoded, score_sequences
 from rm.config import MetaConfig, RewardConfig
 from rm.model import RewardModel
 from rm.records import RewardFit, RewardStep
-from rm.training import Encoded, evaluate_pairs, fit_reward_model, learning_rate_factor, score_sequences
+from rm.training import evaluate_pairs, fit_reward_model, learning_rate_factor
 from tokens.errors import UserError
 from tokens.records import Pair, SequenceBatch
 

@@ -1,0 +1,95 @@
+"""Sequences in batches: who sees which pair when, and how many are scored in one forward pass.
+
+Letters: B sequences.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from rm.model import RewardModel
+from tokens.ranks import ALONE, Ranks
+from tokens.records import Pair, SequenceBatch
+
+TokenIds = tuple[int, ...]
+_Row = TypeVar("_Row")
+Encoded = tuple[TokenIds, TokenIds]
+"""Prompt ids and response ids of one sequence."""
+
+
+def score_sequences(
+    model: RewardModel, sequences: Sequence[Encoded], batch_size: int, pad_id: int, ranks: Ranks = ALONE
+) -> Tensor:
+    """Scores without gradient, in batches of similar length.
+
+    Args:
+        model: on its device.
+        sequences: B of (prompt ids, response ids); may be none.
+        batch_size: sequences per forward pass, >= 1.
+        pad_id: id written at padding.
+        ranks: that share the model; all must call this, with the same sequences.
+
+    Returns:
+        [B] on the CPU, in the order given; scores of the model, unnormalised.
+
+    Raises:
+        ValueError: if ``batch_size`` is below 1.
+
+    Padding contract: a sequence's score does not depend on those beside it.
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    order = sorted(range(len(sequences)), key=lambda i: -(len(sequences[i][0]) + len(sequences[i][1])))
+    scores = torch.zeros(len(sequences))
+    if not order:
+        return scores
+    own = share_rows(order, ranks)
+    with torch.no_grad():
+        parts = [
+            scores_of(model, [sequences[i] for i in own[start : start + batch_size]], pad_id, batch_size)
+            for start in range(0, len(own), batch_size)
+        ]
+    scores[order] = ranks.gather(torch.cat(parts), len(order)).to("cpu", scores.dtype)
+    return scores
+
+
+def share_rows(rows: Sequence[_Row], ranks: Ranks) -> list[_Row]:
+    return [rows[i] for i in ranks.share(torch.arange(len(rows))).tolist()]
+
+
+def scores_of(model: RewardModel, sequences: Sequence[Encoded], pad_id: int, microbatch: int) -> Tensor:
+    """[B] scores in the order given, with gradient; like lengths share a forward pass, so that little is spent on padding."""
+    device = next(model.parameters()).device
+    order = sorted(range(len(sequences)), key=lambda i: len(sequences[i][0]) + len(sequences[i][1]))
+    parts: list[Tensor] = []
+    for start in range(0, len(order), microbatch):
+        rows = [sequences[i] for i in order[start : start + microbatch]]
+        parts.append(model(SequenceBatch.from_ids([p for p, _ in rows], [r for _, r in rows], pad_id).to(device)))
+    back = torch.tensor(order).argsort()
+    return torch.cat(parts)[back.to(device)]
+
+
+def pair_sequences(pairs: Sequence[Pair]) -> list[Encoded]:
+    """All chosen, then all rejected."""
+    return [(p.prompt_ids, p.chosen_ids) for p in pairs] + [(p.prompt_ids, p.rejected_ids) for p in pairs]
+
+
+def pair_batches(pairs: Sequence[Pair], size: int, epochs: int, seed: int) -> Iterator[list[Pair]]:
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(epochs):
+        order = torch.randperm(len(pairs), generator=generator).tolist()
+        for start in range(0, len(order), size):
+            yield [pairs[i] for i in order[start : start + size]]
+
+
+def draw_groups(groups: Sequence[Sequence[Encoded]], size: int, seed: int) -> Iterator[list[Sequence[Encoded]]]:
+    """Endless batches of min(size, all) prompts' groups; every prompt comes up once before any comes up again."""
+    generator = torch.Generator().manual_seed(seed)
+    queue: list[int] = []
+    while True:
+        while len(queue) < min(size, len(groups)):
+            queue += torch.randperm(len(groups), generator=generator).tolist()
+        taken, queue = queue[:size], queue[size:]
+        yield [groups[i] for i in taken]
