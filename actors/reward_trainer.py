@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import ray
 
 from actors.process import STATUS_GROUP, ProcessSetup
@@ -14,7 +17,14 @@ from actors.ranks import Rank
 from rm.config import MetaConfig, RewardConfig
 from tokens.records import Pair, Rollout
 
+if TYPE_CHECKING:
+    from rm.batches import Encoded
+    from rm.model import RewardModel
+
 log = logging.getLogger(__name__)
+
+Groups = Sequence[Sequence["Encoded"]]
+"""S_k as the trainer takes it: for each prompt its k (prompt ids, response ids)."""
 
 
 @dataclass(frozen=True)
@@ -24,12 +34,67 @@ class RewardReport:
     Args:
         summary: means over its last quarter, by the ledger's names.
         steps: metrics of each step, by name.
-        validation_accuracy: on held-out pairs; None where there are none.
+        measurements: of the validation sets while it went on: the step, and metrics by name; none unless they were asked for.
+        validation_accuracy: of the weights that were kept, on held-out pairs; None where there are none.
     """
 
     summary: dict[str, float | None]
     steps: tuple[dict[str, float], ...]
+    measurements: tuple[tuple[int, dict[str, float]], ...]
     validation_accuracy: float | None
+
+
+@dataclass(frozen=True)
+class ScoredPair:
+    """Scores of one validation pair.
+
+    Args:
+        set: the validation set.
+        id: of the pair.
+        chosen: score of the chosen response.
+        rejected: score of the other.
+    """
+
+    set: str
+    id: str
+    chosen: float
+    rejected: float
+
+
+@dataclass(frozen=True, eq=False)
+class Feature:
+    """What the head reads of one response.
+
+    Args:
+        id: of the pair.
+        side: chosen or rejected.
+        vector: [H] float32.
+    """
+
+    id: str
+    side: str
+    vector: np.ndarray
+
+
+@dataclass(frozen=True)
+class Study:
+    """A fit and what the model that was kept says.
+
+    Args:
+        report: of the fit.
+        validation: metrics of the validation sets; empty where there are none.
+        scores: of the validation pairs.
+        features: of the first pairs of the first set.
+        shifted: scores of S_k, in the order given.
+        seconds: that the fit took, with the measurements in it.
+    """
+
+    report: RewardReport
+    validation: dict[str, float]
+    scores: tuple[ScoredPair, ...]
+    features: tuple[Feature, ...]
+    shifted: tuple[float, ...]
+    seconds: float
 
 
 @ray.remote(concurrency_groups=STATUS_GROUP)
@@ -40,18 +105,28 @@ class RewardTrainer(Rank):
         self,
         setup: ProcessSetup,
         pairs: Sequence[Pair],
-        validation: Sequence[Pair],
+        validation: Mapping[str, Sequence[Pair]],
         reward: RewardConfig,
         meta: MetaConfig,
-        sft_dir: Path,
+        base_dir: Path,
     ) -> None:
+        """Take what every fit needs.
+
+        Args:
+            setup: of the process.
+            pairs: D.
+            validation: held-out pairs by the name of their set; the first set's accuracy is what early stopping goes by.
+            reward: how to fit.
+            meta: MetaRM.
+            base_dir: language model, encoder or reward model to start from, with its tokenizer.
+        """
         super().__init__(setup)
         from transformers import AutoTokenizer
 
-        self.pairs, self.validation = pairs, validation
+        self.pairs, self.validation = pairs, {name: pairs for name, pairs in validation.items() if pairs}
         self.reward, self.meta = reward, meta
-        self.sft_dir = sft_dir
-        self.tokenizer = AutoTokenizer.from_pretrained(sft_dir)
+        self.base_dir = base_dir
+        self.tokenizer = AutoTokenizer.from_pretrained(base_dir)
 
     def fit(self, out_dir: Path, seed: int, previous: Path | None, shifted: Sequence[Rollout] | None) -> RewardReport:
         """Train one reward model and save it as a Hugging Face directory.
@@ -59,55 +134,126 @@ class RewardTrainer(Rank):
         Args:
             out_dir: to save to.
             seed: of the head and of the order of the data.
-            previous: reward model to continue from; None = the SFT weights with a fresh head.
+            previous: reward model to continue from; None = ``base_dir``.
             shifted: S_k, k rollouts a prompt; None trains a vanilla model.
 
         Returns:
             The report.
         """
+        from rm.validation import ORIGINAL
+
+        model, report = self._train(seed, previous, None if shifted is None else group_by_prompt(shifted))
+        if self.validation:
+            with self.compute():
+                accuracy = self._score(model, {ORIGINAL: self.validation[ORIGINAL]})[ORIGINAL].accuracy
+            report = replace(report, validation_accuracy=accuracy)
+        self._save(model, out_dir)
+        log.info("%s: fitted %s, validation accuracy %s", self.setup.name, out_dir, report.validation_accuracy)
+        return report
+
+    def study(self, out_dir: Path | None, seed: int, shifted: Groups, meta: bool, num_featured: int) -> Study:
+        """Train one reward model and look at it closely.
+
+        Args:
+            out_dir: to save to; None = it is not kept.
+            seed: of the head and of the order of the data.
+            shifted: samples to score, a list for each prompt; may be none.
+            meta: True trains by MetaRM on them.
+            num_featured: pairs whose features are wanted.
+
+        Returns:
+            The study.
+        """
+        from rm.batches import score_sequences
+        from rm.validation import measure
+
+        began = time.perf_counter()
+        model, report = self._train(seed, None, shifted if meta else None)
+        seconds = time.perf_counter() - began
+        with self.compute():
+            sets = self._score(model, self.validation) if self.validation else {}
+            validation = measure(sets) if sets else {}
+            features = self._features(model, num_featured)
+            flat = [sequence for group in shifted for sequence in group]
+            scores = score_sequences(model, flat, self.reward.microbatch_size, self.tokenizer.pad_token_id, self.ranks)
+        if out_dir is not None:
+            self._save(model, out_dir)
+        rows = tuple(
+            ScoredPair(name, *row)
+            for name, scored in sets.items()
+            for row in zip(scored.ids, scored.chosen.tolist(), scored.rejected.tolist(), strict=True)
+        )
+        return Study(report, validation, rows, features, tuple(scores.tolist()), seconds)
+
+    def _train(self, seed: int, previous: Path | None, groups: Groups | None) -> tuple[RewardModel, RewardReport]:
         import torch
 
+        from rm.lora import add_lora
         from rm.model import RewardModel
         from rm.records import RewardStep
-        from rm.training import evaluate_pairs, fit_reward_model
+        from rm.training import Watch, fit_reward_model
+        from rm.validation import measure
 
-        model = self.place(
-            RewardModel.from_language_model(self.sft_dir, pooling=self.reward.pooling, seed=seed, dtype=torch.float32)
-            if previous is None
-            else RewardModel.from_pretrained(previous, dtype=torch.float32)
-        )
-        total = self.reward.epochs * -(-len(self.pairs) // self.reward.batch_size)
+        reward, pad_id = self.reward, self.tokenizer.pad_token_id
+        start = previous or self.base_dir
+        model = RewardModel.from_any(start, pooling=reward.pooling, seed=seed, dtype=torch.float32, pad_id=pad_id)
+        if reward.lora.rank:
+            add_lora(model, reward.lora, seed=seed)
+        self.place(model)
+        total = reward.epochs * -(-len(self.pairs) // reward.batch_size)
         steps: list[dict[str, float]] = []
+        measured: list[tuple[int, dict[str, float]]] = []
 
         def on_step(step: RewardStep) -> None:
             steps.append(step.as_dict())
-            self.tick(len(steps) * self.reward.batch_size, total * self.reward.batch_size, "pairs")
+            self.tick(len(steps) * reward.batch_size, total * reward.batch_size, "pairs")
 
+        def look(step: int) -> float:
+            sets = self._score(model, self.validation)
+            measured.append((step, measure(sets)))
+            return next(iter(sets.values())).accuracy
+
+        watched = self.validation and reward.evaluate_every is not None
         with self.compute():
             fit = fit_reward_model(
                 model,
                 self.pairs,
-                group_by_prompt(shifted) if shifted is not None else None,
-                self.reward,
+                groups,
+                reward,
                 self.meta,
                 seed=seed,
-                pad_id=self.tokenizer.pad_token_id,
+                pad_id=pad_id,
                 on_step=on_step,
                 ranks=self.ranks,
+                watch=Watch(reward.evaluate_every, look, reward.patience) if watched else None,
             )
-            accuracy = None
-            if self.validation:
-                pad_id = self.tokenizer.pad_token_id
-                accuracy, _ = evaluate_pairs(model, self.validation, self.reward.batch_size, pad_id, self.ranks)
+        return model, RewardReport(fit.as_dict(), tuple(steps), tuple(measured), None)
+
+    def _score(self, model: RewardModel, sets: Mapping[str, Sequence[Pair]]) -> Any:
+        from rm.validation import score_sets
+
+        return score_sets(model, sets, self.reward.microbatch_size, self.tokenizer.pad_token_id, self.ranks)
+
+    def _features(self, model: RewardModel, number: int) -> tuple[Feature, ...]:
+        from rm.batches import pair_sequences
+        from rm.heads import sequence_features
+
+        pairs = next(iter(self.validation.values()))[:number] if self.validation else ()
+        if not pairs:
+            return ()
+        batch_size, pad_id = self.reward.microbatch_size, self.tokenizer.pad_token_id
+        vectors = sequence_features(model, pair_sequences(pairs), batch_size, pad_id).numpy()
+        sides = [(pair.id, side) for side in ("chosen", "rejected") for pair in pairs]
+        return tuple(Feature(id_, side, vector) for (id_, side), vector in zip(sides, vectors, strict=True))
+
+    def _save(self, model: RewardModel, out_dir: Path) -> None:
         model.save_pretrained(out_dir, self.ranks)
         if self.ranks.rank == 0:
             self.tokenizer.save_pretrained(out_dir)
-        log.info("%s: fitted %s, validation accuracy %s", self.setup.name, out_dir, accuracy)
-        return RewardReport(fit.as_dict(), tuple(steps), accuracy)
 
 
-def group_by_prompt(rollouts: Sequence[Rollout]) -> list[list[tuple[tuple[int, ...], tuple[int, ...]]]]:
-    """S_k as the trainer takes it: for each prompt its k (prompt ids, response ids).
+def group_by_prompt(rollouts: Sequence[Rollout]) -> Groups:
+    """S_k as the trainer takes it.
 
     Args:
         rollouts: of several samples a prompt.
@@ -115,7 +261,7 @@ def group_by_prompt(rollouts: Sequence[Rollout]) -> list[list[tuple[tuple[int, .
     Returns:
         One list per prompt, in first-seen order.
     """
-    groups: dict[str, list[tuple[tuple[int, ...], tuple[int, ...]]]] = {}
+    groups: dict[str, list[Encoded]] = {}
     for rollout in rollouts:
         groups.setdefault(rollout.prompt.id, []).append((rollout.prompt.token_ids, rollout.response_ids))
     return list(groups.values())

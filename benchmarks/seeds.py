@@ -20,9 +20,9 @@ from pathlib import Path
 from statistics import fmean
 
 from cluster.config import RunConfig
-from cluster.inputs import SandboxSource
 from cluster.load_config import load_config
 from cluster.run_directory import storage_root, versions
+from cluster.sandbox_source import SandboxSource
 from cluster.seeds import derive
 from evaluation.compare import mean_interval, win_tie_lose
 from sandbox.world import World

@@ -1,4 +1,4 @@
-"""The command line: run, plan, report. Exit code 0 = done, 1 = a role failed, 2 = the input is wrong."""
+"""The command line. Exit code 0 = done, 1 = a role failed, 2 = the input is wrong."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from cluster.config import RunConfig
 from cluster.load_config import all_keys, load_config
 from cluster.signals import terminate
 from tokens.errors import UserError
@@ -30,41 +31,84 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if chosen.command == "keys":
             return _keys()
-        if chosen.command == "report":
+        if chosen.command in ("report", "relabel"):
             if rest:
-                raise UserError(f"report takes a run directory and nothing else, got {' '.join(rest)}")
-            return _report(chosen.run_dir)
+                raise UserError(f"{chosen.command} takes no config keys, got {' '.join(rest)}")
+            return _report(chosen.directory) if chosen.command == "report" else _relabel(chosen)
         if chosen.config.suffix not in (".yaml", ".yml") and any(word.endswith((".yaml", ".yml")) for word in rest):
             raise UserError(f"give CONFIG right after {chosen.command}, and overrides after it; got {chosen.config} as CONFIG")
-        config = load_config(chosen.config, rest)
-        if chosen.command == "plan":
-            from cluster.show_plan import show_plan
-
-            return show_plan(config, chosen)
-        from cluster.console import Console
-        from cluster.run import run
-
-        run(config, Console())
+        return _with_config(chosen, load_config(chosen.config, rest))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_INPUT
     except KeyboardInterrupt:
-        print("interrupted: committed rounds are intact; the same command continues after the last one", file=sys.stderr)
+        print("interrupted: what was committed is intact; the same command continues after it", file=sys.stderr)
         return EXIT_INTERRUPTED
     except RuntimeError as error:
         from cluster.waiting import RoleFailed
 
         if not isinstance(error, RoleFailed):
             raise
-        print(f"failed: {error}\nCommitted rounds are intact; the same command continues after the last one.", file=sys.stderr)
+        print(f"failed: {error}\nWhat was committed is intact; the same command continues after it.", file=sys.stderr)
         return EXIT_FAILED
+
+
+def _with_config(chosen: argparse.Namespace, config: RunConfig) -> int:
+    """The commands that take a recipe."""
+    if chosen.command == "plan":
+        from cluster.show_plan import show_plan
+
+        return show_plan(config, chosen)
+    from cluster.console import Console
+
+    console = Console()
+    if chosen.command == "run":
+        from cluster.run import run
+
+        run(config, console)
+        return 0
+    from evaluation.preference_report import write_preference_report
+
+    if chosen.command == "strength":
+        from cluster.strength import strength
+
+        directory = strength(config, console)
+    elif chosen.command == "reward":
+        from cluster.reward import reward
+
+        directory = reward(config, console)
+    else:
+        from cluster.study import study
+
+        directory = study(config, chosen.studies, chosen.seeds, console)
+    console.say(f"Report: {write_preference_report(directory)}")
     return 0
 
 
-def _report(run_dir: Path) -> int:
+def _report(directory: Path) -> int:
+    from evaluation.preference_report import write_preference_report
     from evaluation.report import write_report
 
-    print(write_report(run_dir))
+    print(write_preference_report(directory) if (directory / "card.json").exists() else write_report(directory))
+    return 0
+
+
+def _relabel(chosen: argparse.Namespace) -> int:
+    from cluster.console import Console
+    from cluster.relabel import relabel
+
+    relabel(
+        chosen.pairs,
+        chosen.judge,
+        chosen.out,
+        Console(),
+        split=chosen.split,
+        limit=chosen.limit,
+        allow_hub=chosen.allow_hub,
+        concurrency=chosen.concurrency,
+        timeout_s=chosen.timeout,
+        retries=chosen.retries,
+    )
     return 0
 
 
@@ -82,16 +126,37 @@ def _parser() -> argparse.ArgumentParser:
         "--policy.kl.coef 0.1 --rounds.num_rounds 5. `python -m cluster keys` lists them all.",
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    run = commands.add_parser("run", help="run the rounds of a config; the same command again continues", epilog=parser.epilog)
-    run.add_argument("config", type=Path, metavar="CONFIG", help="a YAML recipe, e.g. configs/quickstart.yaml")
-    plan = commands.add_parser("plan", help="say what would run where, and start nothing", epilog=parser.epilog)
-    plan.add_argument("config", type=Path, metavar="CONFIG", help="a YAML recipe, e.g. configs/hh_7b.yaml")
+
+    def recipe(name: str, meaning: str) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=meaning, description=meaning, epilog=parser.epilog, allow_abbrev=False)
+        command.add_argument("config", type=Path, metavar="CONFIG", help="a YAML recipe, e.g. configs/quickstart.yaml")
+        return command
+
+    recipe("run", "run the rounds of a config; the same command again continues")
+    recipe("strength", "train an ensemble on the preference pairs and measure each pair's preference strength")
+    recipe("reward", "train one reward model, without any RL")
+    study = recipe("study", "train reward models on parts of the pairs chosen by strength, for the report's figures")
+    study.add_argument(
+        "--studies", nargs="+", metavar="NAME", default=None, help="which (default: all); an unknown one lists them"
+    )
+    study.add_argument("--seeds", type=int, default=3, help="fits of each arm (default 3)")
+    plan = recipe("plan", "say what would run where, and start nothing")
     plan.add_argument("--nodes", type=int, default=1, help="machines of the cluster (default 1)")
     plan.add_argument("--node-cpus", type=float, default=None, help="CPUs of each (default: this machine's)")
     plan.add_argument("--node-gpus", type=float, default=None, help="GPUs of each (default: this machine's)")
     plan.add_argument("--node-memory-gib", type=float, default=None, help="memory of each (default: this machine's)")
     plan.add_argument("--gpu-memory-gib", type=float, default=80.0, help="memory of one GPU (default 80)")
-    report = commands.add_parser("report", help="write report.html again from a run directory")
-    report.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="e.g. ~/rondo/runs/quickstart")
+    relabel = commands.add_parser("relabel", help="ask a second labeller about preference pairs, in both orders")
+    relabel.add_argument("pairs", metavar="PAIRS", help="a preference data set (docs/data.md), or sandbox:CONFIG.yaml")
+    relabel.add_argument("--judge", required=True, help="gold, gold:CONFIG.yaml, reward:DIR or openai:BASE_URL#MODEL")
+    relabel.add_argument("--out", type=Path, default=None, help="Parquet file to write (default: beside PAIRS)")
+    relabel.add_argument("--split", default=None, help="split of PAIRS to read")
+    relabel.add_argument("--limit", type=int, default=None, help="only the first so many pairs")
+    relabel.add_argument("--allow-hub", action="store_true", help="PAIRS may be fetched from the Hugging Face hub")
+    relabel.add_argument("--concurrency", type=int, default=8, help="requests in flight (openai; default 8)")
+    relabel.add_argument("--timeout", type=float, default=60.0, help="seconds for one request (openai; default 60)")
+    relabel.add_argument("--retries", type=int, default=5, help="of one request (openai; default 5)")
+    report = commands.add_parser("report", help="write report.html again from the directory of a run, strength or reward")
+    report.add_argument("directory", type=Path, metavar="DIRECTORY", help="e.g. ~/rondo/runs/quickstart")
     commands.add_parser("keys", help="list every config key with its default and meaning")
     return parser

@@ -49,6 +49,46 @@ class RunConfig(Section):
         return name
 
     @model_validator(mode="after")
+    def _reward_models_can_be_trained(self) -> "RunConfig":
+        reward, data, num_ranks = self.reward, self.data, self.resources.reward.num_ranks
+        if reward.contrastive.method != "none":
+            from rm.contrastive_term import check_contrastive
+
+            check_contrastive(reward, reward.batch_size, num_ranks)
+        if reward.evaluate_every is not None and data.preferences != "sandbox" and data.validation_fraction == 0:
+            raise ValueError(
+                f"reward.evaluate_every is {reward.evaluate_every}, data.validation_fraction 0: no pair is held out to measure "
+                "on; raise data.validation_fraction, or set reward.evaluate_every (and reward.patience) to null"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _metarm_can_run(self) -> "RunConfig":
+        meta, num_ranks = self.meta, self.resources.reward.num_ranks
+        if not meta.enabled:
+            for key, given, wanted in (("deploy", meta.deploy, "theta"), ("samples", meta.samples, None)):
+                if given != wanted:
+                    raise ValueError(
+                        f"meta.{key} is {given!r} and meta.enabled false: nothing is displaced without MetaRM; set it to true"
+                    )
+            return self
+        if meta.order == 2 and num_ranks > 1:
+            raise ValueError(
+                f"meta.order 2 differentiates twice and needs the whole model in one process, resources.reward.num_ranks is "
+                f"{num_ranks}; set meta.order or num_ranks to 1"
+            )
+        if meta.order == 2 and meta.direction == "random":
+            raise ValueError(
+                "meta.order 2 differentiates through the ascent, and a random direction depends on nothing; use order 1"
+            )
+        if meta.objective == "joint" and (meta.order, meta.direction) != (1, "ascent"):
+            raise ValueError(
+                f"meta.objective joint descends L - joint_coef J at theta: meta.order ({meta.order}) and meta.direction "
+                f"({meta.direction}) have no part in it; leave them at 1 and ascent"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _sections_agree(self) -> "RunConfig":
         if self.meta.enabled and self.meta.prompts_per_step > self.meta.num_prompts:
             raise ValueError(

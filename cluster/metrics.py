@@ -78,6 +78,8 @@ class Metrics:
         """The steps of a reward model's fit."""
         for step, values in enumerate(report.steps):
             self._write(index, step, "reward", dict(values), len(report.steps))
+        for step, values in report.measurements:
+            self._write(index, step - 1, "validation", dict(values), len(report.steps))
 
     def evaluation(self, index: int, summary: dict[str, Any]) -> None:
         """The judgement of a round; -1 is SFT's."""

@@ -129,47 +129,91 @@ def activations(size: ModelSize, share: Share, sequences: float, length: int, at
     return int(kept * unit + (3 * 4 * together * size.vocab_size if with_logits else 0))
 
 
+def reward_size(config: RunConfig, size: ModelSize) -> ModelSize:
+    """The size of a reward model: of ``reward.base`` where it is a directory, else the policy's.
+
+    Args:
+        config: of the run.
+        size: of the policy.
+    """
+    base = config.reward.base
+    if base is None or not Path(base).expanduser().is_dir():
+        return size
+    import torch
+    from transformers import AutoConfig, AutoModel
+
+    stored = AutoConfig.from_pretrained(Path(base).expanduser())
+    with torch.device("meta"):
+        model = AutoModel.from_config(stored)
+    text = stored.get_text_config()
+    return ModelSize(sum(p.numel() for p in model.parameters()), text.num_hidden_layers, text.hidden_size, text.vocab_size)
+
+
+def _memory(share: Share, frozen: float, trained: float, active: int) -> int:
+    """Bytes of one rank: frozen parameters; weights, gradient and two moments of the trained ones in float32; the rest."""
+    return int((frozen * BYTES[share.dtype] + trained * 16) / share.num_ranks + active)
+
+
+def reward_bundles(config: RunConfig, size: ModelSize, metarm: bool) -> tuple[Bundle, ...]:
+    """The reward trainer's processes.
+
+    Args:
+        config: of the run.
+        size: of the reward model.
+        metarm: whether there are shifted samples to ascend on.
+    """
+    share, reward, meta = config.resources.reward, config.reward, config.meta
+    longest = config.data.max_prompt_tokens + config.data.max_response_tokens
+    shifted = meta.prompts_per_step * meta.samples_per_prompt if metarm else 0
+    views = 1 if reward.contrastive.method == "none" else 2
+    active = activations(size, share, max(2 * views * reward.batch_size, shifted), longest, reward.microbatch_size, False)
+    if reward.lora.rank:
+        adapters = 2 * 7 * reward.lora.rank * size.hidden_size * size.num_layers  # an upper estimate: A and B of seven matrices
+        frozen, trained, what = size.parameters * 4 / BYTES[share.dtype], float(adapters), "reward model, adapters' AdamW"
+    else:
+        frozen, trained, what = 0.0, float(size.parameters), "reward model, AdamW"
+    if metarm:
+        frozen += trained * 2 * 4 / BYTES[share.dtype]  # theta, and the ascent's direction, in float32
+        what += ", MetaRM's copies"
+    memory = _memory(share, frozen, trained, active)
+    return tuple(
+        Bundle("reward", f"reward-{rank}", share.num_cpus, share.num_gpus, memory, what) for rank in range(share.num_ranks)
+    )
+
+
 def bundles(config: RunConfig, size: ModelSize) -> tuple[Bundle, ...]:
     """The processes of a run and what each asks for.
 
     Args:
         config: of the run.
-        size: of one model; the five roles' models have all the same shape.
+        size: of the policy; reward models and the critic have its shape unless ``reward.base`` gives them another.
 
     Returns:
         The bundles: engines, reward trainer's ranks, scorer, learner's ranks.
     """
-    shares, meta, policy, data = config.resources, config.meta, config.policy, config.data
-    number = size.parameters
+    shares, policy, data = config.resources, config.policy, config.data
+    number, scorers = size.parameters, reward_size(config, size)
 
-    def make(role: str, share: Share, rank: int, held: float, trained: int, active: int, why: str) -> Bundle:
-        # trained: weights, gradient and two moments, float32
-        memory = (held * number * BYTES[share.dtype] + trained * number * 16) / share.num_ranks + active
-        return Bundle(role, f"{role}-{rank}", share.num_cpus, share.num_gpus, int(memory), why)
+    def make(role: str, share: Share, rank: int, frozen: float, trained: float, active: int, why: str) -> Bundle:
+        memory = _memory(share, frozen, trained, active)
+        return Bundle(role, f"{role}-{rank}", share.num_cpus, share.num_gpus, memory, why)
 
     engine = config.rollout.kv_cache_mib << 20 if not shares.rollout.num_gpus else 0
-    longest = data.max_prompt_tokens + data.max_response_tokens
-    shifted = meta.prompts_per_step * meta.samples_per_prompt if meta.enabled else 0
-    reward = activations(
-        size, shares.reward, max(2 * config.reward.batch_size, shifted), longest, config.reward.microbatch_size, False
-    )
     rollout = data.max_prompt_tokens + config.rollout.max_new_tokens
     learner = activations(
         size, shares.learner, policy.microbatch_size * shares.learner.num_ranks, rollout, policy.microbatch_size, True
     )
-    copy = 2 * 4 / BYTES[shares.reward.dtype] if meta.enabled else 0  # theta, and the ascent's direction, in float32
+    members = config.scorer.num_members
+    references = 2 if policy.reference == "previous" else 1
     return (
         *(
-            make("rollout", shares.rollout, i, 1, 0, engine, "engine" + ("" if engine else "; its cache takes what is left"))
+            make("rollout", shares.rollout, i, number, 0, engine, "engine" + ("" if engine else "; its cache takes what is left"))
             for i in range(config.rollout.num_engines)
         ),
+        *reward_bundles(config, scorers, config.meta.enabled),
+        make("scorer", shares.scorer, 0, members * scorers.parameters, 0, 0, f"{members} reward models"),
         *(
-            make("reward", shares.reward, i, copy, 1, reward, "reward model, AdamW" + (", MetaRM's copies" if copy else ""))
-            for i in range(shares.reward.num_ranks)
-        ),
-        make("scorer", shares.scorer, 0, config.scorer.num_members, 0, 0, f"{config.scorer.num_members} reward models"),
-        *(
-            make("learner", shares.learner, i, 2 if policy.reference == "previous" else 1, 2, learner,
+            make("learner", shares.learner, i, references * number, number + scorers.parameters, learner,
                  "policy, critic, AdamW, reference")
             for i in range(shares.learner.num_ranks)
         ),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -17,7 +17,7 @@ from actors.learner import PolicyLearner
 from actors.preparer import Preparer, Recipe
 from actors.process import Identity, ProcessSetup, engine_environment, environment
 from actors.ranks import Meeting
-from actors.reward_trainer import RewardReport, RewardTrainer
+from actors.reward_trainer import Groups, RewardReport, RewardTrainer, Study
 from actors.rollout import RolloutEngine
 from actors.scorer import EnsembleScorer, Scores
 from cluster.config import RunConfig
@@ -109,6 +109,10 @@ class RewardHandle(Ranked):
     def fit(self, out_dir: Path, seed: int, previous: Path | None, shifted: Sequence[Rollout] | None) -> Pending[RewardReport]:
         """Train a reward model into ``out_dir``; with MetaRM where ``shifted`` (S_k) is given."""
         return _ask_all(self.ranks, lambda actor: actor.fit.remote(out_dir, seed, previous, shifted))
+
+    def study(self, out_dir: Path | None, seed: int, shifted: Groups, meta: bool, num_featured: int) -> Pending[Study]:
+        """Train a reward model and look at it closely; see ``RewardTrainer.study``."""
+        return _ask_all(self.ranks, lambda actor: actor.study.remote(out_dir, seed, shifted, meta, num_featured))
 
 
 class ScorerHandle:
@@ -269,9 +273,9 @@ class Stage:
         self.actors.append(actor)
         return actor
 
-    def prepare(self, recipe: Recipe) -> tuple[Any, Pending[Path]]:
-        """Run a recipe in the learner's place. The actor must be released before the learner starts."""
-        actor = self._spawn(Preparer, "preparer", 0, "learner")
+    def prepare(self, recipe: Recipe, place: str = "learner") -> tuple[Any, Pending[Path]]:
+        """Run a recipe in a role's place. The actor must be released before the role starts."""
+        actor = self._spawn(Preparer, "preparer", 0, place)
         return actor, Pending((actor.make.remote(recipe),), ("preparer-0",), ("?",), _only, (actor,))
 
     def release(self, actor: Any) -> None:
@@ -280,14 +284,21 @@ class Stage:
         ray.kill(actor)
 
     def start(
-        self, sft_dir: Path, pairs: Sequence[Pair], validation: Sequence[Pair], max_model_len: int, resume: Path | None
+        self,
+        sft_dir: Path,
+        base_dir: Path,
+        pairs: Sequence[Pair],
+        validation: Mapping[str, Sequence[Pair]],
+        max_model_len: int,
+        resume: Path | None,
     ) -> Pending[Roles]:
         """Start the four roles' processes.
 
         Args:
             sft_dir: the SFT model, with its tokenizer.
+            base_dir: what reward models start from.
             pairs: D.
-            validation: held-out pairs.
+            validation: held-out pairs by the name of their set.
             max_model_len: longest prompt + response, tokens.
             resume: the last committed round, which the learner continues from; None = begin with SFT.
 
@@ -300,8 +311,7 @@ class Stage:
             for i in range(config.rollout.num_engines)
         ]
         shares = config.resources
-        trainer = (pairs, validation, config.reward, config.meta, sft_dir)
-        actors += [self._spawn(RewardTrainer, "reward", i, "reward", *trainer) for i in range(shares.reward.num_ranks)]
+        actors += self._trainers(base_dir, pairs, validation)
         actors.append(self._spawn(EnsembleScorer, "scorer", 0, "scorer", config.scorer))
         learner = (config.policy, config.rollout.temperature, sft_dir, resume, config.seed)
         actors += [self._spawn(PolicyLearner, "learner", i, "learner", *learner) for i in range(shares.learner.num_ranks)]
@@ -323,6 +333,29 @@ class Stage:
                 LearnerHandle(of["learner"], shares.deadline_s),
                 tuple(identities),
             )
+
+        return Pending(tuple(actor.identity.remote() for actor in actors), names, ("?",) * len(names), combine)
+
+    def _trainers(self, base_dir: Path, pairs: Sequence[Pair], validation: Mapping[str, Sequence[Pair]]) -> list[Any]:
+        arguments = (pairs, validation, self.config.reward, self.config.meta, base_dir)
+        return [
+            self._spawn(RewardTrainer, "reward", i, "reward", *arguments) for i in range(self.config.resources.reward.num_ranks)
+        ]
+
+    def start_reward(
+        self, base_dir: Path, pairs: Sequence[Pair], validation: Mapping[str, Sequence[Pair]]
+    ) -> Pending[RewardHandle]:
+        """Start the reward trainer alone; the arguments are those of ``start``.
+
+        Returns:
+            Its handle, once every rank answers.
+        """
+        actors = self._trainers(base_dir, pairs, validation)
+        names = tuple(f"reward-{i}" for i in range(len(actors)))
+
+        def combine(identities: list[Identity]) -> RewardHandle:
+            ranks = [Process(actor, identity) for actor, identity in zip(actors, identities, strict=True)]
+            return RewardHandle(ranks, self.config.resources.deadline_s)
 
         return Pending(tuple(actor.identity.remote() for actor in actors), names, ("?",) * len(names), combine)
 

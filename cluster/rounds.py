@@ -26,6 +26,7 @@ from tokens.records import Prompt, Rollout
 CHOICES = (
     "reward.start", "policy.start", "policy.reference", "policy.critic_start", "scorer.refresh", "scorer.aggregate",
     "meta.enabled", "meta.prompts", "policy.prompts", "policy.kl.controller",
+    "reward.base", "meta.order", "meta.deploy", "meta.objective", "meta.direction", "data.denoise.method",
 )  # fmt: skip
 """What is carried from round to round and what starts anew; each is written into the ledger."""
 
@@ -170,6 +171,7 @@ class Theme:
             "reward": {**report.summary, "validation_accuracy": report.validation_accuracy},
             "evaluation": judgement.summary,
             "dropped": self.inputs.dropped,
+            "denoised": self.inputs.denoised,
             "git_commit": versions()["git_commit"],
         }
         self.directory.commit_round(draft, entry)

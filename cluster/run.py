@@ -12,11 +12,13 @@ from pathlib import Path
 
 from cluster.config import RunConfig
 from cluster.console import Console
-from cluster.inputs import Source, open_source
+from cluster.denoising import check_strengths, ensure_strengths, in_words
+from cluster.inputs import Source, check_batches, open_source
 from cluster.judging import comparable
 from cluster.plan import Bundle, bundles, model_size
 from cluster.run_directory import RunDirectory, space_errors, storage_root, write_file
 from cluster.signals import terminate
+from tokens.errors import UserError
 
 
 def run(config: RunConfig, console: Console) -> Path:
@@ -35,10 +37,18 @@ def run(config: RunConfig, console: Console) -> Path:
     """
     from evaluation.report import write_report
 
+    if config.meta.samples is not None:
+        raise UserError(
+            f"meta.samples is {config.meta.samples!r}: recorded samples are for `reward`; `run` samples S_k from its policy each "
+            "round. Set meta.samples to null"
+        )
     root = storage_root(config)
     directory = RunDirectory(config)
     directory.inspect()
     source = None if directory.finished else open_source(config, root)
+    if source is not None:
+        check_batches(config, source)
+        check_strengths(config, source)
     with directory.open():
         console.say(f"[bold]Rondo[/] run {config.name} in {directory.path}")
         if source is None:
@@ -47,8 +57,9 @@ def run(config: RunConfig, console: Console) -> Path:
             for warning in warnings(config):
                 console.say(f"[yellow]note[/] {warning}")
             asked = bundles(config, model_size(config))
+            strengths = ensure_strengths(config, console)
             with connected() as fixed, space_errors(directory.path):
-                play(config, console, directory, source, asked, fixed)
+                play(config, console, directory, source, strengths, asked, fixed)
         report = write_report(directory.path)
     console.say(f"Report: {report}")
     return report
@@ -90,7 +101,13 @@ def warnings(config: RunConfig) -> list[str]:
 
 
 def play(
-    config: RunConfig, console: Console, directory: RunDirectory, source: Source, asked: Sequence[Bundle], fixed: bool
+    config: RunConfig,
+    console: Console,
+    directory: RunDirectory,
+    source: Source,
+    strengths: str | None,
+    asked: Sequence[Bundle],
+    fixed: bool,
 ) -> None:
     """Place the roles, make what must be made first, and play the rounds."""
     from cluster.metrics import Metrics
@@ -98,22 +115,26 @@ def play(
     from cluster.rounds import Theme
     from cluster.start import begin
     from cluster.waiting import Waiter
+    from rm.validation import ORIGINAL
 
     wait = Waiter(console, directory.logs, config.resources.deadline_s)
     stage = Stage(config, asked, directory.logs, console.say, fixed)
     metrics = Metrics(directory.path, config.policy.steps_per_round, directory.num_committed)
     try:
         stage.wait_for_room()
-        if source.recipe is not None:
+        if source.recipe is not None and not source.prepared:
             with console.bar("prepare the SFT policy") as bar:
                 actor, pending = stage.prepare(source.recipe)
                 wait("prepare", pending, bar)
                 stage.release(actor)
-        inputs = source.load()
+        inputs = source.load(strengths)
+        if strengths is not None:
+            console.say(in_words(inputs.denoised, strengths))
         with console.bar("start the five roles"):
             longest = config.data.max_prompt_tokens + config.rollout.max_new_tokens
             resume = directory.round_path(directory.num_committed - 1) if directory.num_committed else None
-            roles = wait("start_roles", stage.start(inputs.sft_dir, inputs.pairs, inputs.validation, longest, resume))
+            validation = {ORIGINAL: inputs.validation}
+            roles = wait("start_roles", stage.start(inputs.sft_dir, inputs.base_dir, inputs.pairs, validation, longest, resume))
             for ranked in (roles.reward, roles.learner):
                 if len(ranked.ranks) > 1:
                     wait("start_roles", ranked.join(wait("start_roles", ranked.open())))

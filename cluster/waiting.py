@@ -47,6 +47,7 @@ class Pending(Generic[T]):
         nodes: where they run.
         combine: makes the answer of the processes' answers.
         progress_of: the actors to ask how far they are; may be none.
+        on_answer: called with each process's answer as it comes.
     """
 
     refs: tuple[Any, ...]
@@ -54,6 +55,7 @@ class Pending(Generic[T]):
     nodes: tuple[str, ...]
     combine: Callable[[list[Any]], T]
     progress_of: tuple[Any, ...] = ()
+    on_answer: Callable[[Any], None] = lambda answer: None
 
 
 class Waiter:
@@ -96,6 +98,7 @@ class Waiter:
             ready, waiting = ray.wait(waiting, num_returns=1, timeout=POLL_S if bar else 5.0)
             for ref in ready:
                 answers[ref] = self._get(ref, pending, phase)
+                pending.on_answer(answers[ref])
             before = said
             said, asked = self._listen(pending, said, asked)
             if ready or said != before:

@@ -5,10 +5,22 @@ Letters: N prompts, k samples per prompt.
 
 from collections.abc import Callable, Sequence
 from itertools import combinations
+from typing import Protocol, TypeVar
 
 import numpy as np
 
-from evaluation.records import EvaluationRow, MetaRow
+from evaluation.records import EvaluationRow
+
+
+class OfPrompt(Protocol):
+    """A row that belongs to a prompt."""
+
+    @property
+    def prompt_id(self) -> str:
+        """Shared by the k responses of a prompt."""
+
+
+Sampled = TypeVar("Sampled", bound=OfPrompt)
 
 
 def gain(
@@ -43,7 +55,7 @@ def gain(
 
 
 def pair_differences(
-    rows: Sequence[MetaRow], score: Callable[[MetaRow], float | None]
+    rows: Sequence[Sampled], score: Callable[[Sampled], float | None]
 ) -> "np.ndarray[tuple[int], np.dtype[np.float64]]":
     """|r_i - r_j| over all pairs of the k responses of each prompt: how well a reward model tells them apart.
 
@@ -54,7 +66,7 @@ def pair_differences(
         score: of a row; None leaves the row out.
 
     Returns:
-        [prompts * k * (k - 1) / 2] float64, in standard deviations of SFT scores; in the order of first appearance.
+        [prompts * k * (k - 1) / 2] float64, in the unit of the score; in the order of first appearance.
 
     Padding contract: there is none.
     """

@@ -2,7 +2,8 @@
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 from tokens.errors import UserError
 
@@ -103,3 +104,57 @@ def read_json(text: str, where: str) -> object:
     except json.JSONDecodeError as error:
         raise UserError(f"{where} is not JSON: {error}") from error
     return parsed
+
+
+def read_text(path: Path) -> str:
+    """The text of a file of a run directory.
+
+    Source: none needed.
+
+    Args:
+        path: the file.
+
+    Returns:
+        Its text.
+
+    Raises:
+        UserError: if it is missing or not UTF-8.
+
+    Padding contract: there is none.
+    """
+    try:
+        return path.read_text("utf-8")
+    except FileNotFoundError as error:
+        raise UserError(f"{path} is missing. A run writes it when it starts: has the run directory been copied whole?") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text: {error}") from error
+
+
+def json_lines(path: Path) -> Iterator[JsonNode]:
+    """The objects of a file of JSON lines, in order.
+
+    Source: the run directory's layout.
+
+    Args:
+        path: the file. A last line without a line break that is no JSON is left out: the run was stopped while it wrote.
+
+    Returns:
+        One node a line; blank lines are left out.
+
+    Raises:
+        UserError: if the file is missing, or a line is not a JSON object.
+
+    Padding contract: there is none.
+    """
+    lines = read_text(path).split("\n")
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        where = f"{path.name}, line {number}"
+        try:
+            raw: object = json.loads(line)
+        except json.JSONDecodeError as error:
+            if number == len(lines):
+                return
+            raise UserError(f"{where} is not JSON: {error}") from error
+        yield JsonNode(raw, where)

@@ -4,13 +4,13 @@ The page runs no script and may load nothing (its content security policy says s
 wrote is not to be trusted.
 """
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from evaluation.curves import spread
 from evaluation.figures import all_figures
+from evaluation.page import render_page, write_page
 from evaluation.records import EvaluationRow
 from evaluation.run import Run, read_run
 from evaluation.summary import findings, headline, texts_of
@@ -72,15 +72,7 @@ def write_report(run_dir: Path) -> Path:
 
     Padding contract: there is none.
     """
-    page = render(read_run(run_dir))
-    path = run_dir / "report.html"
-    temporary = run_dir / f".report.html.{os.getpid()}.tmp"
-    try:
-        temporary.write_text(page, "utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return path
+    return write_page(run_dir / "report.html", render(read_run(run_dir)))
 
 
 def render(run: Run) -> str:
@@ -96,17 +88,9 @@ def render(run: Run) -> str:
 
     Padding contract: there is none.
     """
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     table = rounds_table(run.ledger)
-    return environment.get_template("report.html.j2").render(
+    return render_page(
+        "report.html.j2",
         name=run.directory.resolve().name,
         headline=headline(run),
         findings=findings(run),

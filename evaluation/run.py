@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from evaluation.json_node import JsonNode, read_json
+from evaluation.json_node import JsonNode, json_lines, read_json, read_text
 from evaluation.records import EvaluationRow, MetaRow, read_rows
 from tokens.errors import UserError
 
@@ -118,11 +118,11 @@ def read_run(directory: Path) -> Run:
             else f"{directory} is not a directory. Give the directory that a run printed when it started."
         )
     ledger = parse_ledger(read_json(ledger_path.read_text("utf-8"), str(ledger_path)), str(ledger_path))
-    versions = JsonNode(read_json(_text(directory / "versions.json"), "versions.json"), "versions.json").strings()
+    versions = JsonNode(read_json(read_text(directory / "versions.json"), "versions.json"), "versions.json").strings()
     folders = [directory / "rounds" / f"round_{round.index:03d}" for round in ledger.rounds]
     return Run(
         directory=directory,
-        config=_text(directory / "config.yaml"),
+        config=read_text(directory / "config.yaml"),
         versions=versions,
         ledger=ledger,
         metrics=_metrics(directory / "metrics.jsonl", {round.index for round in ledger.rounds}),
@@ -223,29 +223,9 @@ def _round(node: JsonNode) -> Round:
 
 def _metrics(path: Path, committed: set[int]) -> tuple[MetricRow, ...]:
     """Rows of committed rounds in order; a round that was interrupted and run again keeps each step's last row."""
-    lines = _text(path).split("\n")
     rows: dict[tuple[int, int, str], MetricRow] = {}
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        where = f"{path.name}, line {number}"
-        try:
-            raw = json.loads(line)
-        except json.JSONDecodeError as error:
-            if number == len(lines):  # no line break at its end: the run was stopped while it wrote
-                break
-            raise UserError(f"{where} is not JSON: {error}") from error
-        node = JsonNode(raw, where)
+    for node in json_lines(path):
         row = MetricRow(int(node.number("round")), int(node.number("step")), node.string("phase"), node.finite())
         if row.round in committed:
             rows[row.round, row.step, row.phase] = row
     return tuple(rows[key] for key in sorted(rows))
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text("utf-8")
-    except FileNotFoundError as error:
-        raise UserError(f"{path} is missing. A run writes it when it starts: has the run directory been copied whole?") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text: {error}") from error

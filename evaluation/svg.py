@@ -1,27 +1,42 @@
 """Drawings as SVG that stands inside a page: text stays text, ids never collide, colours follow the page's theme.
 
-Matplotlib draws with the stand-in colours below; in the SVG each becomes a CSS variable of the page, so that one drawing
-serves the light and the dark theme.
+Matplotlib draws with the light theme's colours below; in the SVG each becomes a CSS variable of the page, so that one drawing
+serves the light and the dark theme. In a PNG file they stay what they are.
 """
 
 import io
 import re
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-INK, MUTED, GRID, CARD = "#0a0001", "#0a0002", "#0a0003", "#0a0004"
-SERIES = tuple(f"#0b000{i}" for i in range(1, 10))
+INK, MUTED, GRID, CARD = "#1a1f2b", "#5c6575", "#e3e6ec", "#ffffff"
+SERIES = ("#0b69b5", "#c9660a", "#0d8a66", "#9b51a8", "#53aede", "#d4ac0d", "#c2413b", "#8a6d4f", "#7c8696")
 """Nine hues that colour-blind people can tell apart; the page's --s1 to --s9."""
 BLUE, ORANGE, GREEN, PURPLE, SKY, YELLOW, RED, BROWN, GREY = SERIES
+LIGHT = {"ink": INK, "muted": MUTED, "grid": GRID, "card": CARD} | {f"s{i}": c for i, c in enumerate(SERIES, start=1)}
+"""The page's variables that drawings use, in the light theme."""
+DARK = dict(
+    zip(
+        LIGHT,
+        (
+            "#e8ebf1", "#9aa5b6", "#2b3240", "#181d26",
+            "#5aa9ec", "#f29b4b", "#3fc29a", "#c98ad6", "#8fd0f3", "#e8cb4a", "#ee7d76", "#c3a27f", "#77829a",
+        ),
+        strict=True,
+    )
+)  # fmt: skip
+"""The same in the dark theme."""
 
 WIDE, NARROW = 5.2, 3.3
 """Inches. Text has one size in both; the page shows one or the other."""
+PNG_DPI, PNG_MARGIN = 240, 24
 
-_VARIABLES = {INK: "ink", MUTED: "muted", GRID: "grid", CARD: "card"} | {c: f"s{i}" for i, c in enumerate(SERIES, start=1)}
+_VARIABLES = {colour: name for name, colour in LIGHT.items()}
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "text.parse_math": False,
@@ -68,7 +83,55 @@ class Drawing:
     narrow: str
 
 
-def drawing(name: str, title: str, caption: str, height: float, draw: "Callable[[Figure, bool], None]") -> Drawing:
+@dataclass(frozen=True)
+class Plot:
+    """A figure that is still to be drawn: inline as SVG, or as a PNG file.
+
+    Args:
+        name: unique in the page; letters, digits and hyphens, for it becomes a file's name.
+        paper: the figure that it repeats, as "Figure 4 of Secrets of RLHF II".
+        title: shown above; letters, digits, blanks and plain punctuation.
+        caption: shown below, says what a good one looks like.
+        height: inches, of both variants.
+        draw: fills an empty figure; is told whether it is the narrow variant.
+        narrow_height: inches, of the narrow variant where it stacks its panels; None = ``height``.
+    """
+
+    name: str
+    paper: str
+    title: str
+    caption: str
+    height: float
+    draw: "Callable[[Figure, bool], None]"
+    narrow_height: float | None = None
+
+    def render(self) -> tuple[Drawing, bytes]:
+        """Both variants as SVG elements, and the wide one as a PNG file on white.
+
+        Source: matplotlib's SVG and Agg backends.
+
+        Returns:
+            The drawing and the file; the same input gives the same bytes.
+
+        Padding contract: there is none.
+        """
+        wide, narrow = f"{self.name}-w", f"{self.name}-n"
+        with _style(wide):
+            figure = _figure(WIDE, self.height, lambda figure: self.draw(figure, False))
+            inline = _svg(figure, wide, self.title)
+            png = _png(figure)
+        with _style(narrow):
+            figure = _figure(NARROW, self.narrow_height or self.height, lambda figure: self.draw(figure, True))
+            return Drawing(self.name, self.title, self.caption, inline, _svg(figure, narrow, self.title)), png
+
+
+def drawing(
+    name: str,
+    title: str,
+    caption: str,
+    height: float,
+    draw: "Callable[[Figure, bool], None]",
+) -> Drawing:
     """Draw a figure in both variants.
 
     Source: matplotlib's SVG backend.
@@ -95,17 +158,41 @@ def drawing(name: str, title: str, caption: str, height: float, draw: "Callable[
 
 
 def _render(prefix: str, title: str, width: float, height: float, draw: "Callable[[Figure], None]") -> str:
+    with _style(prefix):
+        return _svg(_figure(width, height, draw), prefix, title)
+
+
+def _style(salt: str) -> AbstractContextManager[None]:
     import matplotlib
+
+    return matplotlib.rc_context({**_STYLE, "svg.hashsalt": salt})
+
+
+def _figure(width: float, height: float, draw: "Callable[[Figure], None]") -> "Figure":
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
-    with matplotlib.rc_context({**_STYLE, "svg.hashsalt": prefix}):
-        figure = Figure(figsize=(width, height), layout="constrained")
-        draw(figure)
-        out = io.StringIO()
-        FigureCanvasSVG(figure)
-        figure.savefig(out, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
+    figure = Figure(figsize=(width, height), layout="constrained")
+    draw(figure)
+    FigureCanvasSVG(figure)
+    return figure
+
+
+def _svg(figure: "Figure", prefix: str, title: str) -> str:
+    out = io.StringIO()
+    figure.savefig(out, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
     return themed(out.getvalue(), prefix, title)
+
+
+def _png(figure: "Figure") -> bytes:
+    """A figure that was laid out for its SVG, with a white margin around it."""
+    from PIL import Image, ImageOps
+
+    out, framed = io.BytesIO(), io.BytesIO()
+    figure.set_layout_engine("none")  # everything stays where it is
+    figure.savefig(out, format="png", dpi=PNG_DPI, facecolor=CARD, metadata={"Software": None})
+    ImageOps.expand(Image.open(out).convert("RGB"), PNG_MARGIN, CARD).save(framed, "PNG")
+    return framed.getvalue()
 
 
 def themed(svg: str, prefix: str, title: str) -> str:

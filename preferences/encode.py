@@ -6,6 +6,7 @@ prompt = [bos, if the tokenizer has one] + ids of the text; response = ids of th
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from preferences.formats import special_tokens
@@ -16,6 +17,9 @@ from tokens.records import Pair, Prompt
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+LEFT_OUT = "left out by denoise"
+"""Reason given for rows whose column ``keep`` is False."""
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, text: str, templated: bool = False) -> tuple[int, ...]:
@@ -83,15 +87,21 @@ def encode_pairs(
         drop: leave out pairs that do not fit, and list them, instead of stopping.
 
     Returns:
-        The pairs that fit, in order, and those that were left out.
+        The pairs that fit, in order, with their margin and smoothing where there are such columns; and those that were left
+        out, among them (whatever ``drop`` says) the rows whose column ``keep`` is False.
 
     Raises:
         UserError: if a pair does not fit and ``drop`` is False, or if none fits.
     """
     fitting: list[Pair] = []
     bad: list[DroppedRow] = []
+    denoised: list[DroppedRow] = []
     columns = ("id", "prompt", "chosen", "rejected", "domain")
-    for row in pairs.rows.select_columns(list(columns)):
+    extra = [name for name in ("keep", "margin", "smoothing") if name in pairs.rows.column_names]
+    for row in pairs.rows.select_columns([*columns, *extra]):
+        if "keep" in row and row["keep"] is False:
+            denoised.append(DroppedRow(f"pair {row['id']}", LEFT_OUT))
+            continue
         prompt = encode_prompt(tokenizer, row["prompt"], pairs.templated)
         chosen, rejected = (encode_response(tokenizer, row[side]) for side in ("chosen", "rejected"))
         reason, detail = "", ""
@@ -102,12 +112,21 @@ def encode_pairs(
             detail = f"{len(chosen)} and {len(rejected)} tokens, limit {max_response_tokens}"
         elif chosen == rejected:
             reason, detail = "chosen and rejected have the same tokens", shorten(row["chosen"])
+        margin, smoothing = (row[name] if name in row else 0.0 for name in ("margin", "smoothing"))
+        if not _is_number(margin):
+            reason, detail = "margin is not a finite number", shorten(margin)
+        elif not _is_number(smoothing) or not 0 <= smoothing <= 1:
+            reason, detail = "smoothing is not a number from 0 to 1", shorten(smoothing)
         if reason:
             bad.append(DroppedRow(f"pair {row['id']}", reason, detail))
         else:
-            fitting.append(Pair(row["id"], prompt, chosen, rejected, row["domain"]))
+            fitting.append(Pair(row["id"], prompt, chosen, rejected, row["domain"], float(margin), float(smoothing)))
     _check_left(pairs.source, bad, len(pairs), len(fitting), columns, drop)
-    return fitting, tuple(bad)
+    return fitting, (*denoised, *bad)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def encode_prompts(

@@ -1,13 +1,14 @@
 """From a row of any accepted format to (prompt, chosen, rejected) as plain text.
 
-Formats are TRL's (explicit prompt, implicit prompt, conversational with either) and the transcripts of HH-RLHF.
+Formats are TRL's (explicit prompt, implicit prompt, conversational with either), the transcripts of HH-RLHF, and the lists of
+turns of the public preference-strength data set.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from preferences.sets import Format
 from preferences.sources import TEXT_COLUMNS, Source, shorten
@@ -44,6 +45,26 @@ def special_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
     return marked | dict(zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True))
 
 
+class Template(Protocol):
+    """Renders messages as a text."""
+
+    def render(self, messages: Messages) -> str:
+        """The conversation so far, up to where the assistant's answer starts."""
+
+    def check(self, text: str) -> None:
+        """Refuse a text that could pass for the template's own markup."""
+
+
+class PlainTemplate:
+    """Messages as "role: content", for a reader who sees text and no markup."""
+
+    def render(self, messages: Messages) -> str:
+        return "\n\n".join(f"{message['role']}: {message['content']}" for message in messages)
+
+    def check(self, text: str) -> None:
+        """Nothing is markup here."""
+
+
 @dataclass(frozen=True)
 class ChatTemplate:
     """Renders messages with a tokenizer's chat template, through TRL.
@@ -78,7 +99,7 @@ class ChatTemplate:
 
 
 def column_kinds(source: Source, wanted: tuple[str, ...]) -> dict[str, str]:
-    """For each text column that is there, "text" or "messages".
+    """For each text column that is there, "text", "messages" or (not for prompts) "turns".
 
     Raises:
         UserError: if a column holds something else.
@@ -94,6 +115,9 @@ def column_kinds(source: Source, wanted: tuple[str, ...]) -> dict[str, str]:
         fields = {field.name: field.type for field in type_.value_type}
         return {"role", "content"} <= fields.keys() and is_text(fields["role"]) and is_text(fields["content"])
 
+    def is_turns(type_: pa.DataType) -> bool:
+        return bool((pa.types.is_list(type_) or pa.types.is_large_list(type_)) and is_text(type_.value_type))
+
     kinds = {}
     for field in source.rows.data.schema:
         if field.name not in wanted:
@@ -102,10 +126,13 @@ def column_kinds(source: Source, wanted: tuple[str, ...]) -> dict[str, str]:
             kinds[field.name] = "text"
         elif is_messages(field.type):
             kinds[field.name] = "messages"
+        elif field.name != "prompt" and is_turns(field.type):
+            kinds[field.name] = "turns"
         else:
+            turns = "" if field.name == "prompt" else ", or a list of turns"
             raise UserError(
-                f"{source.name}: column {field.name!r} must be text or a list of {{role, content}} messages, got {field.type}. "
-                f"Columns found: {', '.join(source.rows.column_names)}"
+                f"{source.name}: column {field.name!r} must be text or a list of {{role, content}} messages{turns}, "
+                f"got {field.type}. Columns found: {', '.join(source.rows.column_names)}"
             )
     return kinds
 
@@ -126,9 +153,15 @@ def detect_format(source: Source) -> Format:
         )
     if kinds["chosen"] != kinds["rejected"] or ("prompt" in kinds and kinds["prompt"] == "messages" != kinds["chosen"]):
         listed = ", ".join(f"{column}: {kind}" for column, kind in kinds.items())
-        raise UserError(f"{source.name}: text and messages are mixed ({listed}); use one of them in all columns")
+        raise UserError(f"{source.name}: text, messages and turns are mixed ({listed}); use one of them in all columns")
     if kinds["chosen"] == "messages":
         return "conversational"
+    if kinds["chosen"] == "turns":
+        if "prompt" in kinds:
+            raise UserError(
+                f"{source.name}: chosen and rejected are lists of turns, which hold the prompt; remove the column 'prompt'"
+            )
+        return "turns"
     if "prompt" in kinds:
         return "explicit"
     for chosen, rejected in zip(source.rows["chosen"], source.rows["rejected"], strict=True):
@@ -138,7 +171,7 @@ def detect_format(source: Source) -> Format:
     return "implicit"
 
 
-def read_pair(row: Mapping[str, Any], format_: Format, template: ChatTemplate | None) -> Texts:
+def read_pair(row: Mapping[str, Any], format_: Format, template: Template | None) -> Texts:
     """One row as text.
 
     Args:
@@ -161,6 +194,8 @@ def read_pair(row: Mapping[str, Any], format_: Format, template: ChatTemplate | 
         texts = _read_messages(row, template)
     elif format_ == "hh":
         texts = _read_transcript(row["chosen"], row["rejected"])
+    elif format_ == "turns":
+        texts = _read_turns(row["chosen"], row["rejected"])
     elif format_ == "implicit":
         from trl import extract_prompt
 
@@ -193,7 +228,32 @@ def _read_transcript(chosen: str, rejected: str) -> Texts:
     return Texts(prompt + ASSISTANT, good, bad)
 
 
-def _read_messages(row: Mapping[str, Any], template: ChatTemplate) -> Texts:
+def _read_turns(chosen: list[str | None], rejected: list[str | None]) -> Texts:
+    """Turns as the transcript that HH-RLHF would have of them: the last is the response, before it human and assistant alternate.
+
+    Where every turn says itself who speaks ("Human: ..."), that is believed.
+    """
+    good, bad = ([turn for turn in turns if turn is not None] for turns in (chosen, rejected))
+    if len(good) < len(chosen) or len(bad) < len(rejected):
+        raise BadRowError("a turn is missing (null)")
+    if good[:-1] != bad[:-1]:
+        raise BadRowError("the prompts of chosen and rejected differ", good[-2] if len(good) > 1 else "")
+    marks = [next((mark for mark in (HUMAN, ASSISTANT) if turn.lstrip().startswith(mark.strip())), None) for turn in good[:-1]]
+    if None in marks:
+        marks = [(HUMAN, ASSISTANT)[(len(good) - index) % 2] for index in range(len(good) - 1)]
+        said = good[:-1]
+    else:
+        said = [turn.lstrip()[len(str(mark).strip()) :] for mark, turn in zip(marks, good[:-1], strict=True)]
+    prompt = "".join(f"{mark}{_spaced(turn)}" for mark, turn in zip(marks, said, strict=True)) + ASSISTANT
+    answers = [turn.removeprefix(ASSISTANT).removeprefix(ASSISTANT.strip()) for turn in (good[-1], bad[-1])]
+    return Texts(prompt if said else "", *(_spaced(answer) for answer in answers))
+
+
+def _spaced(turn: str) -> str:
+    return turn if turn[:1].isspace() else f" {turn}"
+
+
+def _read_messages(row: Mapping[str, Any], template: Template) -> Texts:
     """Prompt messages through the template; the responses are what one assistant message each says."""
     from trl import maybe_extract_prompt
 
@@ -212,7 +272,7 @@ def _read_messages(row: Mapping[str, Any], template: ChatTemplate) -> Texts:
     return Texts(template.render(parts["prompt"]), responses["chosen"], responses["rejected"])
 
 
-def read_prompt(value: Any, template: ChatTemplate | None) -> str:
+def read_prompt(value: Any, template: Template | None) -> str:
     """A prompt, text or messages, as text.
 
     Raises:

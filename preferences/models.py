@@ -62,7 +62,7 @@ def check_model_directory(path: str | Path, reward: bool = False) -> ModelDirect
         )
     config = _read_config(folder)
     _check_weights(folder)
-    tokenizer = _read_tokenizer(folder)
+    tokenizer = read_tokenizer(folder)
     context_length, vocab_size = _count(config, "max_position_embeddings"), _count(config, "vocab_size")
     if tokenizer.eos_token_id is None:
         raise UserError(f"{folder}: the tokenizer has no eos_token, so no response could end. Set one in tokenizer_config.json")
@@ -178,7 +178,12 @@ def _check_safetensors(file: Path) -> None:
         raise UserError(f"{file}: cut off or damaged: its header describes {end} bytes, the file has {size}. Copy it again")
 
 
-def _read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+def read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model directory; where it names no EOS or BOS, as BERT's, its SEP and CLS serve as these.
+
+    Raises:
+        UserError: if there is none, or it cannot be read.
+    """
     if not any(all((folder / name).is_file() for name in names) for names in TOKENIZER_FILES):
         raise UserError(
             f"{folder}: a model without a tokenizer: expected tokenizer.json (or another kind's files) beside the weights "
@@ -190,4 +195,8 @@ def _read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # tokenizers raise bare Exception for a damaged file
         raise UserError(f"{folder}: its tokenizer cannot be read ({type(error).__name__}: {shorten(str(error), 200)})") from error
+    if tokenizer.eos_token is None:
+        tokenizer.eos_token = tokenizer.sep_token
+    if tokenizer.bos_token is None:
+        tokenizer.bos_token = tokenizer.cls_token
     return tokenizer

@@ -14,8 +14,9 @@ from tokens.errors import UserError
 
 if TYPE_CHECKING:
     from datasets import Dataset
+    from pyarrow import Table
 
-Format = Literal["explicit", "implicit", "conversational", "hh"]
+Format = Literal["explicit", "implicit", "conversational", "hh", "turns"]
 
 
 @dataclass(frozen=True)
@@ -163,6 +164,12 @@ class PreferenceSet:
         out = held_out(prompts, validation_fraction, seed)
         train, validation = (_keep(self.rows, ((text in out) == side for text in prompts)) for side in (False, True))
         return replace(self, rows=train), replace(self, rows=validation, dropped=())
+
+    def with_table(self, table: Table) -> PreferenceSet:
+        """The same set with other rows: an Arrow table that has the columns of ``rows``."""
+        from datasets import Dataset
+
+        return replace(self, rows=Dataset(table))
 
     def prompts(self) -> PromptSet:
         """The distinct prompts, in first-seen order; a prompt's domain is that of its first pair."""

@@ -119,7 +119,7 @@ def _open_directory(source: str, path: Path, split: str) -> Source:
     files = [f for folder in (path, path / "data") for f in sorted(folder.glob("*")) if f.suffix in SUFFIXES and f.is_file()]
     if not files:
         raise UserError(f"{source}: the directory holds no {', '.join(SUFFIXES)} file and is not one of datasets.save_to_disk")
-    by_split = {f: _split_of(f) for f in files}
+    by_split = {f: split_of(f) for f in files}
     if any(by_split.values()):
         names = sorted({name for name in by_split.values() if name})
         files = [f for f in files if by_split[f] == split]
@@ -130,7 +130,7 @@ def _open_directory(source: str, path: Path, split: str) -> Source:
     return _open_files(source, files)
 
 
-def _split_of(path: Path) -> str | None:
+def split_of(path: Path) -> str | None:
     """The split that a file such as train.jsonl or test-00000-of-00002.parquet is named for, if any."""
     stem = path.stem.lower()
     return next((name for name in SPLIT_NAMES if stem == name or stem.startswith((f"{name}-", f"{name}_", f"{name}."))), None)
@@ -242,23 +242,26 @@ def _json_array(path: Path, raw: bytes) -> list[Any]:
 
 
 def _check_object(row: Any, kinds: dict[str, str], where: str) -> None:
-    """Refuse what has no place in a column of text or of messages, and half characters."""
+    """Refuse what has no place in a column of text, messages or turns, and half characters."""
     if not isinstance(row, dict):
         raise UserError(f"{where}: expected a JSON object with columns such as prompt, chosen, rejected; got {shorten(row)}")
     for column in (name for name in TEXT_COLUMNS if name in row):
         value = row[column]
         if value is None:
             continue
-        if isinstance(value, list) and all(_is_message(message) for message in value):
-            kind = "messages"
+        if isinstance(value, list) and value and all(isinstance(turn, str) for turn in value):
+            kind = "turns"
+        elif isinstance(value, list) and all(_is_message(message) for message in value):
+            kind = "turns" if not value and column in kinds and kinds[column] == "turns" else "messages"
         elif isinstance(value, str):
             kind = "text"
         else:
             raise UserError(
-                f"{where}: column {column!r} must be text or a list of {{role, content}} messages, got {shorten(value)}"
+                f"{where}: column {column!r} must be text, a list of {{role, content}} messages or a list of turns, "
+                f"got {shorten(value)}"
             )
         if kinds.setdefault(column, kind) != kind:
-            raise UserError(f"{where}: column {column!r} holds {kind} here and {kinds[column]} above; it must be one of the two")
+            raise UserError(f"{where}: column {column!r} holds {kind} here and {kinds[column]} above; it must be one of them")
     try:
         json.dumps(row, ensure_ascii=False).encode("utf-8")
     except UnicodeEncodeError as error:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from rm.model import RewardModel
+from rm.packing import PackedBatch
 from tokens.ranks import ALONE, Ranks
 from tokens.records import Pair, SequenceBatch
 
@@ -20,7 +21,12 @@ Encoded = tuple[TokenIds, TokenIds]
 
 
 def score_sequences(
-    model: RewardModel, sequences: Sequence[Encoded], batch_size: int, pad_id: int, ranks: Ranks = ALONE
+    model: RewardModel,
+    sequences: Sequence[Encoded],
+    batch_size: int,
+    pad_id: int,
+    ranks: Ranks = ALONE,
+    packing: bool = False,
 ) -> Tensor:
     """Scores without gradient, in batches of similar length.
 
@@ -30,6 +36,7 @@ def score_sequences(
         batch_size: sequences per forward pass, >= 1.
         pad_id: id written at padding.
         ranks: that share the model; all must call this, with the same sequences.
+        packing: True puts a batch's sequences one after another instead, see ``rm.packing``; lengths are then left mixed.
 
     Returns:
         [B] on the CPU, in the order given; scores of the model, unnormalised.
@@ -41,14 +48,16 @@ def score_sequences(
     """
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-    order = sorted(range(len(sequences)), key=lambda i: -(len(sequences[i][0]) + len(sequences[i][1])))
+    order = list(range(len(sequences)))
+    if not packing:
+        order.sort(key=lambda i: -(len(sequences[i][0]) + len(sequences[i][1])))
     scores = torch.zeros(len(sequences))
     if not order:
         return scores
     own = share_rows(order, ranks)
     with torch.no_grad():
         parts = [
-            scores_of(model, [sequences[i] for i in own[start : start + batch_size]], pad_id, batch_size)
+            scores_of(model, [sequences[i] for i in own[start : start + batch_size]], pad_id, batch_size, packing)
             for start in range(0, len(own), batch_size)
         ]
     scores[order] = ranks.gather(torch.cat(parts), len(order)).to("cpu", scores.dtype)
@@ -59,16 +68,35 @@ def share_rows(rows: Sequence[_Row], ranks: Ranks) -> list[_Row]:
     return [rows[i] for i in ranks.share(torch.arange(len(rows))).tolist()]
 
 
-def scores_of(model: RewardModel, sequences: Sequence[Encoded], pad_id: int, microbatch: int) -> Tensor:
-    """[B] scores in the order given, with gradient; like lengths share a forward pass, so that little is spent on padding."""
+def scores_of(model: RewardModel, sequences: Sequence[Encoded], pad_id: int, microbatch: int, packing: bool = False) -> Tensor:
+    """[B] scores in the order given, with gradient; like lengths share a forward pass, so that little is spent on padding.
+
+    With ``packing`` unlike lengths do, which fill rows better. The number of forward passes depends on B and ``microbatch``
+    only, so that ranks with equally many sequences make equally many.
+    """
+    return scores_and_features_of(model, sequences, pad_id, microbatch, packing)[0]
+
+
+def features_of(model: RewardModel, sequences: Sequence[Encoded], pad_id: int, microbatch: int, packing: bool = False) -> Tensor:
+    """[B, H] features in the order given, with gradient; batched as ``scores_of``."""
+    return scores_and_features_of(model, sequences, pad_id, microbatch, packing)[1]
+
+
+def scores_and_features_of(
+    model: RewardModel, sequences: Sequence[Encoded], pad_id: int, microbatch: int, packing: bool = False
+) -> tuple[Tensor, Tensor]:
+    """[B] scores and [B, H] features of the same forward passes, in the order given, with gradient; batched as ``scores_of``."""
     device = next(model.parameters()).device
     order = sorted(range(len(sequences)), key=lambda i: len(sequences[i][0]) + len(sequences[i][1]))
-    parts: list[Tensor] = []
-    for start in range(0, len(order), microbatch):
-        rows = [sequences[i] for i in order[start : start + microbatch]]
-        parts.append(model(SequenceBatch.from_ids([p for p, _ in rows], [r for _, r in rows], pad_id).to(device)))
-    back = torch.tensor(order).argsort()
-    return torch.cat(parts)[back.to(device)]
+    passes = -(-len(order) // microbatch)
+    taken = [order[number::passes] if packing else order[number * microbatch :][:microbatch] for number in range(passes)]
+    parts: list[tuple[Tensor, Tensor]] = []
+    for rows in taken:
+        batch = SequenceBatch.from_ids([sequences[i][0] for i in rows], [sequences[i][1] for i in rows], pad_id)
+        parts.append(model((PackedBatch.of(batch) if packing else batch).to(device), both=True))
+    back = torch.tensor([i for rows in taken for i in rows]).argsort().to(device)
+    scores, features = (torch.cat(column)[back] for column in zip(*parts, strict=True))
+    return scores, features
 
 
 def pair_sequences(pairs: Sequence[Pair]) -> list[Encoded]:

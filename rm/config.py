@@ -8,6 +8,9 @@ from tokens.section import Section
 
 Pooling = Literal["last", "eos", "mean", "max"]
 Aggregate = Literal["primary", "mean", "worst", "mean_minus_std"]
+Order = Literal[1, 2]
+Direction = Literal["ascent", "descent", "random"]
+MemberKind = Literal["full", "lora", "heads"]
 
 
 class LoraConfig(Section):
@@ -96,7 +99,7 @@ class MetaConfig(Section):
     """False trains a vanilla reward model every round."""
     eta: float = Field(5e-6, ge=0)
     """Ascent step size. The papers' value is for 7B models; choose it so that J measurably rises at theta'."""
-    order: Literal[1, 2] = 1
+    order: Order = 1
     """1 = Algorithm 1, which drops what is differentiated through theta'; 2 keeps it (small models, one rank)."""
     deploy: Literal["theta", "theta_prime"] = "theta"
     """Weights that are kept at the end: theta (Algorithm 1), or theta' = theta + eta grad J on all of S_k."""
@@ -104,7 +107,7 @@ class MetaConfig(Section):
     """meta = Algorithm 1; joint descends L - joint_coef * J instead, at theta."""
     joint_coef: float = Field(1.0, ge=0)
     """lambda of the joint objective."""
-    direction: Literal["ascent", "descent", "random"] = "ascent"
+    direction: Direction = "ascent"
     """Where theta' lies from theta: along grad J, against it, or in a random direction of equal length (controls)."""
     samples_per_prompt: int = Field(5, ge=2)
     """Responses per prompt in S_k (k). One response has no difference to any other."""
@@ -114,6 +117,20 @@ class MetaConfig(Section):
     """Prompts sampled for S_k at the start of a round."""
     prompts: str | None = None
     """A prompt data set of its own (path, hub name, or sandbox:DOMAINS); null = the prompts of D."""
+    samples: str | None = None
+    """Recorded S_k for `reward`: the meta_rollouts.parquet of a run's round (RUN/rounds/round_NNN, see docs/run_directory.md).
+    `reward` then trains by MetaRM, and a vanilla twin to compare with; null = it trains a vanilla model. `run` samples S_k itself."""
+
+    @model_validator(mode="after")
+    def _options_agree(self) -> "MetaConfig":
+        if self.objective == "joint" and (self.order != 1 or self.direction != "ascent"):
+            raise ValueError(
+                f"objective joint differentiates at theta and knows no theta': got order {self.order}, direction {self.direction}. "
+                "Leave both at their defaults, or set objective to meta"
+            )
+        if self.order == 2 and self.direction == "random":
+            raise ValueError("order 2 differentiates through the ascent, and a random direction has none: set order to 1")
+        return self
 
 
 class StrengthConfig(Section):
@@ -121,7 +138,7 @@ class StrengthConfig(Section):
 
     num_members: int = Field(10, ge=1)
     """Members (M)."""
-    members: Literal["full", "lora", "heads"] = "full"
+    members: MemberKind = "full"
     """full = M whole models (the paper's); lora = M adapters on one frozen backbone; heads = M heads on one backbone that is
     trained once."""
     folds: int = Field(1, ge=1)

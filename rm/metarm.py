@@ -1,46 +1,27 @@
-"""The MetaRM step: Algorithm 1 of Secrets of RLHF Part II, first order.
+"""One gradient of the reward model under MetaRM: Algorithm 1 of Secrets of RLHF Part II, and what it is compared with.
 
-    theta' = theta + eta * grad J(theta)        (ascend on the shifted samples, Eq 12)
-    g      = grad L(theta')                     (descend on the preference pairs, Eq 13)
+    theta' = theta + eta * gJ                   (ascend on the shifted samples, Eq 12)
+    g      = gL(theta')                         (descend on the preference pairs, Eq 13)
     theta is put back bit for bit; the optimizer steps theta with g (Eq 14)
 
-g = gL + eta * H_L gJ + O(eta^2), with gL, gJ, H_L taken at theta.
+g = gL + eta * H_L gJ + O(eta^2), with gL, gJ, H_L taken at theta. Order 2 differentiates through theta' as well, joint descends
+L - lambda J at theta, and a random or reversed direction of equal length tells whether the direction matters.
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from tokens.ranks import ALONE, Ranks
-
-
-@dataclass(frozen=True)
-class MetaStep:
-    """What one MetaRM step saw. Norms run over all parameters.
-
-    Args:
-        loss: L at theta', nats per pair.
-        difference: J at theta.
-        difference_ascended: J at theta'; None unless it was measured.
-        displacement: ||theta' - theta|| as it really came out, after rounding.
-        relative_displacement: displacement / ||theta||.
-        ascent_norm: ||gJ|| at theta.
-        gradient_norm: ||g||, before any clipping.
-        alignment_cos: cos(-g, gJ): above 0, following the preferences also spreads the shifted samples. 0 if either norm is 0.
-    """
-
-    loss: float
-    difference: float
-    difference_ascended: float | None
-    displacement: float
-    relative_displacement: float
-    ascent_norm: float
-    gradient_norm: float
-    alignment_cos: float
+from rm.config import Direction, Order
+from rm.records import MetaStep
+from rm.second_order import hessian_product
+from rm.spread import Separation
+from tokens.errors import UserError
+from tokens.ranks import ALONE, Ranks, shard_like
 
 
 def metarm_gradient(
@@ -48,80 +29,200 @@ def metarm_gradient(
     ascend: Callable[[], Tensor],
     descend: Callable[[], Tensor],
     eta: float,
+    *,
+    order: Order = 1,
+    direction: Direction = "ascent",
+    generator: torch.Generator | None = None,
     measure: bool = False,
+    heldout: Callable[[], Separation] | None = None,
     ranks: Ranks = ALONE,
 ) -> MetaStep:
-    """Leave in ``.grad`` the gradient of L at theta' = theta + eta * grad J(theta), and theta itself unchanged.
+    """Leave in ``.grad`` the gradient of L at theta' = theta + eta * gJ(theta), and theta itself unchanged.
 
     theta is saved before the ascent and copied back afterwards, whether or not an error is raised: the restored bits are
-    equal, which subtracting eta * grad J again would not give. Gradients that stood in ``.grad`` before are discarded.
-    With eta = 0 the result is the vanilla gradient exactly.
+    equal, which subtracting eta * gJ again would not give. Gradients that stood in ``.grad`` before are discarded.
+    With eta = 0 the result is the vanilla gradient exactly. Held in memory beside theta and its gradient: theta's copy and gJ.
 
-    Works on plain tensors and on the shards of FSDP2 (DTensor): both passes run ``backward``, and the rest is elementwise.
+        order 1:   g = gL(theta')
+        order 2:   g = d/dtheta L(theta + eta gJ(theta)) = gL(theta') + eta H_J(theta) gL(theta')
 
-    Source: Secrets of RLHF Part II, Algorithm 1 and Eqs 11-14 (first order: nothing is differentiated through theta').
+    Order 1 works on plain tensors and on the shards of FSDP2 (DTensor): both passes run ``backward``, the rest is elementwise.
+
+    Source: Secrets of RLHF Part II, Algorithm 1 and Eqs 11-14 (order 1: nothing is differentiated through theta'). Order 2 is
+    the total derivative that its Eq 15 is about; Eq 17 as printed lacks eta and is not this.
 
     Args:
         parameters: theta; those that need no gradient are left alone.
         ascend: returns J, a scalar that depends on the parameters.
         descend: returns L, likewise.
         eta: ascent step size, >= 0.
+        order: 2 only on one rank, and with operations that can be differentiated twice.
+        direction: "descent" moves to theta - eta * gJ; "random" moves as far as the ascent would, along a direction drawn for
+            this step. Both are controls.
+        generator: of the random direction; in one state on all ranks.
         measure: also evaluate J at theta' (one more forward pass, no gradient).
+        heldout: called at theta and at theta', without gradient.
         ranks: that share the parameters; J and L are then each rank's part of a sum, and all ranks must call this.
 
     Returns:
         The diagnostics.
 
     Raises:
-        ValueError: if ``eta`` is negative or not finite, or nothing is trainable.
-        FloatingPointError: if J, L or either gradient is not finite.
+        ValueError: if ``eta`` is negative or not finite, nothing is trainable, or a random direction has no generator.
+        UserError: if order 2 is asked for on several ranks, with a random direction, or of a model that cannot do it.
+        FloatingPointError: if J, L or a gradient is not finite.
     """
-    if not (math.isfinite(eta) and eta >= 0):
-        raise ValueError(f"eta must be finite and >= 0, got {eta}")
-    theta = [p for p in parameters if p.requires_grad]
-    if not theta:
-        raise ValueError("no parameter is trainable")
-    difference, ascent = _gradient(theta, ascend, "the difference loss J", ranks)
-    saved = [p.detach().clone() for p in theta]
-    try:
+    _check_eta(eta)
+    if order == 2 and (ranks.size > 1 or direction == "random"):
+        raise UserError(
+            f"meta.order 2 needs one rank and a direction that depends on J: got {ranks.size} ranks, direction {direction!r}. "
+            "Set meta.order to 1."
+        )
+    theta = _trainable(parameters)
+    at_theta = heldout() if heldout is not None else None
+    difference, ascent = _gradient(theta, [ascend], "the difference loss J", ranks)
+    towards, signed = _towards(ascent, eta, direction, generator)
+    with _displaced(theta, towards, signed) as (displacement, scale):
         with torch.no_grad():
-            for parameter, direction in zip(theta, ascent, strict=True):
-                parameter.add_(direction, alpha=eta)
-            displacement = _norm([p.detach() - s for p, s in zip(theta, saved, strict=True)])
             ascended = float(ranks.sum(ascend().detach())) if measure else None
-        loss, gradient = _gradient(theta, descend, "the preference loss L at theta'", ranks)
-    finally:
-        with torch.no_grad():
-            for parameter, original in zip(theta, saved, strict=True):
-                parameter.copy_(original)
+        at_theta_prime = heldout() if heldout is not None else None
+        loss, gradient = _gradient(theta, [descend], "the preference loss L at theta'", ranks)
+    alignment, ascent_norm = _alignment(gradient, ascent)
+    if order == 2:
+        for slope, curved in zip(gradient, hessian_product(ascend, theta, gradient), strict=True):
+            slope.add_(curved, alpha=signed)
+    norm = _norm(gradient)
+    if not math.isfinite(norm):
+        raise FloatingPointError(f"the preference loss L at theta' is {loss}, its gradient's norm through theta' is {norm}")
     for parameter, slope in zip(theta, gradient, strict=True):
         parameter.grad = slope
-    scale, ascent_norm, gradient_norm = _norm(saved), _norm(ascent), _norm(gradient)
-    norms = ascent_norm * gradient_norm
     return MetaStep(
         loss=loss,
         difference=difference,
         difference_ascended=ascended,
+        heldout=at_theta,
+        heldout_ascended=at_theta_prime,
         displacement=displacement,
         relative_displacement=displacement / scale if scale > 0 else 0.0,
         ascent_norm=ascent_norm,
-        gradient_norm=gradient_norm,
-        alignment_cos=-_dot(gradient, ascent) / norms if norms > 0 else 0.0,
+        gradient_norm=norm,
+        alignment_cos=alignment,
     )
 
 
+def joint_gradient(
+    parameters: Iterable[nn.Parameter],
+    ascend: Callable[[], Tensor],
+    descend: Callable[[], Tensor],
+    coef: float,
+    *,
+    heldout: Callable[[], Separation] | None = None,
+    ranks: Ranks = ALONE,
+) -> MetaStep:
+    """Leave in ``.grad`` the gradient of L - coef * J at theta; nothing is moved.
+
+        g = gL - coef * gJ
+
+    What MetaRM is compared with: the same two losses on the same samples, summed. Costs as many passes and no copy of theta.
+
+    Args:
+        parameters: theta; those that need no gradient are left alone.
+        ascend: returns J, a scalar that depends on the parameters.
+        descend: returns L, likewise.
+        coef: lambda, >= 0.
+        heldout: called at theta, without gradient.
+        ranks: that share the parameters; J and L are then each rank's part of a sum, and all ranks must call this.
+
+    Returns:
+        The diagnostics; no theta', so no displacement.
+
+    Raises:
+        ValueError: if nothing is trainable.
+        FloatingPointError: if J, L or a gradient is not finite.
+    """
+    theta = _trainable(parameters)
+    at_theta = heldout() if heldout is not None else None
+    difference, ascent = _gradient(theta, [ascend], "the difference loss J", ranks)
+    loss, gradient = _gradient(theta, [descend], "the preference loss L", ranks)
+    alignment, ascent_norm = _alignment(gradient, ascent)
+    for parameter, slope, spread in zip(theta, gradient, ascent, strict=True):
+        parameter.grad = slope.add_(spread, alpha=-coef)
+    return MetaStep(
+        loss=loss,
+        difference=difference,
+        difference_ascended=None,
+        heldout=at_theta,
+        heldout_ascended=None,
+        displacement=0.0,
+        relative_displacement=0.0,
+        ascent_norm=ascent_norm,
+        gradient_norm=_norm(gradient),
+        alignment_cos=alignment,
+    )
+
+
+def ascend_in_place(
+    parameters: Iterable[nn.Parameter],
+    parts: Iterable[Callable[[], Tensor]],
+    eta: float,
+    *,
+    direction: Direction = "ascent",
+    generator: torch.Generator | None = None,
+    ranks: Ranks = ALONE,
+) -> float:
+    """theta <- theta + eta * gJ(theta), for good: theta' is what is deployed.
+
+    Source: Secrets of RLHF Part II, Eq 12; Algorithm 1 itself throws theta' away.
+
+    Args:
+        parameters: theta; those that need no gradient are left alone.
+        parts: J as terms that sum to it, one after another, so that J may be of more samples than one backward pass takes.
+        eta: ascent step size, >= 0.
+        direction: as in ``metarm_gradient``.
+        generator: of the random direction; in one state on all ranks.
+        ranks: that share the parameters; each term is then each rank's part of a sum, and all ranks must call this.
+
+    Returns:
+        ||eta * gJ||.
+
+    Raises:
+        ValueError: if ``eta`` is negative or not finite, nothing is trainable, or a random direction has no generator.
+        FloatingPointError: if J or its gradient is not finite; theta is then unchanged.
+    """
+    _check_eta(eta)
+    theta = _trainable(parameters)
+    _, ascent = _gradient(theta, parts, "the difference loss J of all shifted samples", ranks)
+    towards, signed = _towards(ascent, eta, direction, generator)
+    _move(theta, towards, signed)
+    return eta * _norm(ascent)
+
+
+def _check_eta(eta: float) -> None:
+    if not (math.isfinite(eta) and eta >= 0):
+        raise ValueError(f"eta must be finite and >= 0, got {eta}")
+
+
+def _trainable(parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:
+    theta = [p for p in parameters if p.requires_grad]
+    if not theta:
+        raise ValueError("no parameter is trainable")
+    return theta
+
+
 def _gradient(
-    theta: Sequence[nn.Parameter], objective: Callable[[], Tensor], name: str, ranks: Ranks
+    theta: Sequence[nn.Parameter], terms: Iterable[Callable[[], Tensor]], name: str, ranks: Ranks
 ) -> tuple[float, list[Tensor]]:
-    """Value and gradient of ``objective``; leaves every ``.grad`` empty."""
+    """Value and gradient of a sum of terms, one backward pass each; leaves every ``.grad`` empty."""
     for parameter in theta:
         parameter.grad = None
+    value = 0.0
     try:
-        objective_value = objective()
-        value = float(ranks.sum(objective_value.detach()))
-        if not math.isfinite(value):
-            raise FloatingPointError(f"{name} is {value}")
-        torch.autograd.backward(objective_value)
+        for term in terms:
+            term_value = term()
+            value += float(ranks.sum(term_value.detach()))
+            if not math.isfinite(value):
+                raise FloatingPointError(f"{name} is {value}")
+            torch.autograd.backward(term_value)
         gradient = [torch.zeros_like(p) if p.grad is None else p.grad for p in theta]
     finally:
         for parameter in theta:
@@ -132,15 +233,57 @@ def _gradient(
     return value, gradient
 
 
-def _dot(left: Sequence[Tensor], right: Sequence[Tensor]) -> float:
-    """Inner product over all parameters, at least float32 inside, float64 across them, summed over ranks."""
-    total = 0.0
-    for a, b in zip(left, right, strict=True):
-        wide = torch.promote_types(a.dtype, torch.float32)
-        part = (a.to(wide) * b.to(wide)).sum(dtype=torch.float64)
-        total += float(part.full_tensor() if isinstance(part, DTensor) else part)
-    return total
+def _towards(
+    ascent: list[Tensor], eta: float, direction: Direction, generator: torch.Generator | None
+) -> tuple[list[Tensor], float]:
+    """Where theta' lies from theta, and the step size with its sign."""
+    if direction == "descent":
+        return ascent, -eta
+    if direction == "ascent":
+        return ascent, eta
+    if generator is None:
+        raise ValueError("a random direction needs a generator of its own, got none")
+    drawn = [shard_like(torch.randn(g.shape, generator=generator).to(g.dtype), g).to(g.device) for g in ascent]
+    ratio = _norm(ascent) / _norm(drawn)
+    for tensor in drawn:
+        tensor.mul_(ratio)
+    return drawn, eta
 
 
-def _norm(tensors: Sequence[Tensor]) -> float:
-    return math.sqrt(_dot(tensors, tensors))
+@contextmanager
+def _displaced(theta: Sequence[nn.Parameter], direction: Sequence[Tensor], size: float) -> Iterator[tuple[float, float]]:
+    """theta + size * direction inside, theta's own bits afterwards; gives the displacement's norm and theta's."""
+    saved = [p.detach().clone() for p in theta]
+    try:
+        _move(theta, direction, size)
+        yield _norm(p.detach() - s for p, s in zip(theta, saved, strict=True)), _norm(saved)
+    finally:
+        with torch.no_grad():
+            for parameter, original in zip(theta, saved, strict=True):
+                parameter.copy_(original)
+
+
+def _move(theta: Sequence[nn.Parameter], direction: Sequence[Tensor], size: float) -> None:
+    with torch.no_grad():
+        for parameter, tensor in zip(theta, direction, strict=True):
+            parameter.add_(tensor, alpha=size)
+
+
+def _alignment(gradient: Sequence[Tensor], ascent: Sequence[Tensor]) -> tuple[float, float]:
+    """cos(-gL, gJ), and ||gJ||."""
+    ascent_norm = _norm(ascent)
+    norms = ascent_norm * _norm(gradient)
+    dot = sum(_dot(g, a) for g, a in zip(gradient, ascent, strict=True))
+    return (-dot / norms if norms > 0 else 0.0), ascent_norm
+
+
+def _norm(tensors: Iterable[Tensor]) -> float:
+    """Over all tensors and ranks; the tensors may be made one at a time."""
+    return math.sqrt(sum(_dot(tensor, tensor) for tensor in tensors))
+
+
+def _dot(left: Tensor, right: Tensor) -> float:
+    """Inner product, at least float32 inside, summed in float64 and over ranks."""
+    wide = torch.promote_types(left.dtype, torch.float32)
+    part = (left.to(wide) * right.to(wide)).sum(dtype=torch.float64)
+    return float(part.full_tensor() if isinstance(part, DTensor) else part)

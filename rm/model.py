@@ -1,66 +1,91 @@
-"""A language model's backbone with one score on top.
+"""A backbone with one score on top.
 
 Letters: B sequences, T positions, H hidden size.
 """
 
 from __future__ import annotations
 
-import math
+import inspect
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
+from torch.nn import functional
+from transformers import PreTrainedModel
 
+from rm.checkpoints import eos_ids_of, is_pooled_here, kind_of, load_reward_model, load_with_fresh_head, read_config, score_head
 from rm.config import Pooling
+from rm.dropout import Dropout
+from rm.lora import Adapters, merged
+from rm.packing import PackedBatch, sees_neighbours
+from rm.pooling import left_aligned, pool, reads_padding
 from tokens.errors import UserError
-from tokens.logprobs import position_ids
 from tokens.ranks import ALONE, Ranks
 from tokens.records import SequenceBatch
 
-HEAD_SCALE = 0.3
-"""A fresh head's weights have standard deviation HEAD_SCALE / sqrt(H): scores start with a spread of about HEAD_SCALE."""
+Batch = SequenceBatch | PackedBatch
 
 
 class RewardModel(nn.Module):
-    """r(x, y): one number for a prompt with its response.
+    """r(x, y) = head(features(x, y)): one number for a prompt with its response.
 
-    The wrapped model is an ordinary ``AutoModelForSequenceClassification`` with one label, and so is the saved directory.
-    The pooling is stored in its config as ``rondo_pooling``; other software ignores that key and always reads the last
-    token that is not padding, so a directory with pooling "mean" scores differently there. Dropout is off from the start.
+    The wrapped model is an ordinary ``AutoModelForSequenceClassification`` with one label, and so is the saved directory. On a
+    decoder (a bias-free head on the hidden states) the features are a pooled hidden state, see ``rm.pooling``. The pooling is
+    stored in the config as ``rondo_pooling``; other software (Hugging Face, TRL, vLLM) ignores that key and always reads the last
+    token that is not padding, so a directory with pooling "eos", "mean" or "max" scores differently there, and "last" equally.
+    An encoder brings a classification module of its own (BERT's pooler, RoBERTa's dense layer, ...): its features are what feeds
+    that module's last linear layer, and its pooling is "last", which means Hugging Face's own; other poolings are refused.
+
+    Dropout is off except within ``dropout``.
 
     Args:
-        model: one label, and a bias-free linear layer ``score`` on the backbone's hidden states.
-        pooling: "last" reads the score at the last attended token (EOS where the response has one); "mean" averages the
-            scores of the response's tokens: the score of their mean hidden state, since the head is linear.
+        model: a sequence classifier with one label.
+        pooling: where the features are read.
+        eos_ids: ids that end a response, for pooling "eos"; None = the config's.
 
     Raises:
-        UserError: if the head is another, or the pooling unknown.
+        UserError: if the head is another, the pooling unknown, or not this model's.
     """
 
-    def __init__(self, model: PreTrainedModel, pooling: Pooling) -> None:
+    def __init__(self, model: PreTrainedModel, pooling: Pooling, eos_ids: Sequence[int] | None = None) -> None:
         super().__init__()
         if pooling not in get_args(Pooling):
             raise UserError(f"unknown reward.pooling {pooling!r}: expected one of {', '.join(get_args(Pooling))}")
         self.model = model
         self.pooling: Pooling = pooling
-        _head(model)
+        self.eos_ids = eos_ids_of(model.config, None) if eos_ids is None else tuple(eos_ids)
+        self.pooled_here = is_pooled_here(model)
+        self._head = next(path for path, module in model.named_modules() if module is score_head(model))
+        self.adapters: Adapters | None = None
+        self._dropout = Dropout(model)
+        self._can_pack = False
+        self._takes = inspect.signature(model.base_model.forward).parameters.keys() & {"position_ids", "use_cache"}
+        if not self.pooled_here and pooling != "last":
+            raise UserError(
+                f"{type(model).__name__} pools by a module of its own, got reward.pooling {pooling!r}: expected 'last', "
+                "which means Hugging Face's own. Use a decoder for other poolings."
+            )
+        if pooling == "eos" and not self.eos_ids:
+            raise UserError(
+                "reward.pooling is 'eos', and neither the model's config nor its tokenizer has an EOS: expected eos_token_id"
+            )
         model.config.rondo_pooling = pooling
         self.eval()
+        if not self.pooled_here:
+            self._check_own_pooling()
 
     @classmethod
     def from_language_model(
         cls, path: str | Path, *, pooling: Pooling, seed: int, dtype: torch.dtype, pad_id: int | None = None
     ) -> RewardModel:
-        """The backbone of a causal language model under a fresh head ~ N(0, (HEAD_SCALE / sqrt(H))^2).
-
-        The head comes from a generator of its own: the global one is not touched, and equal seeds give equal heads.
+        """The backbone of a language model (or encoder) under a fresh head, see ``rm.checkpoints.load_with_fresh_head``.
 
         Args:
             path: directory or hub name of the language model; safetensors only, no code of its own is run.
-            pooling: where the score is read.
+            pooling: where the features are read.
             seed: of the head.
             dtype: of all weights.
             pad_id: written into the config where given; Hugging Face's own forward needs one for batches.
@@ -71,20 +96,8 @@ class RewardModel(nn.Module):
         Raises:
             UserError: if there is no such model, or its backbone is incomplete.
         """
-        language_model, missing = _load(AutoModelForCausalLM, path, dtype)
-        if any(name.startswith(f"{language_model.base_model_prefix}.") for name in missing):
-            raise UserError(f"the language model in {path} lacks weights: {', '.join(sorted(missing)[:5])}. Save it again.")
-        config = language_model.config
-        config.num_labels = 1
-        if pad_id is not None:
-            config.pad_token_id = pad_id
-        with torch.device("meta"):  # shapes only: the backbone is taken over, not copied
-            model = AutoModelForSequenceClassification.from_config(config, dtype=dtype)
-        setattr(model, model.base_model_prefix, language_model.base_model)
-        hidden = _head(model).in_features
-        weight = torch.randn(1, hidden, generator=torch.Generator().manual_seed(seed)) * (HEAD_SCALE / math.sqrt(hidden))
-        _head(model).weight = nn.Parameter(weight.to(dtype))
-        return cls(model, pooling)
+        model = load_with_fresh_head(path, dtype, seed)
+        return cls._of(model, pooling, path, pad_id)
 
     @classmethod
     def from_pretrained(cls, path: str | Path, dtype: torch.dtype) -> RewardModel:
@@ -100,22 +113,56 @@ class RewardModel(nn.Module):
         Raises:
             UserError: if there is no such model, or it is not a reward model (other than one label, weights missing).
         """
-        config = _read(lambda: AutoConfig.from_pretrained(path, trust_remote_code=False), path)
-        if config.num_labels != 1:
+        model = load_reward_model(path, dtype)
+        return cls._of(model, _stored_pooling(model.config), path, None)
+
+    @classmethod
+    def from_any(
+        cls, path: str | Path, *, pooling: Pooling, seed: int, dtype: torch.dtype, pad_id: int | None = None
+    ) -> RewardModel:
+        """A reward model from whatever a directory holds: a language model or an encoder gets a fresh head, a reward model (ours,
+        or another's such as TRL's) continues with its own.
+
+        Args:
+            path: directory or hub name; safetensors only, no code of its own is run.
+            pooling: where the features are read.
+            seed: of a fresh head.
+            dtype: of all weights.
+            pad_id: written into the config where given.
+
+        Returns:
+            The model, on the CPU.
+
+        Raises:
+            UserError: if it is none of the three, lacks weights, or is a reward model of another pooling.
+        """
+        if kind_of(path) != "reward model":
+            return cls.from_language_model(path, pooling=pooling, seed=seed, dtype=dtype, pad_id=pad_id)
+        stored = _stored_pooling(read_config(path))
+        if stored != pooling:
             raise UserError(
-                f"{path} is not a reward model: expected a sequence classifier with 1 label, got "
-                f"{', '.join(config.architectures or ['no architecture'])} with {config.num_labels} labels. "
-                "Give a reward model's directory."
+                f"the reward model in {path} was trained with pooling {stored!r}, got reward.pooling {pooling!r}: expected "
+                f"the same. Set reward.pooling to {stored!r}."
             )
-        model, missing = _load(AutoModelForSequenceClassification, path, dtype)
-        if missing:
-            raise UserError(
-                f"the reward model in {path} lacks weights: {', '.join(sorted(missing)[:5])}. Train and save it again."
-            )
-        return cls(model, config.rondo_pooling if "rondo_pooling" in config.to_dict() else "last")
+        return cls._of(load_reward_model(path, dtype), pooling, path, pad_id)
+
+    @classmethod
+    def _of(cls, model: PreTrainedModel, pooling: Pooling, path: str | Path, pad_id: int | None) -> RewardModel:
+        ids = eos_ids_of(model.config, path) if pooling == "eos" else None
+        if ids is not None and ids != eos_ids_of(model.config, None):
+            model.config.eos_token_id = list(ids)  # the saved directory may be without its tokenizer
+        reward_model = cls(model, pooling, ids)
+        if pad_id is not None:
+            if not reward_model.pooled_here and model.config.pad_token_id not in (None, pad_id):
+                raise UserError(  # an encoder may count its positions by it
+                    f"{path} pads with id {model.config.pad_token_id}, got a tokenizer that pads with {pad_id}: expected one. "
+                    "Use the model's own tokenizer."
+                )
+            model.config.pad_token_id = pad_id
+        return reward_model
 
     def save_pretrained(self, path: str | Path, ranks: Ranks = ALONE) -> None:
-        """Write config.json and safetensors to ``path``. The tokenizer is the caller's to save.
+        """Write config.json and safetensors to ``path``, LoRA adapters merged. The tokenizer is the caller's to save.
 
         Args:
             path: directory, made if needed.
@@ -123,64 +170,132 @@ class RewardModel(nn.Module):
         """
         weights = ranks.full_state(self.model)
         if ranks.rank == 0:
+            if self.adapters is not None:
+                weights = merged(self.model, self.adapters.active, weights)
             self.model.save_pretrained(path, state_dict=weights)
 
-    def forward(self, batch: SequenceBatch) -> Tensor:
+    @property
+    def head(self) -> nn.Linear:
+        """The last layer: features to score."""
+        return cast(nn.Linear, self.model.get_submodule(self._head))
+
+    def forward(self, batch: Batch, both: bool = False) -> Tensor | tuple[Tensor, Tensor]:
         """Score every sequence.
 
         Args:
-            batch: B sequences of prompt and response.
+            batch: B sequences of prompt and response, padded or packed.
+            both: True also returns the features.
 
         Returns:
-            [B] float32 (float64 for a float64 model).
+            Scores [B] float32 (float64 for a float64 model), or (scores, features [B, H]).
 
         Raises:
-            ValueError: with pooling "mean", if a sequence has no response token.
+            ValueError: if a sequence has no response token, except with pooling "last".
+            UserError: for a packed batch, if this model's sequences would see each other.
 
-        Padding contract: equal for a batch with more padding on either side.
+        Padding contract: equal for a batch with more padding on either side; equal for the same sequences packed.
         """
-        hidden = self.model.base_model(
-            input_ids=batch.input_ids,
-            attention_mask=batch.attention_mask.long(),
-            position_ids=position_ids(batch.attention_mask),
-            use_cache=False,
-        ).last_hidden_state  # [B, T, H]
-        scores = _head(self.model)(hidden).squeeze(-1)  # [B, T]
-        scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
-        if self.pooling == "last":
-            last = batch.attention_mask.shape[1] - 1 - batch.attention_mask.flip(-1).long().argmax(-1)  # [B]
-            pooled: Tensor = scores[torch.arange(len(batch), device=last.device), last]  # not a view, which FSDP2 would warn of
-            return pooled
-        counts = batch.response_mask.sum(-1)  # [B]
-        if bool((counts == 0).any()):
-            raise ValueError(f"mean pooling: sequence {int((counts == 0).nonzero()[0])} of the batch has no response token")
-        kept = torch.where(batch.response_mask, scores, torch.zeros((), dtype=scores.dtype, device=scores.device))
-        return kept.sum(-1) / counts
+        features = self._pooled(batch)
+        features = features.to(torch.promote_types(features.dtype, torch.float32))
+        scores = self.score(features)
+        return (scores, features) if both else scores
+
+    def features(self, batch: Batch) -> Tensor:
+        """The pooled hidden state that the head is given; see ``forward``, whose scores are ``score(features)``.
+
+        Args:
+            batch: B sequences, padded or packed.
+
+        Returns:
+            [B, H] float32 (float64 for a float64 model).
+
+        Padding contract: as ``forward``.
+        """
+        return cast(Tensor, self(batch, both=True)[1])  # through __call__, by which FSDP2 gathers the weights
+
+    def score(self, features: Tensor) -> Tensor:
+        """score = w . features + b, in float32 also where the backbone computes in bfloat16.
+
+        On a model that FSDP2 has cut up, take both from one call, ``model(batch, both=True)``: the head is whole only there.
+
+        Args:
+            features: [B, H] float32 or float64.
+
+        Returns:
+            [B], dtype of ``features``.
+        """
+        head = self.head
+        with torch.autocast(features.device.type, enabled=False):
+            bias = None if head.bias is None else head.bias.to(features.dtype)
+            return functional.linear(features, head.weight.to(features.dtype), bias).squeeze(-1)
+
+    def dropout(self, p: float) -> AbstractContextManager[None]:
+        """Context in which a forward pass uses dropout ``p`` everywhere, see ``rm.dropout``; outside there is none.
+
+        0 changes nothing, except that LoRA's own dropout is on.
+
+        The backward pass may run outside, also where activations are recomputed.
+
+        Args:
+            p: in [0, 1).
+
+        Raises:
+            ValueError: if ``p`` is not.
+        """
+        return self._dropout.at(p)
+
+    def _pooled(self, batch: Batch) -> Tensor:
+        if isinstance(batch, PackedBatch):
+            self._check_packing(batch.input_ids.device)
+            hidden = batch.unpack(self._hidden(batch.input_ids, None, batch.position_ids))
+            return pool(hidden, batch.sequences, self.pooling, self.eos_ids)
+        batch = left_aligned(batch)
+        if self.pooled_here:
+            return pool(self._hidden(batch.input_ids, batch.attention_mask.long(), None), batch, self.pooling, self.eos_ids)
+        return self._own(batch)
+
+    def _own(self, batch: SequenceBatch) -> Tensor:
+        given: list[Tensor] = []
+        hook = self.head.register_forward_pre_hook(lambda module, args: given.append(args[0]))
+        try:
+            self.model(input_ids=batch.input_ids, attention_mask=batch.attention_mask.long())
+        finally:
+            hook.remove()
+        return given[0]
+
+    def _hidden(self, input_ids: Tensor, attention_mask: Tensor | None, position_ids: Tensor | None) -> Tensor:
+        named: dict[str, Any] = {"position_ids": position_ids, "use_cache": False}
+        arguments = {name: value for name, value in named.items() if name in self._takes and value is not None}
+        hidden: Tensor = self.model.base_model(input_ids=input_ids, attention_mask=attention_mask, **arguments).last_hidden_state
+        return hidden  # [B, T, H]
+
+    def _check_packing(self, device: torch.device) -> None:
+        if self._can_pack:
+            return
+        name = type(self.model).__name__
+        if not self.pooled_here or "position_ids" not in self._takes:
+            raise UserError(f"reward.packing needs a decoder that takes position_ids, got {name}. Set reward.packing to false.")
+        with torch.no_grad(), torch.autocast(device.type, enabled=False), self._dropout.at(None):
+            if sees_neighbours(lambda ids, positions: self._hidden(ids, None, positions), self._two_tokens(), device):
+                raise UserError(
+                    f"{name} lets packed sequences see each other: its attention does not tell them apart by their positions. "
+                    "Set reward.packing to false."
+                )
+        self._can_pack = True
+
+    def _check_own_pooling(self) -> None:
+        name = type(self.model).__name__
+        if "attention_mask" not in inspect.signature(self.model.forward).parameters:
+            raise UserError(f"{name} takes no attention_mask, so padding would change scores. Use another backbone.")
+        with torch.no_grad():
+            if reads_padding(self._own, self._two_tokens()):
+                raise UserError(f"{name} gives a sequence another score when padding follows it. Use another backbone.")
+
+    def _two_tokens(self) -> tuple[int, int]:
+        one, other = [token for token in range(3) if token != self.model.config.pad_token_id][:2]
+        return one, other
 
 
-def _head(model: PreTrainedModel) -> nn.Linear:
-    head = dict(model.named_children()).get("score")
-    if not isinstance(head, nn.Linear) or head.out_features != 1 or head.bias is not None:
-        raise UserError(
-            f"{type(model).__name__} cannot serve as a reward model: expected a bias-free linear layer 'score' with one output, "
-            f"got {head}. Use a decoder-only architecture (Llama, Qwen, Mistral, ...) with one label."
-        )
-    return head
-
-
-def _load(auto: Any, path: str | Path, dtype: torch.dtype) -> tuple[PreTrainedModel, set[str]]:
-    """The model and the names of weights that its files lack (those are random now)."""
-    model, report = _read(
-        lambda: auto.from_pretrained(path, dtype=dtype, use_safetensors=True, trust_remote_code=False, output_loading_info=True),
-        path,
-    )
-    return model, set(report["missing_keys"])
-
-
-def _read(load: Any, path: str | Path) -> Any:
-    if isinstance(path, Path) and not path.is_dir():
-        raise UserError(f"no model directory at {path}: expected config.json and *.safetensors there. Check the path.")
-    try:
-        return load()
-    except (OSError, ValueError, SafetensorError) as error:
-        raise UserError(f"cannot load a model from {path}: {error}") from error
+def _stored_pooling(config: Any) -> Pooling:
+    """``rondo_pooling``; where another program saved the model, what Hugging Face reads."""
+    return cast(Pooling, config.rondo_pooling) if "rondo_pooling" in config.to_dict() else "last"

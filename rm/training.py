@@ -5,23 +5,55 @@ Letters: B sequences, N pairs per step (n), m prompts of S_k per step, k respons
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
-from rm.batches import Encoded, draw_groups, pair_batches, pair_sequences, score_sequences, scores_of, share_rows
+from rm.batches import Encoded, pair_batches, pair_sequences, score_sequences
 from rm.config import MetaConfig, RewardConfig
-from rm.losses import bradley_terry_loss, difference_loss, pair_accuracy
-from rm.metarm import MetaStep, metarm_gradient
+from rm.losses import bradley_terry_loss, pair_accuracy
+from rm.metarm import ascend_in_place, joint_gradient, metarm_gradient
 from rm.model import RewardModel
 from rm.objective import PreferenceObjective
-from rm.records import RewardFit, RewardStep
+from rm.records import MetaFit, MetaStep, RewardFit, RewardStep, last_quarter
+from rm.shifted import ShiftedSamples, num_duplicates
 from tokens.errors import UserError
 from tokens.ranks import ALONE, Ranks, clip_gradients
 from tokens.records import Pair
 
-META_SEED_OFFSET = 7_919_027
-"""Keeps the generator of S_k's order apart from the one of the pairs' order."""
+MEASURE_EVERY = 10
+"""J at theta' and on held-out prompts takes further forward passes: on the first, every tenth and the last step they cost a few
+percent of a fit, on every step they would cost as much as a third of MetaRM's own passes."""
+
+DIRECTION_SEED_OFFSET = 32_452_843
+"""Keeps the generator of random directions apart from those of the data's order."""
+
+
+@dataclass(frozen=True)
+class Watch:
+    """Looking at the model while it is fitted.
+
+    Args:
+        every: steps between two measurements, >= 1; there is one after the last step too.
+        measure: called with the number of steps taken, after the optimizer's; its value is what early stopping maximises. On
+            several ranks all call it, and it must say the same on all.
+        patience: stop after so many measurements in a row that are not above the best one, >= 1, and put back the weights of
+            the best one (the first of equals); None = never, and the last weights are kept.
+
+    Raises:
+        ValueError: if ``every`` or ``patience`` is below 1.
+    """
+
+    every: int
+    measure: Callable[[int], float]
+    patience: int | None
+
+    def __post_init__(self) -> None:
+        if self.every < 1 or (self.patience is not None and self.patience < 1):
+            raise ValueError(f"measuring needs every >= 1 and patience >= 1 or None, got {self.every} and {self.patience}")
 
 
 def fit_reward_model(
@@ -34,13 +66,17 @@ def fit_reward_model(
     pad_id: int,
     on_step: Callable[[RewardStep], None],
     ranks: Ranks = ALONE,
+    watch: Watch | None = None,
 ) -> RewardFit:
     """Train ``model`` in place on D, by MetaRM where S_k is given and enabled, else by the plain preference loss.
 
     Each step: n pairs in one forward pass; under MetaRM first an ascent on m prompts of S_k (see ``rm.metarm``). AdamW,
     gradient norm clipped, learning rate rising over the warm-up and then falling linearly. The last batch of an epoch
     may be smaller and is averaged over its own size. Pairs and S_k are shuffled by two generators, so that a vanilla
-    and a MetaRM fit of one seed see the pairs in the same order.
+    and a MetaRM fit of one seed see the pairs in the same order. A tenth of S_k's prompts is kept back to measure on.
+
+    What is left behind is theta after the last step, or after the best measurement where ``watch`` has patience; with
+    ``meta.deploy: theta_prime`` it is then moved by eta grad J of all prompts that are not kept back.
 
     Source: Secrets of RLHF Part II, Eq 2 and Algorithm 1; settings of its appendix B.
 
@@ -49,55 +85,43 @@ def fit_reward_model(
         pairs: D.
         meta: S_k, an inner sequence per prompt: its k responses, each with the prompt's ids. None = vanilla.
         reward: epochs, lr, batch_size and the rest.
-        meta_config: eta, prompts_per_step; ``enabled`` False makes the fit vanilla whatever ``meta`` is.
-        seed: of both orders.
+        meta_config: eta, prompts_per_step and the rest; ``enabled`` False makes the fit vanilla whatever ``meta`` is.
+        seed: of both orders, of the prompts kept back, of random directions and of what the objective draws.
         pad_id: id written at padding.
         on_step: called after each step.
         ranks: that share the model, which ``ranks.shard`` has cut up already. All must call this with the same arguments; each
             computes on its share of the pairs and of S_k's prompts, and returns the same.
+        watch: measurements and early stopping; None = neither.
 
     Returns:
         Means over the last quarter of the steps.
 
     Raises:
-        UserError: if there are no pairs, or S_k is empty, ragged or has k < 2.
-        FloatingPointError: if a loss or gradient is not finite; names the step. The weights are those before it.
+        UserError: if there are no pairs, S_k is empty, ragged or has k < 2, or meta.order is 2 on several ranks.
+        FloatingPointError: if a loss, gradient or measurement is not finite; names the step. The weights are those before it.
     """
     if not pairs:
         raise UserError("no preference pairs to train the reward model on: got 0, expected at least 1. Check the data set.")
-    groups = list(meta) if meta is not None and meta_config.enabled else []
-    if meta is not None and meta_config.enabled:
-        _check_meta(groups)
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(
-        parameters, lr=reward.lr, betas=(reward.beta1, reward.beta2), eps=reward.eps, weight_decay=reward.weight_decay
-    )
     num_steps = reward.epochs * math.ceil(len(pairs) / reward.batch_size)
-    draws = draw_groups(groups, meta_config.prompts_per_step, seed + META_SEED_OFFSET)
-    objective = PreferenceObjective(model, reward, pad_id, ranks)
+    shifted = None
+    if meta is not None and meta_config.enabled:
+        shifted = ShiftedSamples(meta, model, reward, meta_config.prompts_per_step, seed, pad_id, ranks)
+    fit = _Fit(model, reward, meta_config, shifted, seed, pad_id, num_steps, ranks)
+    weights = _BestWeights(fit.theta, watch)
+    start = shifted.measure() if shifted is not None and shifted.heldout else None
     steps: list[RewardStep] = []
-    optimizer.zero_grad(set_to_none=True)
-    for index, batch in enumerate(pair_batches(pairs, reward.batch_size, reward.epochs, seed)):
-        shifted = next(draws) if groups else []
-        try:
-            settings = (meta_config.eta, reward.microbatch_size, pad_id)
-            loss, accuracy, meta_step = _gradient(model, parameters, objective, batch, shifted, *settings, ranks)
-            norm = clip_gradients(parameters, reward.max_grad_norm)
-            if not math.isfinite(norm):
-                raise FloatingPointError(f"the preference loss is {loss}, its gradient's norm is {norm}")
-        except FloatingPointError as error:
-            raise FloatingPointError(
-                f"reward model, step {index + 1} of {num_steps}: {error}; first pair {batch[0].id!r}. "
-                "Lower reward.lr or meta.eta."
-            ) from error
-        lr = reward.lr * learning_rate_factor(index, num_steps, reward.warmup_ratio)
-        for group in optimizer.param_groups:
-            group["lr"] = lr
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        steps.append(RewardStep(index + 1, num_steps, len(batch), loss, accuracy, lr, norm, meta_step, _duplicates(shifted)))
+    for batch in pair_batches(pairs, reward.batch_size, reward.epochs, seed):
+        steps.append(fit.step(len(steps), batch))
         on_step(steps[-1])
-    return RewardFit.of(steps, _duplicates(groups) / sum(len(group) for group in groups) if groups else None)
+        if weights.measured(len(steps), num_steps):
+            break
+    weights.restore()
+    displacement = fit.deploy()
+    seen = [step.meta for step in last_quarter(steps) if step.meta is not None]
+    if shifted is None:
+        return RewardFit.of(steps, weights.best_step, None)
+    left = shifted.measure() if shifted.heldout else None
+    return RewardFit.of(steps, weights.best_step, MetaFit.of(seen, shifted.duplicate_share, start, left, displacement))
 
 
 def learning_rate_factor(step: int, num_steps: int, warmup_ratio: float) -> float:
@@ -149,49 +173,136 @@ def evaluate_pairs(
     return float(pair_accuracy(chosen, rejected)), float(bradley_terry_loss(chosen, rejected, len(pairs)))
 
 
-def _gradient(
-    model: RewardModel,
-    parameters: Sequence[nn.Parameter],
-    objective: PreferenceObjective,
-    batch: Sequence[Pair],
-    shifted: Sequence[Sequence[Encoded]],
-    eta: float,
-    microbatch: int,
-    pad_id: int,
-    ranks: Ranks,
-) -> tuple[float, float, MetaStep | None]:
-    """Fill ``.grad``; return loss, accuracy and, where there are shifted samples, what MetaRM saw."""
-
-    def ascend() -> Tensor:
-        groups = share_rows(shifted, ranks)
-        flat = [sequence for group in groups for sequence in group]
-        scores = scores_of(model, flat, pad_id, microbatch).view(len(groups), -1)  # [m, k]
-        own = ranks.num_own(len(shifted))
-        return difference_loss(scores[:own], len(shifted)) if own else 0 * scores.sum()
-
-    if shifted:
-        step = metarm_gradient(parameters, ascend, lambda: objective(batch), eta, measure=True, ranks=ranks)
-        return step.loss, float(ranks.sum(objective.accuracy)), step
-    loss = objective(batch)
-    value = float(ranks.sum(loss.detach()))
-    if not math.isfinite(value):
-        raise FloatingPointError(f"the preference loss is {value}")
-    torch.autograd.backward(loss)
-    return value, float(ranks.sum(objective.accuracy)), None
+_Gradient = Callable[[int, Sequence[Pair]], tuple[float, MetaStep | None, int]]
+"""Fills ``.grad`` for a step (its index, its pairs); gives L, what MetaRM saw, and the duplicates among its samples."""
 
 
-def _check_meta(groups: Sequence[Sequence[Encoded]]) -> None:
-    if not groups:
-        raise UserError("MetaRM got no prompts in S_k: expected at least 1. Raise meta.num_prompts or set meta.enabled to false.")
-    sizes = sorted({len(group) for group in groups})
-    if len(sizes) > 1 or sizes[0] < 2:
-        raise UserError(
-            f"MetaRM needs the same number k >= 2 of responses for every prompt of S_k, got {sizes}. Set meta.samples_per_prompt."
+class _Fit:
+    """Model, objective and optimizer of one fit. How a gradient is made is chosen here, once."""
+
+    def __init__(
+        self,
+        model: RewardModel,
+        reward: RewardConfig,
+        meta: MetaConfig,
+        shifted: ShiftedSamples | None,
+        seed: int,
+        pad_id: int,
+        num_steps: int,
+        ranks: Ranks,
+    ) -> None:
+        if shifted is not None and meta.order == 2 and ranks.size > 1:
+            raise UserError(
+                f"meta.order is 2, which differentiates twice and needs the whole model in one process: got {ranks.size} ranks. "
+                "Train the reward model in one process, or set meta.order to 1."
+            )
+        self.reward, self.meta, self.shifted, self.num_steps, self.ranks = reward, meta, shifted, num_steps, ranks
+        self.objective = PreferenceObjective(model, reward, pad_id, ranks, seed)
+        self.theta = [p for p in model.parameters() if p.requires_grad]
+        self.trained = [*self.theta, *self.objective.parameters()]
+        self.optimizer = torch.optim.AdamW(
+            self.trained, lr=reward.lr, betas=(reward.beta1, reward.beta2), eps=reward.eps, weight_decay=reward.weight_decay
         )
-    for index, group in enumerate(groups):
-        if len({prompt for prompt, _ in group}) > 1:
-            raise UserError(f"entry {index} of S_k mixes responses to different prompts: expected one prompt's k responses.")
+        self.optimizer.zero_grad(set_to_none=True)
+        self.directions = torch.Generator().manual_seed(seed + DIRECTION_SEED_OFFSET)
+        self.gradient: _Gradient = self._plain if shifted is None else partial(self._meta, shifted)
+
+    def step(self, index: int, batch: Sequence[Pair]) -> RewardStep:
+        """One optimizer step."""
+        try:
+            loss, meta_step, duplicates = self.gradient(index, batch)
+            norm = clip_gradients(self.trained, self.reward.max_grad_norm)
+            if not math.isfinite(norm):
+                raise FloatingPointError(f"the preference loss is {loss}, its gradient's norm is {norm}")
+        except FloatingPointError as error:
+            raise FloatingPointError(
+                f"reward model, step {index + 1} of {self.num_steps}: {error}; first pair {batch[0].id!r}. "
+                "Lower reward.lr or meta.eta."
+            ) from error
+        lr = self.reward.lr * learning_rate_factor(index, self.num_steps, self.reward.warmup_ratio)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        accuracy = float(self.ranks.sum(self.objective.accuracy))
+        parts = dict(self.objective.parts)
+        return RewardStep(index + 1, self.num_steps, len(batch), loss, accuracy, lr, norm, parts, meta_step, duplicates)
+
+    def deploy(self) -> float | None:
+        """Move theta to theta' for good, where that is what the config wants; how far."""
+        if self.shifted is None or self.meta.deploy == "theta":
+            return None
+        return ascend_in_place(
+            self.theta,
+            self.shifted.parts(),
+            self.meta.eta,
+            direction=self.meta.direction,
+            generator=self.directions,
+            ranks=self.ranks,
+        )
+
+    def _plain(self, index: int, batch: Sequence[Pair]) -> tuple[float, None, int]:
+        loss = self.objective(batch)
+        value = float(self.ranks.sum(loss.detach()))
+        if not math.isfinite(value):
+            raise FloatingPointError(f"the preference loss is {value}")
+        torch.autograd.backward(loss)
+        return value, None, 0
+
+    def _meta(self, shifted: ShiftedSamples, index: int, batch: Sequence[Pair]) -> tuple[float, MetaStep, int]:
+        groups = next(shifted.batches)
+        due = index % MEASURE_EVERY == 0 or index == self.num_steps - 1
+        heldout = shifted.measure if due and shifted.heldout else None
+        losses = (self.theta, lambda: shifted.difference(groups), lambda: self.objective(batch))
+        if self.meta.objective == "joint":
+            step = joint_gradient(*losses, self.meta.joint_coef, heldout=heldout, ranks=self.ranks)
+        else:
+            step = metarm_gradient(
+                *losses,
+                self.meta.eta,
+                order=self.meta.order,
+                direction=self.meta.direction,
+                generator=self.directions,
+                measure=due,
+                heldout=heldout,
+                ranks=self.ranks,
+            )
+        return step.loss, step, num_duplicates(groups)
 
 
-def _duplicates(groups: Sequence[Sequence[Encoded]]) -> int:
-    return sum(len(group) - len({tuple(response) for _, response in group}) for group in groups)
+class _BestWeights:
+    """Measurements of a fit, and where there is patience the weights of the best one, on the CPU."""
+
+    def __init__(self, theta: Sequence[nn.Parameter], watch: Watch | None) -> None:
+        self.theta, self.watch = theta, watch
+        self.best_value, self.since_best = -math.inf, 0
+        self.best_step: int | None = None
+        self.copy: list[Tensor] = []
+
+    def measured(self, step: int, num_steps: int) -> bool:
+        """Measure if it is time to; True if the fit should stop."""
+        if self.watch is None or (step % self.watch.every and step != num_steps):
+            return False
+        value = self.watch.measure(step)
+        if not math.isfinite(value):
+            raise FloatingPointError(f"reward model, after step {step} of {num_steps}: the validation measurement is {value}")
+        if self.watch.patience is None:
+            return False
+        if value > self.best_value:
+            self.best_value, self.best_step, self.since_best = value, step, 0
+            self.copy = [_local(p).to("cpu", copy=True) for p in self.theta]
+        else:
+            self.since_best += 1
+        return self.since_best >= self.watch.patience
+
+    def restore(self) -> None:
+        """Put the best weights back."""
+        if self.copy:
+            for parameter, best in zip(self.theta, self.copy, strict=True):
+                _local(parameter).copy_(best)
+
+
+def _local(parameter: nn.Parameter) -> Tensor:
+    """The numbers themselves, on this rank, without gradient."""
+    found = parameter.detach()
+    return found.to_local() if isinstance(found, DTensor) else found

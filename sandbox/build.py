@@ -110,21 +110,29 @@ def build(config: WorldConfig, sft: Section, cache_root: Path, fit: FitFn, on_pr
     Returns:
         The files. They appear all at once, under a name that is a hash of the recipe.
     """
-    recipe = {"recipe": RECIPE, "world": config.model_dump(mode="json"), "sft": sft.model_dump(mode="json")}
-    digest = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()
-    target = cache_root / f"world-{digest[:12]}"
+    target = world_directory(config, sft, cache_root)
     if target.is_dir():
         return WorldFiles(target)
     cache_root.mkdir(parents=True, exist_ok=True)
     unfinished = Path(tempfile.mkdtemp(dir=cache_root, prefix=".unfinished-"))
     try:
         card = _make(WorldFiles(unfinished), config, sft, fit, on_progress)
-        _write_json(unfinished / "card.json", {**recipe, **card})
+        _write_json(unfinished / "card.json", {**_recipe(config, sft), **card})
         unfinished.chmod(0o755)
         _move(unfinished, target)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
     return WorldFiles(target)
+
+
+def world_directory(config: WorldConfig, sft: Section, cache_root: Path) -> Path:
+    """Where ``build`` puts the files of a world; the arguments are its."""
+    digest = hashlib.sha256(json.dumps(_recipe(config, sft), sort_keys=True).encode()).hexdigest()
+    return cache_root / f"world-{digest[:12]}"
+
+
+def _recipe(config: WorldConfig, sft: Section) -> dict[str, object]:
+    return {"recipe": RECIPE, "world": config.model_dump(mode="json"), "sft": sft.model_dump(mode="json")}
 
 
 def _move(unfinished: Path, target: Path) -> None:

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import torch
 
-from cluster.inputs import Inputs, SandboxSource
+from cluster.inputs import Inputs
 from cluster.load_config import load_config
+from cluster.sandbox_source import SandboxSource
 from evaluation.records import MetaRow, read_rows
 from rm.model import RewardModel
 from rm.records import RewardFit
@@ -36,7 +37,8 @@ def test_the_quickstarts_eta_raises_j_and_changes_the_reward_model(
         groups.setdefault(row.prompt_id, []).append((prompts[row.prompt_id], row.token_ids))
     with_eta, report = fit(QUICKSTART.meta.eta, inputs, list(groups.values()))
     without, flat = fit(0.0, inputs, list(groups.values()))
-    assert report.difference is not None and report.difference_ascended is not None
-    assert report.difference_ascended > report.difference + 1e-4, "J must measurably rise at theta'"
-    assert flat.difference_ascended == flat.difference
+    with_ascent, without_ascent = report.as_dict(), flat.as_dict()
+    assert with_ascent["J_before"] is not None and with_ascent["J_after"] is not None
+    assert with_ascent["J_after"] > with_ascent["J_before"] + 1e-4, "J must measurably rise at theta'"
+    assert without_ascent["J_after"] == without_ascent["J_before"]
     assert max(float((with_eta[name] - without[name]).abs().max()) for name in without) > 1e-4

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from cluster.inputs import DataSource, SandboxSource
+from cluster.data_source import DataSource
 from cluster.load_config import load_config
+from cluster.sandbox_source import SandboxSource
 from evaluation.records import EvaluationRow, MetaRow, read_rows
 from tests.cluster.command import ROOT, TINY, Command
 

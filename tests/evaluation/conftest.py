@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 from evaluation.compare import win_tie_lose
+from evaluation.preference_report import write_preference_report
 from evaluation.records import EvaluationRow, MetaRow, write_rows
 from evaluation.report import write_report
+from tests.evaluation.made_up import EVIL, make_reward_run, make_strength_run
 
-EVIL = "<script>document.title='owned'</script><img src=x onerror=alert(1)> & \"quotes\" $x^2$"
 RunMaker = Callable[..., Path]
 
 WORDS = ("thank", "you", "for", "asking", "the", "kettle", "boils", "at", "noon", "bread", "keeps", "well", "in", "a", "box")
@@ -193,4 +194,20 @@ def full_run(make_run: RunMaker) -> Path:
     """Three rounds with everything; the last round's policy has collapsed, and its other responses attack the page."""
     run = make_run(texts=["Thank you for asking, friend."] * 7 + [f"{EVIL} The kettle number {i} boils." for i in range(17)])
     write_report(run)
+    return run
+
+
+@pytest.fixture(scope="session")
+def strength_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A strength run with truth, second labeller and all studies; its weakest pair attacks the page."""
+    run = make_strength_run(tmp_path_factory.mktemp("strengths") / "measured")
+    write_preference_report(run)
+    return run
+
+
+@pytest.fixture(scope="session")
+def reward_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A reward run with four validation sets, features and shifted samples."""
+    run = make_reward_run(tmp_path_factory.mktemp("rewards") / "fitted")
+    write_preference_report(run)
     return run

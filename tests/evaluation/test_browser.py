@@ -31,8 +31,8 @@ document.getElementById("frame").addEventListener("load", (event) => {{
 </script>"""
 
 
-def browse(tmp_path: Path, url: Path, width: int, height: int, *more: str) -> str:
-    """Run Chromium once, without a window and without the network; its output."""
+def browse(tmp_path: Path, url: Path, width: int, height: int, *more: str) -> subprocess.CompletedProcess[str]:
+    """Run Chromium once, without a window and without the network; what it wrote."""
     assert CHROMIUM is not None
     command = [
         CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
@@ -42,17 +42,17 @@ def browse(tmp_path: Path, url: Path, width: int, height: int, *more: str) -> st
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
-    return done.stdout
+    return done
 
 
 def measure(tmp_path: Path, page: str, width: int, *more: str) -> dict[str, str | float]:
     """What the page is like in a frame of this width."""
     frame = tmp_path / "frame.html"
     frame.write_text(FRAME.format(width=width, height=1200, page=html.escape(page)), "utf-8")
-    dom = browse(tmp_path, frame, 1400, 1300, "--dump-dom", *more)
-    title = html.unescape(dom.split("<title>", 1)[1].split("</title>", 1)[0])
+    done = browse(tmp_path, frame, 1400, 1300, "--dump-dom", "--enable-logging=stderr", *more)
+    title = html.unescape(done.stdout.split("<title>", 1)[1].split("</title>", 1)[0])
     result: dict[str, str | float] = json.loads(title)
-    return result
+    return result | {"console": done.stderr.count(":CONSOLE")}
 
 
 @pytest.fixture(scope="module")
@@ -60,23 +60,33 @@ def page(full_run: Path) -> str:
     return (full_run / "report.html").read_text("utf-8")
 
 
+@pytest.fixture(
+    params=[("full_run", "made-up", 8), ("strength_run", "measured", 13), ("reward_run", "fitted", 6)], ids=lambda p: p[0]
+)
+def shown(request: pytest.FixtureRequest) -> tuple[str, str, int]:
+    """A page, its run's name, and how many figures it has."""
+    fixture, name, figures = request.param
+    return (request.getfixturevalue(fixture) / "report.html").read_text("utf-8"), name, figures
+
+
 @pytest.mark.parametrize("width", [390, 1280])
-def test_it_fits_and_stays_quiet(tmp_path: Path, page: str, width: int) -> None:
+def test_it_fits_and_stays_quiet(tmp_path: Path, shown: tuple[str, str, int], width: int) -> None:
+    page, name, figures = shown
     seen = measure(tmp_path, page, width)
-    assert seen["title"] == "made-up · Rondo"  # not what the <script> in a response would make of it
+    assert seen["title"] == f"{name} · Rondo"  # not what the <script> in a response would make of it
     assert seen["overflow"] == 0
-    assert (seen["scripts"], seen["loaded"]) == (0, 0)
-    assert seen["shown"] == 8  # one variant of each figure
+    assert (seen["scripts"], seen["loaded"], seen["console"]) == (0, 0, 0)
+    assert seen["shown"] == figures  # one variant of each
     assert float(seen["smallest"]) >= 9  # pixels; the text of a figure stays legible
 
 
-def test_the_measure_sees_an_overflow_and_a_script(tmp_path: Path, page: str) -> None:
-    """The test of the test: a page that is too wide and runs a script is caught."""
+def test_the_measure_sees_an_overflow_a_script_and_an_error(tmp_path: Path, page: str) -> None:
+    """The test of the test: a page that is too wide, runs a script and has an error is caught."""
     spoilt = page.replace("<h2>Rounds</h2>", '<h2 style="width:900px">Rounds</h2>').replace("default-src 'none';", "")
-    spoilt = spoilt.replace("</body>", "<script>document.title='owned'</script></body>")
+    spoilt = spoilt.replace("</body>", "<script>document.title='owned'; console.error('oh')</script></body>")
     seen = measure(tmp_path, spoilt, 390)
     assert float(seen["overflow"]) > 0
-    assert (seen["title"], seen["scripts"]) == ("owned", 1)
+    assert (seen["title"], seen["scripts"], seen["console"]) == ("owned", 1, 1)
 
 
 def test_light_and_dark_screenshots_differ_and_show_something(tmp_path: Path, full_run: Path) -> None:

@@ -9,9 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad
 
+from rm.config import Direction
 from rm.losses import bradley_terry_loss, difference_loss
-from rm.metarm import metarm_gradient
+from rm.metarm import ascend_in_place, joint_gradient, metarm_gradient
 from rm.model import RewardModel
+from rm.spread import Separation
 from tokens.records import SequenceBatch
 
 Parameters = dict[str, Tensor]
@@ -266,3 +268,111 @@ def test_a_loss_that_is_not_finite_is_named_and_theta_kept(name: str, spoil: str
     with pytest.raises(FloatingPointError, match=f"{name} is nan"):
         metarm_gradient(problem.model.parameters(), problem.ascend, problem.descend, 0.1)
     assert torch.equal(bits(problem.model), before)
+
+
+def test_descent_moves_the_other_way() -> None:
+    problem, eta = Problem(), 0.3
+    expected = reference_step(problem.theta(), problem.reference_j, problem.reference_l, -eta)
+    step = metarm_gradient(problem.model.parameters(), problem.ascend, problem.descend, eta, direction="descent", measure=True)
+    torch.testing.assert_close(gradients(problem.model), flat(expected), rtol=0, atol=1e-12)
+    assert step.difference_ascended is not None
+    assert step.difference_ascended < step.difference
+    assert step.displacement == pytest.approx(eta * step.ascent_norm, rel=1e-9)
+
+
+def test_a_random_direction_goes_as_far_as_the_ascent_and_elsewhere_each_time() -> None:
+    problem, eta = Problem(), 0.3
+    theta = flat(problem.theta())
+    before = torch.get_rng_state()
+    generator = torch.Generator().manual_seed(1)
+    seen: list[Tensor] = []
+
+    def descend() -> Tensor:
+        seen.append(flat(problem.theta()))
+        return problem.descend()
+
+    def step(generator: torch.Generator | None) -> Tensor:
+        parameters = problem.model.parameters()
+        found = metarm_gradient(parameters, problem.ascend, descend, eta, direction="random", generator=generator)
+        assert found.displacement == pytest.approx(eta * found.ascent_norm, rel=1e-9)
+        return gradients(problem.model)
+
+    first = step(generator)
+    step(generator)
+    assert torch.equal(step(torch.Generator().manual_seed(1)), first)
+    moves = [moved - theta for moved in seen]
+    ascent = flat(grad(problem.reference_j)(problem.theta()))
+    for move in moves:  # 65 coordinates: two independent directions have |cos| of about 1 / sqrt(65)
+        assert abs(float(move @ ascent / (move.norm() * ascent.norm()))) < 0.5
+    assert abs(float(moves[0] @ moves[1] / (moves[0].norm() * moves[1].norm()))) < 0.5
+    moved = {name: p.detach() for name, p in problem.model.named_parameters()}
+    place = 0
+    for name, value in moved.items():
+        moved[name] = value + moves[2][place : place + value.numel()].view_as(value)
+        place += value.numel()
+    torch.testing.assert_close(first, flat(grad(problem.reference_l)(moved)), rtol=0, atol=1e-12)
+    assert torch.equal(torch.get_rng_state(), before)
+    with pytest.raises(ValueError, match="generator"):
+        step(None)
+
+
+@pytest.mark.parametrize("coef", [0.0, 0.7])
+def test_the_joint_gradient_equals_the_functional_reference(coef: float) -> None:
+    problem = Problem()
+    theta, before = problem.theta(), bits(problem.model)
+    expected = grad(lambda at: problem.reference_l(at) - coef * problem.reference_j(at))(theta)
+    step = joint_gradient(problem.model.parameters(), problem.ascend, problem.descend, coef)
+    torch.testing.assert_close(gradients(problem.model), flat(expected), rtol=0, atol=1e-12)
+    gl, gj = flat(grad(problem.reference_l)(theta)), flat(grad(problem.reference_j)(theta))
+    assert step.loss == pytest.approx(float(problem.reference_l(theta)), abs=1e-12)
+    assert step.difference == pytest.approx(float(problem.reference_j(theta)), abs=1e-12)
+    assert step.ascent_norm == pytest.approx(float(gj.norm()), rel=1e-12)
+    assert step.gradient_norm == pytest.approx(float(flat(expected).norm()), rel=1e-12)
+    assert step.alignment_cos == pytest.approx(float(-gl @ gj / (gl.norm() * gj.norm())), abs=1e-12)
+    assert (step.displacement, step.relative_displacement, step.difference_ascended) == (0.0, 0.0, None)
+    assert torch.equal(bits(problem.model), before)
+
+
+@pytest.mark.parametrize(("direction", "sign"), [("ascent", 1.0), ("descent", -1.0)])
+def test_theta_prime_for_good_is_exact_in_parts(direction: Direction, sign: float) -> None:
+    problem, eta = Problem(), 0.3
+    theta = problem.theta()
+    ascent = grad(problem.reference_j)(theta)
+    parts = [lambda rows=rows: difference_loss(problem.model(problem.shifted[rows]), 4) for rows in ([0], [1, 2], [3])]
+    moved = ascend_in_place(problem.model.parameters(), parts, eta, direction=direction)
+    for name, value in problem.theta().items():
+        torch.testing.assert_close(value, theta[name] + sign * eta * ascent[name], rtol=0, atol=1e-14)
+    assert moved == pytest.approx(eta * float(flat(ascent).norm()), rel=1e-12)
+    assert all(p.grad is None for p in problem.model.parameters())
+
+
+def test_theta_prime_for_good_is_refused_where_j_is_not_finite() -> None:
+    problem = Problem()
+    before = bits(problem.model)
+    problem.shifted[3] = math.nan
+    parts = [lambda rows=rows: difference_loss(problem.model(problem.shifted[rows]), 4) for rows in ([0, 1], [2, 3])]
+    with pytest.raises(FloatingPointError, match="all shifted samples is nan"):
+        ascend_in_place(problem.model.parameters(), parts, 0.3)
+    with pytest.raises(ValueError, match="eta"):
+        ascend_in_place(problem.model.parameters(), parts, -1.0)
+    assert torch.equal(bits(problem.model), before)
+
+
+def test_held_out_samples_are_measured_at_theta_and_at_theta_prime() -> None:
+    problem, eta = Problem(), 0.3
+    others = torch.randn(2, 3, 6, dtype=torch.float64)
+    theta = problem.theta()
+    ascent = grad(problem.reference_j)(theta)
+    moved = {name: value + eta * ascent[name] for name, value in theta.items()}
+
+    def measure() -> Separation:
+        return Separation.of(problem.model(others))
+
+    step = metarm_gradient(problem.model.parameters(), problem.ascend, problem.descend, eta, heldout=measure)
+    joint = joint_gradient(problem.model.parameters(), problem.ascend, problem.descend, eta, heldout=measure)
+    problem.shifted = others
+    assert step.heldout is not None and step.heldout_ascended is not None
+    assert step.heldout.difference == pytest.approx(float(problem.reference_j(theta)), abs=1e-12)
+    assert step.heldout_ascended.difference == pytest.approx(float(problem.reference_j(moved)), abs=1e-12)
+    assert step.heldout == joint.heldout
+    assert joint.heldout_ascended is None

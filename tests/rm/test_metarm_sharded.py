@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, distributed, multiprocessing, nn
 
 from rm.losses import bradley_terry_loss, difference_loss
-from rm.metarm import MetaStep, metarm_gradient
+from rm.metarm import metarm_gradient
+from rm.records import MetaStep
 
 ETA = 0.3
 

@@ -13,15 +13,21 @@ from rm.batches import Encoded, score_sequences
 from rm.config import MetaConfig, Pooling, RewardConfig
 from rm.model import RewardModel
 from rm.records import RewardStep
-from rm.training import evaluate_pairs, fit_reward_model
+from rm.training import Watch, evaluate_pairs, fit_reward_model
+from tokens.errors import UserError
 from tokens.ranks import ALONE, Ranks
 from tokens.records import Pair
 
 PAD, BOS, EOS = 0, 1, 2
+TOLERANCE = 1e-6
 CASES: dict[str, tuple[Pooling, MetaConfig]] = {
     "metarm": ("last", MetaConfig(eta=0.05, prompts_per_step=3)),
-    "metarm of one prompt": ("mean", MetaConfig(eta=0.05, prompts_per_step=1)),
+    "metarm of one prompt": ("mean", MetaConfig(eta=0.05, prompts_per_step=1, deploy="theta_prime")),
+    "random direction": ("mean", MetaConfig(eta=0.05, prompts_per_step=3, direction="random", deploy="theta_prime")),
+    "descent": ("mean", MetaConfig(eta=0.05, prompts_per_step=3, direction="descent")),
+    "joint": ("mean", MetaConfig(objective="joint", prompts_per_step=3)),
     "vanilla": ("mean", MetaConfig(enabled=False)),
+    "stopped early": ("mean", MetaConfig(enabled=False)),
 }
 
 
@@ -31,21 +37,26 @@ def words(generator: torch.Generator) -> tuple[int, ...]:
 
 
 def data() -> tuple[list[Pair], list[list[Encoded]]]:
-    """17 pairs: the last batch of 8 is one pair, which leaves the second of two ranks without any. 5 prompts of 3 responses."""
+    """17 pairs: the last batch of 8 is one pair, which leaves the second of two ranks without any. 6 prompts of 3 responses, one
+    of which has a single distinct response: the ranks have unequally much to score.
+    """
     generator = torch.Generator().manual_seed(3)
     pairs = [Pair(f"p{i}", (BOS, 5 + i % 4), words(generator), words(generator)) for i in range(17)]
-    return pairs, [[((BOS, 5 + i), words(generator)) for _ in range(3)] for i in range(5)]
+    groups = [[((BOS, 5 + i), words(generator)) for _ in range(3)] for i in range(6)]
+    groups[2] = groups[2][:1] * 3
+    return pairs, groups
 
 
 def fit(language_model: Path, case: str, out: Path, ranks: Ranks) -> dict[str, Any]:
     """Fit, evaluate, save as the actor does; what was reported."""
     pooling, meta = CASES[case]
     pairs, shifted = data()
-    model = RewardModel.from_language_model(language_model, pooling=pooling, seed=1, dtype=torch.float32)
+    model = RewardModel.from_language_model(language_model, pooling=pooling, seed=1, dtype=torch.float64)
     ranks.shard(model)
     steps: list[RewardStep] = []
-    reward = RewardConfig(lr=1e-3, batch_size=8, microbatch_size=3, epochs=2, max_grad_norm=0.5)  # several passes, one backward
-    result = fit_reward_model(model, pairs, shifted, reward, meta, 5, PAD, steps.append, ranks)
+    reward = RewardConfig(lr=1e-3, batch_size=8, microbatch_size=3, max_grad_norm=0.5)  # several passes, one backward
+    watch = Watch(1, lambda step: -float(step), 1) if case == "stopped early" else None  # after step 2, for step 1
+    result = fit_reward_model(model, pairs, shifted, reward, meta, 5, PAD, steps.append, ranks, watch)
     accuracy, loss = evaluate_pairs(model, pairs, 4, PAD, ranks)
     scores = score_sequences(model, [sequence for group in shifted for sequence in group], 4, PAD, ranks)
     none = score_sequences(model, [], 4, PAD, ranks)
@@ -67,6 +78,8 @@ def on_rank(rank: int, port: int, language_model: Path, folder: Path) -> None:
     if rank == 1:
         weight = next(p for name, p in model.named_parameters() if name.endswith("norm.weight"))
         torch.nn.init.constant_(weight.to_local(), float("nan"))  # type: ignore[operator]
+    with pytest.raises(UserError, match=r"meta\.order is 2"):
+        fit_reward_model(model, *data(), RewardConfig(), MetaConfig(order=2), 5, PAD, lambda step: None, ranks)
     with pytest.raises(FloatingPointError, match="preference loss"):  # the weights of rank 1 alone are broken: both notice
         fit_reward_model(model, data()[0], None, RewardConfig(), MetaConfig(), 5, PAD, lambda step: None, ranks)
     distributed.destroy_process_group()
@@ -82,12 +95,12 @@ def test_two_ranks_fit_what_one_process_fits(language_model: Path, tmp_path: Pat
         one = fit(language_model, case, tmp_path / "one" / case, ALONE)
         two = of_0[case]
         assert two["steps"] == of_1[case]["steps"] and two["scores"].equal(of_1[case]["scores"])
-        assert two["summary"] == pytest.approx(one["summary"], abs=1e-5, rel=1e-4)
-        assert len(two["steps"]) == len(one["steps"]) == 6
+        assert two["summary"] == pytest.approx(one["summary"], abs=TOLERANCE, rel=TOLERANCE)
+        assert len(two["steps"]) == len(one["steps"]) == (2 if case == "stopped early" else 3)
         for got, wanted in zip(two["steps"], one["steps"], strict=True):
-            assert got == pytest.approx(wanted, abs=1e-5, rel=1e-4)
-        torch.testing.assert_close(two["scores"], one["scores"], atol=1e-5, rtol=0)
-        left, right = (RewardModel.from_pretrained(path, torch.float32) for path in (tmp_path / case, tmp_path / "one" / case))
+            assert got == pytest.approx(wanted, abs=TOLERANCE, rel=TOLERANCE), case
+        torch.testing.assert_close(two["scores"], one["scores"], atol=TOLERANCE, rtol=0)
+        left, right = (RewardModel.from_pretrained(path, torch.float64) for path in (tmp_path / case, tmp_path / "one" / case))
         assert left.pooling == right.pooling
         for (name, a), b in zip(left.named_parameters(), right.parameters(), strict=True):
-            torch.testing.assert_close(a, b, atol=1e-5, rtol=0, msg=f"{case}: {name}")
+            torch.testing.assert_close(a, b, atol=TOLERANCE, rtol=0, msg=f"{case}: {name}")

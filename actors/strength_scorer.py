@@ -1,0 +1,154 @@
+"""Scoring preference pairs with all members of an ensemble: one process of Ray Data's actor pool.
+
+Letters: n rows of a part, U distinct pairs of it, M members.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from actors.process import ProcessSetup, Role
+from rm.config import MemberKind, Pooling
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from rm.batches import Encoded
+
+log = logging.getLogger(__name__)
+
+
+MAX_DEATHS = 3
+"""How often one part may kill the process that scores it, before the run gives up."""
+
+
+@dataclass(frozen=True)
+class ScoringJob:
+    """What a scoring process is told.
+
+    Args:
+        setup: of the process; its log file's name is completed by the process's number, since the pool starts what it needs.
+        texts: Parquet file of the pairs, a row group a part.
+        number: column of it that says which of the part's U distinct pairs a row is.
+        templated: True if a chat template rendered the prompts.
+        kind: of the members.
+        base: model directory that the members started from, with their tokenizer.
+        members: directory of the members.
+        num_members: M.
+        pooling: that the members were trained with.
+        batch_size: sequences per forward pass.
+        attempts: directory that says what is being tried, so that what kills its process again and again is noticed.
+        num_workers: processes of the pool.
+    """
+
+    setup: ProcessSetup
+    texts: Path
+    number: str
+    templated: bool
+    kind: MemberKind
+    base: Path
+    members: Path
+    num_members: int
+    pooling: Pooling
+    batch_size: int
+    attempts: Path
+    num_workers: int
+
+
+class StrengthScorer:
+    """Loads the members once, then scores part after part.
+
+    Args:
+        job: what to score, with what.
+    """
+
+    def __init__(self, job: ScoringJob) -> None:
+        from pyarrow import parquet
+        from transformers import AutoTokenizer
+
+        from rm.members import load_members
+
+        path = job.setup.log_path
+        role = Role(replace(job.setup, log_path=path.with_name(f"{path.stem}-{os.getpid()}{path.suffix}")))
+        self.job, self.role = job, role
+        self.tokenizer = AutoTokenizer.from_pretrained(job.base)
+        with attempt(job.attempts / "load", job.num_workers):
+            self.members = load_members(
+                job.kind, job.base, job.members, job.num_members, job.pooling, role.dtype(), job.setup.device
+            )
+        self.file = parquet.ParquetFile(job.texts)
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> pa.Table:
+        """Score one part.
+
+        Args:
+            batch: column ``part``, one row.
+
+        Returns:
+            One row: the part, the scores of its n rows for either side ([n, M] float64, flattened), how many distinct sequences
+            were scored for them, and the seconds that it took.
+        """
+        part = int(batch["part"][0])
+        with attempt(self.job.attempts / f"part-{part:05d}", 1):
+            return self._score(part)
+
+    def _score(self, part: int) -> pa.Table:
+        import pyarrow as pa
+
+        began = time.perf_counter()
+        names = ["prompt", "chosen", "rejected", self.job.number]
+        rows = self.file.read_row_group(part, columns=names).to_pydict()
+        numbers = np.asarray(rows[self.job.number])
+        firsts = np.unique(numbers, return_index=True)[1]  # [U]
+        sequences = [self._encode(rows["prompt"][i], rows[side][i]) for side in ("chosen", "rejected") for i in firsts]
+        distinct = {sequence: place for place, sequence in enumerate(dict.fromkeys(sequences))}
+        with self.role.compute():
+            found = self.members.scores(list(distinct), self.job.batch_size, self.tokenizer.pad_token_id)
+        scores = found.double().numpy()[[distinct[sequence] for sequence in sequences]]  # [2 U, M]
+        chosen, rejected = scores[: len(firsts)][numbers], scores[len(firsts) :][numbers]
+        seconds = time.perf_counter() - began
+        log.info("part %d: %d pairs, %d distinct sequences, %.2f s", part, len(numbers), len(distinct), seconds)
+        lists = pa.list_(pa.float64())
+        return pa.table(
+            {
+                "part": [part],
+                "chosen": pa.array([chosen.ravel()], lists),
+                "rejected": pa.array([rejected.ravel()], lists),
+                "num_sequences": [len(distinct)],
+                "seconds": [seconds],
+            }
+        )
+
+    def _encode(self, prompt: str, response: str) -> Encoded:
+        from preferences.encode import encode_prompt, encode_response
+
+        return encode_prompt(self.tokenizer, prompt, self.job.templated), encode_response(self.tokenizer, response)
+
+
+@contextlib.contextmanager
+def attempt(path: Path, at_once: int) -> Iterator[None]:
+    """Count how often something was begun and not ended: a process that is killed can say nothing, and the pool tries for ever.
+
+    Args:
+        path: file that holds a byte for each beginning; removed at the end.
+        at_once: how many processes may be at it at a time.
+
+    Raises:
+        RuntimeError: if it was begun more often than ``MAX_DEATHS`` allows.
+    """
+    with path.open("ab") as file:
+        file.write(b".")
+        begun = file.tell()
+    if begun > (MAX_DEATHS + 1) * at_once:
+        raise RuntimeError(f"{path.name} killed its process {begun - 1} times: too little memory? Lower strength.batch_size")
+    yield
+    path.unlink(missing_ok=True)

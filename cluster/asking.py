@@ -1,0 +1,119 @@
+"""Asks a judge about pairs in both orders, and keeps every answer where a second call finds it.
+
+Letters: N pairs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TextIO
+
+import numpy as np
+
+from cluster.console import Console
+from cluster.judges import FIRST, NONE, SECOND, Judge, JudgeFailed
+from preferences.formats import Texts
+
+
+@dataclass(frozen=True)
+class _Comparison:
+    """One question to a judge."""
+
+    prompt: str
+    first: str
+    second: str
+
+    def key(self, judge: str) -> str:
+        """What the answer is kept under."""
+        return hashlib.sha256(json.dumps([judge, self.prompt, self.first, self.second]).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Answers by the digest of judge and texts, and the file that each new one is added to."""
+
+    known: dict[str, int]
+    file: TextIO
+
+    def add(self, keys: Sequence[str], answers: Sequence[int | None]) -> None:
+        """Keep those that are answers."""
+        for key, answer in zip(keys, answers, strict=True):
+            if answer is not None:
+                self.known[key] = answer
+                self.file.write(json.dumps({"key": key, "answer": answer}) + "\n")
+        self.file.flush()
+
+
+@contextmanager
+def open_answers(path: Path) -> Iterator[Answers]:
+    """What was answered before, and a file to add to. A line that a crash cut off is passed over."""
+    known: dict[str, int] = {}
+    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+    for line in lines:
+        with suppress(ValueError, KeyError, TypeError):
+            row = json.loads(line)
+            if row["answer"] in (FIRST, SECOND, NONE):
+                known[str(row["key"])] = row["answer"]
+    with path.open("a", encoding="utf-8") as file:
+        if lines and not lines[-1].endswith(b"\n"):
+            file.write("\n")
+        yield Answers(known, file)
+
+
+def ask_in_both_orders(
+    texts: Sequence[Texts | None], judge: Judge, answers: Answers, console: Console
+) -> tuple[np.ndarray, np.ndarray]:
+    """Ask about every pair twice.
+
+    Args:
+        texts: N pairs; None for one that is not asked about.
+        judge: who is asked.
+        answers: what is there already, and where new answers are kept.
+        console: shows how far it is.
+
+    Returns:
+        [N] int64 answers with chosen shown first, and [N] with rejected shown first, both in terms of the pair: 1 = chosen is
+        better, 0 = rejected is, -1 = no answer.
+
+    Raises:
+        JudgeFailed: if the judge cannot go on.
+    """
+    usable = [text for text in texts if text is not None]
+    questions = [
+        _Comparison(text.prompt, *sides)
+        for text in usable
+        for sides in ((text.chosen, text.rejected), (text.rejected, text.chosen))
+    ]
+    keys = [question.key(judge.name) for question in questions]
+    todo = {key: question for key, question in zip(keys, questions, strict=True) if key not in answers.known}
+    total = len(set(keys))
+    if len(todo) < total:
+        console.say(f"{total - len(todo):,} of {total:,} answers are there from an earlier call")
+    with console.bar("ask the judge", "answers") as bar:
+        waiting = list(todo)
+        for start in range(0, len(waiting), judge.batch_size):
+            batch = waiting[start : start + judge.batch_size]
+            _ask(batch, [todo[key] for key in batch], judge, answers, total)
+            bar.update(start + len(batch), len(waiting))
+    raw = np.array([answers.known[key] for key in keys], dtype=np.int64).reshape(-1, 2)
+    forward, backward = (np.full(len(texts), NONE, dtype=np.int64) for _ in range(2))
+    where = np.array([text is not None for text in texts])
+    forward[where] = raw[:, 0]
+    backward[where] = np.where(raw[:, 1] == NONE, NONE, 1 - raw[:, 1])
+    return forward, backward
+
+
+def _ask(keys: Sequence[str], questions: Sequence[_Comparison], judge: Judge, answers: Answers, total: int) -> None:
+    try:
+        said = judge.compare([q.prompt for q in questions], [q.first for q in questions], [q.second for q in questions])
+    except JudgeFailed as error:
+        answers.add(keys, error.answers)
+        raise JudgeFailed(
+            f"{error}. {len(answers.known):,} answers ({total:,} are needed) are kept in {answers.file.name}", ()
+        ) from None
+    answers.add(keys, said)

@@ -1,0 +1,258 @@
+"""The user's own preference pairs as a source of pairs and prompts."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from actors.preparer import Recipe
+from cluster.config import RunConfig
+from cluster.given_model import GivenModel, given_base, given_model, refuse_base_of_a_run
+from cluster.inputs import Inputs, Source
+from policy.config import SFTConfig
+from preferences.sets import PreferenceSet, count_reasons
+from tokens.errors import UserError
+from tokens.records import Prompt
+
+if TYPE_CHECKING:
+    from preferences.sets import PromptSet
+
+FEWEST_EVALUATION_PROMPTS = 8
+
+
+def without(prompts: Sequence[Prompt], judged: set[str], key: str) -> tuple[Prompt, ...]:
+    """The prompts that no evaluation uses.
+
+    Args:
+        prompts: of the data set that ``key`` names.
+        judged: texts of the evaluation prompts.
+        key: of the config, for the message.
+
+    Raises:
+        UserError: if none is left.
+    """
+    kept = tuple(prompt for prompt in prompts if prompt.text not in judged)
+    if not kept:
+        raise UserError(f"{key}: every prompt is held out to judge the policy; lower data.validation_fraction or add prompts")
+    return kept
+
+
+def publish(partial: Path, final: Path) -> None:
+    """Give a finished directory of the cache its name; where another run was faster, its own is as good."""
+    try:
+        os.replace(partial, final)
+    except OSError:
+        if not final.is_dir():
+            raise
+
+
+@dataclass(frozen=True)
+class TextsRecipe:
+    """Train the SFT model on the chosen responses, once; the directory is named by a hash of all that goes into it."""
+
+    examples: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]
+    tokenizer_dir: Path
+    sft: SFTConfig
+    seed: int
+    cache: Path
+
+    @property
+    def directory(self) -> Path:
+        """Where the model is, or will be."""
+        digest = hashlib.sha256(repr((self.examples, self.tokenizer_dir.name, self.seed)).encode())
+        digest.update(self.sft.model_dump_json().encode())
+        return self.cache / f"sft-{digest.hexdigest()[:12]}"
+
+    def __call__(self, on_progress: Callable[[str, int, int], None]) -> Path:
+        """Train it, or find it in the cache."""
+        from transformers import PreTrainedTokenizerFast
+
+        from policy.sft import fit_language_model
+
+        final = self.directory
+        if final.is_dir():
+            return final
+        partial = final.with_name(f".{final.name}.{os.getpid()}.partial")
+        try:
+            summary = fit_language_model(
+                [(list(prompt), list(response)) for prompt, response in self.examples],
+                PreTrainedTokenizerFast.from_pretrained(self.tokenizer_dir),
+                partial,
+                self.sft,
+                self.seed,
+                lambda done, total: on_progress("SFT steps", done, total),
+            )
+            (partial / "sft.json").write_text(json.dumps(summary, indent=1))
+            publish(partial, final)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+        return final
+
+
+@dataclass(frozen=True)
+class PolicyPrompts:
+    """The prompts of a run; see ``Inputs``."""
+
+    meta: tuple[Prompt, ...]
+    policy: tuple[Prompt, ...]
+    evaluation: tuple[Prompt, ...]
+
+
+class DataSource(Source):
+    """Preference pairs of the user's own. All of them are read and encoded at once, so that what is wrong is known early.
+
+    The SFT model is trained on the chosen responses as they were given: ``data.denoise`` has no say in it.
+
+    Args:
+        config: of the run.
+        cache: directory of trained tokenizers and SFT models.
+        policy: as in ``open_source``.
+    """
+
+    def __init__(self, config: RunConfig, cache: Path, policy: bool = True) -> None:
+        from datasets import disable_progress_bars
+
+        from preferences.load import load_preferences
+
+        disable_progress_bars()  # type: ignore[no-untyped-call]
+        super().__init__(config)
+        data = config.data
+        base = None if config.reward.base is None else given_base(config.reward.base, config, policy)
+        given = self._start(base, policy)
+        preferences = load_preferences(data, given.tokenizer if given else None)
+        self._train, self._validation = preferences.split(data.validation_fraction, config.seed)
+        tokenizer_dir = cache
+        if given is None:
+            tokenizer_dir, self._tokenizer = self._make_tokenizer(cache)
+        else:
+            self._tokenizer = given.tokenizer
+        if base is not None and policy:
+            refuse_base_of_a_run(base, self._tokenizer, "the SFT" if config.sft.model else "the newly made")
+        self.pairs, dropped = self.encode_listing(self._train)
+        self.validation, dropped_validation = self.encode_listing(self._validation)
+        self._unread = (*preferences.dropped, *dropped_validation)
+        self.dropped = {"preferences": count_reasons((*self._unread, *dropped))}
+        self.recipe: Recipe | None = None
+        if given is None:
+            examples = tuple((p.prompt_ids, p.chosen_ids) for p in self.pairs)
+            self.recipe = recipe = TextsRecipe(examples, tokenizer_dir, config.sft, config.seed, cache)
+            self._sft_dir = recipe.directory
+        else:
+            self._sft_dir = given.path
+        self._base_dir = self._sft_dir if base is None else base.path
+        self._prompts = self._choose_prompts() if policy else None
+
+    def _start(self, base: GivenModel | None, policy: bool) -> GivenModel | None:
+        """The model whose tokenizer is used: the SFT model, or, where no policy is trained, ``reward.base``."""
+        config = self.config
+        if base is not None and not policy:
+            return base
+        if config.sft.model is None:
+            return None
+        longest = max(config.data.max_response_tokens, config.rollout.max_new_tokens)
+        return given_model("sft.model", config.sft.model, config.data, longest)
+
+    @property
+    def ready(self) -> bool:
+        return True
+
+    @property
+    def sft_dir(self) -> Path:
+        return self._sft_dir
+
+    @property
+    def base_dir(self) -> Path:
+        return self._base_dir
+
+    @property
+    def tokenizer(self) -> Any:
+        return self._tokenizer
+
+    def preferences(self) -> tuple[PreferenceSet, PreferenceSet]:
+        return self._train, self._validation
+
+    def other_domains(self) -> None:
+        return None
+
+    def _make_tokenizer(self, cache: Path) -> tuple[Path, Any]:
+        from transformers import AutoTokenizer
+
+        from policy.sft import train_tokenizer
+
+        texts = [text for row in self._train.rows for text in (row["prompt"], row["chosen"], row["rejected"])]
+        size = self.config.sft.shape.vocab_size
+        digest = hashlib.sha256("\x00".join([str(size), *texts]).encode()).hexdigest()[:12]
+        directory = cache / f"tokenizer-{digest}"
+        if not directory.is_dir():
+            partial = directory.with_name(f".{directory.name}.{os.getpid()}.partial")
+            cache.mkdir(parents=True, exist_ok=True)
+            try:
+                train_tokenizer(texts, size, partial)
+                publish(partial, directory)
+            finally:
+                shutil.rmtree(partial, ignore_errors=True)
+        return directory, AutoTokenizer.from_pretrained(directory)
+
+    def _choose_prompts(self) -> PolicyPrompts:
+        config, data = self.config, self.config.data
+        if config.policy.prompts is None:
+            ours, theirs = self._train.prompts(), self._validation.prompts()
+        else:
+            ours, theirs = self._load_prompts(config.policy.prompts).split(data.validation_fraction, config.seed)
+        policy_prompts, eval_prompts = self._encode_prompts(None, ours), self._encode_prompts(None, theirs)
+        judged = {prompt.text for prompt in eval_prompts}
+        policy_prompts = without(policy_prompts, judged, "policy.prompts")
+        meta_prompts = without(self._encode_prompts(config.meta.prompts, self._train.prompts()), judged, "meta.prompts")
+        if len(eval_prompts) < FEWEST_EVALUATION_PROMPTS:
+            raise UserError(
+                f"only {len(eval_prompts)} prompts are held out to judge the policy, "
+                f"at least {FEWEST_EVALUATION_PROMPTS} are needed: "
+                f"raise data.validation_fraction (now {data.validation_fraction:g}) or add prompts"
+            )
+        return PolicyPrompts(meta_prompts, policy_prompts, eval_prompts)
+
+    def _load_prompts(self, source: str) -> PromptSet:
+        from preferences.load import load_prompts
+
+        data = self.config.data
+        return load_prompts(source, data.split, data.allow_hub, data.drop_bad, self.tokenizer)
+
+    def _encode_prompts(self, source: str | None, default: PromptSet) -> tuple[Prompt, ...]:
+        from preferences.encode import encode_prompts
+
+        chosen = default if source is None else self._load_prompts(source)
+        if not len(chosen):
+            return ()
+        prompts, dropped = encode_prompts(chosen, self.tokenizer, self.config.data.max_prompt_tokens, self.config.data.drop_bad)
+        if source is not None:
+            self.dropped[source] = count_reasons((*chosen.dropped, *dropped))
+        return tuple(prompts)
+
+    def load(self, strengths: str | None = None) -> Inputs:
+        from preferences.denoise import count_actions
+
+        assert self._prompts is not None, "opened for reward models only"
+        pairs, dropped, denoised = self.pairs, dict(self.dropped), {}
+        if strengths is not None:
+            train = self.training(strengths)
+            pairs, left_out = self.encode_listing(train)
+            denoised = count_actions(train)
+            dropped["preferences"] = count_reasons((*self._unread, *left_out))
+        return Inputs(
+            sft_dir=self.sft_dir,
+            base_dir=self.base_dir,
+            pairs=pairs,
+            validation=self.validation,
+            meta_prompts=self._prompts.meta,
+            policy_prompts=self._prompts.policy,
+            eval_prompts=self._prompts.evaluation,
+            gold=None,
+            dropped=dropped,
+            denoised=denoised,
+        )

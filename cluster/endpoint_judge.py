@@ -1,0 +1,200 @@
+"""A chat model behind an OpenAI-compatible endpoint as a judge."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from cluster.judges import JudgeFailed, read_verdict
+from preferences.formats import PlainTemplate
+from preferences.sources import shorten
+from tokens.errors import UserError
+
+if TYPE_CHECKING:
+    import openai
+
+KEY_VARIABLE = "OPENAI_API_KEY"
+"""Environment variable that holds the key; endpoints on one's own machine need none."""
+QUESTION = """Here are a prompt and two responses to it, A and B. Which response is better, that is, more helpful, honest and
+harmless? Do not let the order or the length of the responses decide. Reply with one letter and nothing else: A or B.
+
+[Prompt]
+{prompt}
+
+[Response A]
+{first}
+
+[Response B]
+{second}
+
+[Better response]"""
+MAX_TOKENS = 16
+LONGEST_PAUSE_S = 30.0
+
+
+class EndpointJudge:
+    """Asks a chat model, several questions at a time.
+
+    Args:
+        base_url: of the endpoint, up to /v1.
+        model: its name there.
+        concurrency: requests in flight.
+        timeout_s: of one request.
+        retries: how often one request is tried again after a refused connection, a timeout, status 408, 409, 429 or 5xx.
+        budget: how many retries there may be in all.
+        pause_s: before the first retry; doubles with each, unless the server says how long.
+
+    Raises:
+        UserError: if the URL is not usable.
+    """
+
+    template = PlainTemplate()
+
+    def __init__(
+        self,
+        base_url: str,
+        model: str,
+        concurrency: int = 8,
+        timeout_s: float = 60.0,
+        retries: int = 5,
+        budget: int = 200,
+        pause_s: float = 1.0,
+    ) -> None:
+        _check_url(base_url)
+        if not model:
+            raise UserError(f"the judge openai:{base_url} names no model: expected openai:BASE_URL#MODEL")
+        from openai import OpenAI
+
+        self.key = os.environ.get(KEY_VARIABLE)
+        self.client = OpenAI(base_url=base_url, api_key=self.key or "none", timeout=timeout_s, max_retries=0)
+        self.base_url, self.model, self.concurrency, self.retries = base_url, model, concurrency, retries
+        self.budget, self.pause_s, self.lock = budget, pause_s, threading.Lock()
+        self.batch_size = 4 * concurrency
+        self.name = f"openai:{base_url}#{model}:{hashlib.sha256(QUESTION.encode()).hexdigest()[:12]}"
+
+    def compare(self, prompts: Sequence[str], firsts: Sequence[str], seconds: Sequence[str]) -> list[int]:
+        """See ``Judge``. A reply that is not clearly A or B is no answer."""
+        stop = threading.Event()
+        with ThreadPoolExecutor(self.concurrency) as pool:
+            try:
+                futures = [pool.submit(self._ask, *texts, stop) for texts in zip(prompts, firsts, seconds, strict=True)]
+                wait(futures)
+            except BaseException:
+                stop.set()
+                raise
+        failures = [error for future in futures if (error := future.exception()) is not None]
+        if not failures:
+            return [future.result() for future in futures]
+        first = next((error for error in failures if not isinstance(error, _Stopped)), failures[0])
+        if not isinstance(first, _RequestFailed):
+            raise first
+        raise JudgeFailed(self._words(first), [_answer(future) for future in futures]) from None
+
+    def _ask(self, prompt: str, first: str, second: str, stop: threading.Event) -> int:
+        try:
+            return read_verdict(self._reply(QUESTION.format(prompt=prompt, first=first, second=second), stop))
+        except BaseException:
+            stop.set()  # the others need not begin
+            raise
+
+    def _reply(self, question: str, stop: threading.Event) -> str | None:
+        import openai
+        from openai.types.chat import ChatCompletion
+
+        for attempt in range(self.retries + 1):
+            if stop.is_set():
+                raise _Stopped
+            try:
+                answer: object = self.client.chat.completions.create(
+                    model=self.model,
+                    messages=[{"role": "user", "content": question}],
+                    temperature=0.0,
+                    max_tokens=MAX_TOKENS,
+                )
+            except openai.APIError as error:
+                pause = self._pause(error, attempt)
+                if pause is None:
+                    raise _RequestFailed(f"{attempt + 1} attempt(s); the last: {self._reason(error)}") from None
+                stop.wait(pause)
+                continue
+            if not isinstance(answer, ChatCompletion):
+                said = shorten(self._hide(str(answer)))
+                raise _RequestFailed(f"it answers, but not as a chat endpoint: {said}. Does BASE_URL end in /v1?")
+            return answer.choices[0].message.content if answer.choices else None
+        raise AssertionError("the last attempt returns or raises")
+
+    def _pause(self, error: openai.APIError, attempt: int) -> float | None:
+        """Seconds to wait before the next attempt; None = give up."""
+        import openai
+
+        temporary = isinstance(error, openai.APIConnectionError)
+        asked: str | None = None
+        if isinstance(error, openai.APIStatusError):
+            temporary = error.status_code in (408, 409, 429) or error.status_code >= 500
+            asked = error.response.headers.get("retry-after")
+        if not temporary or attempt == self.retries:
+            return None
+        with self.lock:
+            self.budget -= 1
+            if self.budget < 0:
+                return None
+        seconds = float(asked) if asked is not None and asked.replace(".", "", 1).isdigit() else self.pause_s * 2**attempt
+        return min(seconds, LONGEST_PAUSE_S)
+
+    def _words(self, error: Exception) -> str:
+        text = f"the judge {self.model!r} at {self.base_url} did not answer: {error}"
+        if self.budget < 0:
+            text += ". The budget of retries for the whole data set is used up: the endpoint fails too often"
+        return text
+
+    def _reason(self, error: openai.APIError) -> str:
+        """What a request died of; a line of what the server sent at most."""
+        import openai
+
+        if isinstance(error, openai.APITimeoutError):
+            return "no answer in time (timeout)"
+        if isinstance(error, openai.APIConnectionError):
+            return f"no connection ({self._hide(str(error.__cause__ or error))})"
+        if isinstance(error, openai.AuthenticationError | openai.PermissionDeniedError):
+            return f"status {error.status_code}: the key is missing or not accepted; set {KEY_VARIABLE}"
+        status = f"status {error.status_code}: " if isinstance(error, openai.APIStatusError) else ""
+        return f"{status}{shorten(self._hide(error.message), 200)}"
+
+    def _hide(self, text: str) -> str:
+        """The text without the key, should a server quote it."""
+        return text if self.key is None else text.replace(self.key, "***")
+
+
+class _RequestFailed(Exception):
+    """A request that will not be tried again."""
+
+
+class _Stopped(Exception):
+    """A request that was not made, because another had failed."""
+
+
+def _answer(future: Future[int]) -> int | None:
+    return None if future.exception() is not None else future.result()
+
+
+def _check_url(base_url: str) -> None:
+    try:
+        parts = urlsplit(base_url)
+        usable = parts.scheme in ("http", "https") and bool(parts.hostname)
+    except ValueError:
+        parts, usable = None, False
+    if parts is not None and (parts.username or parts.password or parts.query):
+        raise UserError(
+            "the judge's BASE_URL must hold no user name, password or query (they would be written down); "
+            f"put a key into the environment variable {KEY_VARIABLE}"
+        )
+    if not usable:
+        raise UserError(
+            f"the judge's BASE_URL must be a URL such as http://localhost:8000/v1, got {shorten(base_url)}; "
+            "expected openai:BASE_URL#MODEL"
+        )

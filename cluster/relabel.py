@@ -1,0 +1,253 @@
+"""A second labeller: asks a judge about every pair, in both orders, and writes what it says beside the pairs.
+
+Source: Secrets of RLHF II (2401.06080), section 2.5.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from cluster.asking import ask_in_both_orders, open_answers
+from cluster.console import Console
+from cluster.judges import NONE, GoldJudge, Judge, RewardJudge
+from cluster.load_config import load_config
+from cluster.run_directory import storage_root, write_file
+from preferences.formats import BadRowError, Texts, detect_format, read_pair
+from preferences.labels import LABEL, combine, label_tables, write_table
+from preferences.sources import TEXT_COLUMNS, Source, open_source
+from preferences.swap import as_table
+from tokens.errors import UserError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from cluster.config import RunConfig
+    from preferences.sets import Format
+
+FORWARD, BACKWARD = "label_forward", "label_backward"
+"""Columns of the raw answers: with chosen shown first, and with rejected shown first."""
+SANDBOX = "sandbox:"
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What a judge said of the pairs.
+
+    Args:
+        pairs: all of them.
+        agree: the judge prefers chosen in both orders.
+        disagree: it prefers rejected in both orders.
+        changed: it changed its mind with the order.
+        changed_to_first: among these, it preferred what it was shown first (the others: what it was shown second).
+        no_answer: it did not answer one of the orders at least (a tie, or a reply that is neither A nor B).
+        unusable: the pair could not be read (empty, chosen equal to rejected ...), and was not asked about.
+    """
+
+    pairs: int
+    agree: int
+    disagree: int
+    changed: int
+    changed_to_first: int
+    no_answer: int
+    unusable: int
+
+    @classmethod
+    def of(cls, forward: np.ndarray, backward: np.ndarray, usable: np.ndarray) -> Counts:
+        """Count: [N] raw answers in terms of the pair (1 = chosen), and [N] whether the pair was asked about."""
+        answered = (forward != NONE) & (backward != NONE)
+        changed = answered & (forward != backward)
+        return cls(
+            pairs=len(forward),
+            agree=int((answered & (forward == 1) & ~changed).sum()),
+            disagree=int((answered & (forward == 0) & ~changed).sum()),
+            changed=int(changed.sum()),
+            changed_to_first=int((changed & (forward == 1)).sum()),
+            no_answer=int((usable & ~answered).sum()),
+            unusable=int((~usable).sum()),
+        )
+
+    def lines(self) -> list[str]:
+        """The counts for the console."""
+        judged = self.agree + self.disagree
+        share = f" ({self.agree / judged:.1%} of those with a label)" if judged else ""
+        shown = f" ({self.changed_to_first} to the response shown first)" if self.changed else ""
+        return [
+            f"  agrees with the label      {self.agree:>8,}{share}",
+            f"  disagrees                  {self.disagree:>8,}",
+            f"  changed with the order     {self.changed:>8,}{shown}",
+            f"  no answer                  {self.no_answer:>8,}",
+            f"  could not be read          {self.unusable:>8,}",
+        ]
+
+
+def relabel(
+    pairs: str,
+    judge: str,
+    out: Path | None,
+    console: Console,
+    *,
+    split: str | None = None,
+    limit: int | None = None,
+    allow_hub: bool = False,
+    concurrency: int = 8,
+    timeout_s: float = 60.0,
+    retries: int = 5,
+) -> Path:
+    """Ask a judge about every pair in both orders; write its labels and the three validation sets.
+
+    Args:
+        pairs: a preference data set, or sandbox:CONFIG.yaml for the sandbox's pairs.
+        judge: gold (of sandbox:CONFIG.yaml), gold:CONFIG.yaml, reward:DIR, or openai:BASE_URL#MODEL.
+        out: Parquet file to write; None = beside the data, or for the sandbox in STORAGE/relabelled.
+        console: where progress and counts are shown.
+        split: of the data; None = train, and validation for the sandbox.
+        limit: ask about the first so many pairs, and write only those.
+        allow_hub: whether ``pairs`` may be fetched from the hub.
+        concurrency: requests in flight (openai).
+        timeout_s: of a request (openai).
+        retries: of a request (openai).
+
+    Returns:
+        The file: the source's columns, ``label`` (1, 0, -1), ``label_forward`` and ``label_backward``. Beside it
+        -original, -relabelled and -agreement.parquet, .json with the counts, and .answers.jsonl with every answer, from which a
+        second call goes on.
+
+    Raises:
+        UserError: if pairs, judge or out are wrong.
+        JudgeFailed: if the judge cannot go on; its answers so far are kept.
+    """
+    for name, number, least in (("limit", limit, 1), ("concurrency", concurrency, 1), ("retries", retries, 0)):
+        if number is not None and number < least:
+            raise UserError(f"--{name} must be at least {least}, got {number}")
+    if not timeout_s > 0:
+        raise UserError(f"--timeout must be above 0, got {timeout_s:g}")
+    kind = judge.partition(":")[0]
+    if kind not in ("gold", "reward", "openai"):
+        raise UserError(
+            f"no such judge: {judge!r}; expected gold, gold:CONFIG.yaml, reward:DIR or openai:BASE_URL#MODEL "
+            "(for example openai:http://localhost:8000/v1#my-model)"
+        )
+    config = load_config(Path(pairs.removeprefix(SANDBOX))) if pairs.startswith(SANDBOX) else None
+    target = _target(pairs, out, config, split)
+    source = None if config else open_source(pairs, split or "train", allow_hub)
+    format_ = detect_format(source) if source else "explicit"
+    asked = _open_judge(judge, config, format_ == "conversational", concurrency, timeout_s, retries)
+    if source is None:
+        assert config is not None
+        source = _sandbox_pairs(config, split, console)
+    table = _numbered(as_table(source.rows).slice(0, limit))
+    texts = _read_texts(source, table, format_, asked, console)
+    with open_answers(target.with_suffix(".answers.jsonl")) as answers:
+        forward, backward = ask_in_both_orders(texts, asked, answers, console)
+    counts = _write(target, table, forward, backward, np.array([t is not None for t in texts]), judge, source.name)
+    console.say(f"{judge} on {counts.pairs:,} pairs of {pairs}:")
+    for line in counts.lines():
+        console.say(line)
+    console.say(f"{target} and its validation sets beside it")
+    return target
+
+
+def _target(pairs: str, out: Path | None, config: RunConfig | None, split: str | None) -> Path:
+    source = Path(pairs)
+    if out is None and config is not None:
+        out = storage_root(config) / "relabelled" / f"{config.name}-{split or 'validation'}.parquet"
+        out.parent.mkdir(exist_ok=True)
+    elif out is None and source.is_file():
+        out = source.with_name(f"{source.stem}.relabelled.parquet")
+    elif out is None:
+        raise UserError(f"say where to write with --out FILE.parquet: {pairs} is not a file, so there is no place beside it")
+    if out.suffix != ".parquet":
+        raise UserError(f"--out must end in .parquet, got {out}")
+    if not out.parent.is_dir():
+        raise UserError(f"--out: there is no directory {out.parent.absolute()}")
+    if source.exists() and out.exists() and out.samefile(source):
+        raise UserError(f"--out {out} is the data itself; name another file")
+    return out
+
+
+def _sandbox_pairs(config: RunConfig, split: str | None, console: Console) -> Source:
+    """Pairs of one split of the config's world, which is built if it is not there yet."""
+    from cluster.sandbox_source import WorldRecipe, as_set
+
+    recipe = WorldRecipe(config.world, config.sft, storage_root(config) / "cache")
+    with console.bar("build the sandbox world") as bar:
+        files = recipe.build(lambda phase, done, total: bar.update(done, total, note=phase))
+    wanted = split or "validation"
+    rows = files.pairs(wanted)
+    if not rows:
+        raise UserError(f"the sandbox has the splits train, validation and validation_held_out, not {wanted!r}; set --split")
+    return Source(f"the sandbox's {wanted} pairs", as_set(rows).rows)
+
+
+def _open_judge(
+    judge: str, sandbox: RunConfig | None, templated: bool, concurrency: int, timeout_s: float, retries: int
+) -> Judge:
+    kind, _, rest = judge.partition(":")
+    if kind == "reward":
+        return RewardJudge(Path(rest).expanduser(), templated)
+    if kind == "openai":
+        from cluster.endpoint_judge import EndpointJudge
+
+        base_url, _, model = rest.partition("#")
+        return EndpointJudge(base_url, model, concurrency, timeout_s, retries)
+    from sandbox.world import World
+
+    if rest:
+        sandbox = load_config(Path(rest))
+    if sandbox is None:
+        raise UserError("the judge gold knows the sandbox's prompts only: give sandbox:CONFIG.yaml as PAIRS, or gold:CONFIG.yaml")
+    return GoldJudge(World(sandbox.world).gold, hashlib.sha256(sandbox.world.model_dump_json().encode()).hexdigest())
+
+
+def _numbered(table: pa.Table) -> pa.Table:
+    """With ids, so that a pair keeps its own in every set made of these rows."""
+    import pyarrow as pa
+
+    if "id" in table.column_names:
+        return table
+    return table.add_column(0, "id", pa.array([str(row + 1) for row in range(table.num_rows)], pa.large_string()))
+
+
+def _read_texts(source: Source, table: pa.Table, format_: Format, judge: Judge, console: Console) -> list[Texts | None]:
+    """Every row as the texts that a judge is shown; None for a row that cannot be used."""
+    if format_ == "conversational" and judge.template is None:
+        raise UserError(
+            f"{source.name}: the pairs are conversational, and the judge's tokenizer has no chat template to show them with. "
+            "Turn the messages into text, or ask a judge that has one"
+        )
+    texts: list[Texts | None] = []
+    reasons: list[str] = []
+    for number, row in enumerate(table.select([name for name in TEXT_COLUMNS if name in table.column_names]).to_pylist()):
+        try:
+            texts.append(read_pair(row, format_, judge.template))
+        except BadRowError as error:
+            texts.append(None)
+            reasons.append(f"{source.where(number)}: {error.reason}{': ' if error.detail else ''}{error.detail}")
+    if len(reasons) == len(texts):
+        raise UserError(f"{source.name}: no pair of {len(texts)} can be read; first: {reasons[0]}")
+    if reasons:
+        console.say(f"{len(reasons):,} of {len(texts):,} pairs cannot be read and get no label; first: {'; '.join(reasons[:3])}")
+    return texts
+
+
+def _write(
+    target: Path, table: pa.Table, forward: np.ndarray, backward: np.ndarray, usable: np.ndarray, judge: str, source: str
+) -> Counts:
+    import pyarrow as pa
+
+    labels = [combine(int(a), int(b)) for a, b in zip(forward, backward, strict=True)]
+    table = table.drop_columns([name for name in (LABEL, FORWARD, BACKWARD) if name in table.column_names])
+    for name, column in ((LABEL, labels), (FORWARD, forward), (BACKWARD, backward)):
+        table = table.append_column(name, pa.array(column, pa.int8()))
+    counts = Counts.of(forward, backward, usable)
+    write_table(table, target)
+    for name, rows in label_tables(table, source).items():
+        write_table(rows, target.with_name(f"{target.stem}-{name}.parquet"))
+    write_file(target.with_suffix(".json"), json.dumps({"judge": judge, "source": source, **vars(counts)}, indent=1) + "\n")
+    return counts

@@ -1,0 +1,141 @@
+"""`strength`: M reward models trained on the same pairs, and what they say of every pair (Secrets of RLHF II, section 2.2)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from cluster.config import RunConfig
+from cluster.console import Console
+from cluster.inputs import Source, open_source
+from cluster.run import connected
+from cluster.run_directory import space_errors, storage_root, write_file
+from cluster.strength_directory import StrengthDirectory
+from cluster.strength_parts import folds_of, plan_parts, write_texts
+from tokens.errors import UserError
+from tokens.records import Pair
+
+if TYPE_CHECKING:
+    from preferences.sets import PreferenceSet
+
+
+def strength(config: RunConfig, console: Console) -> Path:
+    """Measure the preference strength of every pair; the same command again continues, and does nothing once all is there.
+
+    Training pairs are scored by members that saw them, as in the paper, or with ``strength.folds`` K >= 2 by members trained on
+    the K - 1 parts of the prompts that do not hold theirs. No member sees a validation pair; with folds those of fold 0 score
+    them. What ``data.denoise`` asks for plays no part: strengths are of the pairs as they were given.
+
+    Args:
+        config: of the run.
+        console: to show progress on.
+
+    Returns:
+        The run's directory, STORAGE/strengths/NAME; what is in it is said in ``cluster.strength_directory``.
+
+    Raises:
+        UserError: if an input is wrong, or there is no room; before any process starts where that can be known. Or if members
+            score with NaN, or all alike.
+        RoleFailed: if a process failed; the members and parts that are there stay, the same command continues.
+    """
+    if config.resources.reward.num_ranks > 1:
+        raise UserError(
+            f"resources.reward.num_ranks is {config.resources.reward.num_ranks}: `strength` trains each member in one process, "
+            "and several members side by side. Set it to 1"
+        )
+    directory = StrengthDirectory(config)
+    directory.inspect()
+    if directory.finished:
+        console.say(f"The strengths in {directory.path} are there; nothing to do.")
+        return directory.path
+    source = open_source(config, storage_root(config), policy=False)
+    if source.ready:
+        training, validation = source.preferences()
+        folds_of(training, config.strength.folds, config.seed)
+        directory.refuse_other(fingerprint(training, validation))
+    with directory.open():
+        console.say(f"[bold]Rondo[/] strength {config.name} in {directory.path}")
+        if config.strength.num_members == 1:
+            console.say("[yellow]note[/] strength.num_members is 1: one model has no spread, the column of sigma stays empty")
+        with connected() as fixed, space_errors(directory.path):
+            _measure(config, console, directory, source, fixed)
+    return directory.path
+
+
+def _measure(config: RunConfig, console: Console, directory: StrengthDirectory, source: Source, fixed: bool) -> None:
+    from cluster.strength_card import card_of, read_columns, table_of
+    from cluster.strength_work import refuse_what_cannot_fit, score, train
+    from preferences.sets import count_reasons
+    from preferences.strength import read_strengths, refuse_constant
+
+    if fixed:
+        refuse_what_cannot_fit(config)
+    prepare_s = _prepare(config, console, directory, source)
+    training, validation = source.preferences()
+    directory.belong_to(fingerprint(training, validation))
+    pairs, dropped = source.encode_listing(training)
+    others, dropped_others = source.encode_listing(validation)
+    folds = folds_of(training, config.strength.folds, config.seed)
+    kept = _kept(training, pairs)
+    planned = [
+        ("train", training, folds, kept),
+        ("validation", validation, np.zeros(len(validation), dtype=np.int64), _kept(validation, others)),
+    ]
+    parts = plan_parts(planned, config.strength.rows_per_block)
+    if not directory.texts.is_file():
+        write_texts(directory.texts, parts, {"train": training, "validation": validation})
+    plain = [replace(pair, margin=0.0, smoothing=0.0) for pair in pairs]
+    reports = train(config, console, directory, source.base_dir, plain, folds[kept])
+    scored = score(config, console, directory, source.base_dir, parts, training)
+    refuse_constant(read_strengths(directory.strengths))
+    identity = {"config_sha256": directory.begun["config_sha256"], "data_sha256": directory.begun["data_sha256"]}
+    num_distinct = sum(part.num_distinct for part in parts)
+    reasons = count_reasons((*dropped, *dropped_others))
+    columns = read_columns(directory.strengths)
+    card = card_of(config, identity, columns, reports, scored, num_distinct, reasons, prepare_s)
+    write_file(directory.card, json.dumps(card, indent=1))
+    console.show(table_of(card))
+
+
+def _prepare(config: RunConfig, console: Console, directory: StrengthDirectory, source: Source) -> float:
+    """Make the SFT model and the sandbox's pairs, where they are missing, with the learner's share of the machine."""
+    import ray
+
+    from actors.preparer import Preparer
+    from actors.process import environment
+    from cluster.strength_work import setup_of
+    from cluster.waiting import Pending, Waiter
+
+    if source.recipe is None or (source.ready and source.base_dir.is_dir()):
+        return 0.0
+    began, share = time.perf_counter(), config.resources.learner
+    setup = setup_of(share, "preparer-0", directory.logs)
+    actor_class: Any = Preparer
+    actor = actor_class.options(
+        num_cpus=share.num_cpus,
+        num_gpus=share.num_gpus,
+        runtime_env={"env_vars": environment(setup, config.data.allow_hub)},
+    ).remote(setup)
+    wait = Waiter(console, directory.logs, config.resources.deadline_s)
+    with console.bar("prepare the SFT model") as bar:
+        pending = Pending((actor.make.remote(source.recipe),), (setup.name,), ("?",), lambda answers: answers[0], (actor,))
+        wait("prepare", pending, bar)
+    ray.kill(actor)
+    return time.perf_counter() - began
+
+
+def fingerprint(training: PreferenceSet, validation: PreferenceSet) -> str:
+    """SHA-256 of both splits: a strength run that is continued must be given the same pairs."""
+    return hashlib.sha256(f"{training.fingerprint} {validation.fingerprint}".encode()).hexdigest()
+
+
+def _kept(pairs: PreferenceSet, encoded: Sequence[Pair]) -> np.ndarray:
+    ids = {pair.id for pair in encoded}
+    return np.array([id_ in ids for id_ in pairs.rows["id"]], dtype=bool)

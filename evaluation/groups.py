@@ -1,0 +1,202 @@
+"""Arithmetic of groups of pairs: equal groups by a value, agreement with an interval, how well a value finds the wrong labels.
+
+Letters: N pairs, G groups, S seeds, B bins.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+Z_95 = 1.959963984540054
+FEWEST_SEEDS = 3
+"""That an interval over seeds is made of."""
+FloatArray = np.ndarray[tuple[int], np.dtype[np.float64]]
+IndexArray = np.ndarray[tuple[int], np.dtype[np.int64]]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number with its 95% interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class CalibrationBin:
+    """Pairs that a model is about equally sure of.
+
+    Args:
+        count: of the pairs.
+        confidence: mean of sigma(|c - r|), in [1/2, 1].
+        accuracy: share of them ranked as labelled; a tie counts one half.
+    """
+
+    count: int
+    confidence: float
+    accuracy: float
+
+
+def equal_groups(values: FloatArray, num: int) -> list[IndexArray]:
+    """Cut N values, in ascending order, into groups of equal size.
+
+    Source: Secrets of RLHF Part II, section 2.2 (20 groups) and 2.3 (10 groups) of the training set by preference strength.
+
+    Args:
+        values: [N] float64; equal ones keep their order.
+        num: G, at least 1.
+
+    Returns:
+        min(G, N) index arrays, the lowest values first. Sizes differ by one at most, the larger groups first.
+
+    Raises:
+        ValueError: if there are no values, or G is below 1.
+
+    Padding contract: there is none.
+    """
+    if num < 1 or not len(values):
+        raise ValueError(f"cannot cut {len(values)} values into {num} groups")
+    return [part for part in np.array_split(np.argsort(values, kind="stable"), num) if len(part)]
+
+
+def share(successes: float, total: int) -> Estimate:
+    """A share with Wilson's 95% interval.
+
+    centre = (p + z^2 / 2n) / (1 + z^2 / n);  half = z sqrt(p (1 - p) / n + z^2 / 4n^2) / (1 + z^2 / n)
+
+    Source: Wilson 1927, "Probable inference", J. Am. Stat. Ass. 22.
+
+    Args:
+        successes: out of ``total``; halves count for ties.
+        total: n, at least 1.
+
+    Returns:
+        The share and its interval, which stays inside [0, 1].
+
+    Raises:
+        ValueError: if ``total`` is 0 or successes are not among it.
+
+    Padding contract: there is none.
+    """
+    if total < 1 or not 0 <= successes <= total:
+        raise ValueError(f"{successes} of {total} is no share")
+    p, z2 = successes / total, Z_95 * Z_95
+    scale = 1 + z2 / total
+    centre = (p + z2 / (2 * total)) / scale
+    half = Z_95 * float(np.sqrt(p * (1 - p) / total + z2 / (4 * total * total))) / scale
+    return Estimate(p, min(p, max(0.0, centre - half)), max(p, min(1.0, centre + half)))  # rounding must not leave p outside
+
+
+def over_seeds(values: Sequence[float]) -> Estimate:
+    """Mean over seeds with Student's 95% interval.
+
+    mean +- t(0.975; S - 1) s / sqrt(S), s with S - 1
+
+    Source: Student 1908. With one seed there is no interval, with two its half width is 12.7 standard errors and says nothing.
+
+    Args:
+        values: [S] float, at least one.
+
+    Returns:
+        The mean and its interval, of width 0 with fewer than 3 seeds.
+
+    Raises:
+        ValueError: if there are none.
+
+    Padding contract: there is none.
+    """
+    if not values:
+        raise ValueError("no seed to average over")
+    mean = float(np.mean(values))
+    if len(values) < FEWEST_SEEDS:
+        return Estimate(mean, mean, mean)
+    half = float(_t_95(len(values) - 1) * np.std(values, ddof=1) / np.sqrt(len(values)))
+    return Estimate(mean, mean - half, mean + half)
+
+
+@lru_cache
+def _t_95(degrees: int) -> float:
+    from scipy import stats
+
+    return float(stats.t.ppf(0.975, degrees))
+
+
+def auroc(values: FloatArray, positive: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> float:
+    """Probability that a positive has a larger value than a negative; a tie counts one half.
+
+    AUROC = (sum of the positives' ranks - P (P + 1) / 2) / (P (N - P)), ranks from 1, ties sharing their mean
+
+    Source: Mann and Whitney 1947; Hanley and McNeil 1982.
+
+    Args:
+        values: [N] float64.
+        positive: [N] bool.
+
+    Returns:
+        In [0, 1]; 0.5 = the value says nothing.
+
+    Raises:
+        ValueError: if all are positive or none is.
+
+    Padding contract: there is none.
+    """
+    num = int(positive.sum())
+    if not 0 < num < len(values):
+        raise ValueError(f"{num} of {len(values)} are positive: both kinds are needed")
+    from scipy.stats import rankdata
+
+    return (float(rankdata(values)[positive].sum()) - num * (num + 1) / 2) / (num * (len(values) - num))
+
+
+def calibration_bins(difference: FloatArray, num: int) -> list[CalibrationBin]:
+    """Bins of equal width over the confidence of a reward model in the response that it prefers.
+
+    p_i = sigma(|c_i - r_i|) in [1/2, 1];  right_i = 1, 1/2 or 0 as c_i - r_i is positive, 0 or negative
+
+    Source: Guo et al. 2017 (arXiv 1706.04599), section 2, reliability diagrams.
+
+    Args:
+        difference: [N] float64, c - r.
+        num: B, at least 1.
+
+    Returns:
+        The bins that hold a pair, by rising confidence.
+
+    Raises:
+        ValueError: if there are no pairs, or B is below 1.
+
+    Padding contract: there is none.
+    """
+    if num < 1 or not len(difference):
+        raise ValueError(f"cannot put {len(difference)} pairs into {num} bins")
+    from scipy.special import expit
+
+    sure, right = expit(np.abs(difference)), 0.5 * (1 + np.sign(difference))
+    which = np.minimum(((sure - 0.5) * 2 * num).astype(np.int64), num - 1)
+    return [
+        CalibrationBin(int(inside.sum()), float(sure[inside].mean()), float(right[inside].mean()))
+        for inside in (which == number for number in range(num))
+        if inside.any()
+    ]
+
+
+def expected_calibration_error(bins: Sequence[CalibrationBin]) -> float:
+    """How far confidence lies from accuracy, on average.
+
+    ECE = sum_b (N_b / N) |accuracy_b - confidence_b|
+
+    Source: Guo et al. 2017, Eq 3.
+
+    Args:
+        bins: of ``calibration_bins``.
+
+    Returns:
+        In [0, 1]; 0 = of pairs judged with p, a share p is judged rightly.
+
+    Padding contract: there is none.
+    """
+    total = sum(b.count for b in bins)
+    return sum(b.count * abs(b.accuracy - b.confidence) for b in bins) / total

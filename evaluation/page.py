@@ -1,0 +1,61 @@
+"""A page as one file: templates filled in, every text escaped, written whole or not at all.
+
+A page runs no script and may load nothing (its content security policy says so).
+"""
+
+import os
+from pathlib import Path
+
+from evaluation.svg import DARK, LIGHT
+
+
+def render_page(template: str, **values: object) -> str:
+    """Fill in a template.
+
+    Source: templates/; every page extends base.html.j2.
+
+    Args:
+        template: file name.
+        values: what the template names; one that is missing is an error.
+
+    Returns:
+        A whole document; all texts are escaped.
+
+    Padding contract: there is none.
+    """
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template(template).render(light=LIGHT, dark=DARK, **values)
+
+
+def write_page(path: Path, page: str) -> Path:
+    """Write a page beside its place and rename it.
+
+    Source: none needed.
+
+    Args:
+        path: of the page.
+        page: its HTML.
+
+    Returns:
+        ``path``.
+
+    Raises:
+        OSError: if the disk refuses; an earlier page stays as it was.
+
+    Padding contract: there is none.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(page, "utf-8")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path

@@ -1,0 +1,294 @@
+"""Low-rank adapters on a reward model's backbone, and several of them on one backbone.
+
+    h = W x + (alpha / r) B A x,    A [r, in], B [out, r];  W is frozen, B starts at 0
+
+Source: Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models", Eq 3; layers by peft, imported where they are used.
+
+Everything outside the backbone, and an encoder's pooler in it, is trained whole ("the head").
+"""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from rm.config import LoraConfig
+from tokens.errors import UserError
+from tokens.ranks import ALONE, Ranks, full
+
+if TYPE_CHECKING:
+    from rm.model import RewardModel
+
+DEFAULT = "default"
+WEIGHTS, SETTINGS = "adapter_model.safetensors", "adapter_config.json"
+"""What peft calls the two files of a saved adapter; its ``PeftModel.from_pretrained(classifier, path)`` reads them too."""
+_PREFIX = "base_model.model."
+
+
+@dataclass
+class Adapters:
+    """The adapters of one reward model; kept on it as ``adapters``.
+
+    Args:
+        active: name of the one that is computed with, trained and saved.
+        backbone: fingerprint of the frozen weights, which an adapter is worth nothing without.
+        configs: of each, by name.
+        heads: head weights of those that are not active, by name.
+    """
+
+    active: str
+    backbone: str
+    configs: dict[str, LoraConfig] = field(default_factory=dict)
+    heads: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+
+
+def add_lora(model: RewardModel, config: LoraConfig, *, seed: int = 0, name: str = DEFAULT) -> None:
+    """Freeze the backbone and put an adapter on each of its linear layers, in place; the adapter becomes the active one.
+
+    A freshly added adapter changes no score. The head goes on as it is, trained whole. Adapters are float32, and so is a
+    decoder's head, whatever the backbone is. To be called before ``ranks.shard`` cuts the model up, and before an optimizer.
+
+    Args:
+        model: on any device.
+        config: rank >= 1.
+        seed: of A's random numbers; the global generator is not touched.
+        name: of the adapter; one that the model does not have yet.
+
+    Raises:
+        UserError: if the rank is 0, or the backbone has no linear layers.
+        ValueError: if there is an adapter of that name.
+    """
+    if config.rank < 1:
+        raise UserError(f"reward.lora.rank is {config.rank}: expected at least 1 for adapters. Raise it, or train all weights.")
+    classifier, backbone = model.model, model.model.base_model
+    if model.adapters is not None and name in model.adapters.configs:
+        raise ValueError(f"there is an adapter {name!r} already")
+    if model.adapters is None:
+        model.adapters = Adapters(name, _fingerprint(backbone))
+        backbone.requires_grad_(False)
+        if model.pooled_here:  # an encoder's head computes inside the model, in its dtype
+            model.head.float()
+    else:
+        model.adapters.heads[name] = {key: p.detach().clone() for key, p in _head(classifier).items()}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        _inject(backbone, config, name)
+    model.adapters.configs[name] = config
+    use_adapter(model, name)
+    model.eval()
+
+
+def use_adapter(model: RewardModel, name: str) -> None:
+    """Make one of the adapters the active one, its head with it.
+
+    Args:
+        model: with adapters.
+        name: of one of them.
+
+    Raises:
+        ValueError: if it has none of that name.
+    """
+    adapters = _adapters(model)
+    if name not in adapters.configs:
+        raise ValueError(f"no adapter {name!r}: there are {', '.join(sorted(adapters.configs))}")
+    head = _head(model.model)
+    if name != adapters.active:
+        adapters.heads[adapters.active] = {key: p.detach().clone() for key, p in head.items()}
+        with torch.no_grad():
+            for key, value in adapters.heads.pop(name).items():
+                head[key].copy_(value)
+        adapters.active = name
+    for layer in _layers(model.model).values():
+        layer.set_adapter(name)
+    for parameter in head.values():
+        parameter.requires_grad_(True)
+
+
+def save_adapter(model: RewardModel, path: str | Path, ranks: Ranks = ALONE) -> None:
+    """Write the active adapter and its head to ``path``: a few megabytes instead of the whole model.
+
+    Args:
+        model: with adapters.
+        path: directory, made if needed.
+        ranks: that share the model; all must call this, rank 0 writes.
+    """
+    adapters = _adapters(model)
+    config = adapters.configs[adapters.active]
+    weights = {name: full(p.detach()) for name, p in _adapter_weights(model).items()}
+    if ranks.rank == 0:
+        folder = Path(path)
+        folder.mkdir(parents=True, exist_ok=True)
+        targets = sorted(_layers(model.model))
+        heads = sorted({_module_of(key, f"{model.model.base_model_prefix}.") for key in _head(model.model)})
+        _peft_config(config, targets, _is_transposed(model.model), heads).save_pretrained(str(folder))
+        save_file(
+            {_PREFIX + name: value.to("cpu").contiguous() for name, value in weights.items()},
+            folder / WEIGHTS,
+            metadata={"format": "pt", "backbone": adapters.backbone},
+        )
+
+
+def load_adapter(model: RewardModel, path: str | Path, name: str = DEFAULT) -> None:
+    """Read a saved adapter and its head, and make it the active one; adds it, or overwrites one of that name.
+
+    Args:
+        model: on the backbone that the adapter was trained on, with or without other adapters.
+        path: as written by ``save_adapter``.
+        name: that the adapter gets here.
+
+    Raises:
+        UserError: if there is no adapter, or it belongs to another backbone.
+    """
+    from peft import LoraConfig as PeftConfig
+
+    folder = Path(path)
+    if not (folder / WEIGHTS).is_file() or not (folder / SETTINGS).is_file():
+        raise UserError(f"no adapter at {path}: expected {SETTINGS} and {WEIGHTS} there. Check the path.")
+    try:
+        settings = PeftConfig.from_pretrained(str(folder))
+        with safe_open(folder / WEIGHTS, framework="pt") as file:
+            metadata = file.metadata()
+            weights = {key.removeprefix(_PREFIX): file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    except (OSError, ValueError, TypeError, SafetensorError) as error:
+        raise UserError(f"cannot read the adapter in {path}: {error}") from error
+    backbone = _fingerprint(model.model.base_model) if model.adapters is None else model.adapters.backbone
+    if "backbone" not in metadata or metadata["backbone"] != backbone:
+        raise UserError(
+            f"the adapter in {path} was trained on another backbone than this {type(model.model).__name__}: expected the "
+            "weights that it was trained on. Load those first."
+        )
+    if model.adapters is None or name not in model.adapters.configs:
+        add_lora(model, LoraConfig(rank=settings.r, alpha=settings.lora_alpha, dropout=settings.lora_dropout), name=name)
+    use_adapter(model, name)
+    own = _adapter_weights(model)
+    differing = sorted(
+        key for key in {*own, *weights} if key not in own or key not in weights or own[key].shape != weights[key].shape
+    )
+    if differing:
+        raise UserError(
+            f"the adapter in {path} does not fit this model: {', '.join(differing[:3])} differ. Is it of another rank?"
+        )
+    with torch.no_grad():
+        for key, parameter in own.items():
+            parameter.copy_(weights[key])
+
+
+def merged(model: PreTrainedModel, name: str, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The state dict that the model would have if its adapters were part of its weights.
+
+        W + (alpha / r) B A, computed in float32, in W's own dtype
+
+    Args:
+        model: a sequence classifier with adapters; it is not changed.
+        name: of the adapter.
+        weights: its state dict, whole tensors of any shapes.
+
+    Returns:
+        By the names of the model without adapters.
+    """
+    result = {}
+    for key, value in weights.items():
+        if ".lora_" not in key:
+            result[key.replace(".base_layer.", ".")] = value
+    for path, layer in _layers(model).items():
+        a, b = (weights[f"{path}.lora_{part}.{name}.weight"].float() for part in "AB")
+        delta = layer.scaling[name] * (b @ a)  # [out, in]
+        base = weights[f"{path}.base_layer.weight"]
+        result[f"{path}.weight"] = (base.float() + (delta.T if layer.fan_in_fan_out else delta).to(base.device)).to(base.dtype)
+    return result
+
+
+def _inject(backbone: nn.Module, config: LoraConfig, name: str) -> None:
+    from peft import inject_adapter_in_model
+
+    targets = [key.removesuffix(".base_layer") for key, module in backbone.named_modules() if _is_linear(module, key)]
+    if not targets:
+        raise UserError(f"{type(backbone).__name__} has no linear layers for adapters: train all weights (reward.lora.rank 0)")
+    transposed = any(isinstance(module, Conv1D) for module in backbone.modules())
+    with warnings.catch_warnings():
+        # It is set per layer, rightly; and several adapters on one backbone are meant.
+        warnings.filterwarnings("ignore", message="fan_in_fan_out is set to|Already found a `peft_config`", category=UserWarning)
+        inject_adapter_in_model(_peft_config(config, targets, transposed, None), backbone, name)
+    for key, parameter in backbone.named_parameters():
+        if _is_of(name, key):
+            parameter.data = parameter.data.float()
+
+
+def _is_linear(module: nn.Module, path: str) -> bool:
+    return isinstance(module, (nn.Linear, Conv1D)) and ".lora_" not in path and not path.startswith("pooler.")
+
+
+def _peft_config(config: LoraConfig, targets: list[str], transposed: bool, heads: list[str] | None) -> Any:
+    from peft import LoraConfig as PeftConfig
+
+    return PeftConfig(
+        task_type="SEQ_CLS" if heads is not None else None,
+        r=config.rank,
+        lora_alpha=cast(int, config.alpha),  # any number; the annotation is narrower
+        lora_dropout=config.dropout,
+        target_modules=targets,
+        fan_in_fan_out=transposed,
+        modules_to_save=heads,
+        inference_mode=heads is not None,
+    )
+
+
+def _layers(model: nn.Module) -> dict[str, Any]:
+    """Layers with adapters, by path."""
+    from peft.tuners.lora import LoraLayer
+
+    return {path: module for path, module in model.named_modules() if isinstance(module, LoraLayer)}
+
+
+def _head(model: PreTrainedModel) -> dict[str, nn.Parameter]:
+    """What is trained whole, by name."""
+    inside = {id(p) for name, p in model.base_model.named_parameters() if not name.startswith("pooler.")}
+    return {name: p for name, p in model.named_parameters() if id(p) not in inside}
+
+
+def _module_of(key: str, backbone: str) -> str:
+    """The outermost module that is trained whole: a child of the classifier, or the backbone's pooler."""
+    return f"{backbone}pooler" if key.startswith(backbone) else key.partition(".")[0]
+
+
+def _adapter_weights(model: RewardModel) -> dict[str, nn.Parameter]:
+    """The active adapter's parameters and the head's, by names without the adapter's own."""
+    active = _adapters(model).active
+    lora = {key.replace(f".{active}.weight", ".weight"): p for key, p in model.model.named_parameters() if _is_of(active, key)}
+    return {**lora, **_head(model.model)}
+
+
+def _is_of(name: str, key: str) -> bool:
+    """Whether a parameter belongs to the adapter: its name ends in .lora_A.NAME.weight or .lora_B.NAME.weight."""
+    return any(key.endswith(f".lora_{part}.{name}.weight") for part in "AB")
+
+
+def _adapters(model: RewardModel) -> Adapters:
+    if model.adapters is None:
+        raise ValueError("the model has no adapters: call add_lora or load_adapter first")
+    return model.adapters
+
+
+def _is_transposed(model: nn.Module) -> bool:
+    return any(layer.fan_in_fan_out for layer in _layers(model).values())
+
+
+def _fingerprint(backbone: nn.Module) -> str:
+    """Of names, shapes and each weight's first numbers, in bfloat16, so that the same checkpoint in another dtype is the same."""
+    digest = hashlib.sha256()
+    for name, parameter in backbone.named_parameters():
+        if not name.startswith("pooler."):
+            start = parameter.detach().flatten()[:32].to("cpu", torch.bfloat16)
+            digest.update(f"{name} {tuple(parameter.shape)} {start.tolist()}".encode())
+    return digest.hexdigest()

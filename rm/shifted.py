@@ -1,0 +1,147 @@
+"""S_k, the shifted samples of one round: what MetaRM ascends on, and what is kept back to measure on.
+
+Letters: m prompts of one batch, k responses per prompt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from rm.batches import Encoded, draw_groups, score_sequences, scores_of, share_rows
+from rm.config import RewardConfig
+from rm.losses import difference_loss
+from rm.model import RewardModel
+from rm.spread import Separation
+from tokens.errors import UserError
+from tokens.ranks import Ranks
+
+Group = Sequence[Encoded]
+"""One prompt's k responses, each with the prompt's ids."""
+
+HELDOUT_SHARE = 0.1
+"""Of S_k's prompts, no ascent sees this share (at least one prompt, where there are two): J is measured there."""
+
+ORDER_SEED_OFFSET = 7_919_027
+"""Keeps the generator of S_k's order apart from the one of the pairs' order."""
+
+HELDOUT_SEED_OFFSET = 15_485_867
+"""Keeps the generator that chooses the prompts kept back apart from both."""
+
+
+class ShiftedSamples:
+    """The samples of S_k beside the model that scores them.
+
+    Responses that repeat one of their prompt cost nothing: each distinct sequence is scored once and its score stands for all,
+    which gives the same J and gradient. J has gradient 0 between equal scores, so they teach nothing either; they are counted.
+
+    Args:
+        groups: S_k, an inner sequence per prompt: its k responses, each with the prompt's ids.
+        model: on its device, cut up already where there are several ranks.
+        reward: how sequences are put into batches.
+        prompts_per_step: m.
+        seed: of the prompts that are kept back, and of the order of the others.
+        pad_id: id written at padding.
+        ranks: that share the model; all hold all samples.
+
+    Raises:
+        UserError: if there are no prompts, or they are ragged, mixed, or have k < 2.
+    """
+
+    def __init__(
+        self,
+        groups: Sequence[Group],
+        model: RewardModel,
+        reward: RewardConfig,
+        prompts_per_step: int,
+        seed: int,
+        pad_id: int,
+        ranks: Ranks,
+    ) -> None:
+        _check(groups)
+        self.model, self.reward, self.pad_id, self.ranks = model, reward, pad_id, ranks
+        self.prompts_per_step = prompts_per_step
+        self.duplicate_share = num_duplicates(groups) / sum(len(group) for group in groups)
+        order = torch.randperm(len(groups), generator=torch.Generator().manual_seed(seed + HELDOUT_SEED_OFFSET)).tolist()
+        num_heldout = max(1, int(HELDOUT_SHARE * len(groups))) if len(groups) > 1 else 0
+        self.heldout = [groups[i] for i in sorted(order[:num_heldout])]
+        self.groups = [groups[i] for i in sorted(order[num_heldout:])]
+        self.batches = draw_groups(self.groups, prompts_per_step, seed + ORDER_SEED_OFFSET)
+
+    def difference(self, groups: Sequence[Group], denominator: int | None = None) -> Tensor:
+        """This rank's part of J on some prompts, with gradient; the sum over the ranks is J.
+
+        Source: Secrets of RLHF Part II, Eq 11.
+
+        Args:
+            groups: m prompts, the same on every rank.
+            denominator: prompts that J is the mean over; None = m.
+
+        Returns:
+            A scalar.
+        """
+        own = share_rows(groups, self.ranks)
+        distinct, index = _distinct(own)
+        longest = max(len(_distinct(share_rows(groups, replace(self.ranks, rank=r)))[0]) for r in range(self.ranks.size))
+        distinct += distinct[-1:] * (longest - len(distinct))  # FSDP2 wants equally many forward passes on all ranks
+        scores = scores_of(self.model, distinct, self.pad_id, self.reward.microbatch_size, self.reward.packing)
+        num_own = self.ranks.num_own(len(groups))
+        if not num_own:
+            return 0 * scores.sum()
+        return difference_loss(scores[index.to(scores.device)][:num_own], denominator or len(groups))
+
+    def parts(self) -> Iterator[Callable[[], Tensor]]:
+        """J over all prompts that may be ascended on, as terms of m prompts each; their sum is J.
+
+        Returns:
+            Functions to be called one after another.
+        """
+        for start in range(0, len(self.groups), self.prompts_per_step):
+            yield partial(self.difference, self.groups[start : start + self.prompts_per_step], len(self.groups))
+
+    def measure(self) -> Separation:
+        """J and the scale-free spread of the prompts kept back, without gradient; communicates where there are several ranks.
+
+        Returns:
+            Both, equal on all ranks.
+        """
+        distinct, index = _distinct(self.heldout)
+        size, packing = self.reward.microbatch_size, self.reward.packing
+        scores = score_sequences(self.model, distinct, size, self.pad_id, self.ranks, packing)
+        return Separation.of(scores[index])
+
+
+def num_duplicates(groups: Sequence[Group]) -> int:
+    """Responses that repeat an earlier one of their prompt.
+
+    Args:
+        groups: an inner sequence per prompt.
+
+    Returns:
+        How many, over all prompts.
+    """
+    return sum(len(group) - len(set(group)) for group in groups)
+
+
+def _distinct(groups: Sequence[Group]) -> tuple[list[Encoded], Tensor]:
+    """Each distinct sequence once, in first-seen order, and [m, k] int64: where each response's sequence stands among them."""
+    places: dict[Encoded, int] = {}
+    index = [[places.setdefault(sequence, len(places)) for sequence in group] for group in groups]
+    return list(places), torch.tensor(index)
+
+
+def _check(groups: Sequence[Group]) -> None:
+    if not groups:
+        raise UserError("MetaRM got no prompts in S_k: expected at least 1. Raise meta.num_prompts or set meta.enabled to false.")
+    sizes = sorted({len(group) for group in groups})
+    if len(sizes) > 1 or sizes[0] < 2:
+        raise UserError(
+            f"MetaRM needs the same number k >= 2 of responses for every prompt of S_k, got {sizes}. Set meta.samples_per_prompt."
+        )
+    for index, group in enumerate(groups):
+        if len({prompt for prompt, _ in group}) > 1:
+            raise UserError(f"entry {index} of S_k mixes responses to different prompts: expected one prompt's k responses.")

@@ -1,0 +1,264 @@
+"""`strength` on real Ray: one run that loses a process, and what the same command does next."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+import signal
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pyarrow.dataset as ds
+import pytest
+import torch
+from rich.console import Console as RichConsole
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from benchmarks import members
+from cluster.config import RunConfig
+from cluster.console import Console
+from cluster.load_config import load_config
+from cluster.strength import strength
+from cluster.strength_parts import fold_of
+from preferences.encode import encode_prompt, encode_response
+from preferences.strength import read_strengths
+from rm.batches import score_sequences
+from rm.model import RewardModel
+from tests.cluster.command import TINY, Command
+from tokens.errors import UserError
+
+pytestmark = pytest.mark.filterwarnings(  # Ray's own
+    "ignore::FutureWarning", "ignore::ResourceWarning", "ignore::DeprecationWarning"
+)
+MEMBERS = ("--strength.num_members", "2", "--strength.rows_per_block", "8", "--reward.epochs", "2")
+
+
+@dataclass(frozen=True)
+class Done:
+    """A finished run, and what it printed."""
+
+    path: Path
+    printed: str
+
+    @property
+    def card(self) -> dict:
+        return json.loads((self.path / "card.json").read_text())
+
+
+def measure(*overrides: str) -> Done:
+    console = Console()
+    console.rich = RichConsole(file=io.StringIO(), width=140, soft_wrap=True)
+    path = strength(load_config(TINY, list(overrides)), console)
+    return Done(path, console.rich.file.getvalue())
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _storage(command: Command) -> Iterator[None]:
+    """The storage of the other runs: they have built the tiny world, or will find it built."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RONDO_STORAGE", str(command.storage))
+        patch.delenv("RAY_ADDRESS", raising=False)
+        handler = signal.getsignal(signal.SIGTERM)
+        yield
+        signal.signal(signal.SIGTERM, handler)
+
+
+@pytest.fixture(scope="module")
+def killed() -> list[int]:
+    """Numbers of the scoring processes that were killed."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def run(command: Command, killed: list[int]) -> Done:
+    """Two members, ten parts or more; the scoring process is killed once the first part is there."""
+    path = command.storage / "strengths" / "tiny"
+
+    over = threading.Event()
+
+    def kill_the_scorer() -> None:
+        while not list(path.glob("strengths/part-*.parquet")):
+            if over.wait(0.005):
+                return
+        (log,) = path.glob("logs/scorer-*.log")
+        pid = int(log.stem.removeprefix("scorer-"))
+        os.kill(pid, signal.SIGKILL)
+        killed.append(pid)
+
+    watcher = threading.Thread(target=kill_the_scorer)
+    watcher.start()
+    try:
+        return measure(*MEMBERS)
+    finally:
+        over.set()
+        watcher.join()
+
+
+def rows_of(path: Path) -> dict[str, np.ndarray]:
+    table = ds.dataset([str(part) for part in sorted(path.glob("strengths/part-*.parquet"))]).to_table()
+    return {name: np.asarray(table[name].to_pylist()) for name in table.column_names}
+
+
+def scores_by(folder: Path, prompts: list[str], responses: list[str]) -> np.ndarray:
+    """What one member says, asked alone."""
+    model, tokenizer = RewardModel.from_pretrained(folder, dtype=torch.float32), AutoTokenizer.from_pretrained(folder)
+    pairs = [(encode_prompt(tokenizer, p), encode_response(tokenizer, r)) for p, r in zip(prompts, responses, strict=True)]
+    return score_sequences(model, pairs, 64, tokenizer.pad_token_id).numpy()
+
+
+def test_a_killed_process_costs_nothing_but_time(run: Done, killed: list[int]) -> None:
+    assert len(killed) == 1 and not psutil.pid_exists(killed[0])
+    logs = list(run.path.glob("logs/scorer-*.log"))
+    assert len(logs) == 2, "another process took over"
+    rows = rows_of(run.path)
+    assert len(set(rows["id"])) == len(rows["id"]) == 128 + 32
+    assert run.card["num_pairs"] == 160 and not (run.path / ".attempts.partial").is_file()
+
+
+def test_strengths_are_the_members_differences(run: Done) -> None:
+    rows, found = rows_of(run.path), read_strengths(run.path)
+    for member in (0, 1):
+        for side, scores in (("chosen", found.chosen), ("rejected", found.rejected)):
+            wanted = scores_by(run.path / "members" / "0" / str(member), rows["prompt"].tolist(), rows[side].tolist())
+            np.testing.assert_allclose(scores[:, member], wanted, atol=1e-5)
+    margin = np.array(rows["chosen score list"].tolist()) - np.array(rows["rejected score list"].tolist())
+    np.testing.assert_allclose(rows["mean preference difference"].astype(float), margin.mean(1), atol=1e-9)
+    np.testing.assert_allclose(rows["std preference difference"].astype(float), margin.std(1), atol=1e-9)
+    assert {"gold_chosen", "gold_rejected", "flipped", "domain", "split"} <= rows.keys()
+    assert sorted(set(rows["split"])) == ["train", "validation"]
+
+
+def test_members_are_reward_models_that_differ_in_head_and_order(run: Done) -> None:
+    weights = [load_file(run.path / "members" / "0" / str(member) / "model.safetensors") for member in (0, 1)]
+    assert weights[0].keys() == weights[1].keys() and not weights[0]["score.weight"].equal(weights[1]["score.weight"])
+    for member in (0, 1):
+        AutoModelForSequenceClassification.from_pretrained(run.path / "members" / "0" / str(member))
+
+
+def test_the_card_says_what_it_cost_and_whether_it_found_the_wrong_labels(run: Done) -> None:
+    card, rows = run.card, rows_of(run.path)
+    assert card["kind"] == "strength" and card["members"] == "full" and card["folds"] == 1 and card["num_members"] == 2
+    assert card["seconds"]["train"] > 0 and card["scored"]["pairs"] == 160
+    assert card["memory_bytes"] > card["memory_above_start_bytes"] > 0
+    model = run.path / "members" / "0" / "0" / "model.safetensors"
+    assert card["weight_bytes"] == 2 * model.stat().st_size
+    train = rows["split"] == "train"
+    mean = rows["mean preference difference"].astype(float)[train]
+    wrong = (rows["gold_chosen"].astype(float) < rows["gold_rejected"].astype(float))[train]
+    ranked = np.mean([(low < high) + 0.5 * (low == high) for low in mean[wrong] for high in mean[~wrong]])
+    assert card["splits"]["train"]["auroc_wrong"] == pytest.approx(ranked)
+    assert card["splits"]["train"]["negative"] == pytest.approx((mean < 0).mean())
+    assert card["splits"]["validation"]["auroc_wrong"] is None, "validation labels are the truth"
+
+
+def test_the_terminal_shows_members_speed_and_a_table_and_no_noise(run: Done) -> None:
+    for words in ("member-0: 128 pairs", "member-1: 128 pairs", "train 2 of 2 fits", "score pairs", "pairs/s", "AUROC"):
+        assert words in run.printed, run.printed
+    assert "core_worker" not in run.printed and "core_worker" in (run.path / "logs" / "ray-data.log").read_text()
+
+
+def test_the_same_command_again_scores_only_what_is_missing(run: Done) -> None:
+    copy = run.path.with_name("tiny-resumed")
+    shutil.copytree(run.path, copy)
+    before = rows_of(copy)
+    for name in ("card.json", "strengths/part-00003.parquet"):
+        (copy / name).unlink()
+    stamps = {path: path.stat().st_mtime_ns for path in (*copy.glob("members/*/*/*"), *copy.glob("strengths/part-*"))}
+    (copy / "strengths" / ".part-00003.parquet.partial").write_text("half")
+    again = measure(*MEMBERS, "--name", "tiny-resumed", "--strength.batch_size", "7", "--data.denoise.method", "flip")
+    assert again.card["scored"]["pairs"] == 8 and again.card["num_pairs"] == 160
+    assert {path: path.stat().st_mtime_ns for path in stamps} == stamps
+    after = rows_of(copy)
+    now, then = (np.array(rows["chosen score list"].tolist()) for rows in (after, before))
+    np.testing.assert_allclose(now, then, atol=1e-5)
+    assert not list(copy.glob("strengths/.*")) and "2 of 2 fits are there already" in again.printed
+
+
+def test_a_finished_run_is_left_alone_and_another_config_is_refused(run: Done) -> None:
+    assert "nothing to do" in measure(*MEMBERS).printed
+    with pytest.raises(UserError, match=r"belong to another config \(reward.lr: 0.001 there, 0.002 here\)"):
+        measure(*MEMBERS, "--reward.lr", "0.002")
+    with pytest.raises(UserError, match=r"strength\.num_members: 2 there, 3 here"):
+        measure(*MEMBERS, "--strength.num_members", "3")
+
+
+def test_other_pairs_under_the_same_config_are_refused(run: Done) -> None:
+    copy = run.path.with_name("tiny-other-pairs")
+    shutil.copytree(run.path, copy)
+    (copy / "card.json").unlink()
+    begun = json.loads((copy / "begun.json").read_text())
+    (copy / "begun.json").write_text(json.dumps(begun | {"data_sha256": "of other pairs"}))
+    with pytest.raises(UserError, match="preference pairs are not those that"):
+        measure(*MEMBERS, "--name", "tiny-other-pairs")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (("--resources.reward.num_ranks", "2"), r"resources.reward.num_ranks is 2: .* Set it to 1"),
+        (("--strength.folds", "5000"), "strength.folds is 5000, but the .* distinct prompts"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_anything_is_written(run: Done, overrides: tuple[str, ...], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        measure(*MEMBERS, "--name", "tiny-refused", *overrides)
+    assert not run.path.with_name("tiny-refused").exists()
+
+
+@pytest.mark.slow
+def test_a_member_that_scores_with_nan_is_named_with_the_pair(run: Done) -> None:
+    copy = run.path.with_name("tiny-nan")
+    shutil.copytree(run.path, copy)
+    for part in copy.glob("strengths/part-*"):
+        part.unlink()
+    (copy / "card.json").unlink()
+    weights = load_file(copy / "members" / "0" / "1" / "model.safetensors")
+    weights["score.weight"].fill_(torch.nan)
+    save_file(weights, copy / "members" / "0" / "1" / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match=r"member 1 .*train-0"):
+        measure(*MEMBERS, "--name", "tiny-nan")
+    assert not list(copy.glob("strengths/*.parquet")) and not (copy / "card.json").exists()
+
+
+@pytest.mark.slow
+def test_cross_fitted_pairs_are_scored_by_members_that_did_not_see_them(run: Done) -> None:
+    done = measure("--name", "tiny-folds", "--strength.num_members", "1", "--strength.folds", "2", "--strength.num_workers", "2")
+    config: RunConfig = load_config(TINY, [])
+    rows = rows_of(done.path)
+    train = rows["split"] == "train"
+    folds = np.array([fold_of(prompt, 2, config.seed) for prompt in rows["prompt"]])
+    folds[~train] = 0
+    assert len(rows["id"]) == 160 and done.card["folds"] == 2
+    for fold in (0, 1):
+        report = json.loads((done.path / "members" / str(fold) / "0" / "member.json").read_text())
+        assert report["num_pairs"] == int((train & (folds != fold)).sum()), "trained on the other part"
+        own = folds == fold
+        prompts, chosen = rows["prompt"][own].tolist(), rows["chosen"][own].tolist()
+        wanted = scores_by(done.path / "members" / str(fold) / "0", prompts, chosen)
+        found = np.array([scores[0] for scores, mine in zip(rows["chosen score list"].tolist(), own, strict=True) if mine])
+        np.testing.assert_allclose(found, wanted, atol=1e-5)
+    assert "has no spread" in done.printed
+    found = read_strengths(done.path)
+    with pytest.raises(UserError, match="one member"):
+        _ = found.std
+
+
+@pytest.mark.slow
+def test_the_benchmark_compares_cheaper_members_with_whole_ones(run: Done, tmp_path: Path) -> None:
+    results = tmp_path / "members.jsonl"
+    full, lora, heads = members.main([str(TINY), *MEMBERS, "--name", "tiny-kinds"], results)
+    assert [json.loads(line)["what"] for line in results.read_text().splitlines()] == ["full", "lora", "heads"]
+    assert full["spearman_mu"] == full["weight_ratio"] == full["train_ratio"] == 1.0
+    assert 0 < lora["weight_ratio"] < 1 and heads["weight_ratio"] == pytest.approx(0.5, abs=0.1)
+    for row, kind in ((lora, "lora"), (heads, "heads")):
+        found = read_strengths(run.path.with_name(f"tiny-kinds-members-{kind}"))
+        assert len(found) == 160 and found.num_members == 2
+        assert float(np.abs(found.chosen[:, 0] - found.chosen[:, 1]).max()) > 0, "members differ"
+        assert -1 <= row["spearman_mu"] < 1

@@ -1,0 +1,117 @@
+"""The harness of benchmarks/experiments, at a size at which nothing can be learned from it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks.experiments import metarm, shifted
+from benchmarks.experiments.common import (
+    KnownPair,
+    Lab,
+    Results,
+    calibration_error,
+    clean_scores,
+    fit,
+    interval_text,
+    open_lab,
+    paired,
+    relabelled,
+    run_jobs,
+)
+from benchmarks.experiments.metarm_report import draw, holm, report
+from tokens.records import Pair
+
+TINY = (
+    "--world.num_texts=600", "--world.num_prompts=64", "--world.num_eval_prompts=16", "--world.num_pairs=96",
+    "--world.num_validation_pairs=24", "--sft.epochs=0.5", "--meta.num_prompts=20", "--meta.prompts_per_step=4",
+    "--policy.steps_per_round=1",
+)  # fmt: skip
+SHIFT = "0.0001"
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RONDO_STORAGE", str(tmp_path_factory.mktemp("storage")))
+        patch.setattr(shifted, "LEVELS", (float(SHIFT),))
+        patch.setattr(metarm, "SHIFTS", ("0", SHIFT))
+        patch.setattr(shifted, "SHIFT_BATCH", 64)
+        threads = torch.get_num_threads()
+        yield open_lab(overrides=TINY)
+        torch.set_num_threads(threads)
+
+
+def _pair(name: str, gold: tuple[float, float], flipped: bool) -> KnownPair:
+    return KnownPair(Pair(name, (1,), (2,), (3,)), *gold, flipped)
+
+
+def test_stored_flips_are_undone_before_others_are_made() -> None:
+    pairs = [_pair(str(i), (0.0, 1.0), True) if i % 2 else _pair(str(i), (1.0, 0.0), False) for i in range(40)]
+    assert not any(pair.wrong or pair.flipped for pair in relabelled(pairs, 0.0, seed=1))
+    once, again, other = (relabelled(pairs, 0.25, seed) for seed in (1, 1, 2))
+    assert sum(pair.wrong for pair in once) == sum(pair.flipped for pair in once) == 10
+    assert once == again and once != other
+
+
+def test_calibration_error_by_hand() -> None:
+    sure, unsure = np.full(4, 0.96), np.full(4, 0.52)
+    right = np.array([1, 1, 1, 0, 1, 1, 0, 0], dtype=bool)
+    assert calibration_error(np.concatenate([sure, unsure]), right) == pytest.approx(0.5 * 0.21 + 0.5 * 0.02)
+
+
+def test_differences_are_paired_by_seed(tmp_path: Path) -> None:
+    results = Results(tmp_path / "rows.jsonl", ("arm", "seed"))
+    for arm, seed, value in (("a", 1, 1.0), ("a", 2, 2.0), ("b", 2, 5.0), ("b", 3, 9.0), ("b", 1, 2.0), ("b", 1, 3.0)):
+        results.append({"arm": arm, "seed": seed, "value": value})
+    assert paired(results.rows(), "value", {"arm": "b"}, {"arm": "a"}) == [2.0, 3.0]
+    assert results.missing([("a", 1), ("a", 3)], lambda job: job) == [("a", 3)]
+    assert interval_text([2.0, 3.0]).startswith("+2.500")
+    assert interval_text([2.0, 2.1, 1.9]).startswith("**")
+
+
+def test_a_fit_depends_on_its_seed_alone_and_gold_judges_it(lab: Lab) -> None:
+    pairs, validation = lab.pairs("train"), lab.pairs("validation")
+    first, second = (fit(lab, [p.pair for p in pairs[:32]], seed=3)[0] for _ in range(2))
+    found = clean_scores(lab, first, validation)
+    assert found == clean_scores(lab, second, validation)
+    assert 0 <= found.accuracy <= 1 and found.scale > 0
+    swapped = [pair.swapped() for pair in validation]
+    assert clean_scores(lab, first, swapped).accuracy == pytest.approx(found.accuracy)
+
+
+def test_the_metarm_experiment_runs_resumes_and_reports(lab: Lab, tmp_path: Path) -> None:
+    base = metarm.Job("reward", "vanilla", 0.0, "", 1, overrides=TINY)
+    jobs = [replace(base, seed=seed) for seed in (1, 2)]
+    jobs += [replace(job, arm="algorithm1", strength=eta, shift=SHIFT) for job in jobs[:2] for eta in (0.5, 2.0)]
+    jobs += [replace(base, part="ppo", shift=SHIFT), replace(base, part="ppo", arm="joint", strength=1.0, shift=SHIFT)]
+    results = Results(tmp_path / "metarm.jsonl", metarm.KEY)
+    for rows in run_jobs(metarm.run, results.missing(jobs, metarm.Job.key), workers=1):
+        for row in rows:
+            results.append(row)
+    assert results.missing(jobs, metarm.Job.key) == []
+    rows = results.rows()
+    assert {(row["arm"], row["deploy"], row["shift"]) for row in rows if row["part"] == "reward"} == {
+        ("vanilla", "theta", "0"), ("vanilla", "theta_prime", "0"), ("vanilla", "theta", SHIFT),
+        ("algorithm1", "theta", SHIFT), ("algorithm1", "theta_prime", SHIFT),
+    }  # fmt: skip
+    text = report(rows)
+    assert "Algorithm 1, eta 0.5, theta' deployed" in text and f"PPO from KL {SHIFT}" in text
+    assert all(0 <= p <= 1 for p, *_ in holm(rows, "J"))
+    draw(rows, tmp_path / "metarm.svg", SHIFT)
+    assert (tmp_path / "metarm.svg").stat().st_size > 5000
+
+
+def test_theta_prime_is_what_the_config_deploys(lab: Lab) -> None:
+    groups = [group[:3] for group in shifted.shifted_samples(lab, 1, "0").groups]
+    pairs = [p.pair for p in lab.pairs("train")[:32]]
+    config = lab.config.meta.model_copy(update={"eta": 0.5})
+    ours = metarm.ascended(lab, fit(lab, pairs, 4, meta=config, groups=groups)[0], groups, 0.5, seed=4)
+    theirs, _ = fit(lab, pairs, 4, meta=config.model_copy(update={"deploy": "theta_prime"}), groups=groups)
+    for mine, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+        assert torch.equal(mine, other)
