@@ -213,7 +213,9 @@ class RewardTrainer(Rank):
             measured.append((step, measure(sets)))
             return next(iter(sets.values())).accuracy
 
-        watched = self.validation and reward.evaluate_every is not None
+        watch = None
+        if self.validation and reward.evaluate_every is not None:
+            watch = Watch(reward.evaluate_every, look, reward.patience)
         with self.compute():
             fit = fit_reward_model(
                 model,
@@ -225,7 +227,7 @@ class RewardTrainer(Rank):
                 pad_id=pad_id,
                 on_step=on_step,
                 ranks=self.ranks,
-                watch=Watch(reward.evaluate_every, look, reward.patience) if watched else None,
+                watch=watch,
             )
         return model, RewardReport(fit.as_dict(), tuple(steps), tuple(measured), None)
 

@@ -95,7 +95,7 @@ class StrengthScorer:
 
         Returns:
             One row: the part, the scores of its n rows for either side ([n, M] float64, flattened), how many distinct sequences
-            were scored for them, and the seconds that it took.
+            were scored for them, the seconds that it took, and the seconds that its threads computed meanwhile.
         """
         part = int(batch["part"][0])
         with attempt(self.job.attempts / f"part-{part:05d}", 1):
@@ -104,7 +104,7 @@ class StrengthScorer:
     def _score(self, part: int) -> pa.Table:
         import pyarrow as pa
 
-        began = time.perf_counter()
+        began, cpu_began = time.perf_counter(), time.process_time()
         names = ["prompt", "chosen", "rejected", self.job.number]
         rows = self.file.read_row_group(part, columns=names).to_pydict()
         numbers = np.asarray(rows[self.job.number])
@@ -115,7 +115,7 @@ class StrengthScorer:
             found = self.members.scores(list(distinct), self.job.batch_size, self.tokenizer.pad_token_id)
         scores = found.double().numpy()[[distinct[sequence] for sequence in sequences]]  # [2 U, M]
         chosen, rejected = scores[: len(firsts)][numbers], scores[len(firsts) :][numbers]
-        seconds = time.perf_counter() - began
+        seconds, cpu_seconds = time.perf_counter() - began, time.process_time() - cpu_began
         log.info("part %d: %d pairs, %d distinct sequences, %.2f s", part, len(numbers), len(distinct), seconds)
         lists = pa.list_(pa.float64())
         return pa.table(
@@ -125,6 +125,7 @@ class StrengthScorer:
                 "rejected": pa.array([rejected.ravel()], lists),
                 "num_sequences": [len(distinct)],
                 "seconds": [seconds],
+                "cpu_seconds": [cpu_seconds],
             }
         )
 

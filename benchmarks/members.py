@@ -4,7 +4,7 @@
 
 Trains full, lora and heads on the same pairs and scores the same pairs with each, by the command's own code (a run that is there
 is read, not made again). For each: CPU seconds of training, peak memory of a training process above what it holds without a
-model, bytes of weights and seconds per scored pair, all as ratios to full; Spearman's correlation of mu and of sigma with
+model, bytes of weights and CPU seconds per scored pair, all as ratios to full; Spearman's correlation of mu and of sigma with
 full's; how well -mu finds wrong labels, and the accuracy on validation pairs. The two halves of full's members against each
 other say how far two ensembles of the same kind agree: no other kind can be asked for more.
 """
@@ -88,7 +88,7 @@ def compare(cards: dict[str, dict[str, Any]], found: dict[str, Strengths]) -> li
 
 
 def _per_pair(card: dict[str, Any], base: dict[str, Any]) -> float | None:
-    ours, theirs = (each["scored"]["pairs_per_second_of_a_process"] for each in (card, base))
+    ours, theirs = (each["scored"]["pairs_per_cpu_second"] for each in (card, base))
     return round(theirs / ours, 4) if ours and theirs else None
 
 
@@ -113,7 +113,8 @@ def main(arguments: Sequence[str] | None = None, results: Path = RESULTS) -> lis
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     config = load_config(Path(given[0]), given[1:])
-    cards, found = {}, {}
+    cards: dict[str, dict[str, Any]] = {}
+    found: dict[str, Strengths] = {}
     for kind in KINDS:
         path = strength(of_kind(config, kind), Console())
         cards[kind], found[kind] = json.loads((path / "card.json").read_text()), read_strengths(path)

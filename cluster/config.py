@@ -10,6 +10,7 @@ from policy.config import PolicyConfig, SFTConfig
 from preferences.config import DataConfig
 from rm.config import MetaConfig, RewardConfig, ScorerConfig, StrengthConfig
 from sandbox.config import WorldConfig
+from tokens.errors import UserError
 from tokens.section import Section
 
 
@@ -77,15 +78,6 @@ class RunConfig(Section):
                 f"meta.order 2 differentiates twice and needs the whole model in one process, resources.reward.num_ranks is "
                 f"{num_ranks}; set meta.order or num_ranks to 1"
             )
-        if meta.order == 2 and meta.direction == "random":
-            raise ValueError(
-                "meta.order 2 differentiates through the ascent, and a random direction depends on nothing; use order 1"
-            )
-        if meta.objective == "joint" and (meta.order, meta.direction) != (1, "ascent"):
-            raise ValueError(
-                f"meta.objective joint descends L - joint_coef J at theta: meta.order ({meta.order}) and meta.direction "
-                f"({meta.direction}) have no part in it; leave them at 1 and ascent"
-            )
         return self
 
     @model_validator(mode="after")
@@ -100,11 +92,6 @@ class RunConfig(Section):
             raise ValueError(
                 f"scorer.min_members ({self.scorer.min_members}) is larger than scorer.num_members ({self.scorer.num_members})"
             )
-        if self.evaluation.judge == "gold" and self.data.preferences != "sandbox":
-            raise ValueError(
-                "evaluation.judge gold is the sandbox's truth; with data.preferences "
-                f"{self.data.preferences!r} set evaluation.judge to ensemble"
-            )
         if self.policy.minibatch_size % self.resources.learner.num_ranks:
             raise ValueError(
                 f"policy.minibatch_size ({self.policy.minibatch_size}) is not a multiple of resources.learner.num_ranks "
@@ -116,12 +103,20 @@ class RunConfig(Section):
                 f"world.max_response_tokens and its EOS make {written} tokens, "
                 f"data.max_response_tokens is {self.data.max_response_tokens}"
             )
-        if self.sft.model is None:
-            needed = self.data.max_prompt_tokens + max(self.data.max_response_tokens, self.rollout.max_new_tokens)
-            if needed > self.sft.shape.context_length:
-                raise ValueError(
-                    "prompt and response do not fit into the model's context: data.max_prompt_tokens + the larger of "
-                    f"data.max_response_tokens and rollout.max_new_tokens = {needed}, sft.shape.context_length = "
-                    f"{self.sft.shape.context_length}"
-                )
+        if self.sft.model is None and (self.reward.base is None or self.data.preferences == "sandbox"):
+            self.refuse_short_context()
         return self
+
+    def refuse_short_context(self) -> None:
+        """Check that the SFT model that is made here sees a whole prompt and response.
+
+        Raises:
+            UserError: if its context is too short.
+        """
+        needed = self.data.max_prompt_tokens + max(self.data.max_response_tokens, self.rollout.max_new_tokens)
+        if needed > self.sft.shape.context_length:
+            raise UserError(
+                "prompt and response do not fit into the model's context: data.max_prompt_tokens + the larger of "
+                f"data.max_response_tokens and rollout.max_new_tokens = {needed}, sft.shape.context_length = "
+                f"{self.sft.shape.context_length}"
+            )

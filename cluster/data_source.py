@@ -123,12 +123,18 @@ class DataSource(Source):
         disable_progress_bars()  # type: ignore[no-untyped-call]
         super().__init__(config)
         data = config.data
+        if policy and config.evaluation.judge == "gold":
+            raise UserError(
+                f"evaluation.judge gold is the sandbox's truth; with data.preferences {data.preferences!r} set evaluation.judge "
+                "to ensemble"
+            )
         base = None if config.reward.base is None else given_base(config.reward.base, config, policy)
         given = self._start(base, policy)
         preferences = load_preferences(data, given.tokenizer if given else None)
         self._train, self._validation = preferences.split(data.validation_fraction, config.seed)
         tokenizer_dir = cache
         if given is None:
+            config.refuse_short_context()
             tokenizer_dir, self._tokenizer = self._make_tokenizer(cache)
         else:
             self._tokenizer = given.tokenizer

@@ -61,12 +61,13 @@ def given_base(name: str, config: RunConfig, policy: bool) -> GivenModel:
     Raises:
         UserError: also if it is of another kind, or has another pooling or another tokenizer than it was trained with.
     """
-    from rm.checkpoints import check_vocabulary, is_pooled_here, kind_of, read_config
-
     data, reward = config.data, config.reward
     samples = policy or config.meta.samples is not None
     longest = max(data.max_response_tokens, config.rollout.max_new_tokens) if samples else data.max_response_tokens
     base = given_model("reward.base", name, data, longest)
+
+    from rm.checkpoints import check_vocabulary, is_pooled_here, kind_of, read_config
+
     kind, stored = kind_of(base.path), read_config(base.path)
     pooling = stored.rondo_pooling if "rondo_pooling" in stored.to_dict() else "last"
     if kind == "reward model" and pooling != reward.pooling:

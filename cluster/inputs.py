@@ -114,9 +114,14 @@ class Source(ABC):
     def training(self, strengths: str | None) -> PreferenceSet:
         """The training pairs after ``data.denoise``; ``strengths`` as in ``load``."""
         from cluster.denoising import denoised
+        from preferences.swap import as_table
 
         train, _ = self.preferences()
-        return train if strengths is None else denoised(self.config, train, strengths)
+        if strengths is None:
+            return train
+        fitting = {pair.id for pair in self.encode(train)}  # the others were not measured either
+        mask = [name in fitting for name in train.rows["id"]]
+        return denoised(self.config, train if all(mask) else train.with_table(as_table(train.rows).filter(mask)), strengths)
 
     def encode(self, pairs: PreferenceSet) -> tuple[Pair, ...]:
         """Pairs as ids of ``tokenizer``; see ``encode_listing``."""

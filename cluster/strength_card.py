@@ -125,10 +125,9 @@ def card_of(
             "pairs": scored.num_pairs,
             "distinct_pairs": scored.num_distinct,
             "distinct_sequences": scored.num_sequences,
-            "pairs_per_second": round(scored.num_pairs / scored.seconds, 2) if scored.seconds else None,
-            "pairs_per_second_of_a_process": round(scored.num_pairs / scored.worker_seconds, 2)
-            if scored.worker_seconds
-            else None,
+            "pairs_per_second": _rate(scored.num_pairs, scored.seconds),
+            "pairs_per_second_of_a_process": _rate(scored.num_pairs, scored.worker_seconds),
+            "pairs_per_cpu_second": _rate(scored.num_pairs, scored.cpu_seconds),
         },
         "memory_bytes": max(report.peak_bytes for report in reports),
         "memory_above_start_bytes": max(report.peak_bytes - report.start_bytes for report in reports),

@@ -27,8 +27,8 @@ from cluster.run_directory import config_text, space_errors, storage_root, versi
 from rm.members import member_settings
 from tokens.errors import UserError
 
-SPEED_ONLY = ("batch_size", "num_workers")
-"""Keys of ``strength`` that change how long it takes, not what comes out."""
+LEFT_OUT = ("batch_size", "num_workers", "lora_rank", "lora_lr")
+"""Keys of ``strength`` that change how long it takes, not what comes out, or that stand in the members' own settings."""
 
 
 def settings(config: RunConfig) -> dict[str, Any]:
@@ -42,7 +42,7 @@ def settings(config: RunConfig) -> dict[str, Any]:
     """
     tree = config.model_dump(mode="json", include={"seed", "world", "data", "sft", "strength"})
     del tree["data"]["denoise"]
-    for key in SPEED_ONLY:
+    for key in LEFT_OUT:
         del tree["strength"][key]
     tree["reward"] = member_settings(config.reward, config.strength).model_dump(mode="json", exclude={"start"})
     return dict(_leaves(tree, ""))
@@ -123,20 +123,20 @@ class StrengthDirectory:
             return
         if (self.path / "begun.json").is_file():
             stored = json.loads((self.path / "begun.json").read_text())
-            if stored["config_sha256"] != self.begun["config_sha256"]:
-                raise UserError(self._difference(stored["settings"]))
+            self._refuse_others(stored["settings"])
             self.begun = stored
         elif any(entry.name != ".lock" for entry in self.path.iterdir()):
             raise UserError(f"{self.path} is not empty and no strength run; choose another name or storage root")
 
-    def _difference(self, there: dict[str, Any]) -> str:
+    def _refuse_others(self, there: dict[str, Any]) -> None:
         here = settings(self.config)
         pairs = [(key, *(side[key] if key in side else None for side in (there, here))) for key in sorted({*there, *here})]
         changed = [f"{key}: {old!r} there, {new!r} here" for key, old, new in pairs if old != new]
-        return (
-            f"the strengths in {self.path} belong to another config ({'; '.join(changed)}). "
-            "Choose another name, or remove the directory if it is no longer needed"
-        )
+        if changed:
+            raise UserError(
+                f"the strengths in {self.path} belong to another config ({'; '.join(changed)}). "
+                "Choose another name, or remove the directory if it is no longer needed"
+            )
 
     @contextlib.contextmanager
     def open(self) -> Iterator[None]:

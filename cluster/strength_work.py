@@ -156,7 +156,8 @@ class Scored:
         num_pairs: rows.
         num_distinct: pairs of different text among them.
         num_sequences: different prompts with responses; what the members computed.
-        worker_seconds: that the processes computed, together.
+        worker_seconds: that the processes were at it, together.
+        cpu_seconds: that their threads computed meanwhile.
         seconds: from the start of the pool to the last part.
     """
 
@@ -164,6 +165,7 @@ class Scored:
     num_distinct: int
     num_sequences: int
     worker_seconds: float
+    cpu_seconds: float
     seconds: float
 
 
@@ -195,7 +197,7 @@ def score(
     missing = {part.index: part for part in parts if part.index not in there}
     if len(missing) < len(parts):
         console.say(f"  {len(parts) - len(missing)} of {len(parts)} parts are there already")
-    done = Scored(0, 0, 0, 0.0, 0.0)
+    done = Scored(0, 0, 0, 0.0, 0.0, 0.0)
     if not missing:
         return done
     texts = parquet.ParquetFile(directory.texts)
@@ -216,6 +218,7 @@ def score(
                     done.num_distinct + part.num_distinct,
                     done.num_sequences + int(row["num_sequences"]),
                     done.worker_seconds + float(row["seconds"]),
+                    done.cpu_seconds + float(row["cpu_seconds"]),
                     time.perf_counter() - began,
                 )
                 bar.update(done.num_pairs, total, "pairs")

@@ -65,6 +65,7 @@ def score_sequences(
 
 
 def share_rows(rows: Sequence[_Row], ranks: Ranks) -> list[_Row]:
+    """The rows that this rank works on; see ``Ranks.share``."""
     return [rows[i] for i in ranks.share(torch.arange(len(rows))).tolist()]
 
 
@@ -105,6 +106,7 @@ def pair_sequences(pairs: Sequence[Pair]) -> list[Encoded]:
 
 
 def pair_batches(pairs: Sequence[Pair], size: int, epochs: int, seed: int) -> Iterator[list[Pair]]:
+    """Every pair once an epoch, ``size`` at a time, in an order that the seed decides; an epoch's last batch may be smaller."""
     generator = torch.Generator().manual_seed(seed)
     for _ in range(epochs):
         order = torch.randperm(len(pairs), generator=generator).tolist()

@@ -119,14 +119,15 @@ class MetaConfig(Section):
     """A prompt data set of its own (path, hub name, or sandbox:DOMAINS); null = the prompts of D."""
     samples: str | None = None
     """Recorded S_k for `reward`: the meta_rollouts.parquet of a run's round (RUN/rounds/round_NNN, see docs/run_directory.md).
-    `reward` then trains by MetaRM, and a vanilla twin to compare with; null = it trains a vanilla model. `run` samples S_k itself."""
+    `reward` then trains by MetaRM, and a vanilla twin to compare with; null = it trains a vanilla model. `run` samples its
+    own S_k."""
 
     @model_validator(mode="after")
     def _options_agree(self) -> "MetaConfig":
         if self.objective == "joint" and (self.order != 1 or self.direction != "ascent"):
             raise ValueError(
-                f"objective joint differentiates at theta and knows no theta': got order {self.order}, direction {self.direction}. "
-                "Leave both at their defaults, or set objective to meta"
+                f"objective joint differentiates at theta and knows no theta': got order {self.order}, direction "
+                f"{self.direction}. Leave both at their defaults, or set objective to meta"
             )
         if self.order == 2 and self.direction == "random":
             raise ValueError("order 2 differentiates through the ascent, and a random direction has none: set order to 1")
@@ -146,6 +147,8 @@ class StrengthConfig(Section):
     K - 1 parts that do not hold its prompt."""
     lora_rank: int = Field(8, ge=1)
     """Rank of the adapters of ``lora`` members."""
+    lora_lr: float | None = Field(None, gt=0)
+    """Learning rate of ``lora`` members; null = ten times reward.lr, since adapters learn more slowly than whole weights."""
     batch_size: int = Field(64, ge=1)
     """Sequences per forward pass when scoring."""
     num_workers: int = Field(1, ge=1)

@@ -26,6 +26,8 @@ from tokens.records import Pair
 
 TRUNK = "trunk"
 HEADS_FILE = "heads.safetensors"
+LORA_LR_FACTOR = 10
+"""What null of ``strength.lora_lr`` means, as a multiple of ``reward.lr``."""
 
 
 class Members(Protocol):
@@ -62,7 +64,7 @@ def member_settings(reward: RewardConfig, strength: StrengthConfig) -> RewardCon
     """How a member is fitted: the run's own settings, but by the plain preference loss on all steps.
 
     The strength of a pair is what models trained on the labels as given say of it, so contrastive loss and early stopping are
-    off; low-rank adapters are used by members of kind "lora" only, and by those always.
+    off; low-rank adapters are used by members of kind "lora" only, and by those always, with a learning rate of their own.
 
     Args:
         reward: of the run.
@@ -73,7 +75,9 @@ def member_settings(reward: RewardConfig, strength: StrengthConfig) -> RewardCon
     """
     rank = strength.lora_rank if strength.members == "lora" else 0
     lora = LoraConfig.model_validate(reward.lora.model_dump() | {"rank": rank})
-    changed = {"contrastive": ContrastiveConfig(), "lora": lora, "evaluate_every": None, "patience": None}
+    changed: dict[str, object] = {"contrastive": ContrastiveConfig(), "lora": lora, "evaluate_every": None, "patience": None}
+    if rank:
+        changed["lr"] = LORA_LR_FACTOR * reward.lr if strength.lora_lr is None else strength.lora_lr
     return reward.model_copy(update=changed)
 
 

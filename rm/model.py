@@ -13,7 +13,6 @@ from typing import Any, cast, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from transformers import PreTrainedModel
 
 from rm.checkpoints import eos_ids_of, is_pooled_here, kind_of, load_reward_model, load_with_fresh_head, read_config, score_head
@@ -226,8 +225,8 @@ class RewardModel(nn.Module):
         """
         head = self.head
         with torch.autocast(features.device.type, enabled=False):
-            bias = None if head.bias is None else head.bias.to(features.dtype)
-            return functional.linear(features, head.weight.to(features.dtype), bias).squeeze(-1)
+            scores = features @ head.weight[0].to(features.dtype)  # not a view, which FSDP2 would warn of
+            return scores if head.bias is None else scores + head.bias[0].to(features.dtype)
 
     def dropout(self, p: float) -> AbstractContextManager[None]:
         """Context in which a forward pass uses dropout ``p`` everywhere, see ``rm.dropout``; outside there is none.

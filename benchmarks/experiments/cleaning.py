@@ -6,7 +6,8 @@ Each seed draws 3,000 pairs, flips that share of the annotator's answers, votes 
 (ten find hardly more wrong labels here: ``benchmarks.experiments.strength``), and trains one model for every method of
 ``data.denoise`` at its default settings, all with the same head and order. ``clean`` is the model trained on labels without
 error: what there is to win. Second part: the late decline (the paper's figure 8), four epochs at 25% flips, measured
-along the way. Third: label smoothing's alpha, and flips chosen by cross-fitted strength, at 25%. Appends to benchmarks/results/cleaning.jsonl.
+along the way. Third: label smoothing's alpha, and flips chosen by cross-fitted strength, at 25%. Appends to
+benchmarks/results/cleaning.jsonl.
 """
 
 from __future__ import annotations

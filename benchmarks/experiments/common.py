@@ -12,7 +12,7 @@ from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numpy as np
 import torch
@@ -90,8 +90,7 @@ class Lab:
     def tokenizer(self) -> PreTrainedTokenizerFast:
         from transformers import AutoTokenizer
 
-        tokenizer: PreTrainedTokenizerFast = AutoTokenizer.from_pretrained(self.files.sft_dir)
-        return tokenizer
+        return cast("PreTrainedTokenizerFast", AutoTokenizer.from_pretrained(self.files.sft_dir))
 
     @property
     def pad_id(self) -> int:

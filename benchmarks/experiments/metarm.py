@@ -3,8 +3,9 @@
     python -m benchmarks.experiments.metarm [--part reward|ppo|sweep] [--seeds 1 2 ...] [--workers 2] [--quick] [--tables]
 
 Every arm sees the same pairs in the same order, from the same head, for the same steps; only S_k and what is done with it differ.
-Outcomes are measured on other prompts, on samples of the policy that S_k came from. Rows go to benchmarks/results/metarm.jsonl, and
-what is there is not computed again; ``--tables`` prints paired differences to vanilla with 95% t-intervals over the seeds.
+Outcomes are measured on other prompts, on samples of the policy that S_k came from. Rows go to
+benchmarks/results/metarm.jsonl, and what is there is not computed again; ``--tables`` prints paired differences to vanilla
+with 95% t-intervals over the seeds.
 """
 
 from __future__ import annotations
@@ -180,7 +181,8 @@ def run(job: Job) -> list[dict[str, Any]]:
     groups = [group[: job.k] for group in shifts[job.shift].groups] if job.shift else None
     fitted = time.monotonic()
     model, report = fit(lab, pairs, job.seed, meta=job.meta(lab), groups=groups)
-    facts = {"displacement": report.displacement, "J_at_theta": report.difference, "J_at_theta_prime": report.difference_ascended}
+    seen = report.as_dict()
+    facts = {"displacement": seen["displacement"], "J_at_theta": seen["J_before"], "J_at_theta_prime": seen["J_after"]}
     facts["fit_seconds"] = time.monotonic() - fitted
     rows = []
     for shift in [job.shift] if job.shift else shifts:

@@ -74,10 +74,11 @@ def holm(rows: Sequence[_Row], outcome: str) -> list[tuple[float, float, str, st
             differences = paired(here, outcome, arm, VANILLA)
             if len(differences) > 2 and any(differences):
                 tests.append((float(ttest_1samp(differences, 0.0).pvalue), fmean(differences), shift, name(arm)))
-    adjusted, largest = [], 0.0
-    for index, (p, *rest) in enumerate(sorted(tests)):
+    adjusted: list[tuple[float, float, str, str]] = []
+    largest = 0.0
+    for index, (p, difference, shift, which) in enumerate(sorted(tests)):
         largest = max(largest, min(1.0, (len(tests) - index) * p))
-        adjusted.append((largest, *rest))
+        adjusted.append((largest, difference, shift, which))
     return adjusted
 
 

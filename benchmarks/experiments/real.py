@@ -86,10 +86,13 @@ def reward_model(rows: PreferenceSet, backbone: Path, seed: int, reward: RewardC
 
     from preferences.encode import encode_pairs
     from rm.batches import pair_sequences, score_sequences
+    from rm.checkpoints import kind_of
     from rm.model import RewardModel
     from rm.training import fit_reward_model
 
     tokenizer = AutoTokenizer.from_pretrained(backbone)
+    if kind_of(backbone) == "encoder":  # pools by its own module
+        reward = reward.model_copy(update={"pooling": "last"})
     pairs, dropped = encode_pairs(rows, tokenizer, 10**6, 10**6, False)
     assert not dropped
 

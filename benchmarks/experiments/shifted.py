@@ -245,7 +245,10 @@ def _read(lab: Lab, root: Path, seed: int, name: str) -> Samples:
     train, test = _prompts(lab, seed)
     evaluation = groups(test, stored["evaluation"])
     gold = [
-        [lab.world.gold(prompt.text, lab.tokenizer.decode(response, skip_special_tokens=True)) for _, response in group]
+        [
+            lab.world.gold(prompt.text, str(lab.tokenizer.decode(list(response), skip_special_tokens=True)))
+            for _, response in group
+        ]
         for prompt, group in zip(test, evaluation, strict=True)
     ]
     return Samples(name, groups(train, stored["S"]), evaluation, gold, root / name / "policy", Measured(**stored["measured"]))

@@ -7,6 +7,8 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import ray
 import yaml
@@ -15,6 +17,7 @@ from cluster.cli import main
 from cluster.load_config import load_config
 from cluster.run_directory import RunDirectory
 from cluster.waiting import no_space
+from evaluation.records import MetaRow, write_rows
 from tests.cluster.command import TINY, Command
 from tokens.errors import UserError
 
@@ -63,9 +66,41 @@ CONFIGS = {
     "spread of one member": ({"scorer": {"num_members": 1}}, ["mean_minus_std", "num_members"]),
     "a name that is a path": ({"name": "../../etc"}, ["name", "../../etc"]),
     "context too short": ({"data": {"max_prompt_tokens": 100}}, ["context", "164", "72"]),
-    "gold without a sandbox": ({"data": {"preferences": "x.jsonl"}}, ["evaluation.judge", "ensemble"]),
+    "gold without a sandbox": (
+        {"data": {"preferences": "x.jsonl", "max_prompt_tokens": 24, "max_response_tokens": 40}},
+        ["evaluation.judge", "ensemble"],
+    ),
     "unknown domain": ({"policy": {"prompts": "sandbox:nowhere"}}, ["policy.prompts", "nowhere"]),
     "a model beside the sandbox": ({"sft": {"model": "/tmp"}}, ["sft.model", "null"]),
+    "theta' without MetaRM": ({"meta": {"enabled": False, "deploy": "theta_prime"}}, ["meta.deploy", "meta.enabled"]),
+    "recorded samples without MetaRM": ({"meta": {"enabled": False, "samples": "x"}}, ["meta.samples", "meta.enabled"]),
+    "recorded samples in a run": ({"meta": {"samples": "x.parquet"}}, ["meta.samples", "`reward`"]),
+    "order 2 on two ranks": (
+        {"meta": {"order": 2}, "resources": {"reward": {"num_ranks": 2}}}, ["meta.order", "resources.reward.num_ranks", "2"],
+    ),
+    "order 2 in a random direction": ({"meta": {"order": 2, "direction": "random"}}, ["meta: order 2", "random"]),
+    "joint in a direction": ({"meta": {"objective": "joint", "direction": "descent"}}, ["meta: objective joint", "descent"]),
+    "patience without measurements": ({"reward": {"patience": 2}}, ["patience", "evaluate_every"]),
+    "nothing to measure on": (
+        {"data": {"preferences": "x.jsonl", "validation_fraction": 0}, "reward": {"evaluate_every": 5}},
+        ["reward.evaluate_every", "data.validation_fraction"],
+    ),
+    "a batch too small for the prototypes": (
+        {"reward": {"batch_size": 8, "contrastive": {"method": "swav"}}}, ["num_prototypes=50", "reward.batch_size", "8 pairs"],
+    ),
+    "contrasting on two ranks": (
+        {"reward": {"contrastive": {"method": "simcse"}}, "resources": {"reward": {"num_ranks": 2}}}, ["simcse", "2 processes"],
+    ),
+    "two rates of dropout": ({"reward": {"dropout": 0.1, "contrastive": {"method": "simcse"}}}, ["reward.dropout", "0.05"]),
+    "beta out of range": ({"reward": {"contrastive": {"beta": 0}}}, ["reward.contrastive.beta", "greater than 0"]),
+    "tau out of range": ({"reward": {"contrastive": {"temperature": -1}}}, ["reward.contrastive.temperature", "-1"]),
+    "smoothing out of range": ({"data": {"denoise": {"smoothing": 1.5}}}, ["data.denoise.smoothing", "1.5"]),
+    "an unknown method": ({"data": {"denoise": {"method": "fliip"}}}, ["data.denoise.method", "fliip", "flip"]),
+    "strengths that are not there": (
+        {"data": {"denoise": {"method": "flip", "strength": "nowhere"}, "max_prompt_tokens": 24, "max_response_tokens": 40}},
+        ["data.denoise.strength", "nowhere", "python -m cluster strength"],
+    ),
+    "a base that is not there": ({"reward": {"base": "nowhere"}}, ["reward.base", "nowhere", "allow_hub"]),
     "a share of nothing": ({"resources": {"learner": {"num_cpus": 0}}}, ["num_cpus and num_gpus are both 0"]),
 }  # fmt: skip
 
@@ -141,6 +176,50 @@ def test_data(content: bytes | None, words: list[str], tmp_path: Path, storage: 
         (tmp_path / "d.jsonl").write_bytes(content)
     message = refused(capsys, storage, "run", str(TINY), "--data.preferences", str(tmp_path / "d.jsonl"), *REAL)
     assert all(word in message for word in words), message
+
+
+def strengths(path: Path, rows: list[dict[str, str]]) -> Path:
+    """A strengths file of two members."""
+    scores = {"chosen score list": [[1.0, 2.0]] * len(rows), "rejected score list": [[0.5, 0.25 * i] for i in range(len(rows))]}
+    columns = {name: [row[name] for row in rows] for name in ("prompt", "chosen", "rejected")}
+    pq.write_table(pa.table({"id": [str(i + 1) for i in range(len(rows))], **columns, **scores}), path)
+    return path
+
+
+@pytest.mark.parametrize("what", ["run", "reward"])
+def test_strengths_of_another_data_set(what: str, tmp_path: Path, storage: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "d.jsonl").write_bytes(jsonl([dict(row) for row in GOOD]))
+    other = strengths(tmp_path / "other.parquet", [row | {"chosen": row["chosen"] + " indeed"} for row in GOOD])
+    data = ["--data.preferences", str(tmp_path / "d.jsonl"), *REAL, "--data.denoise.method", "flip"]
+    message = refused(capsys, storage, what, str(TINY), *data, "--data.denoise.strength", str(other))
+    assert "no strength" in message and "fingerprint" in message and "180 of 180" in message
+    constant = strengths(tmp_path / "same.parquet", GOOD)
+    table = pq.read_table(constant).drop_columns(["chosen score list"])
+    pq.write_table(table.append_column("chosen score list", table["rejected score list"]), constant)
+    message = refused(capsys, storage, what, str(TINY), *data, "--data.denoise.strength", str(constant))
+    assert "all 180 pairs have the strength 0" in message or "the score" in message
+
+
+def sample(prompt: str, number: int) -> MetaRow:
+    return MetaRow(prompt, "say it", number, "it", (4, 2), (-1.0, -1.0), 0, True, None, 0.0)
+
+
+SAMPLES: dict[str, tuple[list[MetaRow], list[str]]] = {
+    "one response": ([sample("a", 0), sample("b", 0)], ["k >= 2", "[1]"]),
+    "ragged": ([sample("a", 0), sample("a", 1), sample("b", 0)], ["same number", "[1, 2]"]),
+}
+
+
+@pytest.mark.parametrize(("rows", "words"), SAMPLES.values(), ids=SAMPLES.keys())
+def test_samples(
+    rows: list[MetaRow], words: list[str], tmp_path: Path, storage: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_rows(tmp_path / "meta_rollouts.parquet", rows)
+    message = refused(capsys, storage, "reward", str(TINY), "--meta.samples", str(tmp_path))
+    assert all(word in message for word in words), message
+    assert "no file" in refused(capsys, storage, "reward", str(TINY), "--meta.samples", str(tmp_path / "none.parquet"))
+    (tmp_path / "bad.parquet").write_text("no Parquet")
+    assert "cannot be read" in refused(capsys, storage, "reward", str(TINY), "--meta.samples", str(tmp_path / "bad.parquet"))
 
 
 def test_model_directory_without_a_tokenizer(tmp_path: Path, storage: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -72,7 +72,9 @@ def test_the_export_is_an_ordinary_model_and_training_goes_on(start: Start, tmp_
     assert {file.name for file in (tmp_path / "merged").iterdir()} == {"config.json", "model.safetensors"}
     merged, plain = (load_file(tmp_path / kind / "model.safetensors") for kind in ("merged", "plain"))
     assert merged.keys() == plain.keys()
-    torch.testing.assert_close(scores(RewardModel.from_pretrained(tmp_path / "merged", torch.float32)), trained, rtol=0, atol=1e-5)
+    torch.testing.assert_close(
+        scores(RewardModel.from_pretrained(tmp_path / "merged", torch.float32)), trained, rtol=0, atol=1e-5
+    )
     theirs = AutoModelForSequenceClassification.from_pretrained(tmp_path / "merged")
     with torch.no_grad():
         logits = theirs(input_ids=BATCH.input_ids, attention_mask=BATCH.attention_mask.long()).logits[:, 0]

@@ -1,10 +1,11 @@
-"""Two processes that share a model with adapters: packed scores, features, training, export and adapter are those of one process."""
+"""Two processes that share a model with adapters: packed scores, gradients, export and adapter are those of one process."""
 
 import socket
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from safetensors.torch import load_file
 from torch import distributed, multiprocessing
@@ -55,6 +56,7 @@ def on_rank(rank: int, port: int, path: Path, folder: Path) -> None:
     distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_two_ranks_train_the_adapters_that_one_process_trains(language_model: Path, tmp_path: Path) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

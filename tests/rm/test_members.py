@@ -115,7 +115,9 @@ def test_members_learn_from_plain_labels() -> None:
     full = member_settings(reward, StrengthConfig(members="full"))
     assert full.contrastive.method == "none" and full.lora.rank == 0
     assert full.evaluate_every is None and full.patience is None and full.lr == 1e-4
-    assert member_settings(reward, StrengthConfig(members="lora", lora_rank=2)).lora == LoraConfig(rank=2, alpha=3.0)
+    lora = member_settings(reward, StrengthConfig(members="lora", lora_rank=2))
+    assert lora.lora == LoraConfig(rank=2, alpha=3.0) and lora.lr == pytest.approx(1e-3)
+    assert member_settings(reward, StrengthConfig(members="lora", lora_lr=0.5)).lr == 0.5
 
 
 def test_equal_seeds_start_equal_members(language_model: Path) -> None:
