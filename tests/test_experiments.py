@@ -19,6 +19,7 @@ from benchmarks.experiments.common import (
     clean_scores,
     fit,
     interval_text,
+    of_width,
     open_lab,
     paired,
     relabelled,
@@ -83,6 +84,13 @@ def test_a_fit_depends_on_its_seed_alone_and_gold_judges_it(lab: Lab) -> None:
     assert 0 <= found.accuracy <= 1 and found.scale > 0
     swapped = [pair.swapped() for pair in validation]
     assert clean_scores(lab, first, swapped).accuracy == pytest.approx(found.accuracy)
+
+
+def test_another_width_is_trained_once_on_the_same_texts(lab: Lab) -> None:
+    wide = of_width(lab, 128)
+    assert of_width(lab, 64) == lab.files.sft_dir and of_width(lab, 128) == wide
+    model, _ = fit(lab, [p.pair for p in lab.pairs("train")[:32]], seed=3, base=wide)
+    assert model.model.config.hidden_size == 128 and model.model.config.intermediate_size == 384
 
 
 def test_the_metarm_experiment_runs_resumes_and_reports(lab: Lab, tmp_path: Path) -> None:

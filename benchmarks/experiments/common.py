@@ -19,7 +19,7 @@ import torch
 
 from cluster.config import RunConfig
 from cluster.load_config import load_config
-from cluster.run_directory import storage_root
+from cluster.run_directory import commit_directory, storage_root
 from cluster.seeds import derive
 from evaluation.compare import mean_interval
 from rm.batches import Encoded, pair_sequences, score_sequences
@@ -160,6 +160,29 @@ def relabelled(pairs: Sequence[KnownPair], flip_rate: float, seed: int) -> list[
     return [pair.swapped() if index in flips else pair for index, pair in enumerate(answered)]
 
 
+def of_width(lab: Lab, hidden_size: int) -> Path:
+    """A language model of another width, trained on the same texts with the same settings; made once."""
+    shape = lab.config.sft.shape
+    if hidden_size == shape.hidden_size:
+        return lab.files.sft_dir
+    root = lab.cache / f"sft-{hidden_size}"
+    if not root.is_dir():
+        from policy.sft import fit_language_model
+
+        eos = [lab.tokenizer.eos_token_id]
+        examples = [
+            ([lab.tokenizer.bos_token_id, *prompt], response + eos)
+            for prompt, response in (lab.tokenizer(list(text), add_special_tokens=False).input_ids for text in lab.world.corpus())
+        ]
+        scaled = {"hidden_size": hidden_size, "intermediate_size": shape.intermediate_size * hidden_size // shape.hidden_size}
+        config = lab.config.sft.model_copy(update={"shape": shape.model_copy(update=scaled)})
+        partial = root.with_name(f".{root.name}.partial")
+        partial.mkdir(parents=True, exist_ok=True)
+        fit_language_model(examples, lab.tokenizer, partial, config, lab.config.world.seed)
+        commit_directory(partial, root)
+    return root
+
+
 def drawn(rows: Sequence[Any], number: int, seed: int, name: str) -> list[Any]:
     """``number`` of the rows, in an order of the seed's own; all of them where there are no more."""
     return random.Random(derive(seed, name)).sample(list(rows), min(number, len(rows)))
@@ -172,6 +195,7 @@ def fit(
     reward: RewardConfig | None = None,
     meta: MetaConfig | None = None,
     groups: Sequence[Sequence[Encoded]] | None = None,
+    base: Path | None = None,
 ) -> tuple[RewardModel, RewardFit]:
     """A reward model on pairs, from the lab's SFT model under the seed's head; equal seeds see the pairs in one order.
 
@@ -182,10 +206,11 @@ def fit(
         reward: instead of the recipe's.
         meta: instead of the recipe's; only counts with ``groups``.
         groups: S_k; None = vanilla.
+        base: a language model to start from instead of the lab's SFT model.
     """
     reward, meta = reward or lab.config.reward, meta or lab.config.meta
     model = RewardModel.from_language_model(
-        lab.files.sft_dir, pooling=reward.pooling, seed=derive(seed, "head"), dtype=torch.float32, pad_id=lab.pad_id
+        base or lab.files.sft_dir, pooling=reward.pooling, seed=derive(seed, "head"), dtype=torch.float32, pad_id=lab.pad_id
     )
     report = fit_reward_model(model, pairs, groups, reward, meta, derive(seed, "order"), lab.pad_id, lambda step: None)
     return model, report

@@ -32,12 +32,14 @@ from tokens.records import Prompt, Rollout
 
 LEVELS = (1.0, 3.0, 6.0)
 """Nats per response at which a policy is kept."""
+SHIFTS = ("0", *(f"{level:g}" for level in LEVELS))
 SHIFT_SEEDS = 100
 """Added to a seed for the reward model and the PPO that shift its policy."""
 MOVER_PAIRS, MOVERS = 2000, 3
 """Pairs at the end of the training split that only the shifting reward models see, and how many of those vote."""
 SHIFT_COEF, SHIFT_BATCH, SHIFT_STEPS = 0.03, 128, 60
-SAMPLES = 8
+SAMPLES, JUDGED = 8, 6
+"""Responses per prompt that are drawn, and how many of them a reward model is judged on."""
 BATCH = 512
 
 
@@ -67,7 +69,7 @@ class Samples:
     Args:
         shift: name of the distance: "0", "1", "3", "6".
         groups: S, a row of SAMPLES responses per training prompt.
-        evaluation: the same for prompts that nothing was trained on.
+        evaluation: JUDGED responses to each prompt that nothing was trained on.
         gold: of ``evaluation``, a row per prompt.
         policy_dir: the policy's directory.
         measured: on the evaluation samples.
@@ -185,15 +187,15 @@ def optimise(
     return start
 
 
-def shifted_samples(lab: Lab, seed: int) -> list[Samples]:
-    """The four distances of one seed, made once and kept on disk; policies, prompts and samples are the seed's own."""
+def shifted_samples(lab: Lab, seed: int, shift: str) -> Samples:
+    """One distance of one seed; all are made together, once, and kept on disk. Policies, prompts and samples are its own."""
     root = lab.cache / f"shifted-{seed}"
     if not root.is_dir():
         partial = root.with_name(f".{root.name}.partial")
         partial.mkdir(parents=True, exist_ok=True)
         _make(lab, seed, partial)
         commit_directory(partial, root)
-    return [_read(lab, root, seed, name) for name in ("0", *(f"{level:g}" for level in LEVELS))]
+    return _read(lab, root, seed, shift)
 
 
 def _make(lab: Lab, seed: int, root: Path) -> None:
@@ -243,12 +245,8 @@ def _read(lab: Lab, root: Path, seed: int, name: str) -> Samples:
         return [flat[start : start + SAMPLES] for start in range(0, len(flat), SAMPLES)]
 
     train, test = _prompts(lab, seed)
-    evaluation = groups(test, stored["evaluation"])
-    gold = [
-        [
-            lab.world.gold(prompt.text, str(lab.tokenizer.decode(list(response), skip_special_tokens=True)))
-            for _, response in group
-        ]
-        for prompt, group in zip(test, evaluation, strict=True)
-    ]
+    evaluation = [group[:JUDGED] for group in groups(test, stored["evaluation"])]
+    responses = [list(response) for group in evaluation for _, response in group]
+    texts = iter(list(lab.tokenizer.batch_decode(responses, skip_special_tokens=True)))
+    gold = [[lab.world.gold(prompt.text, next(texts)) for _ in group] for prompt, group in zip(test, evaluation, strict=True)]
     return Samples(name, groups(train, stored["S"]), evaluation, gold, root / name / "policy", Measured(**stored["measured"]))

@@ -19,6 +19,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, Bert
 from cluster.cli import main
 from cluster.inputs import open_source
 from cluster.load_config import load_config
+from cluster.plan import model_size, reward_size
 from cluster.sandbox_source import SandboxSource
 from evaluation.records import MetaRow, write_rows
 from preferences.encode import encode_prompt, encode_response
@@ -247,6 +248,7 @@ def test_run_refuses_a_base_whose_tokens_are_not_the_policys(
     assert "reward.pooling must be last" in capsys.readouterr().err
     assert not (command.storage / "runs" / "x").exists() and not (command.storage / "rewards" / "x").exists()
     config = load_config(TINY, ["--reward.base", str(other)])
+    assert reward_size(config, model_size(config)).parameters == BertModel.from_pretrained(other).num_parameters()
     assert open_source(config, command.storage, policy=False).tokenizer.eos_token == "[SEP]"
 
 
