@@ -1,6 +1,6 @@
-"""Scores of several reward models made into one, and what their disagreement says about a preference pair.
+"""Scores of several reward models made into one.
 
-Letters: B sequences, N pairs, M members, C sequences of the calibration set.
+Letters: B sequences, M members, C sequences of the calibration set.
 """
 
 from __future__ import annotations
@@ -173,32 +173,6 @@ def aggregate(scores: Tensor, rule: Aggregate, std_coef: float) -> Tensor:
             return scores.mean(-1) - std_coef * scores.std(-1, correction=0)
         case _:
             assert_never(rule)
-
-
-def preference_strength(chosen: Tensor, rejected: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and spread, over the members, of how much higher they score the preferred response.
-
-    d_im = chosen_im - rejected_im;  mu_i = mean_m d_im;  sigma_i = sqrt(sum_m (d_im - mu_i)^2 / M)
-
-    Below 0 the ensemble contradicts the label; a small sigma says that its members agree.
-
-    Source: Secrets of RLHF Part II, Eq 4 (population std).
-
-    Args:
-        chosen: [N, M] float, scores of the preferred responses.
-        rejected: [N, M] float, scores of the others.
-
-    Returns:
-        mu [N] and sigma [N], units of the scores.
-
-    Raises:
-        ValueError: if the two are not both [N, M].
-    """
-    _check_scores(chosen)
-    if rejected.shape != chosen.shape:
-        raise ValueError(f"chosen and rejected must have one shape, got {tuple(chosen.shape)} and {tuple(rejected.shape)}")
-    margin = chosen - rejected  # [N, M]
-    return margin.mean(-1), margin.std(-1, correction=0)
 
 
 def _check_scores(scores: Tensor) -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from rm.config import Aggregate
-from rm.ensemble import Moments, NonFiniteScoreError, aggregate, finite_members, normalise, preference_strength
+from rm.ensemble import Moments, NonFiniteScoreError, aggregate, finite_members, normalise
 
 SCORES = torch.tensor([[1.0, 3.0, 5.0], [0.0, -3.0, 0.0]])
 
@@ -65,18 +65,6 @@ def test_normalise_by_hand_and_bad_input() -> None:
 def test_moments_refuse_scores_without_spread(scores: list[float]) -> None:
     with pytest.raises(ValueError, match="moments need"):
         Moments.of(torch.tensor(scores))
-
-
-def test_strength_by_hand_and_against_numpy() -> None:
-    mu, sigma = preference_strength(torch.tensor([[1.0, 4.0]]), torch.tensor([[0.0, 1.0]]))  # margins 1 and 3
-    assert (mu.tolist(), sigma.tolist()) == ([2.0], [1.0])
-    chosen, rejected = torch.randn(2, 40, 10, dtype=torch.float64)
-    mu, sigma = preference_strength(chosen, rejected)
-    margin = (chosen - rejected).numpy()
-    np.testing.assert_allclose(mu, margin.mean(1), atol=1e-12)
-    np.testing.assert_allclose(sigma, np.sqrt(((margin - margin.mean(1, keepdims=True)) ** 2).sum(1) / 10), atol=1e-12)
-    with pytest.raises(ValueError, match="one shape"):
-        preference_strength(chosen, rejected[:, :3])
 
 
 def test_all_members_stay_when_all_scores_are_finite() -> None:
