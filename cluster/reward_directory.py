@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import shutil
@@ -14,7 +13,7 @@ from typing import Any
 import yaml
 
 from cluster.config import RunConfig
-from cluster.run_directory import commit_directory, config_text, storage_root, versions, write_file
+from cluster.run_directory import commit_directory, config_text, is_there, locked, storage_root, versions, write_file
 from tokens.errors import UserError
 
 CARD = "card.json"
@@ -53,9 +52,7 @@ class RewardDirectory:
         Raises:
             UserError: if the directory belongs to another config or is not a reward run's.
         """
-        if self.path.is_symlink() or (self.path.exists() and not self.path.is_dir()):
-            raise UserError(f"{self.path} is not a directory of ours; choose another name")
-        if not self.path.is_dir():
+        if not is_there(self.path):
             return
         if (self.path / CARD).is_file():
             card = json.loads((self.path / CARD).read_text())
@@ -85,14 +82,7 @@ class RewardDirectory:
         Raises:
             UserError: as ``inspect``, or if another driver holds the directory.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
-        with (self.path / ".lock").open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise UserError(
-                    f"another driver is running in {self.path}; wait for it, stop it, or choose another name"
-                ) from None
+        with locked(self.path):
             self.inspect()
             if self.card is None:
                 for entry in self.path.iterdir():

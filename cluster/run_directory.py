@@ -134,6 +134,40 @@ def versions() -> dict[str, str | None]:
     return found
 
 
+def is_there(path: Path) -> bool:
+    """Whether a run's directory is there.
+
+    Args:
+        path: where it is, or will be.
+
+    Raises:
+        UserError: if something else stands in its place.
+    """
+    if path.is_symlink() or (path.exists() and not path.is_dir()):
+        raise UserError(f"{path} is not a directory of ours; choose another name")
+    return path.is_dir()
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Make a run's directory where it is missing, and keep other drivers out of it meanwhile.
+
+    Args:
+        path: of the directory.
+
+    Raises:
+        UserError: if another driver holds it, or the disk is full.
+    """
+    with space_errors(path):
+        path.mkdir(parents=True, exist_ok=True)
+    with (path / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"another driver is running in {path}; wait for it, stop it, or choose another name") from None
+        yield
+
+
 class RunDirectory:
     """One run's directory, locked to one driver while it is open.
 
@@ -156,9 +190,7 @@ class RunDirectory:
         Raises:
             UserError: if the directory belongs to another config or is not a run directory.
         """
-        if self.path.is_symlink() or (self.path.exists() and not self.path.is_dir()):
-            raise UserError(f"{self.path} is not a directory of ours; choose another name")
-        if not self.path.is_dir():
+        if not is_there(self.path):
             return
         if (self.path / "ledger.json").exists():
             stored = json.loads((self.path / "ledger.json").read_text())
@@ -182,15 +214,7 @@ class RunDirectory:
         Raises:
             UserError: as ``inspect``, or if another driver holds the directory, or the disk is full.
         """
-        with space_errors(self.path):
-            self.path.mkdir(parents=True, exist_ok=True)
-        with (self.path / ".lock").open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise UserError(
-                    f"another driver is running in {self.path}; wait for it, stop it, or choose another name"
-                ) from None
+        with locked(self.path):
             self.inspect()
             with space_errors(self.path):
                 write_file(self.path / "ledger.json", json.dumps(self.ledger, indent=1))

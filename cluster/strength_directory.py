@@ -14,7 +14,6 @@ STORAGE/strengths/NAME/
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import shutil
@@ -23,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.config import RunConfig
-from cluster.run_directory import config_text, space_errors, storage_root, versions, write_file
+from cluster.run_directory import config_text, is_there, locked, space_errors, storage_root, versions, write_file
 from rm.members import member_settings
 from tokens.errors import UserError
 
@@ -117,9 +116,7 @@ class StrengthDirectory:
         Raises:
             UserError: if it belongs to another config or is no directory of ours.
         """
-        if self.path.is_symlink() or (self.path.exists() and not self.path.is_dir()):
-            raise UserError(f"{self.path} is not a directory of ours; choose another name")
-        if not self.path.is_dir():
+        if not is_there(self.path):
             return
         if (self.path / "begun.json").is_file():
             stored = json.loads((self.path / "begun.json").read_text())
@@ -145,15 +142,7 @@ class StrengthDirectory:
         Raises:
             UserError: as ``inspect``, or if another driver holds the directory, or the disk is full.
         """
-        with space_errors(self.path):
-            self.path.mkdir(parents=True, exist_ok=True)
-        with (self.path / ".lock").open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise UserError(
-                    f"another driver is running in {self.path}; wait for it, stop it, or choose another name"
-                ) from None
+        with locked(self.path):
             self.inspect()
             with space_errors(self.path):
                 self._write_begun()
