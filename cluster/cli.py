@@ -10,7 +10,7 @@ from pathlib import Path
 
 from cluster.config import RunConfig
 from cluster.load_config import all_keys, load_config
-from cluster.signals import terminate
+from cluster.signals import EXIT_TERMINATED, terminate, terminated
 from tokens.errors import UserError
 
 EXIT_FAILED, EXIT_INPUT, EXIT_INTERRUPTED = 1, 2, 130
@@ -38,6 +38,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if chosen.config.suffix not in (".yaml", ".yml") and any(word.endswith((".yaml", ".yml")) for word in rest):
             raise UserError(f"give CONFIG right after {chosen.command}, and overrides after it; got {chosen.config} as CONFIG")
         return _with_config(chosen, load_config(chosen.config, rest))
+    except SystemExit:
+        if terminated():  # whatever code Ray gave it on the way
+            return EXIT_TERMINATED
+        raise
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_INPUT

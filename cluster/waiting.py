@@ -16,6 +16,7 @@ from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from actors.process import Progress
 from cluster.console import Bar, Console
+from cluster.signals import EXIT_TERMINATED, terminated
 from tokens.errors import UserError
 
 T = TypeVar("T")
@@ -88,6 +89,7 @@ class Waiter:
         Raises:
             UserError: what a role raised as such, or a full disk.
             RoleFailed: anything else that went wrong.
+            SystemExit: if SIGTERM has come.
         """
         began = moved = time.perf_counter()
         answers: dict[Any, Any] = {}
@@ -96,6 +98,8 @@ class Waiter:
         said: list[Progress] = []
         while waiting:
             ready, waiting = ray.wait(waiting, num_returns=1, timeout=POLL_S if bar else 5.0)
+            if terminated():
+                raise SystemExit(EXIT_TERMINATED)
             for ref in ready:
                 answers[ref] = self._get(ref, pending, phase)
                 pending.on_answer(answers[ref])

@@ -96,9 +96,8 @@ def training_pairs(lab: Lab, job: Job) -> list[Pair]:
         return [(pair.swapped() if pair.wrong else pair).pair for pair in known]
     if job.arm == "none":
         return [pair.pair for pair in known]
-    folds, members = (FOLDS, 10) if job.part == "cross-fitted" else (1, MEMBERS)
-    shared = job.flip_rate == 0.25  # these ensembles were trained with ten members for experiment 1
-    d = differences(lab, Ensemble(job.seed, job.flip_rate, 1, folds, 10 if shared else members))[:, :MEMBERS]
+    folds = FOLDS if job.part == "cross-fitted" else 1
+    d = differences(lab, Ensemble(job.seed, job.flip_rate, 1, folds, MEMBERS))
     method, _, alpha = job.arm.partition("@")
     config = DenoiseConfig.model_validate({"method": method} | ({"smoothing": float(alpha)} if alpha else {}))
     return cleaned(known, d, config)
@@ -150,7 +149,7 @@ def outcomes(job: Job) -> list[dict[str, Any]]:
 
 
 def jobs_of(seeds: Sequence[int]) -> list[Job]:
-    """All fits, the ones at 25% first: their ensembles are there."""
+    """All fits, the ones at 25% first."""
     rates = sorted(RATES, key=lambda rate: rate != 0.25)
     return [
         *(Job("rates", seed, rate, arm) for rate in rates for seed in seeds for arm in (*METHODS, "clean")),
@@ -210,7 +209,8 @@ def main() -> None:
     open_lab()
     results = Results(RESULTS / "cleaning.jsonl", ("part", "seed", "flip_rate", "arm", "step"))
     jobs = results.missing(jobs_of(options.seeds), lambda job: (job.part, job.seed, job.flip_rate, job.arm, -1))
-    ensembles = {(job.seed, job.flip_rate): job for job in jobs if job.arm not in ("none", "clean") and job.flip_rate != 0.25}
+    voted = [job for job in jobs if job.arm not in ("none", "clean")]
+    ensembles = {(job.part == "cross-fitted", job.seed, job.flip_rate): job for job in voted}
     for _ in run_jobs(vote, list(ensembles.values()), options.workers):  # once each, before two workers could both begin
         pass
     for rows in run_jobs(outcomes, jobs, options.workers):

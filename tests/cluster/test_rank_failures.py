@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,18 +16,29 @@ from ray import ObjectRef
 
 from actors.process import STATUS_GROUP, ProcessSetup
 from actors.ranks import Rank
+from cluster.cli import main
 from cluster.console import Console
 from cluster.roles import Process, Ranked
+from cluster.signals import EXIT_TERMINATED, terminate
 from cluster.waiting import Pending, RoleFailed, Waiter
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::ResourceWarning")  # Ray's own
 
 
+@pytest.fixture(scope="module")
+def local_ray() -> Iterator[None]:
+    """A cluster of this process alone."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.delenv("RAY_ADDRESS", raising=False)
+        ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+        yield
+        ray.shutdown()
+
+
 @pytest.fixture
-def pairs_of_ranks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Ranked]]:
+def pairs_of_ranks(local_ray: None, tmp_path: Path) -> list[Ranked]:
     """Two pairs of ranks that can add numbers, and die."""
-    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
 
     class Adder(Rank):  # defined here, so that Ray's workers get it by value
         def add(self, x: float) -> float:
@@ -40,15 +53,13 @@ def pairs_of_ranks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[
             time.sleep(after_s)
             os._exit(1)
 
-    ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     actor_class = ray.remote(concurrency_groups=STATUS_GROUP, num_cpus=0)(Adder)
     setups = [ProcessSetup(f"learner-{rank}", tmp_path / f"{rank}.log", 1, "cpu", "float32", rank, 2, False) for rank in (0, 1)]
     actors = [[actor_class.remote(setup) for setup in setups] for _ in range(2)]
-    yield [
+    return [
         Ranked([Process(actor, ray.get(actor.identity.remote())) for actor in pair], timeout_s)
         for pair, timeout_s in zip(actors, (60.0, 4.0), strict=True)
     ]
-    ray.shutdown()
 
 
 def pending(ranks: Ranked, refs: list[ObjectRef]) -> Pending[Any]:
@@ -76,3 +87,34 @@ def test_the_one_to_blame_is_named(pairs_of_ranks: list[Ranked], tmp_path: Path)
         wait("policy", pending(ranks, [first.add.remote(1.0)]))
     with pytest.raises(RoleFailed, match=r"learner-1 on node .* its process died"):  # which is heard of only after the complaint
         wait("policy", pending(ranks, [first.complain.remote(), second.die.remote(1.0)]))
+
+
+@pytest.fixture
+def terminable(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """SIGTERM as the application takes it; afterwards none has come."""
+    monkeypatch.setattr("cluster.signals._received", [])
+    before = signal.signal(signal.SIGTERM, terminate)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+def test_a_termination_that_a_finalizer_swallowed_ends_the_next_wait(local_ray: None, terminable: None, tmp_path: Path) -> None:
+    wait, work = Waiter(Console(), tmp_path, 60), Pending((ray.put(1),), ("learner-0",), ("node",), lambda answers: answers)
+    assert wait("policy", work) == [1]
+    with contextlib.suppress(SystemExit):
+        os.kill(os.getpid(), signal.SIGTERM)
+    with pytest.raises(SystemExit) as ended:
+        wait("policy", work)
+    assert ended.value.code == EXIT_TERMINATED
+
+
+def test_the_exit_code_of_a_termination_is_not_the_one_that_ray_makes_of_it(
+    local_ray: None, terminable: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @ray.remote(num_cpus=0)
+    def terminate_me(pid: int) -> None:
+        os.kill(pid, signal.SIGTERM)
+        time.sleep(60)
+
+    monkeypatch.setattr("cluster.cli._keys", lambda: ray.get(terminate_me.remote(os.getpid())))
+    assert main(["keys"]) == EXIT_TERMINATED

@@ -207,6 +207,7 @@ def write_data(path: Path) -> list[str]:
 def test_an_encoder_with_a_tokenizer_of_its_own_on_data_in_trl_format(command: Command, tmp_path: Path) -> None:
     words = write_data(tmp_path / "d.jsonl")
     base = encoder(tmp_path / "bert", words)
+    policies = set((command.storage / "cache").glob("sft-*"))  # other tests trained them
     done = command(
         "reward", str(TINY), "--name", "bert", "--reward.base", str(base), "--data.preferences", str(tmp_path / "d.jsonl"),
         "--reward.epochs", "6",
@@ -219,7 +220,7 @@ def test_an_encoder_with_a_tokenizer_of_its_own_on_data_in_trl_format(command: C
     assert card["validation"]["validation/original/accuracy"] == 1.0, "good and no are easily told apart"
     assert card["validation"]["validation/agreement/accuracy"] == 1.0
     assert card["validation"]["validation/relabelled/accuracy"] == 0.5, "half of the labels are turned round"
-    assert not list((command.storage / "cache").glob("sft-*")), "no policy was trained"
+    assert set((command.storage / "cache").glob("sft-*")) == policies, "no policy was trained"
     model = AutoModelForSequenceClassification.from_pretrained(folder / "model")
     tokenizer = AutoTokenizer.from_pretrained(folder / "model")
     row = next(row for row in pq.read_table(folder / "scores.parquet").to_pylist() if row["set"] == "original")

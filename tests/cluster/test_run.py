@@ -140,7 +140,11 @@ def test_sigterm_leaves_no_process_and_no_half_round(command: Command, tmp_path:
         time.sleep(0.5)
     processes = json.loads((run / "processes.json").read_text())
     driver.send_signal(signal.SIGTERM)
-    assert driver.wait(timeout=60) == 143
+    try:
+        assert driver.wait(timeout=60) == 143
+    finally:
+        driver.kill()  # nothing if it has ended; else it would disturb every test that follows
+        driver.wait()
     gone = time.monotonic() + 20
     while time.monotonic() < gone and any(psutil.pid_exists(p["pid"]) for p in processes.values()):
         time.sleep(0.2)
