@@ -1,11 +1,19 @@
-"""How well do small reward models do on real human preferences, beside what length and a linear model know?
+"""How well do small reward models do on real human preferences, beside what length and a linear model know, and are the pairs
+that they doubt really wrong?
 
-    python -m benchmarks.experiments.real PAIRS [--backbone DIRECTORY ...] [--folds 5]
+    python -m benchmarks.experiments.real PAIRS --cache DIRECTORY --choose-lr              # learning rates, once
+    python -m benchmarks.experiments.real PAIRS --cache DIRECTORY [--backbone DIRECTORY ...] [--folds 5] [--seeds 1 2 3]
+    python -m benchmarks.experiments.real PAIRS --cache DIRECTORY --sheet SHEET.md         # for a reader, labels hidden
+    python -m benchmarks.experiments.real PAIRS --cache DIRECTORY --answers ANSWERS.txt    # the reader's, beside the labels
 
 PAIRS is any preference data set (docs/data.md). Folds are made by prompt. A small decoder and a small encoder are pre-trained
 here on the texts of all pairs, without their labels (so the texts of the test folds are not new to them, their labels are);
 every ``--backbone`` is a model directory of the user's own. Beside them stand two baselines: the length of the responses alone,
 and a linear model on hashed 1- and 2-grams with the length. Prints a table and appends to benchmarks/results/real.jsonl.
+
+Every pair is judged by the models that did not see its prompt, so their mean is a cross-fitted strength (each model's differences
+are divided by their standard deviation first, since decoder and encoder have different units). ``--sheet`` writes pairs for a
+reader (``benchmarks.experiments.reading``).
 """
 
 from __future__ import annotations
@@ -20,6 +28,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from benchmarks.experiments.reading import compared, drawn_for_a_reader, sheet
 from cluster.run_directory import versions
 from evaluation.compare import mean_interval
 from policy.config import ModelShape, SFTConfig
@@ -32,8 +41,10 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parents[2]
 SHAPE = ModelShape(vocab_size=2048, hidden_size=96, intermediate_size=288, num_layers=2, num_heads=3, context_length=512)
 REWARD = RewardConfig(pooling="mean", epochs=1, lr=1e-3, batch_size=32, microbatch_size=16)
-"""lr was chosen with ``--choose-lr``, which does not look at any fold that is reported on but fold 0's training pairs."""
+ENCODER_LR = 3e-3
+"""Both lr were chosen with ``--choose-lr``, which looks at fold 0's training pairs alone: the best of RATES for each."""
 RATES = (3e-4, 1e-3, 3e-3)
+BASELINES = ("length alone", "linear, 1-2-grams and length")
 LIMITS = (320, 192)
 """Longest prompt and response, tokens; longer pairs are left out for all models and baselines alike."""
 
@@ -217,6 +228,9 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, required=True, help="directory for the pre-trained backbones")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--choose-lr", action="store_true", help="only compare learning rates within fold 0's training pairs")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], help="of heads and orders")
+    parser.add_argument("--sheet", type=Path, help="only write a reader's sheet from the strengths of an earlier call")
+    parser.add_argument("--answers", type=Path, help="only compare a reader's answers: a line a pair, NUMBER and A, B or -")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     disable_progress_bars()  # type: ignore[no-untyped-call]
@@ -225,37 +239,76 @@ def main() -> None:
         shutil.rmtree(left)
     everything = load_preferences(DataConfig(preferences=options.pairs, drop_bad=True), None)
     rows = _prepare(everything, options.cache)
+    texts = [dict(row) for row in rows.rows]
+    if options.sheet or options.answers:
+        strengths = json.loads((options.cache / "strengths.json").read_text())
+        shown = drawn_for_a_reader(strengths["mu"])
+        if options.sheet:
+            options.sheet.write_text(sheet(texts, shown))
+        else:
+            print(compared(options.answers.read_text(), shown, strengths["mu"]))
+        return
     decoder = pretrain_decoder(rows, options.cache / "decoder")
     encoder = pretrain_encoder(rows, decoder, options.cache / "encoder")
-    texts = [dict(row) for row in rows.rows]
     fold = folds_of([row["prompt"] for row in texts], options.folds)
     if options.choose_lr:
         choose(rows, texts, fold, [decoder, encoder])
         return
-    models: dict[str, Model] = {
-        "length alone": length_baseline(texts),
-        "linear, 1-2-grams and length": linear_baseline(texts),
-        "decoder": reward_model(rows, decoder, seed=1),
-        "encoder": reward_model(rows, encoder, seed=1),
-    } | {str(path.name): reward_model(rows, path, seed=1) for path in options.backbone}
-    right: dict[str, list[float]] = {name: [] for name in models}
-    for index in range(options.folds):
-        train, test = np.flatnonzero(fold != index).tolist(), np.flatnonzero(fold == index).tolist()
-        for name, fit in models.items():
-            right[name].append(float((fit(train, test) > 0).mean()))
-            print(f"fold {index}: {name} {right[name][-1]:.3f} on {len(test)} pairs", flush=True)
+    encoders = REWARD.model_copy(update={"lr": ENCODER_LR})
+    models: dict[str, list[Model]] = {
+        "length alone": [length_baseline(texts)],
+        "linear, 1-2-grams and length": [linear_baseline(texts)],
+        "decoder": [reward_model(rows, decoder, seed) for seed in options.seeds],
+        "encoder": [reward_model(rows, encoder, seed, encoders) for seed in options.seeds],
+    } | {path.name: [reward_model(rows, path, seed) for seed in options.seeds] for path in options.backbone}
+    differences = cross_validated(models, fold, options.folds)
+    learnt = np.concatenate([d / d.std(1, keepdims=True) for name, d in differences.items() if name not in BASELINES])
+    differences["all models, one vote"] = learnt.mean(0, keepdims=True)
+    strengths = {"mu": learnt.mean(0).tolist(), "sigma": learnt.std(0).tolist(), "num_models": len(learnt)}
+    (options.cache / "strengths.json").write_text(json.dumps(strengths))
+    right = {name: _by_fold(d, fold, options.folds) for name, d in differences.items()}
     print(table(right))
+    print(by_strength(learnt.mean(0), learnt.std(0), np.array(differences["length alone"][0])))
     record = {
         "id": "real",
         "pairs": Path(options.pairs).name,
         "num_pairs": len(texts),
         "num_left_out": len(everything) + len(everything.dropped) - len(texts),
         "folds": options.folds,
+        "seeds": options.seeds,
         "accuracy": right,
+        "negative": float((learnt.mean(0) < 0).mean()),
         "versions": versions(),
     }
     with (ROOT / "benchmarks" / "results" / "real.jsonl").open("a") as file:
         file.write(json.dumps(record) + "\n")
+
+
+def cross_validated(models: dict[str, list[Model]], fold: np.ndarray, num_folds: int) -> dict[str, np.ndarray]:
+    """[seeds, N] by model: score(chosen) - score(rejected) of every pair by fits that did not see its fold."""
+    differences = {name: np.full((len(fits), len(fold)), np.nan) for name, fits in models.items()}
+    for index in range(num_folds):
+        train, test = np.flatnonzero(fold != index).tolist(), np.flatnonzero(fold == index).tolist()
+        for name, fits in models.items():
+            for seed, fit in enumerate(fits):
+                differences[name][seed, test] = fit(train, test)
+            share = (differences[name][:, test] > 0).mean()
+            print(f"fold {index}: {name} {share:.3f} on {len(test)} pairs", flush=True)
+    return differences
+
+
+def _by_fold(differences: np.ndarray, fold: np.ndarray, num_folds: int) -> list[float]:
+    """Share ranked as labelled in each fold, the mean over seeds."""
+    return [float((differences[:, fold == index] > 0).mean()) for index in range(num_folds)]
+
+
+def by_strength(mu: np.ndarray, sigma: np.ndarray, length: np.ndarray) -> str:
+    """Ten groups, lowest strength first: strength, disagreement, and how often the longer response was chosen."""
+    lines = ["| tenth | mean mu | mean sigma | longer response chosen |", "|---|---|---|---|"]
+    for number, group in enumerate(np.array_split(np.argsort(mu, kind="stable"), 10), 1):
+        longer = (length[group] > 0).mean()
+        lines.append(f"| {number} | {mu[group].mean():+.2f} | {sigma[group].mean():.2f} | {longer:.2f} |")
+    return "\n".join(lines)
 
 
 def choose(rows: PreferenceSet, texts: list[dict[str, Any]], fold: np.ndarray, backbones: Sequence[Path]) -> None:
