@@ -115,7 +115,7 @@ class RewardTrainer(Rank):
         Args:
             setup: of the process.
             pairs: D.
-            validation: held-out pairs by the name of their set; the first set's accuracy is what early stopping goes by.
+            validation: held-out pairs by the name of their set; early stopping goes by the accuracy on ``reward.stop_on``.
             reward: how to fit.
             meta: MetaRM.
             base_dir: language model, encoder or reward model to start from, with its tokenizer.
@@ -211,7 +211,8 @@ class RewardTrainer(Rank):
         def look(step: int) -> float:
             sets = self._score(model, self.validation)
             measured.append((step, measure(sets)))
-            return next(iter(sets.values())).accuracy
+            accuracy: float = sets[reward.stop_on].accuracy
+            return accuracy
 
         watch = None
         if self.validation and reward.evaluate_every is not None:

@@ -56,11 +56,30 @@ class RunConfig(Section):
             from rm.contrastive_term import check_contrastive
 
             check_contrastive(reward, reward.batch_size, num_ranks)
-        if reward.evaluate_every is not None and data.preferences != "sandbox" and data.validation_fraction == 0:
+        measured = {"evaluate_every": reward.evaluate_every, "patience": reward.patience}
+        asked = ", ".join(f"reward.{key} is {value}" for key, value in measured.items() if value is not None)
+        if asked and data.preferences != "sandbox" and data.validation is None and data.validation_fraction == 0:
             raise ValueError(
-                f"reward.evaluate_every is {reward.evaluate_every}, data.validation_fraction 0: no pair is held out to measure "
-                "on; raise data.validation_fraction, or set reward.evaluate_every (and reward.patience) to null"
+                f"{asked}, data.validation_fraction 0 and data.validation null: no pair is held out to measure on; raise "
+                "data.validation_fraction, name a data.validation, or set reward.evaluate_every and reward.patience to null"
             )
+        if reward.stop_on != "original" and data.preferences == "sandbox":
+            raise ValueError(
+                f"reward.stop_on is {reward.stop_on}, and no second labeller has seen the sandbox's pairs: set it to original, "
+                "or data.preferences to what `python -m cluster relabel sandbox:CONFIG` writes"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _held_out_once(self) -> "RunConfig":
+        data = self.data
+        if data.validation is not None and self.policy.prompts is None:
+            usual: float = type(data).model_fields["validation_fraction"].default
+            if data.validation_fraction not in (0, usual):
+                raise ValueError(
+                    f"data.validation is {data.validation!r} and data.validation_fraction {data.validation_fraction:g}: the "
+                    "pairs are held out by one of the two; leave data.validation_fraction out, or set data.validation to null"
+                )
         return self
 
     @model_validator(mode="after")

@@ -118,7 +118,8 @@ class DataSource(Source):
     def __init__(self, config: RunConfig, cache: Path, policy: bool = True) -> None:
         from datasets import disable_progress_bars
 
-        from preferences.load import load_preferences
+        from preferences.labels import refuse_other_labels
+        from preferences.load import load_preferences, load_validation
 
         disable_progress_bars()  # type: ignore[no-untyped-call]
         super().__init__(config)
@@ -130,8 +131,14 @@ class DataSource(Source):
             )
         base = None if config.reward.base is None else given_base(config.reward.base, config, policy)
         given = self._start(base, policy)
-        preferences = load_preferences(data, given.tokenizer if given else None)
-        self._train, self._validation = preferences.split(data.validation_fraction, config.seed)
+        chat_tokenizer = given.tokenizer if given else None
+        preferences = load_preferences(data, chat_tokenizer)
+        refuse_other_labels(preferences)
+        if data.validation is None:
+            self._train, self._validation = preferences.split(data.validation_fraction, config.seed)
+        else:
+            self._train, self._validation = load_validation(data, preferences, chat_tokenizer)
+            refuse_other_labels(self._validation)
         tokenizer_dir = cache
         if given is None:
             config.refuse_short_context()
@@ -142,7 +149,7 @@ class DataSource(Source):
             refuse_base_of_a_run(base, self._tokenizer, "the SFT" if config.sft.model else "the newly made")
         self.pairs, dropped = self.encode_listing(self._train)
         self.validation, dropped_validation = self.encode_listing(self._validation)
-        self._unread = (*preferences.dropped, *dropped_validation)
+        self._unread = (*self._train.dropped, *self._validation.dropped, *dropped_validation)
         self.dropped = {"preferences": count_reasons((*self._unread, *dropped))}
         self.recipe: Recipe | None = None
         if given is None:
@@ -216,10 +223,13 @@ class DataSource(Source):
         policy_prompts = without(policy_prompts, judged, "policy.prompts")
         meta_prompts = without(self._encode_prompts(config.meta.prompts, self._train.prompts()), judged, "meta.prompts")
         if len(eval_prompts) < FEWEST_EVALUATION_PROMPTS:
+            split = data.validation is None or config.policy.prompts is not None
+            more = (
+                f"raise data.validation_fraction (now {data.validation_fraction:g})" if split else "use a larger data.validation"
+            )
             raise UserError(
                 f"only {len(eval_prompts)} prompts are held out to judge the policy, "
-                f"at least {FEWEST_EVALUATION_PROMPTS} are needed: "
-                f"raise data.validation_fraction (now {data.validation_fraction:g}) or add prompts"
+                f"at least {FEWEST_EVALUATION_PROMPTS} are needed: {more} or add prompts"
             )
         return PolicyPrompts(meta_prompts, policy_prompts, eval_prompts)
 
@@ -244,7 +254,7 @@ class DataSource(Source):
         from preferences.denoise import count_actions
 
         assert self._prompts is not None, "opened for reward models only"
-        pairs, dropped, denoised = self.pairs, dict(self.dropped), {}
+        train, pairs, dropped, denoised = self._train, self.pairs, dict(self.dropped), {}
         if strengths is not None:
             train = self.training(strengths)
             pairs, left_out = self.encode_listing(train)
@@ -261,4 +271,6 @@ class DataSource(Source):
             gold=None,
             dropped=dropped,
             denoised=denoised,
+            training=train,
+            stopping=self.stopping(),
         )

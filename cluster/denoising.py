@@ -46,11 +46,26 @@ def check_strengths(config: RunConfig, source: Source) -> None:
     """Denoise once for the errors in it, if strengths and pairs are there already: before any process starts.
 
     Raises:
-        UserError: if the strengths are missing, of other pairs, or tell nothing.
+        UserError: if the strengths are missing, of other pairs, or tell nothing; or, strengths or not, the pairs have a column
+            that denoising writes.
     """
     strengths = find_strengths(config)
     if strengths is not None and source.ready:
         source.training(strengths)
+    elif config.data.denoise.method != "none":
+        check_columns(source)
+
+
+def check_columns(source: Source) -> None:
+    """Refuse pairs with a column that denoising writes, where they can be read already.
+
+    Raises:
+        UserError: naming the columns.
+    """
+    from preferences.denoise import refuse_columns
+
+    if source.ready:
+        refuse_columns(source.preferences()[0])
 
 
 def ensure_strengths(config: RunConfig, console: Console) -> str | None:

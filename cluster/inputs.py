@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from actors.preparer import Recipe
 from cluster.config import RunConfig
+from tokens.errors import UserError
 from tokens.records import Pair, Prompt
 
 if TYPE_CHECKING:
@@ -34,6 +35,8 @@ class Inputs:
         gold: the sandbox's truth of (prompt, response); None for real data.
         dropped: rows left out, counted by reason, by data set.
         denoised: training pairs counted by what ``data.denoise`` did to them; empty where it does nothing.
+        training: the pairs of D as text, with what was done to them.
+        stopping: held-out pairs that early stopping goes by, where these are not ``validation``.
     """
 
     sft_dir: Path
@@ -46,12 +49,15 @@ class Inputs:
     gold: Callable[[str, str], float] | None
     dropped: dict[str, dict[str, int]]
     denoised: dict[str, int]
+    training: PreferenceSet
+    stopping: dict[str, tuple[Pair, ...]]
 
     @property
     def fingerprint(self) -> str:
         """SHA-256 of pairs and prompts: a run that is continued must be given the same."""
         prompts = (self.meta_prompts, self.policy_prompts, self.eval_prompts)
-        return hashlib.sha256(repr((self.pairs, self.validation, prompts)).encode()).hexdigest()
+        named = (self.stopping,) if self.stopping else ()
+        return hashlib.sha256(repr((self.pairs, self.validation, prompts, *named)).encode()).hexdigest()
 
 
 class Source(ABC):
@@ -123,6 +129,21 @@ class Source(ABC):
         mask = [name in fitting for name in train.rows["id"]]
         return denoised(self.config, train if all(mask) else train.with_table(as_table(train.rows).filter(mask)), strengths)
 
+    def validation_sets(self) -> dict[str, PreferenceSet]:
+        """The held-out pairs by the name of their set: "original", and the two that a second labeller makes of them."""
+        from preferences.labels import has_labels, validation_sets
+        from rm.validation import ORIGINAL
+
+        _, held_out = self.preferences()
+        return {ORIGINAL: held_out} | (validation_sets(held_out) if has_labels(held_out) else {})
+
+    def stopping(self) -> dict[str, tuple[Pair, ...]]:
+        """What ``reward.stop_on`` names, encoded, by its name; empty where that is the held-out pairs as they are."""
+        from rm.validation import ORIGINAL
+
+        name = self.config.reward.stop_on
+        return {} if name == ORIGINAL else {name: self.encode(self.validation_sets()[name])}
+
     def encode(self, pairs: PreferenceSet) -> tuple[Pair, ...]:
         """Pairs as ids of ``tokenizer``; see ``encode_listing``."""
         return self.encode_listing(pairs)[0]
@@ -174,3 +195,21 @@ def check_batches(config: RunConfig, source: Source) -> None:
         from rm.contrastive_term import check_contrastive
 
         check_contrastive(config.reward, len(source.preferences()[0]), config.resources.reward.num_ranks)
+
+
+def check_stopping(config: RunConfig, source: Source) -> None:
+    """Refuse a validation set that early stopping should go by and the data do not have, where they can be read already.
+
+    Raises:
+        UserError: if it is not there.
+    """
+    if config.reward.patience is None or not source.ready:
+        return
+    sets, name = source.validation_sets(), config.reward.stop_on
+    if name not in sets or not len(sets[name]):
+        there = ", ".join(f"{found} ({len(pairs)} pairs)" for found, pairs in sets.items())
+        raise UserError(
+            f"reward.stop_on is {name}, and the held-out pairs have no such set (found: {there}): a second labeller's column makes "
+            "it. Label the pairs with `python -m cluster relabel`, hold out more of them (data.validation_fraction or "
+            "data.validation), or set reward.stop_on to original"
+        )

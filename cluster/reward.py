@@ -9,19 +9,23 @@ from pathlib import Path
 from typing import Any
 
 from actors.reward_trainer import Study
+from actors.study import measured_every
 from cluster.config import RunConfig
 from cluster.console import Console
 from cluster.denoising import check_strengths, ensure_strengths, in_words
-from cluster.inputs import Source, check_batches, open_source
+from cluster.inputs import Source, check_batches, check_stopping, open_source
 from cluster.plan import Bundle, model_size, reward_bundles, reward_size
 from cluster.reward_directory import RewardDirectory
-from cluster.reward_inputs import RewardInputs, load_inputs, read_samples
+from cluster.reward_inputs import RewardInputs, load_inputs, pairs_sha256, read_samples
 from cluster.roles import RewardHandle, Stage
 from cluster.run import connected
 from cluster.run_directory import now, space_errors, storage_root, write_file
 from cluster.seeds import derive
+from cluster.study import LOOKS
 from cluster.waiting import Waiter
 from evaluation.records import MetaRow
+from preferences.denoise import write_pairs
+from rm.config import RewardConfig
 
 NUM_FEATURED = 500
 """Validation pairs whose features are kept, to be drawn."""
@@ -40,19 +44,23 @@ def reward(config: RunConfig, console: Console) -> Path:
         STORAGE/rewards/NAME.
 
     Raises:
-        UserError: if an input is wrong, or there is no room; before any process starts where that can be known.
+        UserError: if an input is wrong, there is no room, or a finished model was made of other pairs; before any process starts
+            where that can be known.
         RoleFailed: if the trainer failed; nothing is left but its log.
     """
     directory = RewardDirectory(config)
     directory.inspect()
-    source, samples = None, read_samples(config)
+    samples = read_samples(config)
+    source = open_source(config, storage_root(config), policy=False)
     if directory.card is None:
-        source = open_source(config, storage_root(config), policy=False)
         check_batches(config, source)
+        check_stopping(config, source)
         check_strengths(config, source)
+    elif source.ready:
+        directory.refuse_other(pairs_sha256(source))
     with space_errors(directory.path), directory.open():
         console.say(f"[bold]Rondo[/] reward model {config.name} in {directory.path}")
-        if source is None:
+        if directory.card is not None:
             console.say("It is done; nothing to do. Choose another name to train another.")
             return directory.path
         strengths = ensure_strengths(config, console)
@@ -109,13 +117,15 @@ class Training:
             if self.strengths is not None:
                 console.say(in_words(inputs.denoised, self.strengths))
             with console.bar("start the reward trainer"):
-                trainer = wait("start", stage.start_reward(self.source.base_dir, inputs.pairs, inputs.validation))
+                how = watched(config.reward, inputs)
+                trainer = wait("start", stage.start_reward(self.source.base_dir, inputs.pairs, inputs.validation, how))
                 if len(trainer.ranks) > 1:
                     wait("start", trainer.join(wait("start", trainer.open())))
             twin = self._fit("vanilla twin", trainer, wait, inputs, None, False) if samples else None
             study = self._fit("reward model", trainer, wait, inputs, draft / "model", bool(samples))
         finally:
             stage.close()
+        write_pairs(inputs.training, draft)
         write_study(draft, study, twin, inputs.samples)
         for line in findings(study, twin):
             console.say(line)
@@ -134,6 +144,7 @@ class Training:
             "finished_at": now(),
             "preferences": config.data.preferences,
             "data_sha256": inputs.fingerprint,
+            "pairs_sha256": inputs.pairs_sha256,
             "num_pairs": len(inputs.pairs),
             "validation_pairs": {name: len(pairs) for name, pairs in inputs.validation.items()},
             "dropped": inputs.dropped,
@@ -148,6 +159,18 @@ class Training:
             "fit_seconds": round(study.seconds, 3),
             "twin": None if twin is None else {"fit": twin.report.summary, "validation": twin.validation},
         }
+
+
+def watched(reward: RewardConfig, inputs: RewardInputs) -> RewardConfig:
+    """How the model is fitted, with about ten measurements where ``evaluate_every`` is null and there is anything to measure on.
+
+    Args:
+        reward: of the config.
+        inputs: of the model.
+    """
+    if not inputs.validation:
+        return reward
+    return reward.model_copy(update={"evaluate_every": measured_every(reward, len(inputs.pairs), LOOKS)})
 
 
 def findings(study: Study, twin: Study | None) -> list[str]:

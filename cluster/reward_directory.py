@@ -13,20 +13,43 @@ from typing import Any
 import yaml
 
 from cluster.config import RunConfig
+from cluster.differences import flat, refuse_differences
 from cluster.run_directory import commit_directory, config_text, is_there, locked, storage_root, versions, write_file
 from tokens.errors import UserError
 
 CARD = "card.json"
 KIND = "reward"
 LEARNT_FROM = ("seed", "world", "data", "sft", "reward", "meta")
-"""Sections of the config that say what the reward model is; the others have no part in it."""
+"""Sections of the config that say what the reward model is; of the others ``strength`` alone can have a part in it."""
+SPEED = ("batch_size", "num_workers", "rows_per_block")
+"""Keys of ``strength`` that change how long it takes, not what comes out."""
+ADAPTERS = ("lora_rank", "lora_lr")
+"""Keys of ``strength`` that members of kind "lora" alone have a use for."""
 DRAFT = ".draft"
+
+
+def learnt_from(config: RunConfig) -> dict[str, Any]:
+    """What of a config the reward model depends on, flat.
+
+    Where ``data.denoise`` goes by the strengths of the config's own name, what they are is part of it.
+
+    Args:
+        config: of the command.
+
+    Returns:
+        Values by key.
+    """
+    tree = config.model_dump(mode="json")
+    kept = {section: tree[section] for section in LEARNT_FROM}
+    if config.data.denoise.method != "none" and config.data.denoise.strength is None:
+        unused = SPEED if config.strength.members == "lora" else (*SPEED, *ADAPTERS)
+        kept["strength"] = {key: value for key, value in tree["strength"].items() if key not in unused}
+    return flat(kept)
 
 
 def reward_sha256(config: RunConfig) -> str:
     """Digest of all of the config that says what the reward model is."""
-    tree = config.model_dump(mode="json")
-    return hashlib.sha256(json.dumps({key: tree[key] for key in LEARNT_FROM}, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(learnt_from(config), sort_keys=True).encode()).hexdigest()
 
 
 class RewardDirectory:
@@ -54,26 +77,33 @@ class RewardDirectory:
         """
         if not is_there(self.path):
             return
-        if (self.path / CARD).is_file():
-            card = json.loads((self.path / CARD).read_text())
-            if card["kind"] != KIND or card["config_sha256"] != reward_sha256(self.config):
-                raise UserError(self._difference())
-            self.card = card
-        elif any(entry.name != ".lock" for entry in self.path.iterdir()) and not (self.path / "config.yaml").is_file():
+        card = json.loads((self.path / CARD).read_text()) if (self.path / CARD).is_file() else None
+        ours = (self.path / "config.yaml").is_file() and (card is None or card["kind"] == KIND)
+        if not ours and any(entry.name != ".lock" for entry in self.path.iterdir()):
             raise UserError(f"{self.path} is not empty and not a reward run's directory; choose another name or storage root")
+        if card is not None:
+            self._refuse_others()
+            self.card = card
 
-    def _difference(self) -> str:
-        there = yaml.safe_load((self.path / "config.yaml").read_text())
-        here = self.config.model_dump(mode="json")
-        changed = [
-            f"{key}: {old!r} there, {new!r} here"
-            for section in LEARNT_FROM
-            for key, old, new in _changes(section, there[section] if section in there else None, here[section])
-        ]
-        return (
-            f"the reward directory {self.path} belongs to another config ({'; '.join(changed)}). "
-            "Choose another name, or remove the directory if it is no longer needed"
-        )
+    def _refuse_others(self) -> None:
+        there, here = flat(yaml.safe_load((self.path / "config.yaml").read_text())), learnt_from(self.config)
+        kept = {key: value for key, value in there.items() if key in here or key.split(".")[0] in LEARNT_FROM}
+        refuse_differences(self.path, kept, here)
+
+    def refuse_other(self, pairs_sha256: str) -> None:
+        """Stop if the model that is there was made of other pairs.
+
+        Args:
+            pairs_sha256: digest of the pairs, see ``cluster.reward_inputs.pairs_sha256``.
+
+        Raises:
+            UserError: if it was.
+        """
+        if self.card is not None and "pairs_sha256" in self.card and self.card["pairs_sha256"] != pairs_sha256:
+            raise UserError(
+                f"the preference pairs are not those that the model in {self.path} was made of, although the config is the same: "
+                "put the old files back, choose another name, or remove the directory to train it again"
+            )
 
     @contextlib.contextmanager
     def open(self) -> Iterator[RewardDirectory]:
@@ -116,14 +146,3 @@ class RewardDirectory:
         whole = {"kind": KIND, "config_sha256": reward_sha256(self.config), **card}
         write_file(self.path / CARD, json.dumps(whole, indent=1))
         self.card = whole
-
-
-def _changes(key: str, there: Any, here: Any) -> list[tuple[str, Any, Any]]:
-    if isinstance(there, dict) and isinstance(here, dict):
-        names = sorted(there.keys() | here.keys())
-        return [
-            change
-            for name in names
-            for change in _changes(f"{key}.{name}", there[name] if name in there else None, here[name] if name in here else None)
-        ]
-    return [] if there == here else [(key, there, here)]

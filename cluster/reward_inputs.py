@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from tokens.errors import UserError
 from tokens.records import Pair
 
 if TYPE_CHECKING:
+    from preferences.sets import PreferenceSet
     from rm.batches import Encoded
 
 SAMPLES_FILE = "meta_rollouts.parquet"
@@ -29,7 +31,9 @@ class RewardInputs:
         validation: held-out pairs by the name of their set, "original" first; sets without pairs are left out.
         samples: S_k as recorded, prompt by prompt; none where it is not given.
         groups: S_k as ids: for each prompt its k (prompt ids, response ids), in the order of ``samples``.
+        training: the pairs of D as text, with what was done to them.
         fingerprint: of the training pairs as they were given.
+        pairs_sha256: see ``pairs_sha256``.
         dropped: rows left out, counted by reason.
         denoised: pairs counted by what ``data.denoise`` did; empty where it does nothing.
     """
@@ -38,7 +42,9 @@ class RewardInputs:
     validation: dict[str, tuple[Pair, ...]]
     samples: tuple[MetaRow, ...]
     groups: tuple[tuple[Encoded, ...], ...]
+    training: PreferenceSet
     fingerprint: str
+    pairs_sha256: str
     dropped: dict[str, int]
     denoised: dict[str, int]
 
@@ -60,35 +66,46 @@ def load_inputs(config: RunConfig, source: Source, strengths: str | None, sample
     """
     from preferences.denoise import count_actions
     from preferences.sets import count_reasons
+    from rm.validation import ORIGINAL
 
     train = source.training(strengths)
     given, held_out = source.preferences()
     pairs, dropped = source.encode_listing(train)
-    sets, others = _sets(held_out), source.other_domains()
+    sets, others = source.validation_sets(), source.other_domains()
     if others is not None:
         sets[OTHER_DOMAINS] = others
     validation = {}
     for name, pairs_of_set in sets.items():
         if len(pairs_of_set):
             validation[name], left_out = source.encode_listing(pairs_of_set)
-            dropped = (*dropped, *(left_out if name != OTHER_DOMAINS and pairs_of_set is held_out else ()))
+            dropped = (*dropped, *(left_out if name == ORIGINAL else ()))  # the other sets are parts of it
     return RewardInputs(
         pairs=pairs,
         validation=validation,
         samples=tuple(samples),
         groups=_groups(config, source.tokenizer, samples, train.templated),
+        training=train,
         fingerprint=given.fingerprint,
-        dropped=count_reasons((*train.dropped, *dropped)),
+        pairs_sha256=pairs_sha256(source),
+        dropped=count_reasons((*train.dropped, *held_out.dropped, *dropped)),
         denoised={} if strengths is None else count_actions(train),
     )
 
 
-def _sets(held_out: Any) -> dict[str, Any]:
-    """The validation set, and the two that a second labeller makes of it."""
-    from preferences.labels import has_labels, validation_sets
-    from rm.validation import ORIGINAL
+def pairs_sha256(source: Source) -> str:
+    """SHA-256 of all that a reward model is made of and measured on, as it was given: texts of both splits, and the columns that
+    count beside them.
 
-    return {ORIGINAL: held_out} | (validation_sets(held_out) if has_labels(held_out) else {})
+    Args:
+        source: of the pairs; they can be read already.
+    """
+    from preferences.denoise import KEEP, MARGIN, SMOOTHING
+    from preferences.labels import LABEL, PUBLIC_LABEL
+
+    digest = hashlib.sha256()
+    for pairs in source.preferences():
+        digest.update(pairs.digest((KEEP, MARGIN, SMOOTHING, LABEL, PUBLIC_LABEL)).encode())
+    return digest.hexdigest()
 
 
 def read_samples(config: RunConfig) -> tuple[MetaRow, ...]:

@@ -23,6 +23,7 @@ from actors.scorer import EnsembleScorer, Scores
 from cluster.config import RunConfig
 from cluster.plan import Bundle
 from cluster.waiting import Pending, Waiter
+from rm.config import RewardConfig
 from tokens.errors import UserError
 from tokens.records import Pair, Prompt, Rollout
 
@@ -311,7 +312,7 @@ class Stage:
             for i in range(config.rollout.num_engines)
         ]
         shares = config.resources
-        actors += self._trainers(base_dir, pairs, validation)
+        actors += self._trainers(base_dir, pairs, validation, config.reward)
         actors.append(self._spawn(EnsembleScorer, "scorer", 0, "scorer", config.scorer))
         learner = (config.policy, config.rollout.temperature, sft_dir, resume, config.seed)
         actors += [self._spawn(PolicyLearner, "learner", i, "learner", *learner) for i in range(shares.learner.num_ranks)]
@@ -336,21 +337,23 @@ class Stage:
 
         return Pending(tuple(actor.identity.remote() for actor in actors), names, ("?",) * len(names), combine)
 
-    def _trainers(self, base_dir: Path, pairs: Sequence[Pair], validation: Mapping[str, Sequence[Pair]]) -> list[Any]:
-        arguments = (pairs, validation, self.config.reward, self.config.meta, base_dir)
+    def _trainers(
+        self, base_dir: Path, pairs: Sequence[Pair], validation: Mapping[str, Sequence[Pair]], reward: RewardConfig
+    ) -> list[Any]:
+        arguments = (pairs, validation, reward, self.config.meta, base_dir)
         return [
             self._spawn(RewardTrainer, "reward", i, "reward", *arguments) for i in range(self.config.resources.reward.num_ranks)
         ]
 
     def start_reward(
-        self, base_dir: Path, pairs: Sequence[Pair], validation: Mapping[str, Sequence[Pair]]
+        self, base_dir: Path, pairs: Sequence[Pair], validation: Mapping[str, Sequence[Pair]], reward: RewardConfig
     ) -> Pending[RewardHandle]:
-        """Start the reward trainer alone; the arguments are those of ``start``.
+        """Start the reward trainer alone; the arguments are those of ``start``, and how to fit.
 
         Returns:
             Its handle, once every rank answers.
         """
-        actors = self._trainers(base_dir, pairs, validation)
+        actors = self._trainers(base_dir, pairs, validation, reward)
         names = tuple(f"reward-{i}" for i in range(len(actors)))
 
         def combine(identities: list[Identity]) -> RewardHandle:

@@ -13,7 +13,7 @@ from pathlib import Path
 from cluster.config import RunConfig
 from cluster.console import Console
 from cluster.denoising import check_strengths, ensure_strengths, in_words
-from cluster.inputs import Source, check_batches, open_source
+from cluster.inputs import Source, check_batches, check_stopping, open_source
 from cluster.judging import comparable
 from cluster.plan import Bundle, bundles, model_size
 from cluster.run_directory import RunDirectory, space_errors, storage_root, write_file
@@ -42,12 +42,18 @@ def run(config: RunConfig, console: Console) -> Path:
             f"meta.samples is {config.meta.samples!r}: recorded samples are for `reward`; `run` samples S_k from its policy each "
             "round. Set meta.samples to null"
         )
+    if config.reward.patience is not None and config.reward.evaluate_every is None:
+        raise UserError(
+            f"reward.patience is {config.reward.patience} and reward.evaluate_every null: `run` measures only every "
+            "reward.evaluate_every steps. Set it, or reward.patience to null"
+        )
     root = storage_root(config)
     directory = RunDirectory(config)
     directory.inspect()
     source = None if directory.finished else open_source(config, root)
     if source is not None:
         check_batches(config, source)
+        check_stopping(config, source)
         check_strengths(config, source)
     with directory.open():
         console.say(f"[bold]Rondo[/] run {config.name} in {directory.path}")
@@ -133,7 +139,7 @@ def play(
         with console.bar("start the five roles"):
             longest = config.data.max_prompt_tokens + config.rollout.max_new_tokens
             resume = directory.round_path(directory.num_committed - 1) if directory.num_committed else None
-            validation = {ORIGINAL: inputs.validation}
+            validation = {ORIGINAL: inputs.validation} | inputs.stopping
             roles = wait("start_roles", stage.start(inputs.sft_dir, inputs.base_dir, inputs.pairs, validation, longest, resume))
             for ranked in (roles.reward, roles.learner):
                 if len(ranked.ranks) > 1:

@@ -24,6 +24,7 @@ from typing import Any
 import yaml
 
 from cluster.config import RunConfig
+from cluster.differences import flat, refuse_differences
 from tokens.errors import UserError
 
 FORMAT = 1
@@ -113,8 +114,11 @@ def config_text(config: RunConfig) -> str:
 
 def config_sha256(config: RunConfig) -> str:
     """Digest of all of the config that says what is learned."""
-    kept = {key: value for key, value in config.model_dump(mode="json").items() if key not in MAY_CHANGE}
-    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(_kept(config.model_dump(mode="json")), sort_keys=True).encode()).hexdigest()
+
+
+def _kept(tree: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in tree.items() if key not in MAY_CHANGE}
 
 
 def versions() -> dict[str, str | None]:
@@ -197,7 +201,8 @@ class RunDirectory:
             if stored["start"] is None:
                 return  # nothing was committed: nothing belongs to the old config
             if stored["config_sha256"] != self.ledger["config_sha256"]:
-                raise UserError(self._difference())
+                there, here = yaml.safe_load((self.path / "config.yaml").read_text()), self.config.model_dump(mode="json")
+                refuse_differences(self.path, flat(_kept(there)), flat(_kept(here)))
             self.ledger = stored
         elif any(entry.name != ".lock" for entry in self.path.iterdir()):
             raise UserError(f"{self.path} is not empty and not a run directory; choose another name or storage root")
@@ -223,19 +228,6 @@ class RunDirectory:
                 (self.path / "rounds").mkdir(exist_ok=True)
                 self._discard_uncommitted()
             yield self
-
-    def _difference(self) -> str:
-        stored = _flat(yaml.safe_load((self.path / "config.yaml").read_text()))
-        ours = _flat(self.config.model_dump(mode="json"))
-        changed = [
-            f"{key}: {stored.get(key)!r} there, {ours.get(key)!r} here"
-            for key in sorted(stored.keys() | ours.keys())
-            if stored.get(key) != ours.get(key) and key.split(".")[0] not in MAY_CHANGE
-        ]
-        return (
-            f"the run directory {self.path} belongs to another config ({'; '.join(changed)}). "
-            "Choose another name, or remove the directory if it is no longer needed"
-        )
 
     def _discard_uncommitted(self) -> None:
         committed = {self.round_path(entry["round"]).name for entry in self.ledger["rounds"]}
@@ -317,10 +309,3 @@ def space_errors(path: Path) -> Iterator[None]:
             f"no space left while writing to {path}: nothing of this round was committed, all earlier rounds are intact. "
             "Free some space and run the same command again"
         ) from error
-
-
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat

@@ -153,6 +153,8 @@ class SandboxSource(Source):
             gold=self.world.gold,
             dropped={"preferences": count_reasons(dropped)} if dropped else {},
             denoised={} if strengths is None else count_actions(train),
+            training=train,
+            stopping=self.stopping(),
         )
 
 

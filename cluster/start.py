@@ -15,6 +15,7 @@ from cluster.run_directory import RunDirectory
 from cluster.seeds import derive
 from cluster.waiting import Waiter
 from evaluation.records import EvaluationRow, MetaRow, read_rows, write_rows
+from preferences.denoise import write_pairs
 from tokens.errors import UserError
 from tokens.records import Rollout
 
@@ -56,6 +57,7 @@ def begin(
             if config.scorer.num_members == 1:
                 wait("evaluate", roles.scorer.load(0, draft / "members" / "0"))  # stands in until r_0 is there
             sft = judge(config, inputs, roles, wait, version, None, rollouts=rollouts)
+        write_pairs(inputs.training, draft)
         write_rows(draft / "evaluation.parquet", sft.rows)
         write_rows(draft / "sft_rollouts.parquet", meta_rows(rollouts, wait("evaluate", roles.scorer.score(rollouts)), None))
         metrics.evaluation(-1, sft.summary)

@@ -19,7 +19,6 @@ from cluster.run import connected
 from cluster.run_directory import space_errors, storage_root, write_file
 from cluster.strength_directory import StrengthDirectory
 from cluster.strength_parts import folds_of, plan_parts, write_texts
-from tokens.errors import UserError
 from tokens.records import Pair
 
 if TYPE_CHECKING:
@@ -41,27 +40,27 @@ def strength(config: RunConfig, console: Console) -> Path:
         The run's directory, STORAGE/strengths/NAME; what is in it is said in ``cluster.strength_directory``.
 
     Raises:
-        UserError: if an input is wrong, or there is no room; before any process starts where that can be known. Or if members
-            score with NaN, or all alike.
+        UserError: if an input is wrong, there is no room, or what is there belongs to other pairs; before any process starts
+            where that can be known. Or if members score with NaN, or all alike.
         RoleFailed: if a process failed; the members and parts that are there stay, the same command continues.
     """
-    if config.resources.reward.num_ranks > 1:
-        raise UserError(
-            f"resources.reward.num_ranks is {config.resources.reward.num_ranks}: `strength` trains each member in one process, "
-            "and several members side by side. Set it to 1"
-        )
     directory = StrengthDirectory(config)
     directory.inspect()
-    if directory.finished:
-        console.say(f"The strengths in {directory.path} are there; nothing to do.")
-        return directory.path
     source = open_source(config, storage_root(config), policy=False)
     if source.ready:
         training, validation = source.preferences()
         folds_of(training, config.strength.folds, config.seed)
         directory.refuse_other(fingerprint(training, validation))
+    if directory.finished:
+        console.say(f"The strengths in {directory.path} are there; nothing to do.")
+        return directory.path
     with directory.open():
         console.say(f"[bold]Rondo[/] strength {config.name} in {directory.path}")
+        if config.resources.reward.num_ranks > 1:
+            console.say(
+                f"[yellow]note[/] resources.reward.num_ranks is {config.resources.reward.num_ranks} and plays no part here: each "
+                "member is trained whole in one process, with one rank's share of the machine, several members side by side"
+            )
         if config.strength.num_members == 1:
             console.say("[yellow]note[/] strength.num_members is 1: one model has no spread, the column of sigma stays empty")
         with connected() as fixed, space_errors(directory.path):
@@ -72,7 +71,7 @@ def strength(config: RunConfig, console: Console) -> Path:
 def _measure(config: RunConfig, console: Console, directory: StrengthDirectory, source: Source, fixed: bool) -> None:
     from cluster.strength_card import card_of, read_columns, table_of
     from cluster.strength_work import refuse_what_cannot_fit, score, train
-    from preferences.sets import count_reasons
+    from preferences.sets import count_reasons, with_equal_columns
     from preferences.strength import read_strengths, refuse_constant
 
     if fixed:
@@ -90,7 +89,9 @@ def _measure(config: RunConfig, console: Console, directory: StrengthDirectory, 
     ]
     parts = plan_parts(planned, config.strength.rows_per_block)
     if not directory.texts.is_file():
-        write_texts(directory.texts, parts, {"train": training, "validation": validation})
+        write_texts(
+            directory.texts, parts, dict(zip(("train", "validation"), with_equal_columns(training, validation), strict=True))
+        )
     plain = [replace(pair, margin=0.0, smoothing=0.0) for pair in pairs]
     reports = train(config, console, directory, source.base_dir, plain, folds[kept])
     scored = score(config, console, directory, source.base_dir, parts, training)

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.config import RunConfig
+from cluster.differences import flat, refuse_differences
 from cluster.run_directory import config_text, is_there, locked, space_errors, storage_root, versions, write_file
 from rm.members import member_settings
 from tokens.errors import UserError
@@ -33,6 +34,9 @@ LEFT_OUT = ("batch_size", "num_workers", "lora_rank", "lora_lr")
 def settings(config: RunConfig) -> dict[str, Any]:
     """What of a config strengths depend on, flat; what is done with them afterwards (``data.denoise``) is left out.
 
+    So is what changes speed only: how many sequences go through a member at once, and whether they are packed, unless dropout
+    draws its random numbers for them together.
+
     Args:
         config: of a run.
 
@@ -40,19 +44,21 @@ def settings(config: RunConfig) -> dict[str, Any]:
         Values by key.
     """
     tree = config.model_dump(mode="json", include={"seed", "world", "data", "sft", "strength"})
-    del tree["data"]["denoise"]
+    for key in ("denoise", "allow_hub"):
+        del tree["data"][key]
     for key in LEFT_OUT:
         del tree["strength"][key]
-    tree["reward"] = member_settings(config.reward, config.strength).model_dump(mode="json", exclude={"start"})
-    return dict(_leaves(tree, ""))
-
-
-def _leaves(tree: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
+    member = member_settings(config.reward, config.strength)
+    adapted, dropped = member.lora.rank > 0, member.dropout > 0
+    tree["reward"] = member.model_dump(mode="json", exclude={"start", "stop_on"})
+    if not adapted:
+        tree["reward"]["lora"] = {"rank": 0}
+    if not (dropped or (adapted and member.lora.dropout > 0)):
+        for key in ("microbatch_size", "packing"):
+            del tree["reward"][key]
+    shares = {"reward": config.resources.reward, "scorer": config.resources.scorer}
+    tree["resources"] = {role: {"dtype": share.dtype} for role, share in shares.items()}
+    return flat(tree)
 
 
 def settings_sha256(config: RunConfig) -> str:
@@ -127,13 +133,8 @@ class StrengthDirectory:
 
     def _refuse_others(self, there: dict[str, Any]) -> None:
         here = settings(self.config)
-        pairs = [(key, *(side[key] if key in side else None for side in (there, here))) for key in sorted({*there, *here})]
-        changed = [f"{key}: {old!r} there, {new!r} here" for key, old, new in pairs if old != new]
-        if changed:
-            raise UserError(
-                f"the strengths in {self.path} belong to another config ({'; '.join(changed)}). "
-                "Choose another name, or remove the directory if it is no longer needed"
-            )
+        hint = f"To go by these strengths nevertheless, or by any others, name their directory: data.denoise.strength {self.path}"
+        refuse_differences(self.path, {key: value for key, value in there.items() if key in here}, here, hint)
 
     @contextlib.contextmanager
     def open(self) -> Iterator[None]:
@@ -145,9 +146,10 @@ class StrengthDirectory:
         with locked(self.path):
             self.inspect()
             with space_errors(self.path):
-                self._write_begun()
-                write_file(self.path / "config.yaml", config_text(self.config))
-                write_file(self.path / "versions.json", json.dumps(versions(), indent=1))
+                if not self.finished:
+                    self._write_begun()
+                    write_file(self.path / "config.yaml", config_text(self.config))
+                    write_file(self.path / "versions.json", json.dumps(versions(), indent=1))
                 self.strengths.mkdir(exist_ok=True)
                 for fold in range(self.config.strength.folds):
                     self.members(fold).mkdir(parents=True, exist_ok=True)

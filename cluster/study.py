@@ -19,6 +19,8 @@ from actors.process import environment
 from actors.study import StudyJob, StudyReport, fit_arm, measured_every
 from cluster.config import RunConfig
 from cluster.console import Console
+from cluster.denoising import check_columns
+from cluster.differences import refuse_differences
 from cluster.inputs import Source, open_source
 from cluster.run import connected
 from cluster.run_directory import space_errors, storage_root, write_file
@@ -69,9 +71,10 @@ def study(config: RunConfig, names: Sequence[str] | None, seeds: int, console: C
         RoleFailed: if a fit failed; the finished ones are there, the same command continues.
     """
     chosen = _check(config, names, seeds)
+    source = open_source(config, storage_root(config), policy=False)
+    check_columns(source)
     strength(config, console)
     directory = StrengthDirectory(config)
-    source = open_source(config, storage_root(config), policy=False)
     with directory.open():
         console.say(f"[bold]Rondo[/] studies {', '.join(chosen)} in {directory.path}")
         if not source.prepared:
@@ -107,14 +110,8 @@ class Book:
         self.folder, self.arms = folder, arms_of()
         folder.mkdir(exist_ok=True)
         begun = folder / "begun.json"
-        stored = json.loads(begun.read_text()) if begun.is_file() else dict(settings)
-        changed = [key for key in sorted({*stored, *settings}) if _of(stored, key) != _of(settings, key)]
-        if changed:
-            there = "; ".join(f"{key}: {_of(stored, key)!r} there, {_of(settings, key)!r} here" for key in changed)
-            raise UserError(
-                f"the studies in {folder} were made with another config ({there}). Put the old values back, choose another name, "
-                "or remove that directory to make them again"
-            )
+        if begun.is_file():
+            refuse_differences(folder, json.loads(begun.read_text()), settings)
         write_file(begun, json.dumps(settings, indent=1))
         self.rows: dict[Place, Rows] = {}
         for row in (row for rows in read_studies(folder).values() for row in rows):
@@ -187,13 +184,9 @@ def _settings(config: RunConfig) -> dict[str, Any]:
     return flat | {f"data.denoise.{key}": value for key, value in denoise.items()}
 
 
-def _of(settings: Mapping[str, Any], key: str) -> Any:
-    return settings[key] if key in settings else None
-
-
 def _plain(reward: RewardConfig) -> RewardConfig:
     """The same fit, never stopped early: arms are compared after equally many steps."""
-    return reward.model_copy(update={"patience": None})
+    return reward.model_copy(update={"patience": None, "stop_on": "original"})
 
 
 @dataclass(frozen=True, eq=False)

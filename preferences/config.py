@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from tokens.section import Section
 
@@ -40,7 +40,13 @@ class DataConfig(Section):
     split: str = "train"
     """Split to read where the source has several."""
     validation_fraction: float = Field(0.1, ge=0, lt=1)
-    """Share of the prompts (never of the pairs) held out to measure the reward model and the policy."""
+    """Share of the prompts (never of the pairs) held out to measure the reward model and the policy. With ``validation`` the
+    share of ``policy.prompts`` only."""
+    validation: str | None = None
+    """A preference data set of its own to hold out (as ``preferences``; not with the sandbox), e.g. a clean one; null = the
+    ``validation_fraction``."""
+    validation_split: str = "test"
+    """Split of ``validation`` to read where it has several."""
     max_pairs: int | None = Field(None, ge=2)
     """Read at most this many pairs."""
     max_prompt_tokens: int = Field(64, ge=1)
@@ -52,3 +58,19 @@ class DataConfig(Section):
     allow_hub: bool = False
     """Let names that are not local paths be fetched from the Hugging Face hub."""
     denoise: DenoiseConfig = DenoiseConfig()
+
+    @model_validator(mode="after")
+    def _validation_is_another_set(self) -> "DataConfig":
+        if self.validation is None:
+            return self
+        if self.preferences == "sandbox":
+            raise ValueError(
+                f"validation is {self.validation!r} and preferences sandbox, which has validation pairs of its own: set "
+                "validation to null"
+            )
+        if (self.validation, self.validation_split) == (self.preferences, self.split):
+            raise ValueError(
+                f"validation and preferences are both {self.preferences!r}, split {self.split!r}: nothing would be held out. "
+                "Name another data set or another validation_split, or set validation to null"
+            )
+        return self

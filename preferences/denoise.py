@@ -10,12 +10,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, cast, get_args
 
 import numpy as np
 
 from preferences.config import DenoiseConfig
-from preferences.sets import PreferenceSet
+from preferences.labels import write_batches
+from preferences.sets import Format, PreferenceSet
 from preferences.strength import Strengths, match, refuse_constant
 from preferences.swap import as_table, swap_sides
 from tokens.errors import UserError
@@ -25,6 +27,10 @@ if TYPE_CHECKING:
 
 KEEP, DONE, STRENGTH, STRENGTH_STD, MARGIN, SMOOTHING = "keep", "denoise", "strength", "strength_std", "margin", "smoothing"
 COLUMNS = (KEEP, DONE, STRENGTH, STRENGTH_STD, MARGIN, SMOOTHING)
+PAIRS_FILE = "training_pairs.parquet"
+SOURCE, FORMAT = b"rondo.source", b"rondo.format"
+"""Keys of the file's own metadata."""
+BATCH = 8192
 FLIP, SOFT, DROP = "flip", "soft", "drop"
 
 
@@ -53,7 +59,7 @@ def denoise(pairs: PreferenceSet, strengths: Strengths, config: DenoiseConfig) -
     """
     if config.method == "none":
         return pairs
-    _refuse_columns(pairs)
+    refuse_columns(pairs)
     found = match(strengths, pairs)
     refuse_constant(found)
     noisy = noisy_pairs(found.mean, found.ids, config)
@@ -133,7 +139,12 @@ def _with_columns(
     return table
 
 
-def _refuse_columns(pairs: PreferenceSet) -> None:
+def refuse_columns(pairs: PreferenceSet) -> None:
+    """Stop at pairs that bring a column of ours: their own would be lost.
+
+    Raises:
+        UserError: naming the columns.
+    """
     there = [name for name in COLUMNS if name in pairs.rows.column_names]
     if there:
         raise UserError(
@@ -168,6 +179,55 @@ def undo(pairs: PreferenceSet) -> PreferenceSet:
     table = as_table(pairs.rows)
     flipped = np.array([FLIP in done.split("+") for done in table[DONE].to_pylist()], dtype=bool)
     return pairs.with_table(swap_sides(table.drop_columns(list(COLUMNS)), flipped))
+
+
+def write_pairs(pairs: PreferenceSet, directory: Path) -> Path | None:
+    """Write training pairs with what was done to them as ``PAIRS_FILE``: row group by row group, beside its place, renamed.
+
+    Args:
+        pairs: as they are trained on.
+        directory: of the file; must exist.
+
+    Returns:
+        The file; None (and nothing is written) for pairs that have none of our columns.
+    """
+    if not any(name in pairs.rows.column_names for name in COLUMNS):
+        return None
+    rows, path = pairs.rows.with_format("arrow"), directory / PAIRS_FILE
+    metadata = {SOURCE: pairs.source.encode(), FORMAT: pairs.format.encode()}
+    batches = (rows[start : start + BATCH].replace_schema_metadata(metadata) for start in range(0, len(rows), BATCH))
+    write_batches(batches, path)
+    return path
+
+
+def read_pairs(path: str | Path) -> PreferenceSet:
+    """Read what ``write_pairs`` wrote.
+
+    Args:
+        path: of the file, or of the directory that holds it.
+
+    Raises:
+        UserError: if there is no such file, or it is another one.
+    """
+    import pyarrow as pa
+    from datasets import Dataset
+    from pyarrow import parquet
+
+    file = Path(path).expanduser()
+    file = file / PAIRS_FILE if file.is_dir() else file
+    try:
+        table = parquet.read_table(file)
+    except FileNotFoundError as error:
+        raise UserError(f"{file}: no such file; `reward` and `run` write it where data.denoise.method is set") from error
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"{file}: not a Parquet file, or cut off ({error})") from error
+    metadata = table.schema.metadata or {}
+    if SOURCE not in metadata or FORMAT not in metadata or metadata[FORMAT].decode() not in get_args(Format):
+        raise UserError(
+            f"{file}: not a file of training pairs that `reward` or `run` wrote; columns: {', '.join(table.column_names)}"
+        )
+    rows = Dataset(table.replace_schema_metadata(None))
+    return PreferenceSet(rows, metadata[SOURCE].decode(), cast(Format, metadata[FORMAT].decode()))
 
 
 def count_actions(pairs: PreferenceSet) -> dict[str, int]:

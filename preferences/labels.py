@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -44,23 +46,41 @@ def labels_of(table: pa.Table, source: str) -> np.ndarray:
     Raises:
         UserError: if there is neither, or a value is not 1, 0 or -1.
     """
-    import pyarrow as pa
-    from pyarrow import compute as pc
-
     name = next((column for column in (LABEL, PUBLIC_LABEL) if column in table.column_names), None)
     if name is None:
         raise UserError(
             f"{source}: nobody has labelled these pairs a second time: no column {LABEL!r} and no column {PUBLIC_LABEL!r}; "
             f"columns found: {', '.join(table.column_names)}. Make one with `python -m cluster relabel PAIRS --judge ...`"
         )
+    return _numbers(table, name, source)
+
+
+def refuse_other_labels(pairs: PreferenceSet) -> None:
+    """Stop at a column that has the name of a second labeller's and means something else.
+
+    Raises:
+        UserError: if ``label`` or ``GPT4 label`` holds anything but 1, 0, -1 and null.
+    """
+    there = [column for column in (LABEL, PUBLIC_LABEL) if column in pairs.rows.column_names]
+    if there:
+        table = as_table(pairs.rows.select_columns(there))
+        for name in there:
+            _numbers(table, name, pairs.source)
+
+
+def _numbers(table: pa.Table, name: str, source: str) -> np.ndarray:
+    import pyarrow as pa
+    from pyarrow import compute as pc
+
+    rename = "If it means something else than a second labeller's answer, rename or remove the column"
     if not pa.types.is_integer(table[name].type) and not pa.types.is_null(table[name].type):
-        raise UserError(f"{source}: column {name!r} must hold the numbers 1, 0 and -1, got {table[name].type}")
+        raise UserError(f"{source}: column {name!r} must hold the numbers 1, 0 and -1, got {table[name].type}. {rename}")
     labels = np.asarray(pc.fill_null(table[name].cast(pa.int64()), -1))
     odd = np.flatnonzero(~np.isin(labels, (1, 0, -1)))
     if len(odd):
         raise UserError(
             f"{source}: column {name!r} must hold 1 (chosen), 0 (rejected) or -1 (no label); "
-            f"row {odd[0] + 1} has {labels[odd[0]]}"
+            f"row {odd[0] + 1} has {labels[odd[0]]}. {rename}"
         )
     return labels
 
@@ -103,11 +123,23 @@ def validation_sets(pairs: PreferenceSet) -> dict[str, PreferenceSet]:
 
 def write_table(table: pa.Table, path: Path) -> None:
     """Replace a Parquet file in one step: written beside, synced, renamed."""
+    write_batches(iter([table]), path)
+
+
+def write_batches(batches: Iterator[pa.Table], path: Path) -> None:
+    """The same for a table that comes in parts: none but the one at hand is held.
+
+    Args:
+        batches: at least one; equal columns.
+        path: of the file.
+    """
     from pyarrow import parquet
 
-    partial = path.with_name(f".{path.name}.partial")
+    partial, first = path.with_name(f".{path.name}.partial"), next(batches)
     with partial.open("wb") as file:
-        parquet.write_table(table, file)
+        with parquet.ParquetWriter(file, first.schema) as writer:
+            for batch in chain([first], batches):
+                writer.write_table(batch)
         file.flush()
         os.fsync(file.fileno())
     os.replace(partial, path)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from preferences.config import DataConfig
@@ -44,6 +45,66 @@ def load_preferences(config: DataConfig, tokenizer: PreTrainedTokenizerBase | No
             + (f" ({len(dropped)} left out; first: {dropped[0].where}: {dropped[0].reason})" if dropped else "")
         )
     return PreferenceSet(rows, source.name, format_, dropped)
+
+
+def load_validation(
+    config: DataConfig, training: PreferenceSet, tokenizer: PreTrainedTokenizerBase | None = None
+) -> tuple[PreferenceSet, PreferenceSet]:
+    """The held-out pairs that ``config.validation`` names, and the training pairs that are none of them.
+
+    Args:
+        config: the ``data`` section; ``validation`` is a path or a hub name here.
+        training: the training pairs.
+        tokenizer: as for ``load_preferences``.
+
+    Returns:
+        Training and held-out pairs. The ids of the second begin with "validation-", so that no two pairs share one.
+
+    Raises:
+        UserError: as ``load_preferences``; if one of the two is conversational and the other is not; or if a pair is in both, in
+            either order, and ``drop_bad`` is False. With it such pairs are left out of the training pairs, and listed.
+    """
+    import pyarrow as pa
+    from pyarrow import compute as pc
+
+    from preferences.strength_files import text_key
+    from preferences.swap import as_table
+
+    assert config.validation is not None
+    named = {"preferences": config.validation, "split": config.validation_split, "max_pairs": None, "validation": None}
+    found = load_preferences(config.model_copy(update=named), tokenizer)
+    if found.templated != training.templated:
+        raise UserError(
+            f"data.validation: {found.source} is {found.format}, {training.source} is {training.format}: give both as "
+            "conversations, or neither"
+        )
+    table = as_table(found.rows)
+    ids = pc.binary_join_element_wise(pa.scalar("validation", table["id"].type), table["id"], pa.scalar("-", table["id"].type))
+    found = found.with_table(table.set_column(table.column_names.index("id"), "id", ids))
+    held = set()
+    for prompt, chosen, rejected in _texts(found):
+        held |= {text_key(prompt, chosen, rejected), text_key(prompt, rejected, chosen)}
+    both = [text_key(*texts) in held for texts in _texts(training)]
+    if not any(both):
+        return training, found
+    bad = [
+        DroppedRow(f"pair {id_}", f"stands in data.validation {config.validation} too")
+        for id_, twice in zip(training.rows["id"], both, strict=True)
+        if twice
+    ]
+    if not config.drop_bad:
+        raise refuse(training.source, bad, len(training), training.rows.column_names)
+    if len(bad) > len(training) - 2:
+        raise UserError(
+            f"{training.source}: {len(bad)} of {len(training)} pairs stand in data.validation {config.validation} too"
+        )
+    left = as_table(training.rows).filter(pa.array([not twice for twice in both]))
+    return replace(training.with_table(left), dropped=(*training.dropped, *bad)), found
+
+
+def _texts(pairs: PreferenceSet) -> Iterator[tuple[str, str, str]]:
+    for batch in pairs.rows.select_columns(list(TEXT_COLUMNS)).iter(batch_size=BATCH):
+        yield from zip(*(batch[column] for column in TEXT_COLUMNS), strict=True)
 
 
 def load_prompts(

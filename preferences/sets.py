@@ -148,7 +148,12 @@ class PreferenceSet:
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 over id, prompt, chosen, rejected and domain of every row, in order; the file format plays no part."""
-        return _digest(self.rows, ("id", "prompt", "chosen", "rejected", "domain"))
+        return self.digest(())
+
+    def digest(self, others: Sequence[str]) -> str:
+        """The same over further columns too, as far as they are there."""
+        there = [name for name in others if name in self.rows.column_names]
+        return _digest(self.rows, ("id", "prompt", "chosen", "rejected", "domain", *there))
 
     def split(self, validation_fraction: float, seed: int) -> tuple[PreferenceSet, PreferenceSet]:
         """Training and held-out pairs; the pairs of one prompt stay together.
@@ -174,6 +179,39 @@ class PreferenceSet:
     def prompts(self) -> PromptSet:
         """The distinct prompts, in first-seen order; a prompt's domain is that of its first pair."""
         return PromptSet(distinct_prompts(self.rows.select_columns(["prompt", "domain"])), self.source, self.templated)
+
+
+def with_equal_columns(first: PreferenceSet, second: PreferenceSet) -> tuple[PreferenceSet, PreferenceSet]:
+    """Two sets that one file can hold: a column that one of them lacks is null there.
+
+    Raises:
+        UserError: if a column has types in the two that do not go together.
+    """
+    if first.rows.features == second.rows.features:
+        return first, second
+    import pyarrow as pa
+
+    from preferences.swap import as_table
+
+    tables = [as_table(pairs.rows) for pairs in (first, second)]
+    try:
+        schema = pa.unify_schemas([table.schema for table in tables], promote_options="permissive")
+        made = [
+            pa.table(
+                [
+                    table[field.name].cast(field.type) if field.name in table.column_names else pa.nulls(len(table), field.type)
+                    for field in schema
+                ],
+                schema=schema,
+            )
+            for table in tables
+        ]
+    except pa.ArrowException as error:
+        raise UserError(
+            f"{first.source} and {second.source} have a column of one name and different types ({error}): give both one type, or "
+            "leave the column out"
+        ) from error
+    return first.with_table(made[0]), second.with_table(made[1])
 
 
 def distinct_prompts(rows: Dataset) -> Dataset:

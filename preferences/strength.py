@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from preferences.sets import PreferenceSet
 
 
+_AGAIN = "Run `strength` with more reward.epochs or a higher reward.lr, under another name or after removing the directory"
+
+
 @dataclass(frozen=True)
 class Strengths:
     """Scores of N pairs by M members.
@@ -84,7 +87,7 @@ class Strengths:
         if self.num_members == 1:
             raise UserError(
                 f"{self.source}: the standard deviation of the strengths is asked for, and there is one member. "
-                "Set strength.num_members to 2 or more and run `strength` again"
+                "Run `strength` with strength.num_members of 2 or more, under another name or after removing the directory"
             )
         return np.asarray(self.margin.std(1))
 
@@ -117,7 +120,7 @@ def refuse_not_finite(source: str, ids: Sequence[str], chosen: np.ndarray, rejec
     raise UserError(
         f"{source}: {int(wrong.any(1).sum())} of {len(ids)} pairs have a score that is not finite (members {members}); first: "
         f"member {member} gave {value[row, member]} for the {side} response of pair {ids[row]!r}. "
-        "Train these members again (a lower reward.lr, or float32), or leave them out"
+        "Measure the strengths again with a lower reward.lr or in float32, under another name or after removing the directory"
     )
 
 
@@ -131,13 +134,12 @@ def refuse_constant(strengths: Strengths) -> None:
         both = np.concatenate([strengths.chosen[:, member], strengths.rejected[:, member]])
         if np.ptp(both) == 0:
             raise UserError(
-                f"{strengths.source}: member {member} gives every response the score {both[0]:g}: it has learnt nothing. "
-                "Train longer or with a higher reward.lr, and run `strength` again"
+                f"{strengths.source}: member {member} gives every response the score {both[0]:g}: it has learnt nothing. {_AGAIN}"
             )
     if np.ptp(strengths.mean) == 0:
         raise UserError(
             f"{strengths.source}: all {len(strengths)} pairs have the strength {strengths.mean[0]:g}, so none is weaker than "
-            "another. Train longer or with a higher reward.lr, and run `strength` again"
+            f"another. {_AGAIN}"
         )
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from preferences.formats import BadRowError, detect_format, read_pair
-from preferences.labels import LABEL, PUBLIC_LABEL, write_table
+from preferences.labels import LABEL, PUBLIC_LABEL, labels_of, write_table
 from preferences.sources import SUFFIXES, TEXT_COLUMNS, Source, open_source, shorten, split_of
 from tokens.errors import UserError
 
@@ -68,6 +68,7 @@ def write_part(
     made = {"split": pa.array([split] * rows.num_rows, pa.string()), MEAN: pa.array(margin.mean(1)), STD: spread}
     made |= {CHOSEN_SCORES: _lists(chosen), REJECTED_SCORES: _lists(rejected)}
     if LABEL in rows.column_names:
+        labels_of(rows, source)  # a column of another meaning is no second labeller's
         made[PUBLIC_LABEL] = rows[LABEL]
     table = rows.drop_columns([name for name in rows.column_names if name in made])
     for name, column in made.items():

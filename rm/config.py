@@ -61,9 +61,14 @@ class RewardConfig(Section):
     packing: bool = False
     """Put sequences one after another into rows without padding, each seeing only itself."""
     evaluate_every: int | None = Field(None, ge=1)
-    """Measure on the validation pairs every so many steps; null = at the end only."""
+    """Measure on the validation pairs every so many steps; null = about ten times over the fit in `reward` and `study`, never in
+    the midst of a fit in `run`."""
     patience: int | None = Field(None, ge=1)
-    """Stop after so many measurements without a better validation accuracy, and keep the best weights; null = never."""
+    """Stop after so many measurements without a better validation accuracy, and keep the best weights; null = never. `run` needs
+    ``evaluate_every`` with it."""
+    stop_on: Literal["original", "relabelled", "agreement"] = "original"
+    """Validation set whose accuracy ``patience`` goes by: the labels as given, a second labeller's, or the pairs where both
+    agree."""
     epochs: int = Field(1, ge=1)
     """Passes over D."""
     lr: float = Field(5e-6, gt=0)
@@ -86,9 +91,11 @@ class RewardConfig(Section):
     """Global gradient norm is clipped to this."""
 
     @model_validator(mode="after")
-    def _patience_needs_measurements(self) -> "RewardConfig":
-        if self.patience is not None and self.evaluate_every is None:
-            raise ValueError(f"patience is {self.patience} and evaluate_every null: say every how many steps to measure")
+    def _stopping_needs_patience(self) -> "RewardConfig":
+        if self.stop_on != "original" and self.patience is None:
+            raise ValueError(
+                f"stop_on is {self.stop_on} and patience null: no fit stops early. Set patience, or stop_on to original"
+            )
         return self
 
 
