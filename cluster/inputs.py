@@ -209,7 +209,7 @@ def check_stopping(config: RunConfig, source: Source) -> None:
     if name not in sets or not len(sets[name]):
         there = ", ".join(f"{found} ({len(pairs)} pairs)" for found, pairs in sets.items())
         raise UserError(
-            f"reward.stop_on is {name}, and the held-out pairs have no such set (found: {there}): a second labeller's column makes "
-            "it. Label the pairs with `python -m cluster relabel`, hold out more of them (data.validation_fraction or "
+            f"reward.stop_on is {name}, and the held-out pairs have no such set (found: {there}): a second labeller's column "
+            "makes it. Label the pairs with `python -m cluster relabel`, hold out more of them (data.validation_fraction or "
             "data.validation), or set reward.stop_on to original"
         )

@@ -1,5 +1,6 @@
 """What is done to noisy pairs is what the paper says, stands in columns, and can be undone to the bit."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,9 +9,10 @@ import pytest
 from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pyarrow import parquet
 
 from preferences.config import DenoiseConfig, DenoiseMethod
-from preferences.denoise import COLUMNS, count_actions, denoise, noisy_pairs, undo
+from preferences.denoise import COLUMNS, PAIRS_FILE, count_actions, denoise, noisy_pairs, read_pairs, undo, write_pairs
 from preferences.encode import LEFT_OUT, encode_pairs
 from preferences.sets import PreferenceSet
 from preferences.swap import as_table, swap_sides
@@ -338,3 +340,40 @@ def test_margins_of_the_users_own_are_checked(extra: dict[str, list[Any]], reaso
 def test_a_whole_number_is_a_margin() -> None:
     kept, _ = encode_pairs(encodable({"margin": [1, 2, 3, 4]}), words(), 5, 5, drop=False)
     assert [pair.margin for pair in kept] == [1.0, 2.0, 3.0, 4.0]
+
+
+@pytest.mark.parametrize("method", ["flip", "soft", "margin", "flip+margin", "soft+margin", "drop"])
+def test_the_file_of_training_pairs_can_be_read_and_undone(
+    method: DenoiseMethod, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("preferences.denoise.BATCH", 2)  # row groups of two
+    extra = {"gold_chosen": [0.1, 0.2, 0.3, 0.4, 0.5], "gold_rejected": [1.0] * 5, "label": [1, 0, -1, None, 1]}
+    given = preference_set(6, extra | {name: [*values, values[0]] for name, values in extra.items()})
+    source = given.with_table(as_table(given.rows.select([5, 1, 2, 3, 4])))  # rows that are picked, as a split's are
+    changed = denoise(source, strengths_of(source, MU), DenoiseConfig(method=method))
+    path = write_pairs(changed, tmp_path)
+    assert path == tmp_path / PAIRS_FILE and parquet.ParquetFile(path).num_row_groups == 3
+    read = read_pairs(tmp_path)
+    assert as_table(read.rows) == as_table(changed.rows)
+    assert (read.source, read.format) == (source.source, source.format)
+    back = undo(read)
+    assert as_table(back.rows) == as_table(source.rows) and back.fingerprint == source.fingerprint
+    assert [file.name for file in tmp_path.iterdir()] == [PAIRS_FILE]
+
+
+def test_pairs_that_nothing_was_done_to_need_no_file(tmp_path: Path) -> None:
+    assert write_pairs(preference_set(3), tmp_path) is None and not list(tmp_path.iterdir())
+    own = preference_set(2, {"margin": [0.5, 1.0]})
+    write_pairs(own, tmp_path)
+    assert list(read_pairs(tmp_path / PAIRS_FILE).rows["margin"]) == [0.5, 1.0]  # the data's own column
+
+
+def test_other_files_are_no_training_pairs(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"training_pairs.parquet: no such file; `reward` and `run` write it where data.denoise"):
+        read_pairs(tmp_path)
+    (tmp_path / PAIRS_FILE).write_text("no Parquet")
+    with pytest.raises(UserError, match="not a Parquet file"):
+        read_pairs(tmp_path)
+    parquet.write_table(pa.table({"chosen": ["a"]}), tmp_path / PAIRS_FILE)
+    with pytest.raises(UserError, match="not a file of training pairs that `reward` or `run` wrote; columns: chosen"):
+        read_pairs(tmp_path)

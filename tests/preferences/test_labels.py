@@ -3,14 +3,16 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from preferences.config import DataConfig
-from preferences.labels import combine, has_labels, labels_of, validation_sets, write_table
+from preferences.labels import combine, has_labels, labels_of, refuse_other_labels, validation_sets, write_table
 from preferences.load import load_preferences
+from preferences.strength import write_strengths
 from preferences.swap import as_table
 from tests.preferences.strengths import preference_set
 from tokens.errors import UserError
@@ -83,3 +85,37 @@ def test_sets_are_written_in_one_step_and_read_as_data(tmp_path: Path, monkeypat
     with pytest.raises(OSError, match="no space"):
         write_table(pa.table({"a": [1]}), path)
     assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        ({"label": ["good", "bad"]}, "column 'label' must hold the numbers 1, 0 and -1, got string"),
+        ({"label": [1, 7]}, r"column 'label' must hold 1 .*; row 2 has 7"),
+        ({"label": [1.0, 0.5]}, "column 'label' must hold the numbers 1, 0 and -1, got double"),
+        ({"label": [1, 0], "GPT4 label": [3, 0]}, r"column 'GPT4 label' must hold 1 .*; row 1 has 3"),
+    ],
+)
+def test_a_label_of_another_meaning_is_refused_with_what_to_do(extra: dict[str, Any], message: str, tmp_path: Path) -> None:
+    pairs = preference_set(2, extra)
+    with pytest.raises(UserError, match=message + ".*rename or remove the column"):
+        refuse_other_labels(pairs)
+    if "GPT4 label" not in extra:
+        with pytest.raises(UserError, match=message):
+            write_strengths(
+                tmp_path,
+                0,
+                as_table(pairs.rows),
+                np.ones((2, 1)),
+                np.zeros((2, 1)),
+                split="train",
+                source="here",
+                fingerprint=None,
+            )
+        assert not list(tmp_path.iterdir())
+
+
+def test_labels_of_a_second_labeller_pass() -> None:
+    refuse_other_labels(preference_set(2))
+    refuse_other_labels(preference_set(3, {"label": [1, None, -1], "GPT4 label": [0, 1, 1]}))
+    refuse_other_labels(preference_set(2, {"label": [None, None]}))

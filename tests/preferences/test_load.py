@@ -11,7 +11,7 @@ from datasets import Dataset, DatasetDict
 from transformers import PreTrainedTokenizerFast
 
 from preferences.config import DataConfig
-from preferences.load import load_preferences, load_prompts
+from preferences.load import load_preferences, load_prompts, load_validation
 from preferences.sets import PreferenceSet, count_reasons, prompt_id
 from tokens.errors import UserError
 
@@ -327,3 +327,54 @@ def test_prompts_alone(write: Callable[..., str], tokenizer: PreTrainedTokenizer
     assert len(load_prompts(write([{"prompt": "b"}, {"prompt": " "}], "blank.jsonl"), drop_bad=True)) == 1
     with pytest.raises(UserError, match="no usable prompt"):
         load_prompts(write([{"prompt": " "}], "blank.jsonl"), drop_bad=True)
+
+
+def test_held_out_pairs_of_their_own(write: Callable[..., str], tmp_path: Path) -> None:
+    clean = [
+        {"prompt": "How are you?", "chosen": " Good.", "rejected": " Bad."},
+        {"prompt": "And?", "chosen": " A", "rejected": " B"},
+    ]
+    write(ROWS, "hub/train.jsonl")
+    write(clean, "hub/test.jsonl")
+    hub = str(tmp_path / "hub")
+    config = DataConfig(preferences=hub, validation=hub, max_pairs=3)
+    given = load_preferences(config)
+    train, found = load_validation(config, given)
+    assert train is given and texts(found) == clean
+    assert list(found.rows["id"]) == ["validation-1", "validation-2"], "no two pairs share an id"
+    own = load_validation(DataConfig(preferences=hub, validation=write(clean, "own.jsonl")), given)[1]
+    assert own.fingerprint == found.fingerprint
+
+
+def test_a_pair_is_not_trained_on_and_held_out(write: Callable[..., str]) -> None:
+    turned = {"prompt": ROWS[0]["prompt"], "chosen": ROWS[0]["rejected"], "rejected": ROWS[0]["chosen"]}
+    held_out = write([turned, {"prompt": "And?", "chosen": " A", "rejected": " B"}], "held_out.jsonl")
+    config = DataConfig(preferences=write(ROWS, "all.jsonl"), validation=held_out)
+    with pytest.raises(UserError, match=r"all.jsonl: 1 of 3 rows cannot be used .*stands in data.validation .*First: pair 1"):
+        load_validation(config, load_preferences(config))
+    config = config.model_copy(update={"drop_bad": True})
+    train, found = load_validation(config, load_preferences(config))
+    assert texts(train) == ROWS[1:] and len(found) == 2
+    assert [row.where for row in train.dropped] == ["pair 1"]
+    same = config.model_copy(update={"validation": config.preferences})
+    with pytest.raises(UserError, match=r"3 of 3 pairs stand in data\.validation"):
+        load_validation(same, load_preferences(same))
+
+
+def test_held_out_pairs_are_written_like_the_others(write: Callable[..., str], tokenizer: PreTrainedTokenizerFast) -> None:
+    chat = {"prompt": [turn("user", "Hi")], "chosen": [turn("assistant", "Yes")], "rejected": [turn("assistant", "No")]}
+    config = DataConfig(preferences=write(ROWS, "text.jsonl"), validation=write([chat, chat], "chat.jsonl"))
+    with pytest.raises(UserError, match=r"chat.jsonl is conversational, .*text.jsonl is explicit: give both as conversations"):
+        load_validation(config, load_preferences(config), tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"preferences": "sandbox", "validation": "x.jsonl"}, "preferences sandbox, which has validation pairs of its own"),
+        ({"preferences": "a", "validation": "a", "split": "test"}, "are both 'a', split 'test': nothing would be held out"),
+    ],
+)
+def test_held_out_pairs_that_contradict_the_others(keys: dict[str, str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        DataConfig.model_validate(keys)

@@ -5,7 +5,8 @@ from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from preferences.sets import PreferenceSet, held_out
+from preferences.sets import PreferenceSet, held_out, with_equal_columns
+from tests.preferences.strengths import preference_set
 from tokens.errors import UserError
 
 
@@ -56,3 +57,22 @@ def test_prompts_are_distinct_in_first_seen_order() -> None:
     prompts = make(["b", "a", "b", "c"]).prompts()
     assert list(prompts.rows["prompt"]) == ["b", "a", "c"]
     assert len(set(prompts.rows["id"])) == 3
+
+
+def test_two_sets_that_one_file_can_hold() -> None:
+    first = preference_set(2, {"label": [1, 0], "score": [1, 2]})
+    second = preference_set(1, {"score": [0.5], "note": ["hm"]})
+    one, two = with_equal_columns(first, second)
+    assert one.rows.features == two.rows.features
+    assert list(one.rows["label"]) == [1, 0] and list(two.rows["label"]) == [None]
+    assert list(one.rows["score"]) == [1.0, 2.0] and list(two.rows["note"]) == ["hm"] and list(one.rows["note"]) == [None] * 2
+    assert one.fingerprint == first.fingerprint
+    assert with_equal_columns(first, first) == (first, first)
+    with pytest.raises(UserError, match="a column of one name and different types"):
+        with_equal_columns(first, preference_set(1, {"score": ["high"]}))
+
+
+def test_a_digest_over_further_columns() -> None:
+    plain, labelled = preference_set(2), preference_set(2, {"label": [1, 0]})
+    assert plain.digest(("label",)) == plain.fingerprint == labelled.fingerprint
+    assert labelled.digest(("label",)) not in (plain.fingerprint, preference_set(2, {"label": [1, 1]}).digest(("label",)))

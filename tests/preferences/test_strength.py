@@ -80,10 +80,10 @@ def test_a_part_that_cannot_be_finished_leaves_the_old_one(tmp_path: Path, monke
     path = write(tmp_path, 0, pairs, strengths)
     before = path.read_bytes()
 
-    def broken(table: pa.Table, file: object) -> None:
+    def broken(writer: object, table: pa.Table) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr(parquet, "write_table", broken)
+    monkeypatch.setattr(parquet.ParquetWriter, "write_table", broken)
     with pytest.raises(OSError, match="disk full"):
         write(tmp_path, 0, pairs, strengths_of(pairs, [5.0, 6.0]))
     with pytest.raises(OSError, match="disk full"):
@@ -248,7 +248,9 @@ def test_one_member_has_a_mean_and_no_std(tmp_path: Path) -> None:
     assert parquet.read_table(path)[STD].to_pylist() == [None, None]
     read = read_strengths(path)
     assert read.mean.tolist() == [1.0, -1.0]
-    with pytest.raises(UserError, match=r"there is one member\. Set strength\.num_members to 2 or more"):
+    with pytest.raises(
+        UserError, match=r"there is one member\. Run `strength` with strength\.num_members of 2 or more, under another name"
+    ):
         _ = read.std
 
 
