@@ -14,14 +14,22 @@ import ray
 import yaml
 
 from cluster.cli import main
+from cluster.config import RunConfig
+from cluster.console import Console
+from cluster.inputs import open_source
 from cluster.load_config import load_config
-from cluster.run_directory import RunDirectory
+from cluster.reward import reward
+from cluster.reward_directory import RewardDirectory
+from cluster.reward_inputs import pairs_sha256
+from cluster.run_directory import RunDirectory, storage_root
+from cluster.strength import fingerprint, strength
+from cluster.strength_directory import StrengthDirectory
 from cluster.waiting import no_space
 from evaluation.records import MetaRow, write_rows
 from tests.cluster.command import TINY, Command
 from tokens.errors import UserError
 
-GOOD = [{"prompt": f"say {i}", "chosen": f"word {i} is good", "rejected": f"no {i}"} for i in range(200)]
+GOOD: list[dict[str, object]] = [{"prompt": f"say {i}", "chosen": f"word {i} is good", "rejected": f"no {i}"} for i in range(200)]
 REAL = ["--evaluation.judge", "ensemble", "--sft.shape.vocab_size", "300", "--data.max_prompt_tokens", "24"]
 
 
@@ -85,6 +93,20 @@ CONFIGS = {
         {"data": {"preferences": "x.jsonl", "validation_fraction": 0}, "reward": {"evaluate_every": 5}},
         ["reward.evaluate_every", "data.validation_fraction"],
     ),
+    "nothing to stop on": (
+        {"data": {"preferences": "x.jsonl", "validation_fraction": 0}, "reward": {"patience": 2}},
+        ["reward.patience is 2", "data.validation_fraction", "data.validation"],
+    ),
+    "held out twice": (
+        {"data": {"preferences": "x.jsonl", "validation": "y.jsonl", "validation_fraction": 0.3}},
+        ["data.validation is 'y.jsonl'", "data.validation_fraction 0.3", "one of the two"],
+    ),
+    "a validation set beside the sandbox": ({"data": {"validation": "y.jsonl"}}, ["data: validation", "sandbox", "null"]),
+    "a set to stop on without stopping": ({"reward": {"stop_on": "agreement"}}, ["reward: stop_on is agreement", "patience"]),
+    "a set that the sandbox has not": (
+        {"reward": {"stop_on": "agreement", "patience": 1, "evaluate_every": 1}}, ["reward.stop_on", "second labeller"],
+    ),
+    "a set that nobody knows": ({"reward": {"stop_on": "gold"}}, ["reward.stop_on", "gold", "agreement"]),
     "a batch too small for the prototypes": (
         {"reward": {"batch_size": 8, "contrastive": {"method": "swav"}}}, ["num_prototypes=50", "reward.batch_size", "8 pairs"],
     ),
@@ -198,6 +220,85 @@ def test_strengths_of_another_data_set(what: str, tmp_path: Path, storage: Path,
     pq.write_table(table.append_column("chosen score list", table["rejected score list"]), constant)
     message = refused(capsys, storage, what, str(TINY), *data, "--data.denoise.strength", str(constant))
     assert "all 180 pairs have the strength 0" in message or "the score" in message
+
+
+@pytest.mark.parametrize("what", ["strength", "reward", "run"])
+def test_a_column_label_of_another_meaning(what: str, tmp_path: Path, storage: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = ["--data.preferences", str(tmp_path / "d.jsonl"), *REAL]
+    for value, got in (("harmless", "string"), (5, "row 1 has 5")):
+        (tmp_path / "d.jsonl").write_bytes(jsonl([row | {"label": value} for row in GOOD]))
+        message = refused(capsys, storage, what, str(TINY), *data)
+        assert "d.jsonl: column 'label' must hold" in message and got in message and "rename or remove the column" in message
+
+
+@pytest.mark.parametrize("what", ["reward", "run", "study"])
+def test_columns_that_denoising_writes_are_refused_before_an_ensemble_is_trained(
+    what: str, tmp_path: Path, storage: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "d.jsonl").write_bytes(jsonl([row | {"margin": 0.5} for row in GOOD]))
+    method = [] if what == "study" else ["--data.denoise.method", "soft"]
+    message = refused(capsys, storage, what, str(TINY), "--data.preferences", str(tmp_path / "d.jsonl"), *REAL, *method)
+    assert "the pairs have the column(s) margin, which data.denoise writes" in message
+
+
+@pytest.mark.parametrize("what", ["reward", "run"])
+def test_a_set_to_stop_on_that_the_data_do_not_have(
+    what: str, tmp_path: Path, storage: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "d.jsonl").write_bytes(jsonl([dict(row) for row in GOOD]))
+    stop = ["--reward.patience", "2", "--reward.evaluate_every", "3", "--reward.stop_on", "agreement"]
+    data = ["--data.preferences", str(tmp_path / "d.jsonl"), *REAL, *stop]
+    message = refused(capsys, storage, what, str(TINY), *data)
+    assert "reward.stop_on is agreement" in message and "found: original (20 pairs)" in message and "relabel" in message
+    (tmp_path / "d.jsonl").write_bytes(jsonl([row | {"label": 0} for row in GOOD]))
+    message = refused(capsys, storage, what, str(TINY), *data)
+    assert "relabelled (20 pairs), agreement (0 pairs)" in message
+
+
+@pytest.mark.parametrize("what", ["strength", "reward", "run"])
+def test_held_out_pairs_of_their_own(what: str, tmp_path: Path, storage: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "d.jsonl").write_bytes(jsonl([dict(row) for row in GOOD]))
+    data = ["--data.preferences", str(tmp_path / "d.jsonl"), *REAL, "--data.validation", str(tmp_path / "v.jsonl")]
+    assert "v.jsonl: no such file" in refused(capsys, storage, what, str(TINY), *data)
+    (tmp_path / "v.jsonl").write_bytes(jsonl([dict(row) for row in GOOD[:3]]))
+    message = refused(capsys, storage, what, str(TINY), *data)
+    assert "d.jsonl: 3 of 200 rows cannot be used" in message and "stands in data.validation" in message
+    (tmp_path / "v.jsonl").write_bytes(jsonl([{**row, "prompt": "do it", "label": "A"} for row in GOOD[:3]]))
+    assert "v.jsonl: column 'label'" in refused(capsys, storage, what, str(TINY), *data)
+
+
+def finished(config: RunConfig) -> dict[str, Path]:
+    """The directories of `strength` and `reward`, as if the commands had finished on the pairs that are there."""
+    source = open_source(config, storage_root(config), policy=False)
+    ensemble, model = StrengthDirectory(config), RewardDirectory(config)
+    with ensemble.open():
+        ensemble.belong_to(fingerprint(*source.preferences()))
+        ensemble.card.write_text("{}")
+    with model.open(), model.draft() as draft:
+        model.commit(draft, {"pairs_sha256": pairs_sha256(source)})
+    return {"strength": ensemble.path, "reward": model.path}
+
+
+@pytest.mark.parametrize("what", ["strength", "reward"])
+@pytest.mark.parametrize("side", ["d.jsonl", "v.jsonl"])
+def test_pairs_that_were_edited_in_place_are_not_done(
+    what: str, side: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = {"d.jsonl": [dict(row) for row in GOOD], "v.jsonl": [{**row, "prompt": "do it"} for row in GOOD[:3]]}
+    for name, of_file in rows.items():
+        (tmp_path / name).write_bytes(jsonl(of_file))
+    data = ["--data.preferences", str(tmp_path / "d.jsonl"), "--data.validation", str(tmp_path / "v.jsonl"), *REAL]
+    path = finished(load_config(TINY, data))[what]
+    command: Callable[[RunConfig, Console], Path] = {"strength": strength, "reward": reward}[what]
+    assert command(load_config(TINY, data), Console()) == path
+    assert "nothing to do" in capsys.readouterr().out
+    rows[side][1]["rejected"] = "not so good"
+    (tmp_path / side).write_bytes(jsonl(rows[side]))
+    before = sorted(path.rglob("*"))
+    assert main([what, str(TINY), *data]) == 2
+    message = capsys.readouterr().err
+    assert "the preference pairs are not those that" in message and "although the config is the same" in message
+    assert not ray.is_initialized() and sorted(path.rglob("*")) == before
 
 
 def sample(prompt: str, number: int) -> MetaRow:

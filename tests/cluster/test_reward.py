@@ -20,10 +20,13 @@ from cluster.cli import main
 from cluster.inputs import open_source
 from cluster.load_config import load_config
 from cluster.plan import model_size, reward_size
+from cluster.reward_inputs import load_inputs
 from cluster.sandbox_source import SandboxSource
 from evaluation.records import MetaRow, write_rows
+from preferences.denoise import read_pairs, undo
 from preferences.encode import encode_prompt, encode_response
 from preferences.strength import write_strengths
+from preferences.swap import as_table
 from tests.cluster.command import TINY, Command
 from tokens.records import Pair
 
@@ -143,6 +146,20 @@ def test_the_pairs_were_flipped_by_the_strengths(tiny_reward: tuple[Path, Any]) 
     assert "26 flip" in done.stdout
 
 
+def test_what_was_done_to_each_pair_lies_beside_the_model_and_is_undone(
+    tiny_reward: tuple[Path, Any], world: SandboxSource
+) -> None:
+    folder, _ = tiny_reward
+    train, _ = world.preferences()
+    done = read_pairs(folder)
+    gap = np.array(train.rows["gold_chosen"]) - np.array(train.rows["gold_rejected"])
+    flipped = np.array([action == "flip" for action in done.rows["denoise"]])
+    assert flipped.sum() == 26 and gap[flipped].max() <= gap[~flipped].min()
+    assert np.array(done.rows["flipped"])[flipped].tolist() == [not wrong for wrong in np.array(train.rows["flipped"])[flipped]]
+    back = undo(done)
+    assert as_table(back.rows) == as_table(train.rows) and back.fingerprint == train.fingerprint
+
+
 def test_metarm_and_its_vanilla_twin(tiny_reward: tuple[Path, Any]) -> None:
     folder, _ = tiny_reward
     card = json.loads((folder / "card.json").read_text())
@@ -221,6 +238,9 @@ def test_an_encoder_with_a_tokenizer_of_its_own_on_data_in_trl_format(command: C
     assert card["validation"]["validation/agreement/accuracy"] == 1.0
     assert card["validation"]["validation/relabelled/accuracy"] == 0.5, "half of the labels are turned round"
     assert set((command.storage / "cache").glob("sft-*")) == policies, "no policy was trained"
+    looks = [row["step"] for row in rows(folder, "validation")]
+    assert looks == [5, 10, 15, 20, 25, 30, 35, 40, 42], "about ten where evaluate_every is null"
+    assert not (folder / "training_pairs.parquet").exists(), "nothing was done to the pairs"
     model = AutoModelForSequenceClassification.from_pretrained(folder / "model")
     tokenizer = AutoTokenizer.from_pretrained(folder / "model")
     row = next(row for row in pq.read_table(folder / "scores.parquet").to_pylist() if row["set"] == "original")
@@ -230,6 +250,60 @@ def test_an_encoder_with_a_tokenizer_of_its_own_on_data_in_trl_format(command: C
         ids = [tokenizer.cls_token_id, *tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.sep_token_id]
         with torch.no_grad():
             assert float(model(torch.tensor([ids])).logits) == pytest.approx(row[side], abs=1e-5)
+
+
+def doubted(number: int) -> list[dict[str, Any]]:
+    """Held-out pairs: every other one has a wrong label, and a second labeller says so of each."""
+    sides = ("chosen", "rejected")
+    return [
+        {"prompt": f"say {i}"}
+        | dict(zip(sides if i % 2 else sides[::-1], (f"word {i + 50} is good", f"no {i + 50}"), strict=True))
+        | {"label": i % 2}
+        for i in range(number)
+    ]
+
+
+def test_held_out_rows_that_do_not_fit_are_counted_where_there_are_labels_too(tmp_path: Path) -> None:
+    base = encoder(tmp_path / "bert", write_data(tmp_path / "d.jsonl"))
+    held_out = [*doubted(4), {"prompt": "say 9", "chosen": "word " * 50, "rejected": "no", "label": 1}]
+    (tmp_path / "v.jsonl").write_text("".join(json.dumps(row) + "\n" for row in held_out))
+    overrides = ["--data.preferences", str(tmp_path / "d.jsonl"), "--data.validation", str(tmp_path / "v.jsonl")]
+    config = load_config(TINY, [*overrides, "--reward.base", str(base), "--data.drop_bad", "true"])
+    inputs = load_inputs(config, open_source(config, tmp_path / "storage", policy=False), None, ())
+    assert inputs.dropped == {"response too long": 1}
+    assert {name: len(pairs) for name, pairs in inputs.validation.items()} == {"original": 4, "relabelled": 4, "agreement": 2}
+    assert len(inputs.pairs) == 120, "all of data.preferences is trained on"
+
+
+def test_a_fit_stops_by_the_set_that_it_is_told_to(command: Command, tmp_path: Path) -> None:
+    base = encoder(tmp_path / "bert", write_data(tmp_path / "d.jsonl"))
+    (tmp_path / "v.jsonl").write_text("".join(json.dumps(row) + "\n" for row in doubted(30)))
+    done = command(
+        "reward", str(TINY), "--name", "stopped", "--reward.base", str(base), "--data.preferences", str(tmp_path / "d.jsonl"),
+        "--data.validation", str(tmp_path / "v.jsonl"), "--reward.epochs", "5", "--reward.lr", "2e-4", "--reward.patience", "1",
+        "--reward.stop_on", "relabelled",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    folder = command.storage / "rewards" / "stopped"
+    looks, card = rows(folder, "validation"), json.loads((folder / "card.json").read_text())
+    assert card["validation_pairs"] == {"original": 30, "relabelled": 30, "agreement": 15}
+
+    def stopped(name: str) -> tuple[int, int]:
+        """The best measurement, and the one after which patience is over."""
+        best = -1
+        values = [row[f"validation/{name}/accuracy"] for row in looks]
+        for number, value in enumerate(values):
+            if best < 0 or value > values[best]:
+                best = number
+            elif number > best:
+                return best, number
+        return best, len(values) - 1
+
+    best, last = stopped("relabelled")
+    assert last == len(looks) - 1 and best > 0, "the fit went on while it ranked more of the corrected pairs rightly"
+    assert stopped("original")[1] < last, "by the labels as given it would have stopped sooner"
+    kept = card["validation"]["validation/relabelled/accuracy"]
+    assert kept == max(row["validation/relabelled/accuracy"] for row in looks) == looks[best]["validation/relabelled/accuracy"]
 
 
 def test_run_refuses_a_base_whose_tokens_are_not_the_policys(

@@ -25,10 +25,13 @@ from benchmarks import members
 from cluster.config import RunConfig
 from cluster.console import Console
 from cluster.load_config import load_config
+from cluster.sandbox_source import SandboxSource
 from cluster.strength import strength
 from cluster.strength_parts import fold_of
+from preferences.denoise import read_pairs, undo
 from preferences.encode import encode_prompt, encode_response
 from preferences.strength import read_strengths
+from preferences.swap import as_table
 from rm.batches import score_sequences
 from rm.model import RewardModel
 from tests.cluster.command import TINY, Command
@@ -78,7 +81,8 @@ def killed() -> list[int]:
 
 @pytest.fixture(scope="module")
 def run(command: Command, killed: list[int]) -> Done:
-    """Two members, ten parts or more; the scoring process is killed once the first part is there."""
+    """Two members, ten parts or more; the scoring process is killed once the first part is there. The reward trainer's ranks play
+    no part."""
     path = command.storage / "strengths" / "tiny"
 
     over = threading.Event()
@@ -95,7 +99,7 @@ def run(command: Command, killed: list[int]) -> Done:
     watcher = threading.Thread(target=kill_the_scorer)
     watcher.start()
     try:
-        return measure(*MEMBERS)
+        return measure(*MEMBERS, "--resources.reward.num_ranks", "2")
     finally:
         over.set()
         watcher.join()
@@ -159,6 +163,7 @@ def test_the_card_says_what_it_cost_and_whether_it_found_the_wrong_labels(run: D
 
 
 def test_the_terminal_shows_members_speed_and_a_table_and_no_noise(run: Done) -> None:
+    assert "num_ranks is 2 and plays no part here: each member is trained whole in one process" in run.printed
     for words in ("member-0: 128 pairs", "member-1: 128 pairs", "train 2 of 2 fits", "score pairs", "pairs/s", "AUROC"):
         assert words in run.printed, run.printed
     assert "core_worker" not in run.printed and "core_worker" in (run.path / "logs" / "ray-data.log").read_text()
@@ -183,7 +188,7 @@ def test_the_same_command_again_scores_only_what_is_missing(run: Done) -> None:
 
 def test_a_finished_run_is_left_alone_and_another_config_is_refused(run: Done) -> None:
     assert "nothing to do" in measure(*MEMBERS).printed
-    with pytest.raises(UserError, match=r"belong to another config \(reward.lr: 0.001 there, 0.002 here\)"):
+    with pytest.raises(UserError, match=r"belongs to another config \(reward.lr: 0.001 there, 0.002 here\)"):
         measure(*MEMBERS, "--reward.lr", "0.002")
     with pytest.raises(UserError, match=r"strength\.num_members: 2 there, 3 here"):
         measure(*MEMBERS, "--strength.num_members", "3")
@@ -199,17 +204,37 @@ def test_other_pairs_under_the_same_config_are_refused(run: Done) -> None:
         measure(*MEMBERS, "--name", "tiny-other-pairs")
 
 
-@pytest.mark.parametrize(
-    ("overrides", "message"),
-    [
-        (("--resources.reward.num_ranks", "2"), r"resources.reward.num_ranks is 2: .* Set it to 1"),
-        (("--strength.folds", "5000"), "strength.folds is 5000, but the .* distinct prompts"),
-    ],
-)
-def test_what_cannot_be_is_refused_before_anything_is_written(run: Done, overrides: tuple[str, ...], message: str) -> None:
-    with pytest.raises(UserError, match=message):
-        measure(*MEMBERS, "--name", "tiny-refused", *overrides)
+def test_what_cannot_be_is_refused_before_anything_is_written(run: Done) -> None:
+    with pytest.raises(UserError, match=r"strength\.folds is 5000, but the .* distinct prompts"):
+        measure(*MEMBERS, "--name", "tiny-refused", "--strength.folds", "5000")
     assert not run.path.with_name("tiny-refused").exists()
+
+
+def test_strengths_then_a_reward_model_then_a_run_on_the_same_files(command: Command) -> None:
+    """The chain of three commands: the members are trained once, and both successors flip the pairs of lowest strength."""
+    overrides = ["--name", "chain", "--strength.num_members", "2"]
+    chained = [*overrides, "--data.denoise.method", "flip+margin"]
+    measured = measure(*overrides)
+    before = {path: path.stat().st_mtime_ns for path in measured.path.rglob("*") if path.is_file() and path.name != ".lock"}
+    for words in (("reward",), ("run", "--rounds.num_rounds", "1", "--policy.steps_per_round", "1")):
+        done = command(words[0], str(TINY), *words[1:], *chained)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "come first" not in done.stdout and f"26 flip, 128 margin; by {measured.path}" in done.stdout
+    assert {path: path.stat().st_mtime_ns for path in before} == before, "strengths are not trained, scored or written again"
+
+    mu = {row["id"]: row["mean preference difference"] for row in ds.dataset(measured.path / "strengths").to_table().to_pylist()}
+    source = SandboxSource(load_config(TINY, []), command.storage / "cache", policy=False)
+    train, _ = source.preferences()
+    for folder in (command.storage / "rewards" / "chain", command.storage / "runs" / "chain" / "start"):
+        pairs = read_pairs(folder)
+        rows = list(pairs.rows)
+        flipped = {row["id"] for row in rows if row["denoise"] == "flip+margin"}
+        assert flipped == set(sorted((row["id"] for row in rows), key=lambda id_: (mu[id_], id_))[:26])
+        for row in rows:
+            assert row["margin"] == row["strength"] == (-mu[row["id"]] if row["id"] in flipped else mu[row["id"]])
+        assert as_table(undo(pairs).rows) == as_table(train.rows)
+    entry = json.loads((command.storage / "runs" / "chain" / "ledger.json").read_text())["rounds"][0]
+    assert entry["denoised"]["flip"] == 26 and entry["denoised"]["margin"] == 128
 
 
 @pytest.mark.slow
