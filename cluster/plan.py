@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from actors.config import Share
@@ -181,6 +181,27 @@ def reward_bundles(config: RunConfig, size: ModelSize, metarm: bool) -> tuple[Bu
     )
 
 
+def member_bundle(config: RunConfig, size: ModelSize) -> Bundle | None:
+    """One member of the preference-strength ensemble, where ``data.denoise`` has it trained first; trained whole, in one process.
+
+    Args:
+        config: of the run.
+        size: of the reward model.
+
+    Returns:
+        The bundle; None where nothing is denoised, or the config names strengths that are there already.
+    """
+    denoise, resources = config.data.denoise, config.resources
+    if denoise.method == "none" or denoise.strength is not None:
+        return None
+    from rm.members import member_settings
+
+    alone = resources.model_copy(update={"reward": resources.reward.model_copy(update={"num_ranks": 1})})
+    changed = {"resources": alone, "reward": member_settings(config.reward, config.strength)}
+    (bundle,) = reward_bundles(config.model_copy(update=changed), size, metarm=False)
+    return replace(bundle, role="member", name="member of the strength ensemble")
+
+
 def bundles(config: RunConfig, size: ModelSize) -> tuple[Bundle, ...]:
     """The processes of a run and what each asks for.
 
@@ -267,10 +288,12 @@ def _shortfall(bundle: Bundle, nodes: Sequence[Node], cpus: list[float], gpus: l
     if bundle.num_gpus and any(node.num_gpus for node in nodes):
         largest = max(node.gpu_memory for node in nodes if node.num_gpus)
         if bundle.memory > bundle.num_gpus * largest * GPU_USABLE:
-            return (
-                f"{needs}: more than {GPU_USABLE:.0%} of its {bundle.num_gpus:g} GPU of {largest / GIB:.0f} GiB; "
-                f"raise resources.{bundle.role}.num_ranks"
+            less = (
+                "each is trained in one process: set strength.members to lora, or name strengths in data.denoise.strength"
+                if bundle.role == "member"
+                else f"raise resources.{bundle.role}.num_ranks"
             )
+            return f"{needs}: more than {GPU_USABLE:.0%} of its {bundle.num_gpus:g} GPU of {largest / GIB:.0f} GiB; {less}"
     if not nodes:
         return f"{needs}: the cluster has no node"
     best = max(range(len(nodes)), key=lambda n: (gpus[n], cpus[n], memory[n]))

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from cluster.config import RunConfig
-from cluster.plan import GIB, PROCESS, Node, bundles, model_size, place, this_machine
+from cluster.plan import GIB, PROCESS, Node, bundles, member_bundle, model_size, place, reward_size, this_machine
 
 
 def show_plan(config: RunConfig, options: Namespace) -> int:
@@ -62,9 +62,19 @@ def show_plan(config: RunConfig, options: Namespace) -> int:
         f"each process holds {PROCESS / GIB:g} GiB of its machine's memory besides.",
         highlight=False,
     )
-    if plan.shortfalls:
+    member = member_bundle(config, reward_size(config, size))
+    first = () if member is None else place([member], nodes).shortfalls
+    if member is not None:
+        fits = config.strength.folds * (1 if config.strength.members == "heads" else config.strength.num_members)
+        console.print(
+            f"Before that, for data.denoise, where the strengths are missing: {fits} fits of the ensemble, as many at once as "
+            f"there is room for, each in one process of {member.num_cpus:g} CPU, {member.num_gpus:g} GPU, "
+            f"{member.memory / GIB:.2f} GiB.",
+            highlight=False,
+        )
+    if plan.shortfalls or first:
         console.print("[red]Does not fit:[/]")
-        for shortfall in plan.shortfalls:
+        for shortfall in (*plan.shortfalls, *first):
             console.print(f"  {shortfall}", highlight=False)
         return 1
     console.print("[green]Everything fits.[/]")

@@ -8,11 +8,23 @@ import pytest
 
 from cluster.cli import main
 from cluster.load_config import load_config
-from cluster.plan import GIB, PROCESS, Bundle, ModelSize, Node, activations, bundles, model_size, place
+from cluster.plan import (
+    GIB,
+    PROCESS,
+    Bundle,
+    ModelSize,
+    Node,
+    activations,
+    bundles,
+    member_bundle,
+    model_size,
+    place,
+    reward_bundles,
+)  # fmt: skip
 from policy.config import ModelShape
 from policy.sft import make_model
 from sandbox.tokenizer import make_tokenizer
-from tests.cluster.command import ROOT
+from tests.cluster.command import ROOT, TINY
 
 HH_7B = ROOT / "configs" / "hh_7b.yaml"
 SANDBOX = [ROOT / "configs" / name for name in ("quickstart.yaml", "new_domain.yaml", "hh_tiny.yaml")]
@@ -82,3 +94,22 @@ def test_placing() -> None:
 def test_shape_must_suit_the_engine() -> None:
     with pytest.raises(ValueError, match="multiple of 16"):
         ModelShape(hidden_size=100, num_heads=4)
+
+
+def test_members_are_planned_whole_whatever_the_ranks(capsys: pytest.CaptureFixture[str]) -> None:
+    config = load_config(TINY, ["--data.denoise.method", "flip", "--resources.reward.num_ranks", "2"])
+    size = model_size(config)
+    member = member_bundle(config, size)
+    assert member is not None and (member.num_cpus, member.num_gpus) == (0.25, 0.0)
+    (alone,) = reward_bundles(load_config(TINY), size, metarm=False)
+    assert member.memory == alone.memory > reward_bundles(config, size, metarm=False)[0].memory
+    assert member_bundle(load_config(TINY), size) is None
+    assert member_bundle(load_config(TINY, ["--data.denoise.method", "flip", "--data.denoise.strength", "x"]), size) is None
+    seven = ["plan", str(HH_7B), "--node-cpus", "64", "--node-gpus", "8", "--node-memory-gib", "1000", "--gpu-memory-gib", "141"]
+    assert main([*seven, "--data.denoise.method", "flip"]) == 0 and "10 fits of the ensemble" in " ".join(
+        capsys.readouterr().out.split()
+    )
+    assert main([*seven[:-2], "--gpu-memory-gib", "120", "--data.denoise.method", "flip"]) == 1
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "Before that, for data.denoise" in printed and "10 fits of the ensemble" in printed
+    assert "set strength.members to lora, or name strengths in data.denoise.strength" in printed

@@ -280,8 +280,8 @@ def test_a_fit_stops_by_the_set_that_it_is_told_to(command: Command, tmp_path: P
     (tmp_path / "v.jsonl").write_text("".join(json.dumps(row) + "\n" for row in doubted(30)))
     done = command(
         "reward", str(TINY), "--name", "stopped", "--reward.base", str(base), "--data.preferences", str(tmp_path / "d.jsonl"),
-        "--data.validation", str(tmp_path / "v.jsonl"), "--reward.epochs", "5", "--reward.lr", "2e-4", "--reward.patience", "1",
-        "--reward.stop_on", "relabelled",
+        "--data.validation", str(tmp_path / "v.jsonl"), "--reward.epochs", "5", "--reward.lr", "3e-5",
+        "--reward.evaluate_every", "2", "--reward.patience", "1", "--reward.stop_on", "relabelled",
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     folder = command.storage / "rewards" / "stopped"
