@@ -20,7 +20,7 @@ from cluster.plan import (
     model_size,
     place,
     reward_bundles,
-)  # fmt: skip
+)
 from policy.config import ModelShape
 from policy.sft import make_model
 from sandbox.tokenizer import make_tokenizer
