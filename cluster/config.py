@@ -97,6 +97,11 @@ class RunConfig(Section):
                 f"meta.order 2 differentiates twice and needs the whole model in one process, resources.reward.num_ranks is "
                 f"{num_ranks}; set meta.order or num_ranks to 1"
             )
+        if meta.order == 2 and self.resources.reward.recompute_activations:
+            raise ValueError(
+                "meta.order 2 differentiates twice, and activations can be recomputed for one backward pass only: got "
+                "resources.reward.recompute_activations true; set it to false, or meta.order to 1"
+            )
         return self
 
     @model_validator(mode="after")

@@ -59,14 +59,15 @@ def given_base(name: str, config: RunConfig, policy: bool) -> GivenModel:
         The model.
 
     Raises:
-        UserError: also if it is of another kind, or has another pooling or another tokenizer than it was trained with.
+        UserError: also if it is of another kind, has weights of another backbone, or has another pooling or another tokenizer
+            than it was trained with.
     """
     data, reward = config.data, config.reward
     samples = policy or config.meta.samples is not None
     longest = max(data.max_response_tokens, config.rollout.max_new_tokens) if samples else data.max_response_tokens
     base = given_model("reward.base", name, data, longest)
 
-    from rm.checkpoints import check_vocabulary, is_pooled_here, kind_of, read_config
+    from rm.checkpoints import check_vocabulary, check_weights, is_pooled_here, kind_of, read_config
 
     kind, stored = kind_of(base.path), read_config(base.path)
     pooling = stored.rondo_pooling if "rondo_pooling" in stored.to_dict() else "last"
@@ -82,6 +83,7 @@ def given_base(name: str, config: RunConfig, policy: bool) -> GivenModel:
             f"packed: reward.pooling must be last and reward.packing false, got {reward.pooling} and {reward.packing}"
         )
     check_vocabulary(shape, base.tokenizer, base.path)
+    check_weights(shape, base.path)
     return base
 
 

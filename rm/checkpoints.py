@@ -9,11 +9,12 @@ import json
 import logging
 import math
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Literal, TypeVar, cast
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -29,6 +30,9 @@ from tokens.errors import UserError
 Kind = Literal["language model", "encoder", "reward model"]
 HEAD_SCALE = 0.3
 """A fresh head's weights have standard deviation HEAD_SCALE / sqrt(H): scores start with a spread of about HEAD_SCALE."""
+LAYERS_SEED_OFFSET = 86_028_121
+"""Layers that a checkpoint lacks (an encoder's pooler) are drawn from a seed of their own: from the head's, the head would be a
+multiple of their first row."""
 _LANGUAGE_MODELS = set(modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
 _ENCODERS = {
     *modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES.values(),
@@ -122,14 +126,14 @@ def load_with_fresh_head(path: str | Path, dtype: torch.dtype, seed: int) -> Pre
     Args:
         path: directory or hub name; safetensors only, no code of its own is run.
         dtype: of all weights.
-        seed: of the head.
+        seed: of the head and, apart from it, of the layers under it that the checkpoint lacks.
 
     Raises:
         UserError: if there is no such model, or its backbone is incomplete.
     """
     read_config(path)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.manual_seed(seed + LAYERS_SEED_OFFSET)
         model, missing = _load(path, dtype)
     backbone = {f"{model.base_model_prefix}.{name}" for name in model.base_model.state_dict() if not name.startswith("pooler.")}
     lost = sorted(missing & backbone)
@@ -147,6 +151,39 @@ def load_with_fresh_head(path: str | Path, dtype: torch.dtype, seed: int) -> Pre
         if head.bias is not None:
             head.bias.zero_()
     return model
+
+
+def check_weights(model: PreTrainedModel, path: Path) -> None:
+    """Refuse weights of another backbone by the headers of their files, without reading a weight.
+
+    Args:
+        model: the sequence classifier that the directory should become; may be on the meta device.
+        path: a directory with safetensors files.
+
+    Raises:
+        UserError: if a file cannot be read, no weight of the backbone stands under its name, or one has another shape. Some that
+            are missing may be renamed while loading: that is seen then.
+    """
+    there: dict[str, list[int]] = {}
+    for file in sorted(path.glob("*.safetensors")):
+        with _read(partial(safe_open, file, "pt"), path) as opened:
+            there |= {name: opened.get_slice(name).get_shape() for name in opened.keys()}  # noqa: SIM118: no mapping
+    prefix = f"{model.base_model_prefix}."
+    backbone = {name: list(weight.shape) for name, weight in model.base_model.state_dict().items()}
+    found = {name: there[key] for name in backbone for key in (name, prefix + name) if key in there}
+    kind = type(model.base_model).__name__
+    remedy = "Either they are those of another backbone than config.json names, or config.json was changed. Save the model again."
+    if not found:
+        raise UserError(
+            f"the weights in {path} are not a {kind}'s: none of its {len(backbone)} is there, expected {next(iter(backbone))!r} "
+            f"and others, got {', '.join(sorted(there)[:3])} and others. {remedy}"
+        )
+    for name, shape in found.items():
+        if shape != backbone[name]:
+            raise UserError(
+                f"the weights in {path} do not fit its config.json: {name!r} has shape {shape}, a {kind} of that config "
+                f"{backbone[name]}. {remedy}"
+            )
 
 
 def score_head(model: PreTrainedModel) -> nn.Linear:

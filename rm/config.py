@@ -107,7 +107,8 @@ class MetaConfig(Section):
     eta: float = Field(5e-6, ge=0)
     """Ascent step size. The papers' value is for 7B models; choose it so that J measurably rises at theta'."""
     order: Order = 1
-    """1 = Algorithm 1, which drops what is differentiated through theta'; 2 keeps it (small models, one rank)."""
+    """1 = Algorithm 1, which drops what is differentiated through theta'; 2 keeps it (small models, one rank, no
+    resources.reward.recompute_activations)."""
     deploy: Literal["theta", "theta_prime"] = "theta"
     """Weights that are kept at the end: theta (Algorithm 1), or theta' = theta + eta grad J on all of S_k."""
     objective: Literal["meta", "joint"] = "meta"
@@ -131,10 +132,10 @@ class MetaConfig(Section):
 
     @model_validator(mode="after")
     def _options_agree(self) -> "MetaConfig":
-        if self.objective == "joint" and (self.order != 1 or self.direction != "ascent"):
+        if self.objective == "joint" and (self.order != 1 or self.direction != "ascent" or self.deploy != "theta"):
             raise ValueError(
                 f"objective joint differentiates at theta and knows no theta': got order {self.order}, direction "
-                f"{self.direction}. Leave both at their defaults, or set objective to meta"
+                f"{self.direction}, deploy {self.deploy}. Leave them at their defaults, or set objective to meta"
             )
         if self.order == 2 and self.direction == "random":
             raise ValueError("order 2 differentiates through the ascent, and a random direction has none: set order to 1")

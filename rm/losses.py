@@ -15,7 +15,7 @@ def bradley_terry_loss(chosen: Tensor, rejected: Tensor, denominator: Tensor | f
 
     L = -sum_i log sigma(c_i - r_i) / denominator
 
-    Source: Secrets of RLHF Part II, Eq 2 (Eq 1's printed denominator is a slip; p = sigma(c - r)). Computed with
+    Source: Secrets of RLHF Part II, Eq 2, again as Eq 10 (Eq 1's printed denominator is a slip; p = sigma(c - r)). Computed with
     logsigmoid, so that a pair that is badly wrong still has gradient -1.
 
     Args:

@@ -49,7 +49,7 @@ def metarm_gradient(
     Order 1 works on plain tensors and on the shards of FSDP2 (DTensor): both passes run ``backward``, the rest is elementwise.
 
     Source: Secrets of RLHF Part II, Algorithm 1 and Eqs 11-14 (order 1: nothing is differentiated through theta'). Order 2 is
-    the total derivative that its Eq 15 is about; Eq 17 as printed lacks eta and is not this.
+    the total derivative that its Eq 15 is about; Eqs 16 and 17 as printed lack eta (and a matrix factor) and are not this.
 
     Args:
         parameters: theta; those that need no gradient are left alone.

@@ -12,9 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from rm.batches import Encoded, pair_batches, pair_sequences, score_sequences
+from rm.batches import Encoded, pair_batches
 from rm.config import MetaConfig, RewardConfig
-from rm.losses import bradley_terry_loss, pair_accuracy
 from rm.metarm import ascend_in_place, joint_gradient, metarm_gradient
 from rm.model import RewardModel
 from rm.objective import PreferenceObjective
@@ -146,31 +145,6 @@ def learning_rate_factor(step: int, num_steps: int, warmup_ratio: float) -> floa
     if step < warmup:
         return (step + 1) / warmup
     return (num_steps - step) / (num_steps - warmup)
-
-
-def evaluate_pairs(
-    model: RewardModel, pairs: Sequence[Pair], batch_size: int, pad_id: int, ranks: Ranks = ALONE
-) -> tuple[float, float]:
-    """How well a model ranks pairs.
-
-    Args:
-        model: on its device.
-        pairs: at least one.
-        batch_size: sequences per forward pass, >= 1.
-        pad_id: id written at padding.
-        ranks: that share the model; all must call this, with the same pairs.
-
-    Returns:
-        Share ranked as labelled (a tie counts one half), and the Bradley-Terry loss in nats per pair.
-
-    Raises:
-        ValueError: if there are no pairs.
-    """
-    if not pairs:
-        raise ValueError("no pairs to evaluate on")
-    scores = score_sequences(model, pair_sequences(pairs), batch_size, pad_id, ranks)
-    chosen, rejected = scores.chunk(2)
-    return float(pair_accuracy(chosen, rejected)), float(bradley_terry_loss(chosen, rejected, len(pairs)))
 
 
 _Gradient = Callable[[int, Sequence[Pair]], tuple[float, MetaStep | None, int]]

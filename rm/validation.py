@@ -41,6 +41,11 @@ class SetScores:
         """Share ranked as labelled; a tie counts one half."""
         return float(pair_accuracy(self.chosen, self.rejected))
 
+    @property
+    def loss(self) -> float:
+        """Bradley-Terry loss (Secrets of RLHF Part II, Eq 2), nats per pair."""
+        return float(bradley_terry_loss(self.chosen, self.rejected, len(self.ids)))
+
 
 def score_sets(
     model: RewardModel, sets: Mapping[str, Sequence[Pair]], batch_size: int, pad_id: int, ranks: Ranks = ALONE
@@ -86,7 +91,7 @@ def measure(sets: Mapping[str, SetScores]) -> dict[str, float]:
     row: dict[str, float] = {}
     for name, scores in sets.items():
         row[f"validation/{name}/accuracy"] = scores.accuracy
-        row[f"validation/{name}/loss"] = float(bradley_terry_loss(scores.chosen, scores.rejected, len(scores.ids)))
+        row[f"validation/{name}/loss"] = scores.loss
         row[f"validation/{name}/ece"] = calibration_error(scores.chosen, scores.rejected, CALIBRATION_BINS).expected_error
     first = next(iter(sets.values()))
     row["scores/chosen_mean"] = float(first.chosen.mean())

@@ -86,6 +86,13 @@ CONFIGS = {
     "order 2 on two ranks": (
         {"meta": {"order": 2}, "resources": {"reward": {"num_ranks": 2}}}, ["meta.order", "resources.reward.num_ranks", "2"],
     ),
+    "order 2 with activations recomputed": (
+        {"meta": {"order": 2}, "resources": {"reward": {"recompute_activations": True}}},
+        ["meta.order 2", "resources.reward.recompute_activations", "false"],
+    ),
+    "joint objective with theta' deployed": (
+        {"meta": {"objective": "joint", "deploy": "theta_prime"}}, ["objective joint", "theta_prime", "meta"],
+    ),
     "order 2 in a random direction": ({"meta": {"order": 2, "direction": "random"}}, ["meta: order 2", "random"]),
     "joint in a direction": ({"meta": {"objective": "joint", "direction": "descent"}}, ["meta: objective joint", "descent"]),
     "patience without measurements": ({"reward": {"patience": 2}}, ["patience", "evaluate_every"]),

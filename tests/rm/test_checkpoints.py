@@ -9,9 +9,18 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import PreTrainedTokenizerBase
+from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerBase
 
-from rm.checkpoints import HEAD_SCALE, check_same_vocabulary, check_vocabulary, eos_ids_of, kind_of, read_config
+from rm.checkpoints import (
+    HEAD_SCALE,
+    check_same_vocabulary,
+    check_vocabulary,
+    check_weights,
+    eos_ids_of,
+    kind_of,
+    read_config,
+    score_head,
+)
 from rm.model import RewardModel
 from sandbox.tokenizer import make_tokenizer
 from tokens.errors import UserError
@@ -92,6 +101,33 @@ def test_another_backbones_weights_are_refused(backbone: Backbone, tmp_path: Pat
     wider = copy(backbone("llama"), tmp_path / "wider", hidden_size=64)
     with pytest.raises(UserError, match=r"cannot load a model from .*wider"):
         RewardModel.from_any(wider, pooling="last", seed=0, dtype=torch.float32)
+
+
+def test_weights_that_do_not_fit_are_seen_in_the_headers_of_their_files(backbone: Backbone, tmp_path: Path) -> None:
+    with torch.device("meta"):
+        model = AutoModelForSequenceClassification.from_config(read_config(backbone("llama")))
+    check_weights(model, backbone("llama"))
+    for name in ("bert", "roberta", "gpt2"):
+        with torch.device("meta"):
+            check_weights(AutoModelForSequenceClassification.from_config(read_config(backbone(name))), backbone(name))
+    with pytest.raises(UserError, match=r"are not a LlamaModel's: none of its 20 is there, .* got .*transformer"):
+        check_weights(model, backbone("gpt2"))
+    wider = copy(backbone("llama"), tmp_path / "wider", hidden_size=64)
+    with torch.device("meta"):
+        model = AutoModelForSequenceClassification.from_config(read_config(wider))
+    with pytest.raises(UserError, match=r"do not fit its config.json: .* has shape \[.*32\], a LlamaModel of that config \[.*64\]"):
+        check_weights(model, wider)
+    (wider / "model.safetensors").write_bytes(b"cut off")
+    with pytest.raises(UserError, match="cannot load a model from"):
+        check_weights(model, wider)
+
+
+@pytest.mark.parametrize("name", ["bert", "roberta"])
+def test_a_fresh_head_is_no_multiple_of_a_row_of_the_fresh_layer_beneath_it(start: Start, name: str) -> None:
+    model = start(name).model
+    beneath = model.bert.pooler.dense if name == "bert" else model.classifier.dense
+    head = score_head(model).weight[0]
+    assert float(torch.cosine_similarity(head, beneath.weight, dim=1).abs().max()) < 0.7, "32 numbers at random: 0.18 each"
 
 
 @pytest.mark.parametrize("name", ["llama", "bert"])

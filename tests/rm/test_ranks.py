@@ -13,7 +13,8 @@ from rm.batches import Encoded, score_sequences
 from rm.config import MetaConfig, Pooling, RewardConfig
 from rm.model import RewardModel
 from rm.records import RewardStep
-from rm.training import Watch, evaluate_pairs, fit_reward_model
+from rm.training import Watch, fit_reward_model
+from rm.validation import score_sets
 from tokens.errors import UserError
 from tokens.ranks import ALONE, Ranks
 from tokens.records import Pair
@@ -57,11 +58,11 @@ def fit(language_model: Path, case: str, out: Path, ranks: Ranks) -> dict[str, A
     reward = RewardConfig(lr=1e-3, batch_size=8, microbatch_size=3, max_grad_norm=0.5)  # several passes, one backward
     watch = Watch(1, lambda step: -float(step), 1) if case == "stopped early" else None  # after step 2, for step 1
     result = fit_reward_model(model, pairs, shifted, reward, meta, 5, PAD, steps.append, ranks, watch)
-    accuracy, loss = evaluate_pairs(model, pairs, 4, PAD, ranks)
+    ranked = score_sets(model, {"all": pairs}, 4, PAD, ranks)["all"]
     scores = score_sequences(model, [sequence for group in shifted for sequence in group], 4, PAD, ranks)
     none = score_sequences(model, [], 4, PAD, ranks)
     model.save_pretrained(out, ranks)
-    summary = {k: v for k, v in result.as_dict().items() if v is not None} | {"all/accuracy": accuracy, "all/loss": loss}
+    summary = {k: v for k, v in result.as_dict().items() if v is not None} | {"all/accuracy": ranked.accuracy, "all/loss": ranked.loss}
     return {"summary": summary, "steps": [step.as_dict() for step in steps], "scores": torch.cat([scores, none])}
 
 

@@ -10,7 +10,8 @@ from torch import Tensor
 from rm.batches import score_sequences
 from rm.config import MetaConfig, RewardConfig
 from rm.records import RewardStep
-from rm.training import evaluate_pairs, fit_reward_model, learning_rate_factor
+from rm.training import fit_reward_model, learning_rate_factor
+from rm.validation import score_sets
 from tests.rm.toy import BOS, EOS, PAD, MakeModel, ascended_on, fit, response, shifted, toy_pairs, weights
 from tokens.errors import UserError
 from tokens.records import SequenceBatch
@@ -19,11 +20,11 @@ from tokens.records import SequenceBatch
 def test_it_learns_a_separable_toy(make_model: MakeModel) -> None:
     model = make_model("mean")
     held_out = toy_pairs(60, seed=9)
-    before, loss_before = evaluate_pairs(model, held_out, 16, PAD)
+    before = score_sets(model, {"held out": held_out}, 16, PAD)["held out"]
     result, steps = fit(model, toy_pairs(64), epochs=3)
-    after, loss_after = evaluate_pairs(model, held_out, 16, PAD)
-    assert before < 0.9 < after
-    assert loss_after < 0.5 * loss_before
+    after = score_sets(model, {"held out": held_out}, 16, PAD)["held out"]
+    assert before.accuracy < 0.9 < after.accuracy
+    assert after.loss < 0.5 * before.loss
     assert result.num_steps == len(steps) == 24
     assert result.loss == pytest.approx(sum(s.loss for s in steps[-6:]) / 6)
     assert result.accuracy == pytest.approx(sum(s.accuracy for s in steps[-6:]) / 6)
@@ -102,7 +103,7 @@ def test_every_pair_is_seen_once_an_epoch_and_the_short_batch_is_averaged_over_i
     one = RewardConfig(lr=1e-12, batch_size=8)
     steps = []
     fit_reward_model(untrained, pairs, None, one, MetaConfig(), 5, PAD, steps.append)
-    _, loss = evaluate_pairs(make_model(), pairs, 4, PAD)
+    loss = score_sets(make_model(), {"all": pairs}, 4, PAD)["all"].loss
     assert (8 * steps[0].loss + 2 * steps[1].loss) / 10 == pytest.approx(loss, abs=1e-6)
 
 
@@ -151,8 +152,6 @@ def test_learning_rate_by_hand(make_model: MakeModel) -> None:
 def test_no_pairs_are_refused(make_model: MakeModel) -> None:
     with pytest.raises(UserError, match="no preference pairs"):
         fit(make_model(), [])
-    with pytest.raises(ValueError, match="no pairs"):
-        evaluate_pairs(make_model(), [], 4, PAD)
 
 
 @pytest.mark.parametrize("with_meta", [False, True])
@@ -197,15 +196,6 @@ def test_scores_do_not_depend_on_the_batch_and_keep_their_order(make_model: Make
     assert score_sequences(model, [], 4, PAD).shape == (0,)
     with pytest.raises(ValueError, match="batch_size"):
         score_sequences(model, sequences, 0, PAD)
-
-
-def test_evaluation_by_hand(make_model: MakeModel) -> None:
-    model, pairs = make_model("mean"), toy_pairs(7)
-    chosen = score_sequences(model, [(p.prompt_ids, p.chosen_ids) for p in pairs], 2, PAD).double()
-    rejected = score_sequences(model, [(p.prompt_ids, p.rejected_ids) for p in pairs], 2, PAD).double()
-    accuracy, loss = evaluate_pairs(model, pairs, 3, PAD)
-    assert accuracy == pytest.approx(float((chosen > rejected).double().mean()))
-    assert loss == pytest.approx(float(torch.log1p(torch.exp(rejected - chosen)).mean()), abs=1e-6)
 
 
 def test_prototypes_are_trained_clipped_and_reported(make_model: MakeModel) -> None:

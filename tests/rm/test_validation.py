@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from rm.training import evaluate_pairs
+from rm.batches import score_sequences
 from rm.validation import SetScores, measure, score_sets
 from tests.rm.conftest import PAD, MakeModel
 from tokens.records import Pair
@@ -33,9 +33,10 @@ def test_each_set_is_scored_as_it_would_be_alone_and_a_shared_sequence_once(make
     assert found["original"].ids == tuple(p.id for p in PAIRS)
     row = measure(found)
     for name, pairs in (("original", PAIRS), ("turned", TURNED)):
-        accuracy, loss = evaluate_pairs(model, pairs, 4, PAD)
-        assert row[f"validation/{name}/accuracy"] == accuracy
-        assert row[f"validation/{name}/loss"] == pytest.approx(loss, abs=1e-6)
+        chosen = score_sequences(model, [(p.prompt_ids, p.chosen_ids) for p in pairs], 2, PAD).double()
+        rejected = score_sequences(model, [(p.prompt_ids, p.rejected_ids) for p in pairs], 2, PAD).double()
+        assert row[f"validation/{name}/accuracy"] == pytest.approx(float((chosen > rejected).double().mean()))
+        assert row[f"validation/{name}/loss"] == pytest.approx(float(torch.log1p(torch.exp(rejected - chosen)).mean()), abs=1e-6)
     assert torch.equal(found["turned"].chosen, found["original"].rejected[:4])
 
 
