@@ -18,7 +18,7 @@ OF_STUDY: Mapping[str, tuple[str, str]] = {
     "lowest": ("Figure 5", "models trained on the two weakest tenths alone, as labelled and flipped"),
     "top": ("Figure 6", "models trained on the strongest tenth alone, with soft labels and margins"),
     "margin": ("Figure 7", "models trained on all pairs without and with margins"),
-    "methods": ("Figure 8", "a model of every data.denoise.method"),
+    "methods": ("Figure 8", "models trained with every data.denoise.method"),
     "growing": ("Figures 21 and 22", "models trained on growing parts, from the weakest and from the strongest"),
     "bands": ("Figures 23 to 25", "models trained on bands of the pairs that were treated"),
 }
