@@ -123,8 +123,8 @@ def _calibration(run: RewardRun) -> Plot | None:
         "",
         "Can its probabilities be believed",
         f"Validation pairs by how sure the model is, with 95% intervals for {next(iter(bins))}; ECE is the mean distance from "
-        "the dashed line. Good: on the line. Below it the model is surer than it should be, as after learning wrong labels; above "
-        "it, shyer, as after learning from noisy ones.",
+        "the dashed line. Good: on the line. Below it the model is surer than it should be, as after learning wrong labels; "
+        "above it, shyer, as after learning from noisy ones.",
         4.0,
         draw,
         3.4,
