@@ -38,7 +38,7 @@ class StrengthCard:
         num_members: M.
         members: their kind.
         folds: 1 = in-sample.
-        seconds: by phase.
+        seconds: ``train``, of all fits together, and ``score``.
         auroc_wrong: of -mu against the truth, on the training pairs; None where the truth is not known, or every label or none
             is wrong.
     """
@@ -154,7 +154,7 @@ def read_strength_run(directory: Path) -> StrengthRun:
             num_members=num_members,
             members=card.string("members"),
             folds=int(card.number("folds")),
-            seconds=card.child("seconds").numbers(),
+            seconds={phase: card.child("seconds").number(phase) for phase in ("train", "score")},
             auroc_wrong=train["auroc_wrong"] if "auroc_wrong" in train else None,
         ),
         config=read_text(directory / "config.yaml"),
