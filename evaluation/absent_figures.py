@@ -76,7 +76,7 @@ def absent_of_reward(run: RewardRun) -> tuple[Absent, ...]:
     """
     found = []
     if not run.scores:
-        how = "They need held-out pairs: raise `data.validation_fraction` (in the sandbox `world.num_validation_pairs`)."
+        how = "They need held-out pairs: raise `data.validation_fraction` or give `data.validation`."
         found.append(Absent("Figures 8, 11 and 20", how))
     else:
         if len(run.measurements) < 2:

@@ -227,8 +227,8 @@ def _declines(run: RewardRun) -> tuple[Finding, ...]:
         if best - kept > LATE_DECLINE:
             falls.append(f"{name.replace('_', ' ')} {best:.1%} at step {step:,} to {kept:.1%}")
     if run.best_step is not None:
-        text = f"Early stopping kept the weights of step {run.best_step:,}, the best of {run.sets[0].replace('_', ' ')}"
-        return (Finding("note", f"{text}; another step was better elsewhere: {'; '.join(falls)}." if falls else f"{text}."),)
+        text = f"Early stopping kept the weights of step {run.best_step:,}, the best on the set that reward.stop_on names"
+        return (Finding("note", f"{text}; another step was better on others: {'; '.join(falls)}." if falls else f"{text}."),)
     if not falls:
         return ()
     why = "Perhaps wrong labels learnt by heart (data.denoise), or noise; reward.patience keeps the best weights."

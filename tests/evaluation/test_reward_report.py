@@ -104,12 +104,12 @@ def test_weights_that_early_stopping_kept_are_not_said_to_have_declined(tmp_path
     assert "The accuracy fell from its best: original" in Page(write_preference_report(run).read_text("utf-8")).text
     with_card(run, best_step=best)
     text = Page(write_preference_report(run).read_text("utf-8")).text
-    assert f"Early stopping kept the weights of step {best}, the best of original" in text
+    assert f"Early stopping kept the weights of step {best}, the best on the set that reward.stop_on names" in text
     assert "The accuracy fell" not in text and "keeps the best weights" not in text
     assert f"Solid line: step {best}" in text
     with_card(run, best_step=180)  # as if another set had been gone by
     text = Page(write_preference_report(run).read_text("utf-8")).text
-    assert f"another step was better elsewhere: original {points[best]:.1%} at step {best} to {points[180]:.1%}" in text
+    assert f"another step was better on others: original {points[best]:.1%} at step {best} to {points[180]:.1%}" in text
     with_card(run, best_step=5)
     with pytest.raises(UserError, match="weights of step 5 were kept"):
         write_preference_report(run)
