@@ -8,6 +8,26 @@ import numpy as np
 from evaluation.reward_run import Features, Matrix
 
 TSNE_SEED, TSNE_PERPLEXITY = 0, 30.0
+FEWEST_FEATURED = 10
+"""Responses that make a picture."""
+
+
+def first_pairs(features: Features, num: int) -> Features:
+    """The features of the first pairs, whatever number there are.
+
+    Source: none needed.
+
+    Args:
+        features: of the responses, chosen and rejected in any order; the pairs in one order on either side.
+        num: of pairs.
+
+    Returns:
+        Those of ``num`` chosen and ``num`` rejected responses, or of all.
+
+    Padding contract: there is none.
+    """
+    rows = np.concatenate([np.flatnonzero(side)[:num] for side in (features.chosen, ~features.chosen)])
+    return Features(features.vectors[rows], features.chosen[rows])
 
 
 def same_side_neighbours(features: Features) -> float:

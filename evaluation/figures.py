@@ -11,6 +11,7 @@ import numpy as np
 
 from evaluation.curves import curve, legend, round_ticks, spread, step_and_round, step_axis
 from evaluation.differences import gain, pair_differences
+from evaluation.meta_figure import META_CAPTION, META_HEIGHT, META_NARROW_HEIGHT, META_SERIES, META_TITLE, draw_meta, has_meta
 from evaluation.records import EvaluationRow
 from evaluation.run import Run, series
 from evaluation.summary import judge_in_words
@@ -45,7 +46,8 @@ def all_figures(run: Run) -> tuple[Drawing, ...]:
         _kl(run),
         _perplexity(run),
         _reward_differences(run),
-        _meta_diagnostics(run),
+        _meta_step(run),
+        _meta_heldout(run),
     )
     return tuple(figure for figure in made if figure is not None)
 
@@ -216,7 +218,7 @@ def _reward_differences(run: Run) -> Drawing | None:
     )
 
 
-def _meta_diagnostics(run: Run) -> Drawing | None:
+def _meta_step(run: Run) -> Drawing | None:
     """J at theta and at theta' by reward step, and how much the ascent raised it. Source: metrics.jsonl; J is MetaRM's."""
     before = series(run, "reward", "reward/J")
     after = series(run, "reward", "reward/J_ascended")
@@ -243,6 +245,18 @@ def _meta_diagnostics(run: Run) -> Drawing | None:
         TALLER,
         draw,
     )
+
+
+def _meta_heldout(run: Run) -> Drawing | None:
+    """J and spread on prompts of S_k that no ascent saw, and how far and where the ascent goes. Source: metrics.jsonl."""
+    points = {name: series(run, "reward", name) for name in META_SERIES}
+    if not has_meta(points):
+        return None
+
+    def draw(figure: "Figure", narrow: bool) -> None:
+        draw_meta(figure, narrow, points, "reward step, all rounds")
+
+    return drawing("meta-heldout", META_TITLE, META_CAPTION, META_HEIGHT, draw, META_NARROW_HEIGHT)
 
 
 def _time_by_phase(run: Run) -> Drawing:

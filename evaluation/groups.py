@@ -1,4 +1,4 @@
-"""Arithmetic of groups of pairs: equal groups by a value, agreement with an interval, how well a value finds the wrong labels.
+"""Arithmetic of groups of pairs: equal groups by a value, agreement with an interval, calibration.
 
 Letters: N pairs, G groups, S seeds, B bins.
 """
@@ -124,33 +124,6 @@ def _t_95(degrees: int) -> float:
     return float(stats.t.ppf(0.975, degrees))
 
 
-def auroc(values: FloatArray, positive: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> float:
-    """Probability that a positive has a larger value than a negative; a tie counts one half.
-
-    AUROC = (sum of the positives' ranks - P (P + 1) / 2) / (P (N - P)), ranks from 1, ties sharing their mean
-
-    Source: Mann and Whitney 1947; Hanley and McNeil 1982.
-
-    Args:
-        values: [N] float64.
-        positive: [N] bool.
-
-    Returns:
-        In [0, 1]; 0.5 = the value says nothing.
-
-    Raises:
-        ValueError: if all are positive or none is.
-
-    Padding contract: there is none.
-    """
-    num = int(positive.sum())
-    if not 0 < num < len(values):
-        raise ValueError(f"{num} of {len(values)} are positive: both kinds are needed")
-    from scipy.stats import rankdata
-
-    return (float(rankdata(values)[positive].sum()) - num * (num + 1) / 2) / (num * (len(values) - num))
-
-
 def calibration_bins(difference: FloatArray, num: int) -> list[CalibrationBin]:
     """Bins of equal width over the confidence of a reward model in the response that it prefers.
 
@@ -181,22 +154,3 @@ def calibration_bins(difference: FloatArray, num: int) -> list[CalibrationBin]:
         for inside in (which == number for number in range(num))
         if inside.any()
     ]
-
-
-def expected_calibration_error(bins: Sequence[CalibrationBin]) -> float:
-    """How far confidence lies from accuracy, on average.
-
-    ECE = sum_b (N_b / N) |accuracy_b - confidence_b|
-
-    Source: Guo et al. 2017, Eq 3.
-
-    Args:
-        bins: of ``calibration_bins``.
-
-    Returns:
-        In [0, 1]; 0 = of pairs judged with p, a share p is judged rightly.
-
-    Padding contract: there is none.
-    """
-    total = sum(b.count for b in bins)
-    return sum(b.count * abs(b.accuracy - b.confidence) for b in bins) / total

@@ -4,9 +4,13 @@ A page runs no script and may load nothing (its content security policy says so)
 """
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from evaluation.svg import DARK, LIGHT
+
+Tiles = Sequence[tuple[str, str, str]]
+"""Numbers in a row: label, value, hint."""
 
 
 def render_page(template: str, **values: object) -> str:

@@ -10,14 +10,15 @@ from pathlib import Path
 
 import numpy as np
 
-from evaluation.groups import auroc, calibration_bins, expected_calibration_error, share
+from evaluation.absent_figures import absent_of_reward, absent_of_strength
+from evaluation.fit_words import META_WORDS, collapsed, inflation, meta_tiles
+from evaluation.groups import share
 from evaluation.json_node import JsonNode, read_json
-from evaluation.page import render_page, write_page
-from evaluation.reward_figures import CALIBRATION_BINS, reward_plots
+from evaluation.page import Tiles, render_page, write_page
+from evaluation.reward_figures import reward_plots
 from evaluation.reward_run import RewardRun, read_reward_run
 from evaluation.strength_figures import strength_plots
 from evaluation.strength_run import Example, StrengthRun, examples, read_strength_run
-from evaluation.studies import STUDIES
 from evaluation.study_figures import study_plots
 from evaluation.summary import Finding, Headline
 from evaluation.svg import Drawing, Plot
@@ -29,9 +30,7 @@ LONGEST_TEXT = 3000
 """Characters of a text that the page shows."""
 WEAK_AUROC = 0.6
 LATE_DECLINE = 0.01
-"""A fall of accuracy from its best that is worth a warning."""
-
-Tiles = Sequence[tuple[str, str, str]]
+"""An accuracy this far below its best on the way is worth saying."""
 
 
 @dataclass(frozen=True)
@@ -125,8 +124,11 @@ def _strength_page(run: StrengthRun) -> str:
         headline=Headline("good", "Measured", text, detail),
         findings=_strength_findings(run),
         tiles=_strength_tiles(run),
+        meta=(),
+        meta_words="",
         groups=pick_examples(run),
         figures=_drawn(run.directory, (*strength_plots(run), *study_plots(run.studies))),
+        absent=absent_of_strength(run),
         longest=LONGEST_TEXT,
         config=run.config,
         versions=run.versions,
@@ -146,44 +148,25 @@ def _strength_tiles(run: StrengthRun) -> Tiles:
         ("members M", str(card.num_members), f"{card.members}, {how}"),
         ("strength below 0", f"{float((run.mean[rows] < 0).mean()):.1%}", "of the training pairs"),
     ]
-    found = _auroc(run)
-    if found is not None and run.wrong is not None:
-        tiles.append(("AUROC of −μ", f"{found:.3f}", f"{float(run.wrong[rows].mean()):.1%} of the labels are wrong"))
+    if card.auroc_wrong is not None and run.wrong is not None:
+        tiles.append(("AUROC of −μ", f"{card.auroc_wrong:.3f}", f"{float(run.wrong[rows].mean()):.1%} of the labels are wrong"))
     if run.label is not None:
         asked = run.label[run.label >= 0]
         tiles.append(("second labeller", f"{float(asked.mean()):.1%}", f"agrees, of {len(asked):,} labels"))
     if run.std is not None:
         tiles.append(("std σ, median", f"{float(np.median(run.std[rows])):.2f}", "over the members"))
-    total = sum(card.seconds.values())
-    tiles.append(("time", f"{total / 60:.1f} min" if total >= 90 else f"{total:.0f} s", "training and scoring"))
+    total = card.seconds["train"] + card.seconds["score"]
+    tiles.append(("time", f"{total / 60:.1f} min" if total >= 90 else f"{total:.0f} s", "all fits, and scoring"))
     return tiles
-
-
-def _auroc(run: StrengthRun) -> float | None:
-    """Of -mu against the truth on training pairs; None where it is not known, or no label or every label is wrong."""
-    if run.wrong is None:
-        return None
-    rows = run.of_training
-    wrong = run.wrong[rows]
-    return auroc(-run.mean[rows], wrong) if 0 < wrong.sum() < len(wrong) else None
 
 
 def _strength_findings(run: StrengthRun) -> tuple[Finding, ...]:
     found: list[Finding] = []
-    area = _auroc(run)
+    area = run.card.auroc_wrong
     if area is not None and area < WEAK_AUROC:
         found.append(Finding("warn", f"Low strength hardly finds the wrong labels here: AUROC {area:.2f}, and a coin has 0.50."))
     if run.std is None:
         found.append(Finding("note", "There is one member, so nothing can be said of how far members disagree."))
-    missing = [name for name in STUDIES if name not in run.studies]
-    if missing:
-        found.append(
-            Finding(
-                "note",
-                "Figures 4 to 8 and 21 to 25 need models trained on parts of the data: `python -m cluster study CONFIG` makes "
-                f"them (missing: {', '.join(missing)}).",
-            )
-        )
     return tuple(found)
 
 
@@ -204,9 +187,11 @@ def _reward_page(run: RewardRun) -> str:
         for name, e in accuracies.items()
     ]
     if run.scores:
-        name, scores = next(iter(run.scores.items()))
-        error = expected_calibration_error(calibration_bins(scores.difference, CALIBRATION_BINS))
-        tiles.append(("calibration error", f"{error:.1%}", f"on {name.replace('_', ' ')}"))
+        name = next(iter(run.scores))
+        tiles.append(("calibration error", f"{run.ece[name]:.1%}", f"on {name.replace('_', ' ')}"))
+    prototypes = [value for _, value in run.over_steps("reward/prototypes_effective")]
+    if prototypes:
+        tiles.append(("prototypes", f"{prototypes[-1]:.1f}", "in effective use, last step"))
     tiles.append(("steps", f"{len(run.steps):,}", "of the optimizer"))
     return render_page(
         "preference.html.j2",
@@ -215,8 +200,11 @@ def _reward_page(run: RewardRun) -> str:
         headline=headline,
         findings=_reward_findings(run),
         tiles=tiles,
+        meta=meta_tiles(run.fit),
+        meta_words=META_WORDS,
         groups=(),
         figures=_drawn(run.directory, reward_plots(run)),
+        absent=absent_of_reward(run),
         longest=LONGEST_TEXT,
         config=run.config,
         versions=run.versions,
@@ -225,12 +213,22 @@ def _reward_page(run: RewardRun) -> str:
 
 
 def _reward_findings(run: RewardRun) -> tuple[Finding, ...]:
+    words = (inflation(run.fit), collapsed([value for _, value in run.over_steps("reward/prototypes_effective")]))
+    return (*_declines(run), *(Finding("warn", text) for text in words if text is not None))
+
+
+def _declines(run: RewardRun) -> tuple[Finding, ...]:
+    """The sets on which another step's weights were better than those that were kept."""
     falls = []
     for name in run.sets:
         points = run.over_training(f"validation/{name}/accuracy")
         step, best = max(points, key=lambda point: point[1], default=(0, 0.0))
-        if points and best - points[-1][1] > LATE_DECLINE:
-            falls.append(f"{name.replace('_', ' ')} {best:.1%} at step {step:,} to {points[-1][1]:.1%}")
+        kept = dict(points)[run.best_step] if run.best_step is not None and points else points[-1][1] if points else 0.0
+        if best - kept > LATE_DECLINE:
+            falls.append(f"{name.replace('_', ' ')} {best:.1%} at step {step:,} to {kept:.1%}")
+    if run.best_step is not None:
+        text = f"Early stopping kept the weights of step {run.best_step:,}, the best on the set that reward.stop_on names"
+        return (Finding("note", f"{text}; another step was better on others: {'; '.join(falls)}." if falls else f"{text}."),)
     if not falls:
         return ()
     why = "Perhaps wrong labels learnt by heart (data.denoise), or noise; reward.patience keeps the best weights."

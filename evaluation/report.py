@@ -4,13 +4,14 @@ The page runs no script and may load nothing (its content security policy says s
 wrote is not to be trusted.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from evaluation.curves import spread
 from evaluation.figures import all_figures
-from evaluation.page import render_page, write_page
+from evaluation.fit_words import META_WORDS, meta_tiles
+from evaluation.page import Tiles, render_page, write_page
 from evaluation.records import EvaluationRow
 from evaluation.run import Run, read_run
 from evaluation.summary import findings, headline, texts_of
@@ -97,6 +98,9 @@ def render(run: Run) -> str:
         tiles=_tiles(run),
         table=table,
         texts=list(zip([row[0] for row in table.rows], texts_of(run), strict=True)),
+        meta=meta_tiles(run.ledger.rounds[-1].reward.numbers),
+        meta_words=META_WORDS,
+        meta_round=run.ledger.rounds[-1].index,
         figures=all_figures(run),
         samples=pick_samples(run),
         config=run.config,
@@ -152,7 +156,7 @@ def _response(who: str, row: EvaluationRow) -> Response:
     return Response(who, row.response, gold, f"{row.proxy:z.2f}", row.num_tokens, row.finished)
 
 
-def _tiles(run: Run) -> Sequence[tuple[str, str, str]]:
+def _tiles(run: Run) -> Tiles:
     """(label, value, hint): first and last of the numbers that matter most."""
     first, last, fit = run.ledger.start, run.ledger.rounds[-1].evaluation, run.ledger.rounds[-1].reward
     total = sum(run.ledger.start_seconds.values()) + sum(sum(r.seconds.values()) for r in run.ledger.rounds)

@@ -9,10 +9,11 @@ import numpy as np
 
 from evaluation.curves import legend, running_mean, step_axis
 from evaluation.differences import pair_differences
-from evaluation.embedding import embed, same_side_neighbours
-from evaluation.groups import FloatArray, calibration_bins, expected_calibration_error, share
+from evaluation.embedding import FEWEST_FEATURED, embed, first_pairs, same_side_neighbours
+from evaluation.groups import FloatArray, calibration_bins, share
+from evaluation.meta_figure import META_CAPTION, META_HEIGHT, META_NARROW_HEIGHT, META_SERIES, META_TITLE, draw_meta, has_meta
 from evaluation.panels import common_legend, one_over_two, one_range, panels, percent
-from evaluation.reward_run import Features, RewardRun
+from evaluation.reward_run import RewardRun
 from evaluation.svg import BLUE, GREEN, GREY, MUTED, ORANGE, PURPLE, SERIES, Plot
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 CALIBRATION_BINS, FEWEST_IN_BIN = 10, 10
-"""Bins of fewer pairs are counted in the ECE and not drawn."""
+"""The bins of the ECE in the card (``rm.validation``); those of fewer pairs count there and are not drawn."""
 MAX_TSNE_PAIRS = 500
 
 
@@ -37,7 +38,15 @@ def reward_plots(run: RewardRun) -> tuple[Plot, ...]:
 
     Padding contract: there is none.
     """
-    made = (_validation(run), _calibration(run), _trajectories(run), _inflation(run), _tsne(run), _differences(run))
+    made = (
+        _validation(run),
+        _calibration(run),
+        _trajectories(run),
+        _inflation(run),
+        _tsne(run),
+        _differences(run),
+        _meta(run),
+    )
     return tuple(plot for plot in made if plot is not None)
 
 
@@ -46,10 +55,11 @@ def _validation(run: RewardRun) -> Plot | None:
     quantities = [
         (quantity, label)
         for quantity, label in (("accuracy", "accuracy"), ("loss", "loss (nats per pair)"), ("ece", "calibration error"))
-        if any(run.over_training(f"validation/{name}/{quantity}") for name in run.sets)
+        if any(len(run.over_training(f"validation/{name}/{quantity}")) > 1 for name in run.sets)
     ]
     if not quantities:
         return None
+    kept = "" if run.best_step is None else f" Solid line: step {run.best_step:,}, whose weights early stopping kept."
 
     def draw(figure: "Figure", narrow: bool) -> None:
         axes = one_over_two(figure, len(quantities), narrow)
@@ -61,6 +71,8 @@ def _validation(run: RewardRun) -> Plot | None:
             if quantity != "loss":
                 percent(ax)
             _epochs(ax, run)
+            if run.best_step is not None:
+                ax.axvline(run.best_step, color=MUTED, linewidth=0.9)
         one_range(axes, narrow)
         common_legend(figure, axes, 2 if narrow else 4)
 
@@ -69,7 +81,7 @@ def _validation(run: RewardRun) -> Plot | None:
         "Figure 8",
         "On the validation sets over training",
         "Good: accuracy rises and stays on every set. A peak on the original set with a decline after it, or a loss that turns "
-        "up while accuracy stands still, is overfitting to wrong labels.",
+        f"up while accuracy stands still, is overfitting to wrong labels.{kept}",
         4.0,
         draw,
         5.2,
@@ -89,7 +101,7 @@ def _calibration(run: RewardRun) -> Plot | None:
             drawn = [b for b in of_set if b.count >= FEWEST_IN_BIN]
             values = [share(b.accuracy * b.count, b.count) for b in drawn]
             x, y = [b.confidence for b in drawn], [v.value for v in values]
-            label = f"{name.replace('_', ' ')} (ECE {expected_calibration_error(of_set):.1%})"
+            label = f"{name.replace('_', ' ')} (ECE {run.ece[name]:.1%})"
             colour = SERIES[number % len(SERIES)]
             ax.plot(
                 x, y, "-o", color=colour, markersize=4.5 if number == 0 else 3, linewidth=1.8 if number == 0 else 1.2, label=label
@@ -111,7 +123,8 @@ def _calibration(run: RewardRun) -> Plot | None:
         "",
         "Can its probabilities be believed",
         f"Validation pairs by how sure the model is, with 95% intervals for {next(iter(bins))}; ECE is the mean distance from "
-        "the dashed line. Good: on the line. Below it the model is surer than it should be, as after learning wrong labels.",
+        "the dashed line. Good: on the line. Below it the model is surer than it should be, as after learning wrong labels; "
+        "above it, shyer, as after learning from noisy ones.",
         4.0,
         draw,
         3.4,
@@ -123,15 +136,16 @@ def _trajectories(run: RewardRun) -> Plot | None:
     if not run.steps:
         return None
     chosen, rejected = run.over_training("scores/chosen_mean"), run.over_training("scores/rejected_mean")
+    over_time = len(chosen) > 1
 
     def draw(figure: "Figure", narrow: bool) -> None:
-        axes = panels(figure, 3 if chosen else 2, True, sharex=True)
+        axes = panels(figure, 3 if over_time else 2, True, sharex=True)
         _noisy(axes[0], [(s.step, s.loss) for s in run.steps], BLUE)
         axes[0].set_title("training loss (nats per pair)")
         _noisy(axes[1], [(s.step, s.accuracy) for s in run.steps if s.accuracy is not None], GREEN)
         axes[1].set_title("training accuracy")
         percent(axes[1])
-        if chosen:
+        if over_time:
             _series(axes[2], chosen, BLUE, "chosen")
             _series(axes[2], rejected, ORANGE, "rejected")
             axes[2].legend(loc="lower right", bbox_to_anchor=(1, 1.02), ncols=2)
@@ -143,10 +157,11 @@ def _trajectories(run: RewardRun) -> Plot | None:
     return Plot(
         "fig19-training",
         "Figure 19",
-        "The fit, and the scores of chosen and rejected",
-        "Batches pale, their running mean on top; mean scores are of validation pairs; dotted lines part the epochs. Good: "
-        "chosen and rejected part. A training loss that drops at each dotted line is memory, not learning.",
-        4.4 if chosen else 3.4,
+        "The fit, and the scores of chosen and rejected" if over_time else "The fit",
+        f"Batches pale, their running mean on top; {'mean scores are of validation pairs; ' if over_time else ''}dotted lines "
+        f"part the epochs. Good: {'chosen and rejected part' if over_time else 'loss and accuracy level off'}. A training loss "
+        "that drops at each dotted line is memory, not learning.",
+        4.4 if over_time else 3.4,
         draw,
     )
 
@@ -188,10 +203,9 @@ def _inflation(run: RewardRun) -> Plot | None:
 def _tsne(run: RewardRun) -> Plot | None:
     """Features of chosen and rejected responses in two dimensions."""
     features = run.features
-    if features is None or len(features.vectors) < 10:
+    if features is None or len(features.vectors) < FEWEST_FEATURED:
         return None
-    kept = slice(0, 2 * MAX_TSNE_PAIRS)
-    features = Features(features.vectors[kept], features.chosen[kept])
+    features = first_pairs(features, MAX_TSNE_PAIRS)
     points, chosen = embed(features.vectors), features.chosen
     same = same_side_neighbours(features)
 
@@ -254,6 +268,18 @@ def _differences(run: RewardRun) -> Plot | None:
         draw,
         4.4,
     )
+
+
+def _meta(run: RewardRun) -> Plot | None:
+    """MetaRM's diagnostics by step."""
+    points = {name: [(step, 0, value) for step, value in run.over_steps(name)] for name in META_SERIES}
+    if not has_meta(points):
+        return None
+
+    def draw(figure: "Figure", narrow: bool) -> None:
+        draw_meta(figure, narrow, points, "optimizer step")
+
+    return Plot("meta", "", META_TITLE, META_CAPTION, META_HEIGHT, draw, META_NARROW_HEIGHT)
 
 
 def _outline(ax: "Axes", values: FloatArray, edges: FloatArray, colour: str, name: str) -> None:

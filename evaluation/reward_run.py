@@ -21,11 +21,12 @@ Matrix = np.ndarray[tuple[int, int], np.dtype[np.float64]]
 
 @dataclass(frozen=True)
 class FitStep:
-    """One optimizer step."""
+    """One optimizer step; ``values`` by name, as in metrics.jsonl."""
 
     step: int
     loss: float
     accuracy: float | None
+    values: Mapping[str, float]
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,8 @@ class RewardRun:
         config: as YAML.
         versions: of what made it.
         epoch_ends: the steps at which an epoch ended, the end of the fit left out.
+        fit: numbers of the whole fit by name, as the card has them; those that are null left out.
+        ece: expected calibration error of the finished model by validation set.
         steps: of the fit.
         measurements: on the validation pairs, by rising step.
         scores: by validation set; empty where there were no validation pairs.
@@ -97,6 +100,8 @@ class RewardRun:
     config: str
     versions: Mapping[str, str]
     epoch_ends: tuple[float, ...]
+    fit: Mapping[str, float]
+    ece: Mapping[str, float]
     steps: tuple[FitStep, ...]
     measurements: tuple[Measurement, ...]
     scores: Mapping[str, SetScores]
@@ -109,9 +114,18 @@ class RewardRun:
         names = [key.split("/") for row in self.measurements for key in row.values]
         return tuple(dict.fromkeys("/".join(parts[1:-1]) for parts in names if parts[0] == "validation" and len(parts) >= 3))
 
+    @property
+    def best_step(self) -> int | None:
+        """The step whose weights early stopping kept; None where the last ones were."""
+        return int(self.fit["best_step"]) if "best_step" in self.fit else None
+
     def over_training(self, name: str) -> list[tuple[int, float]]:
         """(step, value) of one number of the measurements; those that lack it are left out."""
         return [(row.step, row.values[name]) for row in self.measurements if name in row.values]
+
+    def over_steps(self, name: str) -> list[tuple[int, float]]:
+        """(step, value) of one number of the optimizer steps; those that lack it are left out."""
+        return [(row.step, row.values[name]) for row in self.steps if name in row.values]
 
 
 def read_reward_run(directory: Path) -> RewardRun:
@@ -139,20 +153,40 @@ def read_reward_run(directory: Path) -> RewardRun:
         step, values = int(node.number("step")), node.finite()
         if node.string("phase") == "reward" and "reward/loss" in values:
             accuracy = values["reward/accuracy"] if "reward/accuracy" in values else None
-            steps[step] = FitStep(step, values["reward/loss"], accuracy)
+            steps[step] = FitStep(step, values["reward/loss"], accuracy, values)
         elif node.string("phase") == "validation":
             measured[step] = Measurement(step, values)
+    epoch_ends, fit = _epoch_ends(config, card, len(steps)), card.child("fit").finite()
+    if "best_step" in fit and fit["best_step"] not in measured:
+        raise UserError(
+            f"card.json says that the weights of step {fit['best_step']:g} were kept, and metrics.jsonl has no measurement of "
+            "that step: has the directory been copied whole?"
+        )
+    ece, scores = _of_sets(card.child("validation").numbers(), "ece"), _scores(directory / "scores.parquet")
+    if set(scores) - set(ece):
+        raise UserError(
+            f"scores.parquet has the sets {', '.join(scores)}, and card.json measured {', '.join(ece) or 'none'}: "
+            "has the directory been copied whole?"
+        )
     return RewardRun(
         directory=directory,
         config=config,
         versions=JsonNode(read_json(read_text(directory / "versions.json"), "versions.json"), "versions.json").strings(),
-        epoch_ends=_epoch_ends(config, card, len(steps)),
+        epoch_ends=epoch_ends,
+        fit=fit,
+        ece=ece,
         steps=tuple(steps[step] for step in sorted(steps)),
         measurements=tuple(measured[step] for step in sorted(measured)),
-        scores=_scores(directory / "scores.parquet"),
+        scores=scores,
         features=_features(directory / "features.parquet"),
         shifted=_shifted(directory / "shifted.parquet"),
     )
+
+
+def _of_sets(numbers: Mapping[str, float], quantity: str) -> Mapping[str, float]:
+    """One quantity by validation set, out of ``validation/SET/quantity``."""
+    named = {tuple(key.split("/")): value for key, value in numbers.items()}
+    return {"/".join(key[1:-1]): value for key, value in named.items() if key[0] == "validation" and key[-1] == quantity}
 
 
 def _epoch_ends(config: str, card: JsonNode, num_steps: int) -> tuple[float, ...]:

@@ -37,15 +37,17 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class RewardFit:
-    """How the reward model of a round was fitted; what only MetaRM has is None without it."""
+    """How the reward model of a round was fitted; what only MetaRM has is None without it.
+
+    ``numbers`` holds all that the ledger says, by its names; nulls are left out, and so is what an earlier version did not write.
+    """
 
     loss: float | None
     accuracy: float | None
     validation_accuracy: float | None
     j_before: float | None
     j_after: float | None
-    displacement: float | None
-    alignment_cos: float | None
+    numbers: Mapping[str, float]
 
 
 @dataclass(frozen=True)
@@ -213,8 +215,7 @@ def _round(node: JsonNode) -> Round:
             validation_accuracy=reward.optional("validation_accuracy"),
             j_before=reward.optional("J_before"),
             j_after=reward.optional("J_after"),
-            displacement=reward.optional("displacement"),
-            alignment_cos=reward.optional("alignment_cos"),
+            numbers=reward.finite(),
         ),
         evaluation=_evaluation(node.child("evaluation")),
         dropped=json.dumps(node.value("dropped"), indent=2, ensure_ascii=False, sort_keys=True),

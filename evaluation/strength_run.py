@@ -31,13 +31,24 @@ BoolArray = np.ndarray[tuple[int], np.dtype[np.bool_]]
 
 @dataclass(frozen=True)
 class StrengthCard:
-    """What card.json says of a strength run that the page shows."""
+    """What card.json says of a strength run that the page shows.
+
+    Args:
+        num_pairs: scored.
+        num_members: M.
+        members: their kind.
+        folds: 1 = in-sample.
+        seconds: ``train``, of all fits together, and ``score``.
+        auroc_wrong: of -mu against the truth, on the training pairs; None where the truth is not known, or every label or none
+            is wrong.
+    """
 
     num_pairs: int
     num_members: int
     members: str
     folds: int
     seconds: Mapping[str, float]
+    auroc_wrong: float | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,7 +146,7 @@ def read_strength_run(directory: Path) -> StrengthRun:
     table = source.to_table(columns=wanted)
     if not table.num_rows:
         raise UserError(f"{directory / 'strengths'} holds no pair; {AT_HAND}")
-    num_members = int(card.number("num_members"))
+    num_members, train = int(card.number("num_members")), card.child("splits").child("train").finite()
     return StrengthRun(
         directory=directory,
         card=StrengthCard(
@@ -143,7 +154,8 @@ def read_strength_run(directory: Path) -> StrengthRun:
             num_members=num_members,
             members=card.string("members"),
             folds=int(card.number("folds")),
-            seconds=card.child("seconds").numbers(),
+            seconds={phase: card.child("seconds").number(phase) for phase in ("train", "score")},
+            auroc_wrong=train["auroc_wrong"] if "auroc_wrong" in train else None,
         ),
         config=read_text(directory / "config.yaml"),
         versions=JsonNode(read_json(read_text(directory / "versions.json"), "versions.json"), "versions.json").strings(),

@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from evaluation.run import Evaluation, Run
+from evaluation.fit_words import collapsed, inflation
+from evaluation.run import Evaluation, Run, series
 from evaluation.text import TextStats, text_stats
 
 COLLAPSE_SHARE = 0.1
@@ -77,7 +78,8 @@ def headline(run: Run) -> Headline:
 
 
 def findings(run: Run) -> tuple[Finding, ...]:
-    """What a careful reader would point at next: a judge that is not independent, over-optimisation, collapse, an idle meta step.
+    """What a careful reader would point at next: a judge that is not independent, over-optimisation, collapse, a meta
+    step that is idle or only inflates, collapsed prototypes.
 
     Source: the warning signs of Secrets of RLHF I, section 5 (perplexity, length, KL) and Gao et al. 2023 (proxy against gold).
 
@@ -96,6 +98,8 @@ def findings(run: Run) -> tuple[Finding, ...]:
         _collapsed(run),
         _unfinished(start, last),
         _meta(run),
+        _inflation(run),
+        _prototypes(run),
     ]
     return tuple(finding for finding in found if finding is not None)
 
@@ -180,3 +184,16 @@ def _meta(run: Run) -> Finding | None:
     if idle:
         return Finding("warn", f"The meta step did not raise J in round {', '.join(map(str, idle))}: meta.eta may be too small.")
     return None
+
+
+def _inflation(run: Run) -> Finding | None:
+    """The last round's ascent, on the prompts of S_k that it did not see."""
+    text = inflation(run.ledger.rounds[-1].reward.numbers)
+    return None if text is None else Finding("warn", f"Round {run.ledger.rounds[-1].index}: {text}")
+
+
+def _prototypes(run: Run) -> Finding | None:
+    """The last round's contrastive loss."""
+    last = run.ledger.rounds[-1].index
+    text = collapsed([value for _, index, value in series(run, "reward", "reward/prototypes_effective") if index == last])
+    return None if text is None else Finding("warn", f"Round {last}: {text}")

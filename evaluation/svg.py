@@ -131,6 +131,7 @@ def drawing(
     caption: str,
     height: float,
     draw: "Callable[[Figure, bool], None]",
+    narrow_height: float | None = None,
 ) -> Drawing:
     """Draw a figure in both variants.
 
@@ -142,6 +143,7 @@ def drawing(
         caption: shown below, says what a good curve looks like.
         height: inches, of both variants.
         draw: fills an empty figure; is told whether it is the narrow variant.
+        narrow_height: inches, of the narrow variant where it stacks its panels; None = ``height``.
 
     Returns:
         The drawing; the same input gives the same text.
@@ -153,7 +155,7 @@ def drawing(
         title,
         caption,
         wide=_render(f"{name}-w", title, WIDE, height, lambda figure: draw(figure, False)),
-        narrow=_render(f"{name}-n", title, NARROW, height, lambda figure: draw(figure, True)),
+        narrow=_render(f"{name}-n", title, NARROW, narrow_height or height, lambda figure: draw(figure, True)),
     )
 
 

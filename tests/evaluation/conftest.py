@@ -12,7 +12,7 @@ from evaluation.compare import win_tie_lose
 from evaluation.preference_report import write_preference_report
 from evaluation.records import EvaluationRow, MetaRow, write_rows
 from evaluation.report import write_report
-from tests.evaluation.made_up import EVIL, make_reward_run, make_strength_run
+from tests.evaluation.made_up import EVIL, META_FIT, make_reward_run, make_strength_run
 
 RunMaker = Callable[..., Path]
 
@@ -98,6 +98,10 @@ def _metric_lines(rng: np.random.Generator, round_: int, steps: int, gold: bool)
     for step in range(30):
         j = 0.5 + 0.02 * step + float(rng.normal() * 0.04)
         values = {"reward/J": j, "reward/J_ascended": j + 0.03 + float(rng.normal() * 0.008), "reward/loss": 0.6}
+        values |= {"reward/displacement": 0.02, "reward/alignment_cos": 0.1 * float(rng.normal())}
+        if step % 10 == 0:
+            values |= {"reward/J_heldout": j - 0.02, "reward/J_heldout_ascended": j}
+            values |= {"reward/spread_heldout": 0.7, "reward/spread_heldout_ascended": 0.69}
         lines.append({"time": 1.0, "round": round_, "step": step, "phase": "reward", **values})
     for step in range(steps):
         t = round_ + step / steps
@@ -161,10 +165,12 @@ def make_run(tmp_path_factory: pytest.TempPathFactory) -> RunMaker:
                         "loss": 0.58,
                         "accuracy": 0.72,
                         "validation_accuracy": 0.74 + 0.01 * index if gold else None,
+                        **META_FIT,
                         "J_before": 0.61,
                         "J_after": 0.64,
                         "displacement": 0.02,
                         "alignment_cos": 0.31,
+                        "spread_heldout_after": 0.741,
                     },
                     "evaluation": _evaluation(rows, start, index + 1, gold),
                     "dropped": {},

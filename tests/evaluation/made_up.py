@@ -9,12 +9,19 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from sklearn.metrics import roc_auc_score
 
 from evaluation.studies import AMBIGUOUS_BAND, FLIPPED_BAND, STRONGEST, TREATED_BAND, WEAKEST, StudyRow, study_lines
 
 EVIL = "<script>document.title='owned'</script><img src=x onerror=alert(1)> & \"quotes\" $x^2$"
 WORDS = ("thank", "you", "for", "asking", "the", "kettle", "boils", "at", "noon", "bread", "keeps", "well", "in", "a", "box")
 CONFIG = "name: made-up\nreward: {epochs: 2}\n# <b>not bold</b>\n"
+META_FIT: dict[str, float | None] = {
+    "J_before": 0.478, "J_after": 0.488, "displacement": 0.0312, "displacement_deployed": None, "alignment_cos": 0.09,
+    "duplicate_share": 0.0125, "J_heldout_start": 0.419, "J_heldout_before": 0.467, "J_heldout_after": 0.477, "J_heldout": 0.471,
+    "spread_heldout_start": 0.702, "spread_heldout_before": 0.748, "spread_heldout_after": 0.768, "spread_heldout": 0.751,
+}  # fmt: skip
+"""MetaRM's numbers of a whole fit, by the ledger's names."""
 VERSIONS = json.dumps({"rondo": "0.1.0", "python": "3.11.2", "git_commit": None})
 
 
@@ -63,7 +70,9 @@ def make_strength_run(
         pq.write_table(part, directory / "strengths" / f"part-{number:05d}.parquet")
     card = {
         "kind": "strength", "config_sha256": "0" * 64, "data_sha256": "0" * 64, "num_pairs": num, "num_members": num_members,
-        "members": "full", "folds": 1, "seconds": {"fit": 312.0, "score": 41.5}, "memory_bytes": 10**9,
+        "members": "full", "folds": 1, "memory_bytes": 10**9,
+        "seconds": {"prepare": 212.0, "train": 312.0, "train_cpu": 290.0, "score": 41.5},
+        "splits": {"train": _split(margin.mean(1), wrong if truth else None)},
     }  # fmt: skip
     _common(directory, card)
     if studies:
@@ -71,6 +80,13 @@ def make_strength_run(
         for name, rows in make_studies().items():
             (directory / "studies" / f"{name}.jsonl").write_text(study_lines(rows), "utf-8")
     return directory
+
+
+def _split(mean: np.ndarray, wrong: np.ndarray | None) -> dict[str, float]:
+    """What the card says of the training pairs."""
+    train = np.arange(len(mean)) % 10 != 0
+    known = {} if wrong is None else {"auroc_wrong": float(roc_auc_score(wrong[train], -mean[train]))}
+    return {"num_pairs": int(train.sum()), "negative": float((mean[train] < 0).mean()), **known}
 
 
 def make_studies(num_seeds: int = 3) -> dict[str, list[StudyRow]]:
@@ -135,7 +151,7 @@ def _arms() -> dict[str, dict[str, tuple[float, float]]]:
 
 def make_reward_run(directory: Path, *, shifted: bool = True, features: bool = True, validation: bool = True) -> Path:
     """STORAGE/rewards/NAME as `reward` leaves it: two epochs, the second of which overfits."""
-    rng = np.random.default_rng(2)
+    rng, of_meta = np.random.default_rng(2), np.random.default_rng(3)
     directory.mkdir(parents=True)
     lines = []
     for step in range(1, 189):
@@ -143,6 +159,8 @@ def make_reward_run(directory: Path, *, shifted: bool = True, features: bool = T
         loss = 0.45 + 0.25 * np.exp(-step / 30) - memory + 0.05 * rng.normal()
         accuracy = 0.78 - 0.28 * np.exp(-step / 30) + memory + 0.05 * rng.normal()
         lines.append({"phase": "reward", "step": step, "reward/loss": loss, "reward/accuracy": min(1.0, accuracy)})
+        if shifted:
+            lines[-1] |= meta_metrics(step, of_meta)
     levels = {"original": 0.775, "relabelled": 0.79, "agreement": 0.83, "held_out": 0.71}
     for step in range(0, 189, 9) if validation else ():
         risen, fallen = 1 - np.exp(-step / 35), 0.03 * max(0, step - 94) / 94
@@ -159,9 +177,11 @@ def make_reward_run(directory: Path, *, shifted: bool = True, features: bool = T
         }
         lines.append(row)
     (directory / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), "utf-8")
+    measured: dict[str, float] = {}
     if validation:
         rows = []
         for name, level in levels.items():
+            measured[f"validation/{name}/ece"] = 0.04 + 0.1 * (0.8 - level)
             rejected = rng.normal(size=400)
             chosen = rejected + rng.normal(2.2 * (level - 0.5) / 0.27, 1.6, 400)
             rows += [
@@ -190,8 +210,28 @@ def make_reward_run(directory: Path, *, shifted: bool = True, features: bool = T
             for j in range(5)
         ]
         pq.write_table(pa.Table.from_pylist(rows), directory / "shifted.parquet")
-    _common(directory, {"kind": "reward", "config_sha256": "0" * 64, "num_steps": 188, "planned_steps": 188})
+    card = {"kind": "reward", "config_sha256": "0" * 64, "num_steps": 188, "planned_steps": 188, "validation": measured}
+    fit = {"loss": 0.5, "accuracy": 0.75, "num_steps": 188, "best_step": None} | (
+        META_FIT if shifted else dict.fromkeys(META_FIT)
+    )
+    _common(directory, card | {"fit": fit})
     return directory
+
+
+def meta_metrics(step: int, rng: np.random.Generator) -> dict[str, float]:
+    """MetaRM's numbers of one step: the ascent raises J on the prompts kept back, and the spread with it."""
+    risen = 1 - np.exp(-step / 60)
+    row = {
+        "reward/J": 0.42 + 0.06 * risen + 0.01 * rng.normal(),
+        "reward/displacement": 0.02 + 0.01 * risen + 0.001 * rng.normal(),
+        "reward/alignment_cos": 0.1 * risen + 0.03 * rng.normal(),
+        "reward/duplicates": 1.0,
+    }
+    if step % 10 == 1:
+        row |= {"reward/J_ascended": row["reward/J"] + 0.01}
+        row |= {"reward/J_heldout": 0.42 + 0.05 * risen, "reward/J_heldout_ascended": 0.425 + 0.055 * risen}
+        row |= {"reward/spread_heldout": 0.7 + 0.05 * risen, "reward/spread_heldout_ascended": 0.71 + 0.06 * risen}
+    return {name: float(value) for name, value in row.items()}
 
 
 def _common(directory: Path, card: dict[str, object]) -> None:

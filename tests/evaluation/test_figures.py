@@ -65,7 +65,7 @@ def test_running_mean_and_spread() -> None:
 
 def test_every_asked_figure_is_there(figures: tuple[Drawing, ...]) -> None:
     assert [figure.name for figure in figures] == [
-        "reward-round", "reward-step", "outcomes", "time", "kl", "perplexity", "differences", "meta",
+        "reward-round", "reward-step", "outcomes", "time", "kl", "perplexity", "differences", "meta", "meta-heldout",
     ]  # fmt: skip
 
 

@@ -4,10 +4,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
-from sklearn.metrics import roc_auc_score
 
-from evaluation.groups import auroc, calibration_bins, equal_groups, expected_calibration_error, over_seeds, share
+from evaluation.groups import calibration_bins, equal_groups, over_seeds, share
+from evaluation.reward_figures import CALIBRATION_BINS
 from rm.losses import calibration_error
+from rm.validation import CALIBRATION_BINS as BINS_OF_THE_CARD
 
 
 def test_equal_groups_by_hand() -> None:
@@ -54,24 +55,19 @@ def test_over_seeds_equals_scipys_interval() -> None:
         over_seeds([])
 
 
-def test_auroc_equals_sklearns_with_ties() -> None:
-    rng = np.random.default_rng(0)
-    values, positive = rng.integers(0, 8, 200).astype(float), rng.random(200) < 0.3
-    assert auroc(values, positive) == pytest.approx(roc_auc_score(positive, values), abs=1e-12)
-    assert auroc(np.array([1.0, 2.0, 3.0]), np.array([False, True, True])) == 1.0
-    with pytest.raises(ValueError, match="both kinds are needed"):
-        auroc(values, np.zeros(200, dtype=bool))
-
-
 def test_calibration_by_hand() -> None:
     logit = lambda p: float(np.log(p / (1 - p)))  # noqa: E731
     bins = calibration_bins(np.array([logit(0.95), -logit(0.86), logit(0.52), 0.0]), 5)
     assert [(b.count, b.accuracy) for b in bins] == [(2, 0.75), (1, 0.0), (1, 1.0)]  # a tie counts one half
     assert [b.confidence for b in bins] == pytest.approx([0.51, 0.86, 0.95])
-    assert expected_calibration_error(calibration_bins(np.array([logit(0.86), -logit(0.84)]), 5)) == pytest.approx(0.35)
+    with pytest.raises(ValueError, match="cannot put 0 pairs into 5 bins"):
+        calibration_bins(np.array([]), 5)
 
 
-def test_calibration_agrees_with_the_training_rooms() -> None:
+def test_the_bins_are_those_of_the_calibration_error_in_the_card() -> None:
+    assert CALIBRATION_BINS == BINS_OF_THE_CARD
     difference = np.random.default_rng(1).normal(0.8, 1.5, 300)
-    theirs = calibration_error(torch.from_numpy(difference), torch.zeros(300, dtype=torch.double), 10).expected_error
-    assert expected_calibration_error(calibration_bins(difference, 10)) == pytest.approx(theirs, abs=1e-12)
+    theirs = calibration_error(torch.from_numpy(difference), torch.zeros(300, dtype=torch.double), CALIBRATION_BINS)
+    bins = calibration_bins(difference, CALIBRATION_BINS)
+    ours = sum(b.count * abs(b.accuracy - b.confidence) for b in bins) / 300
+    assert ours == pytest.approx(theirs.expected_error, abs=1e-12)

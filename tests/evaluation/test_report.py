@@ -90,7 +90,23 @@ def test_the_page_says_what_the_ledger_says(page: Page, full_run: Path) -> None:
     assert "Collapse" in page.text
     assert "reward.start" in page.text
     assert "round 0: 0.05; round 1: 0.06" in page.text  # a choice that changed between rounds
+    meta = raw["rounds"][2]["reward"]
+    assert "MetaRM in round 2" in page.text and "J alone rises by inflation" in page.text
+    for key in ("J_heldout_before", "J_heldout_after", "J_heldout", "spread_heldout_before", "spread_heldout_after"):
+        assert f"{meta[key]:.3f}" in page.text
+    assert f"{meta['duplicate_share']:.1%}" in page.text
+    assert "J, kept weights" in page.text
     assert "2031-05-03" in page.text
+
+
+def test_a_ledger_of_before_the_held_out_numbers_is_still_read(make_run) -> None:  # type: ignore[no-untyped-def]
+    run = make_run(num_rounds=1, num=8, steps=1)
+    ledger = json.loads((run / "ledger.json").read_text("utf-8"))
+    kept = ("loss", "accuracy", "validation_accuracy", "J_before", "J_after", "displacement", "alignment_cos")
+    ledger["rounds"][0]["reward"] = {key: ledger["rounds"][0]["reward"][key] for key in kept}
+    (run / "ledger.json").write_text(json.dumps(ledger), "utf-8")
+    text = Page(write_report(run).read_text("utf-8")).text
+    assert "‖θ′ − θ‖" in text and "kept weights" not in text
 
 
 def test_samples_are_picked_by_the_rule(full_run: Path) -> None:

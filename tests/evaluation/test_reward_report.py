@@ -1,3 +1,4 @@
+import json
 import re
 import shutil
 from pathlib import Path
@@ -7,10 +8,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from evaluation.embedding import embed, same_side_neighbours
+from evaluation.embedding import embed, first_pairs, same_side_neighbours
+from evaluation.fit_words import COLLAPSED, collapsed, inflation, meta_tiles
 from evaluation.preference_report import write_preference_report
 from evaluation.reward_figures import reward_plots
 from evaluation.reward_run import Features, read_reward_run
+from rm import contrastive_term
 from tests.evaluation.made_up import make_reward_run
 from tests.evaluation.test_report import LOADING_TAGS, Page
 from tokens.errors import UserError
@@ -48,7 +51,15 @@ def test_the_page_says_what_the_files_say(html: str, reward_run: Path) -> None:
     assert "The accuracy fell from its best: original" in text
     for number in (8, 11, 16, 19, 20):
         assert f"Figure {number}" in text
-    assert len(list((reward_run / "figures").glob("*.png"))) == 6
+    assert len(list((reward_run / "figures").glob("*.png"))) == 7
+    card = json.loads((reward_run / "card.json").read_text())
+    assert f"{card['validation']['validation/original/ece']:.1%}" in text
+    assert "J alone rises by inflation" in text and "Not on this page" not in text
+    fit = card["fit"]
+    shown = text.split("MetaRM", 1)[1]
+    for key in ("J_heldout_start", "J_heldout_before", "J_heldout_after", "J_heldout", "spread_heldout_before", "spread_heldout"):
+        assert f"{fit[key]:.3f}" in shown
+    assert f"{fit['displacement']:.3g}" in shown and f"{fit['alignment_cos']:+.2f}" in shown and "1.2%" in shown
 
 
 def test_epochs_end_where_they_were_planned_to(reward_run: Path, tmp_path: Path) -> None:
@@ -75,6 +86,91 @@ def test_without_validation_it_says_so(bare: Path) -> None:
     text = Page(write_preference_report(bare).read_text("utf-8")).text
     assert "Not measured" in text and "fitted without validation pairs" in text
     assert [plot.name for plot in reward_plots(read_reward_run(bare))] == ["fig19-training"]
+    assert "Figures 8, 11 and 20. They need held-out pairs" in text and "Figure 16. It needs samples of a shifted policy" in text
+    assert "J alone rises" not in text and "evaluate_every" not in text  # nothing to measure on however often
+
+
+def with_card(run: Path, **fit: object) -> None:
+    card = json.loads((run / "card.json").read_text())
+    (run / "card.json").write_text(json.dumps(card | {"fit": card["fit"] | fit}))
+
+
+def test_weights_that_early_stopping_kept_are_not_said_to_have_declined(tmp_path: Path) -> None:
+    """The made-up fit is best in its first epoch and falls by three points: all well, if those weights were kept."""
+    run = make_reward_run(tmp_path / "run", shifted=False, features=False)
+    points = dict(read_reward_run(run).over_training("validation/original/accuracy"))
+    best = max(points, key=lambda step: points[step])
+    assert best < 120 and points[best] - points[180] > 0.01
+    assert "The accuracy fell from its best: original" in Page(write_preference_report(run).read_text("utf-8")).text
+    with_card(run, best_step=best)
+    text = Page(write_preference_report(run).read_text("utf-8")).text
+    assert f"Early stopping kept the weights of step {best}, the best on the set that reward.stop_on names" in text
+    assert "The accuracy fell" not in text and "keeps the best weights" not in text
+    assert f"Solid line: step {best}" in text
+    with_card(run, best_step=180)  # as if another set had been gone by
+    text = Page(write_preference_report(run).read_text("utf-8")).text
+    assert f"another step was better on others: original {points[best]:.1%} at step {best} to {points[180]:.1%}" in text
+    with_card(run, best_step=5)
+    with pytest.raises(UserError, match="weights of step 5 were kept"):
+        write_preference_report(run)
+
+
+def test_one_measurement_makes_no_curve_and_the_page_says_how_to_get_one(tmp_path: Path) -> None:
+    run = make_reward_run(tmp_path / "run", shifted=False, features=False)
+    lines = [line for line in (run / "metrics.jsonl").read_text().splitlines() if '"step": 180' in line or '"reward"' in line]
+    (run / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    assert [plot.name for plot in reward_plots(read_reward_run(run))] == ["calibration", "fig19-training"]
+    text = Page(write_preference_report(run).read_text("utf-8")).text
+    assert "Figures 8 and 20, and the scores of Figure 19." in text and "--reward.evaluate_every 18" in text
+    assert "Figure 11. It needs at least 5 held-out pairs" in text
+    assert "mean scores are of validation pairs" not in text
+
+
+def test_prototypes_that_collapsed_are_said(tmp_path: Path) -> None:
+    run = make_reward_run(tmp_path / "run", shifted=False, features=False)
+    told = "The prototypes of SwAV have collapsed, or were never learnt: in the last quarter of the fit 1.02 of them"
+    before = (run / "metrics.jsonl").read_text()
+    for effective, said in ((1.02, True), (4.0, False)):
+        rows = [json.loads(line) for line in before.splitlines()]
+        for row in rows:
+            if row["phase"] == "reward":
+                row["reward/prototypes_effective"] = effective if row["step"] > 100 else 9.0
+        (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        text = Page(write_preference_report(run).read_text("utf-8")).text
+        assert (told in text) == said
+        assert f"{effective:.1f}in effective use" in text.replace("\n", "")
+
+
+def test_words_on_a_fit_by_hand() -> None:
+    fit = {"J_heldout_before": 0.4, "J_heldout_after": 0.41, "spread_heldout_before": 0.7, "spread_heldout_after": 0.7004}
+    assert inflation(fit) is not None and "J rose from 0.400 to 0.410 at θ′" in str(inflation(fit))
+    assert inflation(fit | {"spread_heldout_after": 0.702}) is None
+    assert inflation(fit | {"J_heldout_after": 0.4}) is None  # idle, which another finding says
+    assert inflation({"J_before": 0.4, "J_after": 0.5}) is None
+    assert meta_tiles({"loss": 0.5}) == ()
+    assert meta_tiles({"J_before": 0.4, "displacement": 0.0312, "J_heldout_before": 0.4, "J_heldout_after": 0.41}) == (
+        ("J at θ′", "0.410", "0.400 at θ"),
+        ("‖θ′ − θ‖", "0.0312", "of one ascent"),
+    )
+    assert collapsed([]) is None
+    assert collapsed([1.0] * 30 + [2.0] * 10) is None
+    assert "1.05 of them" in str(collapsed([9.0] * 30 + [1.05] * 10))
+
+
+def test_the_last_quarter_warns_where_training_does() -> None:
+    assert COLLAPSED == contrastive_term.COLLAPSED
+
+
+@pytest.mark.parametrize("num", [30, 1200])
+def test_features_are_of_as_many_chosen_as_rejected_responses(num: int) -> None:
+    """Rows stand chosen first and then rejected, however many there are."""
+    vectors = np.arange(2.0 * num)[:, None]
+    kept = first_pairs(Features(vectors, np.arange(2 * num) < num), 500)
+    expected = min(num, 500)
+    assert kept.vectors[:, 0].tolist() == [*range(expected), *range(num, num + expected)]
+    assert (int(kept.chosen.sum()), int((~kept.chosen).sum())) == (expected, expected)
+    mixed = np.arange(2 * num) % 2 == 0  # pair by pair
+    assert first_pairs(Features(vectors, mixed), 3).vectors[:, 0].tolist() == [0, 2, 4, 1, 3, 5]
 
 
 def test_a_model_no_better_than_chance_is_not_praised(tmp_path: Path) -> None:

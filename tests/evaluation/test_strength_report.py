@@ -11,9 +11,13 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from cluster import strength_card
 from evaluation.preference_report import pick_examples, write_preference_report
 from evaluation.strength_figures import agreement_by_group, strength_plots
-from evaluation.strength_run import read_strength_run
+from evaluation.strength_run import GOLD, MEAN, SECOND_LABEL, STD, read_strength_run
+from evaluation.studies import STUDIES
+from preferences import strength_files
+from preferences.labels import PUBLIC_LABEL
 from tests.evaluation.made_up import EVIL, make_strength_run
 from tests.evaluation.test_report import LOADING_TAGS, Page
 from tokens.errors import UserError
@@ -63,7 +67,7 @@ def test_the_page_says_what_the_files_say(html: str, strength_run: Path) -> None
         assert shown in text
     for number in (1, 2, 3, 4, 5, 6, 7, 8, 21, 22, 23, 24, 25):
         assert f"Figure {number}" in text
-    assert "cluster study" not in text  # all studies are there
+    assert "cluster study" not in text and "Not on this page" not in text  # all studies are there
 
 
 def test_every_svg_can_stand_in_one_page(html: str) -> None:
@@ -129,8 +133,14 @@ def test_what_is_not_known_is_left_out_and_said(small: Path) -> None:
     assert (run.truth, run.label, run.wrong, dict(run.studies)) == (None, None, None, {})
     assert [plot.name for plot in strength_plots(run)] == ["fig01-strength", "fig02-groups"]
     text = Page(write_preference_report(small).read_text("utf-8")).text
-    assert "cluster study CONFIG" in text and "deciles, lowest, top" in text
-    assert "AUROC" not in text and "second labeller" not in text and "label wrong" not in text
+    absent = text.split("Not on this page")[1].split("Pairs to read")[0]
+    for study in STUDIES:
+        assert f"python -m cluster study CONFIG --studies {study}" in absent
+    for figures in ("Figure 3.", "Figure 4.", "Figures 21 and 22.", "Figures 23 to 25."):
+        assert figures in absent
+    assert "relabel PAIRS --judge" in absent
+    assert "AUROC" not in text and "label wrong" not in text
+    assert "second labeller" not in text.replace(absent, "")
 
 
 def test_the_same_files_give_the_same_bytes(small: Path, tmp_path: Path) -> None:
@@ -220,10 +230,18 @@ def test_a_weak_strength_is_warned_of(small: Path, tmp_path: Path) -> None:
         path.unlink()
     pq.write_table(table, run / "strengths" / "part-00000.parquet")
     card = json.loads((run / "card.json").read_text())
-    (run / "card.json").write_text(json.dumps(card | {"folds": 3}))
+    weak = {"train": card["splits"]["train"] | {"auroc_wrong": 0.53}}
+    (run / "card.json").write_text(json.dumps(card | {"folds": 3, "splits": weak}))
     text = Page(write_preference_report(run).read_text("utf-8")).text
-    assert "Low strength hardly finds the wrong labels here" in text
+    assert "Low strength hardly finds the wrong labels here: AUROC 0.53" in text
     assert "3 folds, cross-fitted" in text
+
+
+def test_the_columns_are_those_that_strength_writes() -> None:
+    """Named twice, because neither room may import the other."""
+    assert (MEAN, STD) == (strength_files.MEAN, strength_files.STD)
+    assert strength_card.GOLD == GOLD
+    assert SECOND_LABEL == PUBLIC_LABEL
 
 
 def test_a_run_without_a_training_split_shows_all_pairs(small: Path) -> None:

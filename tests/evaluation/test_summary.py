@@ -99,3 +99,24 @@ def test_an_idle_meta_step(run: Run) -> None:
     assert "did not raise J in round 1:" in said(replace(run, ledger=replace(run.ledger, rounds=(rounds[0], idle, rounds[2]))))
     none = tuple(replace(r, reward=replace(r.reward, j_before=None, j_after=None)) for r in rounds)
     assert "without MetaRM" in said(replace(run, ledger=replace(run.ledger, rounds=none)))
+
+
+def test_an_ascent_that_only_inflates(run: Run) -> None:
+    """The made-up ledger: J rises on the prompts kept back, the spread does not."""
+    assert "Round 2: The ascent makes scores larger and tells responses apart no better" in said(run)
+    *before, last = run.ledger.rounds
+    risen = replace(last, reward=replace(last.reward, numbers={**last.reward.numbers, "spread_heldout_after": 0.8}))
+    assert "no better" not in said(replace(run, ledger=replace(run.ledger, rounds=(*before, risen))))
+
+
+def test_collapsed_prototypes_of_the_last_round(run: Run) -> None:
+    def with_prototypes(effective: float) -> Run:
+        rows = [
+            replace(row, values={**row.values, "reward/prototypes_effective": effective if row.round == 2 else 1.0})
+            for row in run.metrics
+        ]
+        return replace(run, metrics=tuple(rows))
+
+    assert "Round 2: The prototypes of SwAV have collapsed" in said(with_prototypes(1.04))
+    assert "prototypes" not in said(with_prototypes(3.0))  # of the last round alone
+    assert "prototypes" not in said(run)
