@@ -73,14 +73,14 @@ class StrengthScorer:
 
     def __init__(self, job: ScoringJob) -> None:
         from pyarrow import parquet
-        from transformers import AutoTokenizer
 
+        from preferences.models import read_tokenizer
         from rm.members import load_members
 
         path = job.setup.log_path
         role = Role(replace(job.setup, log_path=path.with_name(f"{path.stem}-{os.getpid()}{path.suffix}")))
         self.job, self.role = job, role
-        self.tokenizer = AutoTokenizer.from_pretrained(job.base)
+        self.tokenizer = read_tokenizer(job.base)
         with attempt(job.attempts / "load", job.num_workers):
             self.members = load_members(
                 job.kind, job.base, job.members, job.num_members, job.pooling, role.dtype(), job.setup.device

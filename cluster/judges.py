@@ -93,19 +93,18 @@ class RewardJudge:
     sequences_per_pass = 32
 
     def __init__(self, path: Path, templated: bool) -> None:
-        from preferences.models import check_model_directory
+        from preferences.models import check_model_directory, read_tokenizer
 
         if (path / "card.json").is_file():
             path = path / "model"
         directory = check_model_directory(path, reward=True)
         import torch
-        from transformers import AutoTokenizer
 
         from preferences.formats import ChatTemplate
         from rm.model import RewardModel
 
         self.context_length = directory.context_length
-        self.tokenizer: Any = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+        self.tokenizer: Any = read_tokenizer(path)
         self.template = ChatTemplate(self.tokenizer) if directory.has_chat_template else None
         device = "cuda" if torch.cuda.is_available() else "cpu"
         self.model = RewardModel.from_pretrained(path, dtype=torch.float32).to(device)
