@@ -68,7 +68,8 @@ def strength(config: RunConfig, console: Console) -> Path:
 
 def _measure(config: RunConfig, console: Console, directory: StrengthDirectory, source: Source, fixed: bool) -> None:
     from cluster.strength_card import card_of, read_columns, table_of
-    from cluster.strength_work import refuse_what_cannot_fit, score, train
+    from cluster.strength_scores import score
+    from cluster.strength_work import refuse_what_cannot_fit, train
     from preferences.sets import count_reasons, with_equal_columns
     from preferences.strength import read_strengths, refuse_constant
 
