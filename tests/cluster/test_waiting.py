@@ -109,10 +109,9 @@ def test_rows_are_polled(monkeypatch: pytest.MonkeyPatch) -> None:
         finally:
             closed.set()
 
-    seen = []
+    seen: list[dict[str, Any] | None] = []
     with pytest.raises(OSError, match="broken"):
-        for row in _polled(rows, 2):
-            seen.append(row)
+        seen.extend(_polled(rows, 2))
     assert [row for row in seen if row] == [{"part": 0}, {"part": 1}] and seen.count(None) >= 2
 
     def endless() -> Iterator[dict[str, Any]]:
