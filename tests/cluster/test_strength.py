@@ -327,14 +327,19 @@ def test_cross_fitted_pairs_are_scored_by_members_that_did_not_see_them(run: Don
 
 
 @pytest.mark.slow
-def test_the_benchmark_compares_cheaper_members_with_whole_ones(run: Done, tmp_path: Path) -> None:
+def test_the_benchmark_compares_cheaper_members_with_whole_ones(
+    run: Done, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     results = tmp_path / "members.jsonl"
-    full, lora, heads = members.main([str(TINY), *MEMBERS, "--name", "tiny-kinds"], results)
+    full, lora, heads = members.main([str(TINY), *MEMBERS, "--name", "tiny-kinds", "--seeds", "3"], results)
     assert [json.loads(line)["what"] for line in results.read_text().splitlines()] == ["full", "lora", "heads"]
+    assert [row["seed"] for row in (full, lora, heads)] == [3] * 3
+    lines = capsys.readouterr().out.splitlines()
+    assert "| | full | lora | heads |" in lines and "| train_ratio | 1.000 [1.000, 1.000] |" in "\n".join(lines)
     assert full["spearman_mu"] == full["weight_ratio"] == full["train_ratio"] == 1.0
     assert 0 < lora["weight_ratio"] < 1 and heads["weight_ratio"] == pytest.approx(0.5, abs=0.1)
     for row, kind in ((lora, "lora"), (heads, "heads")):
-        found = read_strengths(run.path.with_name(f"tiny-kinds-members-{kind}"))
+        found = read_strengths(run.path.with_name(f"tiny-kinds-seed-3-members-{kind}"))
         assert len(found) == 160 and found.num_members == 2
         assert float(np.abs(found.chosen[:, 0] - found.chosen[:, 1]).max()) > 0, "members differ"
         assert -1 <= row["spearman_mu"] < 1
