@@ -9,16 +9,14 @@ memory grows at most above what it held before (Python, its libraries, the texts
     store     encoded into a store
     parts     what else the driver makes of N pairs: folds, parts, and the file of texts, written part by part
 
-and for the first two what goes into Ray's object store (`put`), and what a training process then holds of its own (`received`):
-pickled records become records again, arrays stay where they are. Prints the rows and appends them to
-benchmarks/results/strength_memory.jsonl.
+Prints the rows and appends them to benchmarks/results/strength_memory.jsonl. Training processes unpack records once more each;
+the arrays of a store they read where Ray put them (tests/tokens/test_pair_store.py).
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import pickle
 import random
 import resource
 import subprocess
@@ -83,17 +81,9 @@ def measure(case: str, path: Path) -> dict[str, Any]:
     make = {"tuples": _tuples, "store": _store, "parts": _parts}[case](pairs, tokenizer)
     began = time.perf_counter()
     with Growth() as growth:
-        held = make()
+        _held = make()  # until the growth is read
     row: dict[str, Any] = {"id": "strength_memory", "what": case, "num_pairs": len(pairs)}
     row |= {"seconds": round(time.perf_counter() - began, 2), "bytes_per_pair": round(growth.most / len(pairs), 1)}
-    if held is not None:
-        buffers: list[pickle.PickleBuffer] = []
-        data = pickle.dumps(held, protocol=5, buffer_callback=buffers.append)
-        put = len(data) + sum(buffer.raw().nbytes for buffer in buffers)
-        with Growth() as growth:
-            received = pickle.loads(data, buffers=buffers)  # noqa: S301 - our own bytes
-        assert len(received) == len(pairs)
-        row |= {"put_per_pair": round(put / len(pairs), 1), "received_per_pair": round(growth.most / len(pairs), 1)}
     return row
 
 

@@ -17,8 +17,7 @@ def test_memory_of_pairs_as_records_and_as_arrays(tmp_path: Path, capsys: pytest
     tuples, store, parts = strength_memory.main(["--pairs", "3000"], results)
     assert [json.loads(line) for line in results.read_text().splitlines()] == [tuples, store, parts]
     assert {row["num_pairs"] for row in (tuples, store, parts)} == {3000} and parts["what"] == "parts"
-    assert tuples["received_per_pair"] > 10 * store["received_per_pair"], "arrays are not copied"
-    assert 240 < store["put_per_pair"] < 400, "four bytes a token, and a little"
+    assert tuples["bytes_per_pair"] > 1000 > 2 * store["bytes_per_pair"], "60 numbers of Python's against 60 of four bytes"
     assert "what store, num_pairs 3000" in capsys.readouterr().out
 
 
