@@ -6,7 +6,7 @@ import logging
 import resource
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ import ray
 from actors.process import ProcessSetup, Progress
 from actors.ranks import Rank
 from rm.config import MemberKind, MetaConfig, RewardConfig
-from tokens.records import Pair
+from tokens.pair_store import PairStore
 
 log = logging.getLogger(__name__)
 
@@ -87,21 +87,34 @@ class Board:
     def __init__(self, totals: dict[str, int]) -> None:
         self.totals = totals
         self.done = dict.fromkeys(totals, 0)
+        self.running: set[str] = set()
+        self.beats = 0
 
     def tick(self, name: str, done: int) -> None:
-        """Note how many pairs a job has seen; it starts again from 0 if its process died."""
+        """Note how many pairs a job has seen; 0 as soon as it begins, also again where its process died."""
+        self.running.add(name)
         self.done[name] = done
+        self.beats += 1
+
+    def beat(self) -> None:
+        """Note that a job is at work on something that is not counted in pairs."""
+        self.beats += 1
+
+    def end(self, name: str) -> None:
+        """Note that a job has ended."""
+        self.running.discard(name)
 
     def progress(self) -> Progress:
         """All jobs together."""
-        return Progress(sum(self.done.values()), sum(self.totals.values()), "pairs")
+        done, total = sum(self.done.values()), sum(self.totals.values())
+        return Progress(done, total, "pairs", beats=self.beats, waiting=not self.running)
 
 
 @ray.remote(max_calls=1, max_retries=MAX_DEATHS)  # a process for each fit: its peak of memory is its own
 def train_member(
     setup: ProcessSetup,
     job: MemberJob,
-    pairs: Sequence[Pair],
+    pairs: PairStore,
     folds: np.ndarray | None,
     commit: Callable[[MemberReport, Path, Path], None],
     board: Any,
@@ -111,7 +124,7 @@ def train_member(
     Args:
         setup: of the process.
         job: what to fit.
-        pairs: all N training pairs.
+        pairs: all N training pairs, in memory that the processes of a machine share.
         folds: [N] the fold of each; None where the fit sees all.
         commit: writes the report beside the finished files and moves their directory to its place.
         board: told how far the fit is.
@@ -127,8 +140,9 @@ def train_member(
     from rm.training import fit_reward_model
 
     rank = Rank(setup)
+    board.tick.remote(job.name, 0)
     cuda = setup.device == "cuda"
-    seen = [pair for i, pair in enumerate(pairs) if folds is None or folds[i] != job.fold]
+    seen = pairs if folds is None else pairs.take(np.flatnonzero(folds != job.fold))
     tokenizer = AutoTokenizer.from_pretrained(job.base)
     start, said = 0 if cuda else _most_memory(), 0.0
     began, cpu_began = time.perf_counter(), time.process_time()
@@ -144,6 +158,12 @@ def train_member(
             board.tick.remote(job.name, done)
             log.info("%s: step %d of %d, loss %.4f", job.name, step.step, step.num_steps, step.loss)
 
+    def on_work() -> None:
+        nonlocal said
+        if time.perf_counter() - said > SAY_EVERY_S:
+            said = time.perf_counter()
+            board.beat.remote()
+
     model = rank.place(start_member(job.base, job.reward, job.seeds[0], tokenizer.pad_token_id))
     with rank.compute():
         fit = fit_reward_model(
@@ -152,7 +172,7 @@ def train_member(
         heads = None
         if job.kind == "heads":
             batch_size = job.reward.microbatch_size
-            heads = head_members(model, seen, job.seeds[1:], batch_size, tokenizer.pad_token_id)
+            heads = head_members(model, seen, job.seeds[1:], batch_size, tokenizer.pad_token_id, on_work)
     seconds, cpu_seconds = time.perf_counter() - began, time.process_time() - cpu_began
     partial.mkdir(parents=True)
     save_member(job.kind, model, partial)
@@ -163,6 +183,7 @@ def train_member(
     peak = int(torch.cuda.max_memory_allocated()) if cuda else _most_memory()
     report = MemberReport(job.name, len(seen), fit.loss, fit.accuracy, seconds, cpu_seconds, peak, start, weights)
     commit(report, partial, job.directory)
+    board.end.remote(job.name)
     log.info("%s: %s", job.name, asdict(report))
     return report
 

@@ -39,12 +39,23 @@ class ProcessSetup:
 
 @dataclass(frozen=True)
 class Progress:
-    """How far the current call is; ``tokens`` is 0 where nothing is sampled."""
+    """How far the current call is.
+
+    Args:
+        done: units.
+        total: units.
+        unit: what is counted.
+        tokens: sampled; 0 where nothing is.
+        beats: signs of life so far, also where nothing is counted.
+        waiting: True while the work waits for room on the cluster: no part of it runs.
+    """
 
     done: int
     total: int
     unit: str
     tokens: int = 0
+    beats: int = 0
+    waiting: bool = False
 
 
 @dataclass(frozen=True)

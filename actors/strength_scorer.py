@@ -18,6 +18,7 @@ import numpy as np
 
 from actors.process import ProcessSetup, Role
 from rm.config import MemberKind, Pooling
+from tokens.errors import UserError
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -65,7 +66,8 @@ class ScoringJob:
 
 
 class StrengthScorer:
-    """Loads the members once, then scores part after part.
+    """Loads the members once, then scores part after part. What is wrong with the input it answers instead of scores: an error
+    of this process would reach the driver as Ray's own, without its kind.
 
     Args:
         job: what to score, with what.
@@ -73,18 +75,22 @@ class StrengthScorer:
 
     def __init__(self, job: ScoringJob) -> None:
         from pyarrow import parquet
-        from transformers import AutoTokenizer
 
+        from preferences.models import read_tokenizer
         from rm.members import load_members
 
         path = job.setup.log_path
         role = Role(replace(job.setup, log_path=path.with_name(f"{path.stem}-{os.getpid()}{path.suffix}")))
         self.job, self.role = job, role
-        self.tokenizer = AutoTokenizer.from_pretrained(job.base)
-        with attempt(job.attempts / "load", job.num_workers):
-            self.members = load_members(
-                job.kind, job.base, job.members, job.num_members, job.pooling, role.dtype(), job.setup.device
-            )
+        self.refusal = ""
+        try:
+            self.tokenizer = read_tokenizer(job.base)
+            with attempt(job.attempts / "load", job.num_workers):
+                self.members = load_members(
+                    job.kind, job.base, job.members, job.num_members, job.pooling, role.dtype(), job.setup.device
+                )
+        except UserError as error:
+            self.refusal = str(error)
         self.file = parquet.ParquetFile(job.texts)
 
     def __call__(self, batch: dict[str, np.ndarray]) -> pa.Table:
@@ -95,15 +101,19 @@ class StrengthScorer:
 
         Returns:
             One row: the part, the scores of its n rows for either side ([n, M] float64, flattened), how many distinct sequences
-            were scored for them, the seconds that it took, and the seconds that its threads computed meanwhile.
+            were scored for them, the seconds that it took, the seconds that its threads computed meanwhile, and the column
+            ``refusal``: empty, or what the user must be told, and there are no scores then.
         """
         part = int(batch["part"][0])
-        with attempt(self.job.attempts / f"part-{part:05d}", 1):
-            return self._score(part)
+        if not self.refusal:
+            try:
+                with attempt(self.job.attempts / f"part-{part:05d}", 1):
+                    return self._score(part)
+            except UserError as error:
+                self.refusal = str(error)
+        return answer(part, np.empty(0), np.empty(0), refusal=self.refusal)
 
     def _score(self, part: int) -> pa.Table:
-        import pyarrow as pa
-
         began, cpu_began = time.perf_counter(), time.process_time()
         names = ["prompt", "chosen", "rejected", self.job.number]
         rows = self.file.read_row_group(part, columns=names).to_pydict()
@@ -117,22 +127,38 @@ class StrengthScorer:
         chosen, rejected = scores[: len(firsts)][numbers], scores[len(firsts) :][numbers]
         seconds, cpu_seconds = time.perf_counter() - began, time.process_time() - cpu_began
         log.info("part %d: %d pairs, %d distinct sequences, %.2f s", part, len(numbers), len(distinct), seconds)
-        lists = pa.list_(pa.float64())
-        return pa.table(
-            {
-                "part": [part],
-                "chosen": pa.array([chosen.ravel()], lists),
-                "rejected": pa.array([rejected.ravel()], lists),
-                "num_sequences": [len(distinct)],
-                "seconds": [seconds],
-                "cpu_seconds": [cpu_seconds],
-            }
-        )
+        return answer(part, chosen, rejected, len(distinct), seconds, cpu_seconds)
 
     def _encode(self, prompt: str, response: str) -> Encoded:
         from preferences.encode import encode_prompt, encode_response
 
         return encode_prompt(self.tokenizer, prompt, self.job.templated), encode_response(self.tokenizer, response)
+
+
+def answer(
+    part: int,
+    chosen: np.ndarray,
+    rejected: np.ndarray,
+    num_sequences: int = 0,
+    seconds: float = 0.0,
+    cpu_seconds: float = 0.0,
+    refusal: str = "",
+) -> pa.Table:
+    """One row, as ``StrengthScorer`` answers."""
+    import pyarrow as pa
+
+    lists = pa.list_(pa.float64())
+    return pa.table(
+        {
+            "part": [part],
+            "chosen": pa.array([chosen.ravel()], lists),
+            "rejected": pa.array([rejected.ravel()], lists),
+            "num_sequences": [num_sequences],
+            "seconds": [seconds],
+            "cpu_seconds": [cpu_seconds],
+            "refusal": [refusal],
+        }
+    )
 
 
 @contextlib.contextmanager

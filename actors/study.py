@@ -143,6 +143,7 @@ def fit_arm(
     from rm.validation import measure, score_sets
 
     rank, reward = _own(setup), job.reward
+    board.tick.remote(job.name, 0)
     pad_id = AutoTokenizer.from_pretrained(job.base).pad_token_id
     seen = repeated(job.treated.of(pairs), len(pairs))
     total = reward.epochs * len(seen)
@@ -156,6 +157,7 @@ def fit_arm(
 
     def look(step: int) -> float:
         numbers = measure(score_sets(model, validation, reward.microbatch_size, pad_id))
+        board.beat.remote()
         if since:
             numbers |= {"train/loss": fmean(s.loss for s in since), "train/accuracy": fmean(s.accuracy for s in since)}
             since.clear()
@@ -178,6 +180,7 @@ def fit_arm(
             fit_reward_model(model, seen, None, reward, MetaConfig(enabled=False), job.seed, pad_id, on_step, watch=watch)
     except FloatingPointError as error:
         raise FloatingPointError(f"{job.name}: {error}") from error
+    board.end.remote(job.name)
     log.info("%s: %d different pairs, %.1f s", job.name, len(job.treated.rows), time.perf_counter() - began)
     return StudyReport(job.name, tuple(looks))
 

@@ -1,20 +1,24 @@
 """What cheaper members of a strength ensemble cost, and how far their strengths are those of whole models.
 
-    python -m benchmarks.members configs/quickstart.yaml --strength.num_members 4
+    python -m benchmarks.members configs/quickstart.yaml --strength.num_members 4 --seeds 1 2 3
 
 Trains full, lora and heads on the same pairs and scores the same pairs with each, by the command's own code (a run that is there
 is read, not made again). For each: CPU seconds of training, peak memory of a training process above what it holds without a
 model, bytes of weights and CPU seconds per scored pair, all as ratios to full; Spearman's correlation of mu and of sigma with
 full's; how well -mu finds wrong labels, and the accuracy on validation pairs. The two halves of full's members against each
 other say how far two ensembles of the same kind agree: no other kind can be asked for more.
+
+With `--seeds` all of it once for each seed of the config; ratios and correlations are to full of the same seed, and the table at
+the end has their means and their least and greatest values. A row without `seed` in the results is of the config's own.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -101,24 +105,81 @@ def halves(strengths: Strengths) -> float | None:
     return correlation(margin[:, :middle].mean(1), margin[:, middle : 2 * middle].mean(1))
 
 
-def main(arguments: Sequence[str] | None = None, results: Path = RESULTS) -> list[dict[str, Any]]:
-    """Make or read the three runs, print and append what they say.
+SHOWN = (
+    "train_ratio",
+    "memory_ratio",
+    "weight_ratio",
+    "score_ratio",
+    "spearman_mu",
+    "spearman_sigma",
+    "mean_sigma",
+    "auroc_wrong",
+    "validation_accuracy",
+)
+"""What the table over the seeds has of each row."""
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """Mean and range over the seeds of every kind, as a Markdown table.
 
     Args:
-        arguments: CONFIG and overrides; None takes the process's own.
+        rows: of all seeds, as ``compare`` gives them; a value that one of a kind's rows lacks is not shown for that kind.
+    """
+    kinds = [kind for kind in KINDS if any(row["what"] == kind for row in rows)]
+    lines = [f"| | {' | '.join(kinds)} |", "|---" * (len(kinds) + 1) + "|"]
+    for key in SHOWN:
+        cells = []
+        for kind in kinds:
+            values = [row[key] for row in rows if row["what"] == kind]
+            if any(value is None for value in values):
+                cells.append("-")
+            else:
+                cells.append(f"{fmean(values):.3f} [{min(values):.3f}, {max(values):.3f}]")
+        lines.append(f"| {key} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def main(arguments: Sequence[str] | None = None, results: Path = RESULTS) -> list[dict[str, Any]]:
+    """Make or read the three runs of every seed, print and append what they say.
+
+    Args:
+        arguments: CONFIG, ``--seeds`` and overrides; None takes the process's own.
         results: JSON lines to append to.
 
     Returns:
-        The rows.
+        The rows, seed by seed.
     """
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    config = load_config(Path(given[0]), given[1:])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("config", type=Path, metavar="CONFIG")
+    parser.add_argument("--seeds", type=int, nargs="+", default=None, help="of the config, one after another (default: its own)")
+    options, overrides = parser.parse_known_args(arguments)
+    rows: list[dict[str, Any]] = []
+    for seed in options.seeds or [None]:
+        words = overrides
+        if seed is not None:
+            words = [*overrides, "--seed", str(seed), "--name", f"{load_config(options.config, overrides).name}-seed-{seed}"]
+        rows += of_seed(load_config(options.config, words), seed, results)
+    if options.seeds:
+        print(table(rows))
+    return rows
+
+
+def of_seed(config: RunConfig, seed: int | None, results: Path) -> list[dict[str, Any]]:
+    """The same for one seed.
+
+    Args:
+        config: of the three runs, with that seed.
+        seed: noted in the rows; None = the config's own, and nothing is noted.
+        results: JSON lines to append to.
+    """
     cards: dict[str, dict[str, Any]] = {}
     found: dict[str, Strengths] = {}
     for kind in KINDS:
         path = strength(of_kind(config, kind), Console())
         cards[kind], found[kind] = json.loads((path / "card.json").read_text()), read_strengths(path)
-    rows = compare(cards, found)
+    rows = [row | ({} if seed is None else {"seed": seed}) for row in compare(cards, found)]
     agreement = halves(found["full"])
     for row in rows:
         print(", ".join(f"{key} {value}" for key, value in row.items() if key != "id"))

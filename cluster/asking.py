@@ -9,15 +9,19 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TextIO
 
 import numpy as np
 
 from cluster.console import Console
-from cluster.judges import FIRST, NONE, SECOND, Judge, JudgeFailed
+from cluster.judges import FIRST, NONE, SECOND, Answer, Judge, JudgeFailed, NotAsked
 from preferences.formats import Texts
+from tokens.errors import UserError
+
+FEW_NOT_ASKED, SHARE_NOT_ASKED = 4, 0.05
+"""So many questions, or this share of all, may be more than the judge can take; beyond that something else is wrong."""
 
 
 @dataclass(frozen=True)
@@ -35,15 +39,25 @@ class _Comparison:
 
 @dataclass(frozen=True)
 class Answers:
-    """Answers by the digest of judge and texts, and the file that each new one is added to."""
+    """Answers by the digest of judge and texts, and the file that each new one is added to.
+
+    Args:
+        known: the answers.
+        file: to add to.
+        not_asked: why there is no answer, for questions that the judge could not be asked. These are not in the file: a later
+            call asks again, since the judge may have been given more room.
+    """
 
     known: dict[str, int]
     file: TextIO
+    not_asked: dict[str, str] = field(default_factory=dict)
 
-    def add(self, keys: Sequence[str], answers: Sequence[int | None]) -> None:
-        """Keep those that are answers."""
+    def add(self, keys: Sequence[str], answers: Sequence[Answer | None]) -> None:
+        """Keep those that are answers, and why others are none."""
         for key, answer in zip(keys, answers, strict=True):
-            if answer is not None:
+            if isinstance(answer, NotAsked):
+                self.not_asked[key] = answer.reason
+            elif answer is not None:
                 self.known[key] = answer
                 self.file.write(json.dumps({"key": key, "answer": answer}) + "\n")
         self.file.flush()
@@ -67,7 +81,7 @@ def open_answers(path: Path) -> Iterator[Answers]:
 
 def ask_in_both_orders(
     texts: Sequence[Texts | None], judge: Judge, answers: Answers, console: Console
-) -> tuple[np.ndarray, np.ndarray]:
+) -> tuple[np.ndarray, np.ndarray, dict[int, str]]:
     """Ask about every pair twice.
 
     Args:
@@ -78,9 +92,11 @@ def ask_in_both_orders(
 
     Returns:
         [N] int64 answers with chosen shown first, and [N] with rejected shown first, both in terms of the pair: 1 = chosen is
-        better, 0 = rejected is, -1 = no answer.
+        better, 0 = rejected is, -1 = no answer. And the pairs that the judge could not be asked about in at least one order, by
+        their index, with the reason.
 
     Raises:
+        UserError: if there are more of these than a few, or no question at all was answered.
         JudgeFailed: if the judge cannot go on.
     """
     usable = [text for text in texts if text is not None]
@@ -100,12 +116,19 @@ def ask_in_both_orders(
             batch = waiting[start : start + judge.batch_size]
             _ask(batch, [todo[key] for key in batch], judge, answers, total)
             bar.update(start + len(batch), len(waiting))
-    raw = np.array([answers.known[key] for key in keys], dtype=np.int64).reshape(-1, 2)
+    raw = np.array([answers.known[key] if key in answers.known else NONE for key in keys], dtype=np.int64).reshape(-1, 2)
+    places = [place for place, text in enumerate(texts) if text is not None]
+    not_asked = {places[i // 2]: answers.not_asked[key] for i, key in enumerate(keys) if key in answers.not_asked}
+    if (raw == NONE).all():
+        reasons = f"; first: {next(iter(not_asked.values()))}" if not_asked else ": no reply is clearly one of the two responses"
+        raise UserError(
+            f"the judge answered none of {total:,} questions about {len(places):,} pairs{reasons}. Nothing is written; what it "
+            f"replied is kept in {answers.file.name}, remove that to ask the same judge again"
+        )
     forward, backward = (np.full(len(texts), NONE, dtype=np.int64) for _ in range(2))
-    where = np.array([text is not None for text in texts])
-    forward[where] = raw[:, 0]
-    backward[where] = np.where(raw[:, 1] == NONE, NONE, 1 - raw[:, 1])
-    return forward, backward
+    forward[places] = raw[:, 0]
+    backward[places] = np.where(raw[:, 1] == NONE, NONE, 1 - raw[:, 1])
+    return forward, backward, not_asked
 
 
 def _ask(keys: Sequence[str], questions: Sequence[_Comparison], judge: Judge, answers: Answers, total: int) -> None:
@@ -117,3 +140,9 @@ def _ask(keys: Sequence[str], questions: Sequence[_Comparison], judge: Judge, an
             f"{error}. {len(answers.known):,} answers ({total:,} are needed) are kept in {answers.file.name}", ()
         ) from None
     answers.add(keys, said)
+    if len(answers.not_asked) > max(FEW_NOT_ASKED, SHARE_NOT_ASKED * total):
+        raise UserError(
+            f"{len(answers.not_asked):,} of {total:,} questions were more than the judge can take, and not all are asked "
+            f"yet; last: {list(answers.not_asked.values())[-1]}. Leave such pairs out, or ask a judge with more room. "
+            f"{len(answers.known):,} answers are kept in {answers.file.name}"
+        )

@@ -112,6 +112,7 @@ def _relabel(chosen: argparse.Namespace) -> int:
         concurrency=chosen.concurrency,
         timeout_s=chosen.timeout,
         retries=chosen.retries,
+        max_tokens=chosen.max_tokens,
     )
     return 0
 
@@ -160,6 +161,9 @@ def _parser() -> argparse.ArgumentParser:
     relabel.add_argument("--concurrency", type=int, default=8, help="requests in flight (openai; default 8)")
     relabel.add_argument("--timeout", type=float, default=60.0, help="seconds for one request (openai; default 60)")
     relabel.add_argument("--retries", type=int, default=5, help="of one request (openai; default 5)")
+    relabel.add_argument(
+        "--max-tokens", type=int, default=16, help="of one reply (openai; default 16; a model that reasons first needs many more)"
+    )
     report = commands.add_parser("report", help="write report.html again from the directory of a run, strength or reward")
     report.add_argument("directory", type=Path, metavar="DIRECTORY", help="e.g. ~/rondo/runs/quickstart")
     commands.add_parser("keys", help="list every config key with its default and meaning")

@@ -147,8 +147,8 @@ class DataSource(Source):
             self._tokenizer = given.tokenizer
         if base is not None and policy:
             refuse_base_of_a_run(base, self._tokenizer, "the SFT" if config.sft.model else "the newly made")
-        self.pairs, dropped = self.encode_listing(self._train)
-        self.validation, dropped_validation = self.encode_listing(self._validation)
+        self.pairs, dropped = self.encode_stored(self._train)
+        self.validation, dropped_validation = self.encode_stored(self._validation)
         self._unread = (*self._train.dropped, *self._validation.dropped, *dropped_validation)
         self.dropped = {"preferences": count_reasons((*self._unread, *dropped))}
         self.recipe: Recipe | None = None
@@ -254,7 +254,7 @@ class DataSource(Source):
         from preferences.denoise import count_actions
 
         assert self._prompts is not None, "opened for reward models only"
-        train, pairs, dropped, denoised = self._train, self.pairs, dict(self.dropped), {}
+        train, pairs, dropped, denoised = self._train, tuple(self.pairs), dict(self.dropped), {}
         if strengths is not None:
             train = self.training(strengths)
             pairs, left_out = self.encode_listing(train)
@@ -264,7 +264,7 @@ class DataSource(Source):
             sft_dir=self.sft_dir,
             base_dir=self.base_dir,
             pairs=pairs,
-            validation=self.validation,
+            validation=tuple(self.validation),
             meta_prompts=self._prompts.meta,
             policy_prompts=self._prompts.policy,
             eval_prompts=self._prompts.evaluation,

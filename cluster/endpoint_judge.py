@@ -5,18 +5,20 @@ from __future__ import annotations
 import hashlib
 import os
 import threading
+import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from cluster.judges import JudgeFailed, read_verdict
+from cluster.judges import NONE, Answer, JudgeFailed, NotAsked, read_verdict
 from preferences.formats import PlainTemplate
 from preferences.sources import shorten
 from tokens.errors import UserError
 
 if TYPE_CHECKING:
     import openai
+    from openai.types.chat import ChatCompletion
 
 KEY_VARIABLE = "OPENAI_API_KEY"
 """Environment variable that holds the key; endpoints on one's own machine need none."""
@@ -33,8 +35,13 @@ harmless? Do not let the order or the length of the responses decide. Reply with
 {second}
 
 [Better response]"""
-MAX_TOKENS = 16
 LONGEST_PAUSE_S = 30.0
+LONGEST_LIMITED_S = 600.0
+"""How long one request may be told to wait (status 429 with Retry-After), in all."""
+RETRIES_PER_QUESTION = 0.1
+"""What the budget of retries grows by with every question."""
+REFUSED = (400, 413, 422)
+"""Statuses that speak of one request: too long, or a content filter's."""
 
 
 class EndpointJudge:
@@ -45,8 +52,10 @@ class EndpointJudge:
         model: its name there.
         concurrency: requests in flight.
         timeout_s: of one request.
-        retries: how often one request is tried again after a refused connection, a timeout, status 408, 409, 429 or 5xx.
-        budget: how many retries there may be in all.
+        retries: how often one request is tried again after a refused connection, a timeout, status 408, 409, 429 or 5xx. A 429
+            that says how long to wait (Retry-After) does not count.
+        max_tokens: of a reply.
+        budget: how many retries there may be in all, beside ``RETRIES_PER_QUESTION`` for each question.
         pause_s: before the first retry; doubles with each, unless the server says how long.
 
     Raises:
@@ -62,6 +71,7 @@ class EndpointJudge:
         concurrency: int = 8,
         timeout_s: float = 60.0,
         retries: int = 5,
+        max_tokens: int = 16,
         budget: int = 200,
         pause_s: float = 1.0,
     ) -> None:
@@ -73,13 +83,20 @@ class EndpointJudge:
         self.key = os.environ.get(KEY_VARIABLE)
         self.client = OpenAI(base_url=base_url, api_key=self.key or "none", timeout=timeout_s, max_retries=0)
         self.base_url, self.model, self.concurrency, self.retries = base_url, model, concurrency, retries
-        self.budget, self.pause_s, self.lock = budget, pause_s, threading.Lock()
+        self.budget, self.pause_s, self.lock = float(budget), pause_s, threading.Lock()
+        self.max_tokens = max_tokens
         self.batch_size = 4 * concurrency
         self.name = f"openai:{base_url}#{model}:{hashlib.sha256(QUESTION.encode()).hexdigest()[:12]}"
 
-    def compare(self, prompts: Sequence[str], firsts: Sequence[str], seconds: Sequence[str]) -> list[int]:
+    def close(self) -> None:
+        """Close the connections."""
+        self.client.close()
+
+    def compare(self, prompts: Sequence[str], firsts: Sequence[str], seconds: Sequence[str]) -> list[Answer]:
         """See ``Judge``. A reply that is not clearly A or B is no answer."""
         stop = threading.Event()
+        with self.lock:
+            self.budget += RETRIES_PER_QUESTION * len(prompts)
         with ThreadPoolExecutor(self.concurrency) as pool:
             try:
                 futures = [pool.submit(self._ask, *texts, stop) for texts in zip(prompts, firsts, seconds, strict=True)]
@@ -91,63 +108,82 @@ class EndpointJudge:
         if not failures:
             return [future.result() for future in futures]
         first = next((error for error in failures if not isinstance(error, _Stopped)), failures[0])
-        if not isinstance(first, _RequestFailed):
-            raise first
-        raise JudgeFailed(self._words(first), [_answer(future) for future in futures]) from None
+        raise JudgeFailed(self._words(first), [_answer(future) for future in futures]) from (
+            None if isinstance(first, _RequestFailed) else first
+        )
 
-    def _ask(self, prompt: str, first: str, second: str, stop: threading.Event) -> int:
+    def _ask(self, prompt: str, first: str, second: str, stop: threading.Event) -> Answer:
         try:
-            return read_verdict(self._reply(QUESTION.format(prompt=prompt, first=first, second=second), stop))
+            return self._reply(QUESTION.format(prompt=prompt, first=first, second=second), stop)
         except BaseException:
             stop.set()  # the others need not begin
             raise
 
-    def _reply(self, question: str, stop: threading.Event) -> str | None:
+    def _reply(self, question: str, stop: threading.Event) -> Answer:
         import openai
         from openai.types.chat import ChatCompletion
 
-        for attempt in range(self.retries + 1):
-            if stop.is_set():
-                raise _Stopped
+        attempt, limited_since = 0, None
+        while not stop.is_set():
             try:
                 answer: object = self.client.chat.completions.create(
                     model=self.model,
                     messages=[{"role": "user", "content": question}],
                     temperature=0.0,
-                    max_tokens=MAX_TOKENS,
+                    max_tokens=self.max_tokens,
                 )
             except openai.APIError as error:
-                pause = self._pause(error, attempt)
-                if pause is None:
+                if isinstance(error, openai.APIStatusError) and error.status_code in REFUSED:
+                    return NotAsked(f"the endpoint refuses it: {self._reason(error)}")
+                asked = _retry_after(error)
+                if isinstance(error, openai.RateLimitError) and asked is not None:
+                    limited_since = time.monotonic() if limited_since is None else limited_since
+                    left = LONGEST_LIMITED_S - (time.monotonic() - limited_since)
+                    if asked > left:
+                        raise _RequestFailed(
+                            f"it limits the rate for over {LONGEST_LIMITED_S:g} s ({self._reason(error)}): lower --concurrency"
+                        ) from None
+                    stop.wait(max(asked, self.pause_s))
+                    continue
+                if not self._may_retry(error, attempt):
                     raise _RequestFailed(f"{attempt + 1} attempt(s); the last: {self._reason(error)}") from None
-                stop.wait(pause)
+                stop.wait(min(self.pause_s * 2**attempt if asked is None else asked, LONGEST_PAUSE_S))
+                attempt += 1
                 continue
             if not isinstance(answer, ChatCompletion):
                 said = shorten(self._hide(str(answer)))
                 raise _RequestFailed(f"it answers, but not as a chat endpoint: {said}. Does BASE_URL end in /v1?")
-            return answer.choices[0].message.content if answer.choices else None
-        raise AssertionError("the last attempt returns or raises")
+            return self._read(answer)
+        raise _Stopped
 
-    def _pause(self, error: openai.APIError, attempt: int) -> float | None:
-        """Seconds to wait before the next attempt; None = give up."""
+    def _read(self, answer: ChatCompletion) -> Answer:
+        """What a reply says; no verdict is an answer only if the model had the room to give one."""
+        if not answer.choices:
+            return NONE
+        verdict, reason = read_verdict(answer.choices[0].message.content), answer.choices[0].finish_reason
+        if verdict == NONE and reason == "length":
+            cut = f"the reply was cut off at {self.max_tokens} tokens (finish_reason length)"
+            return NotAsked(f"{cut} before it said A or B: raise --max-tokens")
+        if verdict == NONE and reason == "content_filter":
+            return NotAsked("the endpoint's content filter withheld the reply")
+        return verdict
+
+    def _may_retry(self, error: openai.APIError, attempt: int) -> bool:
+        """True if a request may be made once more; takes it from the budget."""
         import openai
 
         temporary = isinstance(error, openai.APIConnectionError)
-        asked: str | None = None
         if isinstance(error, openai.APIStatusError):
             temporary = error.status_code in (408, 409, 429) or error.status_code >= 500
-            asked = error.response.headers.get("retry-after")
         if not temporary or attempt == self.retries:
-            return None
+            return False
         with self.lock:
             self.budget -= 1
-            if self.budget < 0:
-                return None
-        seconds = float(asked) if asked is not None and asked.replace(".", "", 1).isdigit() else self.pause_s * 2**attempt
-        return min(seconds, LONGEST_PAUSE_S)
+            return self.budget >= 0
 
-    def _words(self, error: Exception) -> str:
-        text = f"the judge {self.model!r} at {self.base_url} did not answer: {error}"
+    def _words(self, error: BaseException) -> str:
+        said = str(error) if isinstance(error, _RequestFailed) else f"{type(error).__name__}: {self._hide(str(error))}"
+        text = f"the judge {self.model!r} at {self.base_url} did not answer: {said}"
         if self.budget < 0:
             text += ". The budget of retries for the whole data set is used up: the endpoint fails too often"
         return text
@@ -178,8 +214,16 @@ class _Stopped(Exception):
     """A request that was not made, because another had failed."""
 
 
-def _answer(future: Future[int]) -> int | None:
+def _answer(future: Future[Answer]) -> Answer | None:
     return None if future.exception() is not None else future.result()
+
+
+def _retry_after(error: openai.APIError) -> float | None:
+    """Seconds that the server asks to wait; None where it does not say so in seconds."""
+    import openai
+
+    asked = error.response.headers.get("retry-after") if isinstance(error, openai.APIStatusError) else None
+    return float(asked) if asked is not None and asked.replace(".", "", 1).isdigit() else None
 
 
 def _check_url(base_url: str) -> None:

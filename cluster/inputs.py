@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from actors.preparer import Recipe
 from cluster.config import RunConfig
 from tokens.errors import UserError
+from tokens.pair_store import PairStore
 from tokens.records import Pair, Prompt
 
 if TYPE_CHECKING:
@@ -149,6 +150,11 @@ class Source(ABC):
         return self.encode_listing(pairs)[0]
 
     def encode_listing(self, pairs: PreferenceSet) -> tuple[tuple[Pair, ...], tuple[DroppedRow, ...]]:
+        """As ``encode_stored``, every pair a record of its own."""
+        store, dropped = self.encode_stored(pairs)
+        return tuple(store), dropped
+
+    def encode_stored(self, pairs: PreferenceSet) -> tuple[PairStore, tuple[DroppedRow, ...]]:
         """Pairs as ids of ``tokenizer``, and those that were left out.
 
         Raises:
@@ -157,10 +163,9 @@ class Source(ABC):
         from preferences.encode import encode_pairs
 
         if not len(pairs):
-            return (), ()
+            return PairStore.of(()), ()
         data = self.config.data
-        kept, dropped = encode_pairs(pairs, self.tokenizer, data.max_prompt_tokens, data.max_response_tokens, data.drop_bad)
-        return tuple(kept), dropped
+        return encode_pairs(pairs, self.tokenizer, data.max_prompt_tokens, data.max_response_tokens, data.drop_bad)
 
 
 def open_source(config: RunConfig, root: Path, *, policy: bool = True) -> Source:

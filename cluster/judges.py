@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -15,6 +16,21 @@ if TYPE_CHECKING:
     from preferences.formats import Template
 
 FIRST, SECOND, NONE = 1, 0, -1
+
+
+@dataclass(frozen=True)
+class NotAsked:
+    """In the place of an answer: this one comparison is more than the judge can take, others are not.
+
+    Args:
+        reason: why, for a person.
+    """
+
+    reason: str
+
+
+Answer = int | NotAsked
+"""Which response is better: 1 = the first, 0 = the second, -1 = the judge does not say; or why it could not be asked."""
 
 
 class Judge(Protocol):
@@ -32,8 +48,8 @@ class Judge(Protocol):
     def template(self) -> Template | None:
         """Renders the prompt where the data is conversational; None = it cannot read such data."""
 
-    def compare(self, prompts: Sequence[str], firsts: Sequence[str], seconds: Sequence[str]) -> list[int]:
-        """Which response is better, for each of n comparisons: 1 = the first, 0 = the second, -1 = no answer.
+    def compare(self, prompts: Sequence[str], firsts: Sequence[str], seconds: Sequence[str]) -> list[Answer]:
+        """Which response is better, for each of n comparisons.
 
         Raises:
             JudgeFailed: if it cannot go on; holds what was answered.
@@ -48,7 +64,7 @@ class JudgeFailed(RoleFailed):
         answers: of the comparisons it was given; None where it has no answer yet.
     """
 
-    def __init__(self, message: str, answers: Sequence[int | None]) -> None:
+    def __init__(self, message: str, answers: Sequence[Answer | None]) -> None:
         super().__init__(message)
         self.answers = tuple(answers)
 
@@ -73,7 +89,7 @@ class GoldJudge:
         self.gold = gold
         self.name = f"gold:{world}"
 
-    def compare(self, prompts: Sequence[str], firsts: Sequence[str], seconds: Sequence[str]) -> list[int]:
+    def compare(self, prompts: Sequence[str], firsts: Sequence[str], seconds: Sequence[str]) -> list[Answer]:
         """See ``Judge``."""
         return [better(self.gold(p, a), self.gold(p, b)) for p, a, b in zip(prompts, firsts, seconds, strict=True)]
 
@@ -93,31 +109,37 @@ class RewardJudge:
     sequences_per_pass = 32
 
     def __init__(self, path: Path, templated: bool) -> None:
-        from preferences.models import check_model_directory
+        from preferences.models import check_model_directory, read_tokenizer
 
         if (path / "card.json").is_file():
             path = path / "model"
         directory = check_model_directory(path, reward=True)
         import torch
-        from transformers import AutoTokenizer
 
         from preferences.formats import ChatTemplate
         from rm.model import RewardModel
 
         self.context_length = directory.context_length
-        self.tokenizer: Any = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+        self.tokenizer: Any = read_tokenizer(path)
         self.template = ChatTemplate(self.tokenizer) if directory.has_chat_template else None
         device = "cuda" if torch.cuda.is_available() else "cpu"
         self.model = RewardModel.from_pretrained(path, dtype=torch.float32).to(device)
         self.name = f"reward:{_digest_of(path)}"
         self.templated = templated
         self.scores: dict[tuple[str, str], float] = {}
+        self.too_long: dict[tuple[str, str], str] = {}
 
-    def compare(self, prompts: Sequence[str], firsts: Sequence[str], seconds: Sequence[str]) -> list[int]:
+    def compare(self, prompts: Sequence[str], firsts: Sequence[str], seconds: Sequence[str]) -> list[Answer]:
         """See ``Judge``."""
         both = [*zip(prompts, firsts, strict=True), *zip(prompts, seconds, strict=True)]
-        self._score([key for key in dict.fromkeys(both) if key not in self.scores])
-        return [better(self.scores[p, a], self.scores[p, b]) for p, a, b in zip(prompts, firsts, seconds, strict=True)]
+        self._score([key for key in dict.fromkeys(both) if key not in self.scores and key not in self.too_long])
+        return [self._better((p, a), (p, b)) for p, a, b in zip(prompts, firsts, seconds, strict=True)]
+
+    def _better(self, first: tuple[str, str], second: tuple[str, str]) -> Answer:
+        for key in (first, second):
+            if key in self.too_long:
+                return NotAsked(self.too_long[key])
+        return better(self.scores[first], self.scores[second])
 
     def _score(self, keys: Sequence[tuple[str, str]]) -> None:
         import math
@@ -126,17 +148,20 @@ class RewardJudge:
         from preferences.sources import shorten
         from rm.batches import score_sequences
 
-        encoded = [
-            (encode_prompt(self.tokenizer, p, self.templated), encode_response(self.tokenizer, response)) for p, response in keys
-        ]
-        for (prompt, _), (prompt_ids, response_ids) in zip(keys, encoded, strict=True):
+        encoded = {
+            (prompt, response): (encode_prompt(self.tokenizer, prompt, self.templated), encode_response(self.tokenizer, response))
+            for prompt, response in keys
+        }
+        for (prompt, response), (prompt_ids, response_ids) in list(encoded.items()):
             if self.context_length is not None and len(prompt_ids) + len(response_ids) > self.context_length:
-                raise UserError(
+                del encoded[prompt, response]
+                self.too_long[prompt, response] = (
                     f"the prompt {shorten(prompt)} and a response have {len(prompt_ids)} + {len(response_ids)} tokens, the "
-                    f"judge's context is {self.context_length}. Leave the pair out, or ask a judge with a longer context"
+                    f"judge's context is {self.context_length}"
                 )
-        scores = score_sequences(self.model, encoded, self.sequences_per_pass, self.tokenizer.pad_token_id).tolist()
-        for (prompt, response), score in zip(keys, scores, strict=True):
+        sequences = list(encoded.values())
+        scores = score_sequences(self.model, sequences, self.sequences_per_pass, self.tokenizer.pad_token_id).tolist()
+        for (prompt, response), score in zip(encoded, scores, strict=True):
             if not math.isfinite(score):
                 raise UserError(f"the reward model gives {score} to {shorten(response)} after {shorten(prompt)}: it cannot judge")
             self.scores[prompt, response] = score

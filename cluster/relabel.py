@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -46,6 +47,7 @@ class Counts:
         changed: it changed its mind with the order.
         changed_to_first: among these, it preferred what it was shown first (the others: what it was shown second).
         no_answer: it did not answer one of the orders at least (a tie, or a reply that is neither A nor B).
+        not_asked: it could not be asked in one of the orders at least (too long, refused by a content filter ...).
         unusable: the pair could not be read (empty, chosen equal to rejected ...), and was not asked about.
     """
 
@@ -55,11 +57,13 @@ class Counts:
     changed: int
     changed_to_first: int
     no_answer: int
+    not_asked: int
     unusable: int
 
     @classmethod
-    def of(cls, forward: np.ndarray, backward: np.ndarray, usable: np.ndarray) -> Counts:
-        """Count: [N] raw answers in terms of the pair (1 = chosen), and [N] whether the pair was asked about."""
+    def of(cls, forward: np.ndarray, backward: np.ndarray, usable: np.ndarray, not_asked: np.ndarray) -> Counts:
+        """Count: [N] raw answers in terms of the pair (1 = chosen), [N] whether the pair could be read, and [N] whether the judge
+        could not be asked about it."""
         answered = (forward != NONE) & (backward != NONE)
         changed = answered & (forward != backward)
         return cls(
@@ -68,7 +72,8 @@ class Counts:
             disagree=int((answered & (forward == 0) & ~changed).sum()),
             changed=int(changed.sum()),
             changed_to_first=int((changed & (forward == 1)).sum()),
-            no_answer=int((usable & ~answered).sum()),
+            no_answer=int((usable & ~answered & ~not_asked).sum()),
+            not_asked=int(not_asked.sum()),
             unusable=int((~usable).sum()),
         )
 
@@ -82,6 +87,7 @@ class Counts:
             f"  disagrees                  {self.disagree:>8,}",
             f"  changed with the order     {self.changed:>8,}{shown}",
             f"  no answer                  {self.no_answer:>8,}",
+            f"  could not be asked about   {self.not_asked:>8,}",
             f"  could not be read          {self.unusable:>8,}",
         ]
 
@@ -98,6 +104,7 @@ def relabel(
     concurrency: int = 8,
     timeout_s: float = 60.0,
     retries: int = 5,
+    max_tokens: int = 16,
 ) -> Path:
     """Ask a judge about every pair in both orders; write its labels and the three validation sets.
 
@@ -112,6 +119,7 @@ def relabel(
         concurrency: requests in flight (openai).
         timeout_s: of a request (openai).
         retries: of a request (openai).
+        max_tokens: of a reply (openai).
 
     Returns:
         The file: the source's columns, ``label`` (1, 0, -1), ``label_forward`` and ``label_backward``. Beside it
@@ -119,10 +127,11 @@ def relabel(
         second call goes on.
 
     Raises:
-        UserError: if pairs, judge or out are wrong.
+        UserError: if pairs, judge or out are wrong, or the judge can take too few of the pairs or answers none.
         JudgeFailed: if the judge cannot go on; its answers so far are kept.
     """
-    for name, number, least in (("limit", limit, 1), ("concurrency", concurrency, 1), ("retries", retries, 0)):
+    numbers = (("limit", limit, 1), ("concurrency", concurrency, 1), ("retries", retries, 0), ("max-tokens", max_tokens, 1))
+    for name, number, least in numbers:
         if number is not None and number < least:
             raise UserError(f"--{name} must be at least {least}, got {number}")
     if not timeout_s > 0:
@@ -137,15 +146,23 @@ def relabel(
     target = _target(pairs, out, config, split)
     source = None if config else open_source(pairs, split or "train", allow_hub)
     format_ = detect_format(source) if source else "explicit"
-    asked = _open_judge(judge, config, format_ == "conversational", concurrency, timeout_s, retries)
-    if source is None:
-        assert config is not None
-        source = _sandbox_pairs(config, split, console)
-    table = _numbered(as_table(source.rows).slice(0, limit))
-    texts = _read_texts(source, table, format_, asked, console)
-    with open_answers(target.with_suffix(".answers.jsonl")) as answers:
-        forward, backward = ask_in_both_orders(texts, asked, answers, console)
-    counts = _write(target, table, forward, backward, np.array([t is not None for t in texts]), judge, source.name)
+    with ExitStack() as stack:
+        options = (concurrency, timeout_s, retries, max_tokens)
+        asked = _open_judge(judge, config, format_ == "conversational", options, stack)
+        if source is None:
+            assert config is not None
+            source = _sandbox_pairs(config, split, console)
+        table = _numbered(as_table(source.rows).slice(0, limit))
+        texts = _read_texts(source, table, format_, asked, console)
+        answers = stack.enter_context(open_answers(target.with_suffix(".answers.jsonl")))
+        forward, backward, not_asked = ask_in_both_orders(texts, asked, answers, console)
+    if not_asked:
+        first = "; ".join(f"pair {table['id'][row].as_py()!r}: {reason}" for row, reason in list(not_asked.items())[:3])
+        console.say(
+            f"{len(not_asked):,} of {len(texts):,} pairs were more than the judge can take and get no label; first: {first}"
+        )
+    usable = np.array([text is not None for text in texts])
+    counts = _write(target, table, forward, backward, usable, np.isin(np.arange(len(texts)), list(not_asked)), judge, source.name)
     console.say(f"{judge} on {counts.pairs:,} pairs of {pairs}:")
     for line in counts.lines():
         console.say(line)
@@ -186,8 +203,9 @@ def _sandbox_pairs(config: RunConfig, split: str | None, console: Console) -> So
 
 
 def _open_judge(
-    judge: str, sandbox: RunConfig | None, templated: bool, concurrency: int, timeout_s: float, retries: int
+    judge: str, sandbox: RunConfig | None, templated: bool, options: tuple[int, float, int, int], stack: ExitStack
 ) -> Judge:
+    """Who is asked; ``options`` are those of an endpoint, whose connections ``stack`` closes."""
     kind, _, rest = judge.partition(":")
     if kind == "reward":
         return RewardJudge(Path(rest).expanduser(), templated)
@@ -195,7 +213,7 @@ def _open_judge(
         from cluster.endpoint_judge import EndpointJudge
 
         base_url, _, model = rest.partition("#")
-        return EndpointJudge(base_url, model, concurrency, timeout_s, retries)
+        return stack.enter_context(closing(EndpointJudge(base_url, model, *options)))
     from sandbox.world import World
 
     if rest:
@@ -237,7 +255,14 @@ def _read_texts(source: Source, table: pa.Table, format_: Format, judge: Judge, 
 
 
 def _write(
-    target: Path, table: pa.Table, forward: np.ndarray, backward: np.ndarray, usable: np.ndarray, judge: str, source: str
+    target: Path,
+    table: pa.Table,
+    forward: np.ndarray,
+    backward: np.ndarray,
+    usable: np.ndarray,
+    not_asked: np.ndarray,
+    judge: str,
+    source: str,
 ) -> Counts:
     import pyarrow as pa
 
@@ -245,7 +270,7 @@ def _write(
     table = table.drop_columns([name for name in (LABEL, FORWARD, BACKWARD) if name in table.column_names])
     for name, column in ((LABEL, labels), (FORWARD, forward), (BACKWARD, backward)):
         table = table.append_column(name, pa.array(column, pa.int8()))
-    counts = Counts.of(forward, backward, usable)
+    counts = Counts.of(forward, backward, usable, not_asked)
     write_table(table, target)
     for name, rows in label_tables(table, source).items():
         write_table(rows, target.with_name(f"{target.stem}-{name}.parquet"))

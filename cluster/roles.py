@@ -22,12 +22,11 @@ from actors.rollout import RolloutEngine
 from actors.scorer import EnsembleScorer, Scores
 from cluster.config import RunConfig
 from cluster.plan import Bundle
-from cluster.waiting import Pending, Waiter
+from cluster.signals import EXIT_TERMINATED, terminated
+from cluster.waiting import POLL_S, Pending, Room, Waiter
 from rm.config import RewardConfig
 from tokens.errors import UserError
 from tokens.records import Pair, Prompt, Rollout
-
-SAY_EVERY_S = 30.0
 
 
 @dataclass(frozen=True)
@@ -231,20 +230,18 @@ class Stage:
 
         Raises:
             UserError: when ``resources.wait_limit_s`` has passed.
+            SystemExit: if SIGTERM has come.
         """
-        limit, waited = self.config.resources.wait_limit_s, 0.0
+        asked: dict[str, float] = {}
+        for bundle in self.bundles:
+            for key, amount in bundle.resources.items():
+                asked[key] = asked.get(key, 0.0) + amount
+        room = Room(self.say, asked, self.config.resources.wait_limit_s)
         ready = self.group.ready()
-        while not ray.wait([ready], timeout=min(SAY_EVERY_S, limit or SAY_EVERY_S))[0]:
-            waited += SAY_EVERY_S
-            asked: dict[str, float] = {}
-            for bundle in self.bundles:
-                for key, amount in bundle.resources.items():
-                    asked[key] = asked.get(key, 0.0) + amount
-            free = ray.available_resources()
-            short = ", ".join(f"{amount:g} {key} asked, {free.get(key, 0.0):g} free" for key, amount in asked.items())
-            if limit is not None and waited >= limit:
-                raise UserError(f"the cluster found no room within resources.wait_limit_s = {limit:g} s: {short}")
-            self.say(f"  waiting for the cluster ({waited:.0f} s): {short}")
+        while not ray.wait([ready], timeout=POLL_S)[0]:
+            if terminated():
+                raise SystemExit(EXIT_TERMINATED)
+            room.look(waiting=True)
 
     def _share(self, role: str) -> Share:
         shares = self.config.resources
@@ -277,7 +274,7 @@ class Stage:
     def prepare(self, recipe: Recipe, place: str = "learner") -> tuple[Any, Pending[Path]]:
         """Run a recipe in a role's place. The actor must be released before the role starts."""
         actor = self._spawn(Preparer, "preparer", 0, place)
-        return actor, Pending((actor.make.remote(recipe),), ("preparer-0",), ("?",), _only, (actor,))
+        return actor, Pending((actor.make.remote(recipe),), ("preparer-0",), ("",), _only, (actor,))
 
     def release(self, actor: Any) -> None:
         """End an actor."""
@@ -335,7 +332,7 @@ class Stage:
                 tuple(identities),
             )
 
-        return Pending(tuple(actor.identity.remote() for actor in actors), names, ("?",) * len(names), combine)
+        return Pending(tuple(actor.identity.remote() for actor in actors), names, ("",) * len(names), combine)
 
     def _trainers(
         self, base_dir: Path, pairs: Sequence[Pair], validation: Mapping[str, Sequence[Pair]], reward: RewardConfig
@@ -360,7 +357,7 @@ class Stage:
             ranks = [Process(actor, identity) for actor, identity in zip(actors, identities, strict=True)]
             return RewardHandle(ranks, self.config.resources.deadline_s)
 
-        return Pending(tuple(actor.identity.remote() for actor in actors), names, ("?",) * len(names), combine)
+        return Pending(tuple(actor.identity.remote() for actor in actors), names, ("",) * len(names), combine)
 
     def close(self) -> None:
         """End every actor and give the room back."""

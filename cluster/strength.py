@@ -5,8 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +17,7 @@ from cluster.run import connected
 from cluster.run_directory import space_errors, storage_root, write_file
 from cluster.strength_directory import StrengthDirectory
 from cluster.strength_parts import folds_of, plan_parts, write_texts
-from tokens.records import Pair
+from tokens.pair_store import PairStore
 
 if TYPE_CHECKING:
     from preferences.sets import PreferenceSet
@@ -70,7 +68,8 @@ def strength(config: RunConfig, console: Console) -> Path:
 
 def _measure(config: RunConfig, console: Console, directory: StrengthDirectory, source: Source, fixed: bool) -> None:
     from cluster.strength_card import card_of, read_columns, table_of
-    from cluster.strength_work import refuse_what_cannot_fit, score, train
+    from cluster.strength_scores import score
+    from cluster.strength_work import refuse_what_cannot_fit, train
     from preferences.sets import count_reasons, with_equal_columns
     from preferences.strength import read_strengths, refuse_constant
 
@@ -79,8 +78,8 @@ def _measure(config: RunConfig, console: Console, directory: StrengthDirectory, 
     prepare_s = _prepare(config, console, directory, source)
     training, validation = source.preferences()
     directory.belong_to(fingerprint(training, validation))
-    pairs, dropped = source.encode_listing(training)
-    others, dropped_others = source.encode_listing(validation)
+    pairs, dropped = source.encode_stored(training)
+    others, dropped_others = source.encode_stored(validation)
     folds = folds_of(training, config.strength.folds, config.seed)
     kept = _kept(training, pairs)
     planned = [
@@ -92,8 +91,7 @@ def _measure(config: RunConfig, console: Console, directory: StrengthDirectory, 
         write_texts(
             directory.texts, parts, dict(zip(("train", "validation"), with_equal_columns(training, validation), strict=True))
         )
-    plain = [replace(pair, margin=0.0, smoothing=0.0) for pair in pairs]
-    reports = train(config, console, directory, source.base_dir, plain, folds[kept])
+    reports = train(config, console, directory, source.base_dir, pairs.plain(), folds[kept])
     scored = score(config, console, directory, source.base_dir, parts, training)
     refuse_constant(read_strengths(directory.strengths))
     identity = {"config_sha256": directory.begun["config_sha256"], "data_sha256": directory.begun["data_sha256"]}
@@ -137,6 +135,6 @@ def fingerprint(training: PreferenceSet, validation: PreferenceSet) -> str:
     return hashlib.sha256(f"{training.fingerprint} {validation.fingerprint}".encode()).hexdigest()
 
 
-def _kept(pairs: PreferenceSet, encoded: Sequence[Pair]) -> np.ndarray:
-    ids = {pair.id for pair in encoded}
+def _kept(pairs: PreferenceSet, encoded: PairStore) -> np.ndarray:
+    ids = set(encoded.ids)
     return np.array([id_ in ids for id_ in pairs.rows["id"]], dtype=bool)

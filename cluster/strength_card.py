@@ -11,7 +11,7 @@ from rich.table import Table
 
 from actors.members import MemberReport
 from cluster.config import RunConfig
-from cluster.strength_work import Scored
+from cluster.strength_scores import Scored
 
 GOLD = ("gold_chosen", "gold_rejected")
 """Columns of the sandbox: the truth about both responses."""

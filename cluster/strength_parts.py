@@ -1,7 +1,8 @@
 """The pairs of a strength run in parts: what is scored, written and committed together, and by whose members.
 
-Pairs of equal text lie in one part and are scored once. The texts lie in one Parquet file, a row group a part, so that neither
-the driver nor a scoring process ever holds more than a part of them.
+Pairs of equal text lie in one part and are scored once. The texts lie in one Parquet file, a row group a part: a scoring process
+holds one part of them, and so does the driver while it writes scores. What the driver holds of all N pairs is less: which part a
+row belongs to (this module), its token ids (``tokens.pair_store``), and at the end two numbers a member.
 
 Letters: N pairs of a set, n rows of a part, U distinct pairs of a part, K folds.
 """

@@ -27,9 +27,9 @@ from cluster.run_directory import space_errors, storage_root, write_file
 from cluster.seeds import derive
 from cluster.strength import strength
 from cluster.strength_directory import StrengthDirectory
-from cluster.strength_work import refuse_what_cannot_fit, setup_of
+from cluster.strength_work import refuse_what_cannot_fit, resources_of, setup_of
 from cluster.study_arms import Arm, Ranked, arms_of, treat
-from cluster.waiting import Pending, Waiter
+from cluster.waiting import Pending, Room, Waiter
 from evaluation.studies import STUDIES, TRAINING, StudyRow, read_studies, study_lines
 from preferences.config import DenoiseConfig
 from rm.config import RewardConfig
@@ -259,7 +259,8 @@ def _fit(
     wait = Waiter(console, logs, config.resources.deadline_s)
     wait.begin(f"study {config.name}")
     with console.bar(f"fit {len(jobs)} models", "pairs") as bar:
-        wait("study", Pending(refs, (setup.name,) * len(refs), ("?",) * len(refs), list, (board,), write), bar)
+        room = Room(console.say, resources_of(share), config.resources.wait_limit_s)
+        wait("study", Pending(refs, tuple(jobs), ("",) * len(refs), list, (board,), write, room, setup.name), bar)
     ray.kill(board)
 
 

@@ -6,7 +6,7 @@ import contextlib
 import errno
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -21,6 +21,7 @@ from tokens.errors import UserError
 
 T = TypeVar("T")
 POLL_S = 0.5
+SAY_EVERY_S = 30.0
 FINAL_S = 2.0
 """Longest wait for the last word on a phase's progress."""
 DEATH_S = 5.0
@@ -38,6 +39,45 @@ class RoleFailed(RuntimeError):
     """A role died, raised or did not answer in time. Says which, where, in what phase, and where its log is."""
 
 
+class Room:
+    """A wait for room on the cluster that talks: a pending request is what makes the autoscaler add nodes.
+
+    Args:
+        say: prints a line.
+        asked: resources that the next process needs.
+        limit_s: longest wait; None = as long as it takes.
+    """
+
+    def __init__(self, say: Callable[[str], None], asked: Mapping[str, float], limit_s: float | None) -> None:
+        self.say, self.asked, self.limit_s = say, asked, limit_s
+        self.began = self.said = time.perf_counter()
+
+    def look(self, waiting: bool) -> None:
+        """Say every 30 s what is short; to be called again and again.
+
+        Args:
+            waiting: False once there is room; the next wait counts from then.
+
+        Raises:
+            UserError: when ``resources.wait_limit_s`` has passed.
+        """
+        now = time.perf_counter()
+        if not waiting:
+            self.began = self.said = now
+            return
+        due, late = now - self.said >= SAY_EVERY_S, self.limit_s is not None and now - self.began >= self.limit_s
+        if not (due or late):
+            return
+        free = ray.available_resources()
+        short = ", ".join(
+            f"{amount:g} {key} asked, {free[key] if key in free else 0.0:g} free" for key, amount in self.asked.items()
+        )
+        if late:
+            raise UserError(f"the cluster found no room within resources.wait_limit_s = {self.limit_s:g} s: {short}")
+        self.said = now
+        self.say(f"  waiting for the cluster ({now - self.began:.0f} s): {short}")
+
+
 @dataclass(frozen=True)
 class Pending(Generic[T]):
     """Work that was handed to processes of one role.
@@ -45,10 +85,12 @@ class Pending(Generic[T]):
     Args:
         refs: one per process.
         names: of the processes, in the same order.
-        nodes: where they run.
+        nodes: where they run; "" where that is not known.
         combine: makes the answer of the processes' answers.
         progress_of: the actors to ask how far they are; may be none.
         on_answer: called with each process's answer as it comes.
+        room: for work that may have to wait for room; no deadline runs while none of it has begun.
+        log: name of the log file that the processes share; None where each has its own.
     """
 
     refs: tuple[Any, ...]
@@ -57,6 +99,8 @@ class Pending(Generic[T]):
     combine: Callable[[list[Any]], T]
     progress_of: tuple[Any, ...] = ()
     on_answer: Callable[[Any], None] = lambda answer: None
+    room: Room | None = None
+    log: str | None = None
 
 
 class Waiter:
@@ -87,7 +131,7 @@ class Waiter:
             bar: a bar that shows the processes' own progress; None shows nothing.
 
         Raises:
-            UserError: what a role raised as such, or a full disk.
+            UserError: what a role raised as such, a full disk, or no room within ``resources.wait_limit_s``.
             RoleFailed: anything else that went wrong.
             SystemExit: if SIGTERM has come.
         """
@@ -105,12 +149,15 @@ class Waiter:
                 pending.on_answer(answers[ref])
             before = said
             said, asked = self._listen(pending, said, asked)
-            if ready or said != before:
+            queued = pending.room is not None and all(progress.waiting for progress in said)
+            if pending.room is not None:
+                pending.room.look(queued)
+            if ready or queued or said != before:
                 moved = time.perf_counter()
             if waiting and time.perf_counter() - moved > self.deadline_s:
                 late = pending.refs.index(waiting[0])
                 what = f"no progress for {self.deadline_s:g} s (resources.deadline_s)"
-                raise RoleFailed(self._words(pending.names[late], pending.nodes[late], phase, what))
+                raise RoleFailed(self._words(pending, late, phase, what))
             if bar:
                 bar.show(said)
         if bar:
@@ -130,7 +177,6 @@ class Waiter:
 
     def _get(self, ref: Any, pending: Pending[Any], phase: str) -> Any:
         index = pending.refs.index(ref)
-        name, node = pending.names[index], pending.nodes[index]
         try:
             return ray.get(ref)
         except RayTaskError as error:
@@ -140,11 +186,11 @@ class Waiter:
             if no_space(cause):
                 raise OSError(errno.ENOSPC, str(cause)) from error
             self._blame_the_dead(ref, pending, phase)
-            raise RoleFailed(self._words(name, node, phase, f"{type(cause).__name__}: {cause}")) from error
+            raise RoleFailed(self._words(pending, index, phase, f"{type(cause).__name__}: {cause}")) from error
         except RayActorError as error:
-            raise RoleFailed(self._words(name, node, phase, f"its process died ({error})")) from error
+            raise RoleFailed(self._words(pending, index, phase, f"its process died ({error})")) from error
         except RayError as error:
-            raise RoleFailed(self._words(name, node, phase, f"{type(error).__name__}: {error}")) from error
+            raise RoleFailed(self._words(pending, index, phase, f"{type(error).__name__}: {error}")) from error
 
     def _blame_the_dead(self, failed: Any, pending: Pending[Any], phase: str) -> None:
         """Fail in the name of another process of the role that has died: the one that raised may only have waited for it."""
@@ -155,9 +201,11 @@ class Waiter:
             except RayActorError as error:
                 index = pending.refs.index(ref)
                 what = f"its process died ({error})"
-                raise RoleFailed(self._words(pending.names[index], pending.nodes[index], phase, what)) from error
+                raise RoleFailed(self._words(pending, index, phase, what)) from error
             except RayTaskError:
                 continue
 
-    def _words(self, name: str, node: str, phase: str, what: str) -> str:
-        return f"{name} on node {node[:8]} failed in {self.place}, phase {phase}: {what}. Its log: {self.logs / name}.log"
+    def _words(self, pending: Pending[Any], index: int, phase: str, what: str) -> str:
+        name, node = pending.names[index], pending.nodes[index]
+        where = f" on node {node[:8]}" if node else ""
+        return f"{name}{where} failed in {self.place}, phase {phase}: {what}. Its log: {self.logs / (pending.log or name)}.log"

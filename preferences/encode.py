@@ -13,6 +13,7 @@ from preferences.formats import special_tokens
 from preferences.sets import DroppedRow, PreferenceSet, PromptSet, refuse
 from preferences.sources import shorten
 from tokens.errors import UserError
+from tokens.pair_store import PairStore, PairStoreBuilder
 from tokens.records import Pair, Prompt
 
 if TYPE_CHECKING:
@@ -76,8 +77,8 @@ def _plain_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
 
 def encode_pairs(
     pairs: PreferenceSet, tokenizer: PreTrainedTokenizerBase, max_prompt_tokens: int, max_response_tokens: int, drop: bool
-) -> tuple[list[Pair], tuple[DroppedRow, ...]]:
-    """Every pair as token ids.
+) -> tuple[PairStore, tuple[DroppedRow, ...]]:
+    """Every pair as token ids; each is put away in the store as soon as it is encoded.
 
     Args:
         pairs: the pairs.
@@ -93,7 +94,7 @@ def encode_pairs(
     Raises:
         UserError: if a pair does not fit and ``drop`` is False, or if none fits.
     """
-    fitting: list[Pair] = []
+    fitting = PairStoreBuilder()
     bad: list[DroppedRow] = []
     denoised: list[DroppedRow] = []
     columns = ("id", "prompt", "chosen", "rejected", "domain")
@@ -120,9 +121,9 @@ def encode_pairs(
         if reason:
             bad.append(DroppedRow(f"pair {row['id']}", reason, detail))
         else:
-            fitting.append(Pair(row["id"], prompt, chosen, rejected, row["domain"], float(margin), float(smoothing)))
+            fitting.add(Pair(row["id"], prompt, chosen, rejected, row["domain"], float(margin), float(smoothing)))
     _check_left(pairs.source, bad, len(pairs), len(fitting), columns, drop)
-    return fitting, (*denoised, *bad)
+    return fitting.build(), (*denoised, *bad)
 
 
 def _is_number(value: object) -> bool:

@@ -3,9 +3,11 @@
 Letters: B sequences, N pairs, M heads, H hidden size.
 """
 
+import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -14,6 +16,7 @@ from rm.batches import Encoded, features_of
 from rm.checkpoints import HEAD_SCALE
 from rm.model import RewardModel
 from tokens.errors import UserError
+from tokens.records import Pair
 
 BOOTSTRAP_SEED_OFFSET = 5_915_587
 """Keeps the generator of a head's bootstrap sample apart from the one of its first weights."""
@@ -21,6 +24,12 @@ TOLERANCE = 1e-7
 """Largest entry of the objective's gradient, per pair, at which a head counts as fitted."""
 MAX_ITERATIONS = 500
 """Of L-BFGS, per head."""
+ROWS = 4096
+"""Pairs whose differences are float64 at a time."""
+
+
+def _go_on() -> None:
+    """Nobody wants to know that work goes on."""
 
 
 def sequence_features(model: RewardModel, sequences: Sequence[Encoded], batch_size: int, pad_id: int) -> Tensor:
@@ -44,13 +53,81 @@ def sequence_features(model: RewardModel, sequences: Sequence[Encoded], batch_si
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     if not sequences:
         return torch.zeros(0, 0)
-    order = sorted(range(len(sequences)), key=lambda i: -(len(sequences[i][0]) + len(sequences[i][1])))
-    parts: list[Tensor] = []
-    with torch.no_grad():
-        for start in range(0, len(order), batch_size):
-            rows = [sequences[i] for i in order[start : start + batch_size]]
-            parts.append(features_of(model, rows, pad_id, batch_size).float().cpu())
-    return torch.cat(parts)[torch.tensor(order).argsort()]
+    lengths = [len(prompt) + len(response) for prompt, response in sequences]
+    order, parts = zip(*_feature_batches(model, lengths, sequences.__getitem__, batch_size, pad_id), strict=True)
+    return torch.cat(parts)[torch.tensor([index for indices in order for index in indices]).argsort()]
+
+
+def _feature_batches(
+    model: RewardModel, lengths: Sequence[int], sequence: Callable[[int], Encoded], batch_size: int, pad_id: int
+) -> Iterator[tuple[list[int], Tensor]]:
+    """Indices and [b, H] float32 features of b sequences at a time, the longest first."""
+    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    for start in range(0, len(order), batch_size):
+        taken = order[start : start + batch_size]
+        with torch.no_grad():
+            features = features_of(model, [sequence(i) for i in taken], pad_id, batch_size).float().cpu()
+        yield taken, features
+
+
+def feature_differences(
+    model: RewardModel, pairs: Sequence[Pair], batch_size: int, pad_id: int, on_progress: Callable[[], None] = _go_on
+) -> Tensor:
+    """D_i = features of the preferred response - features of the other, without gradient; equal sequences are computed once.
+
+    Features are added where they belong as they are computed, so that beside the answer there is one batch of them at a time.
+
+    Args:
+        model: on its device.
+        pairs: N; may be no more than a view that makes a pair when asked.
+        batch_size: sequences per forward pass, >= 1.
+        pad_id: id written at padding.
+        on_progress: called after each forward pass.
+
+    Returns:
+        [N, H] float32 on the CPU.
+
+    Raises:
+        ValueError: if ``batch_size`` is below 1, or there are no pairs.
+
+    Padding contract: as ``sequence_features``.
+    """
+    if batch_size < 1 or not pairs:
+        raise ValueError(f"differences need a batch_size and pairs, at least 1 each; got {batch_size} and {len(pairs)}")
+    keys, lengths = _keys_and_lengths(pairs)
+    _, first, place = np.unique(keys, return_index=True, return_inverse=True)
+    rank = np.empty(len(first), dtype=np.int64)
+    rank[np.argsort(first)] = np.arange(len(first))
+    place, first = rank[place], np.sort(first)  # distinct sequences in the order in which they first come up
+    occurrences = np.argsort(place, kind="stable")
+    edges = np.searchsorted(place[occurrences], np.arange(len(first) + 1))
+
+    def sequence(index: int) -> Encoded:
+        row = int(first[index])
+        pair = pairs[row % len(pairs)]
+        return pair.prompt_ids, pair.chosen_ids if row < len(pairs) else pair.rejected_ids
+
+    differences = torch.zeros(0, 0)
+    for taken, features in _feature_batches(model, lengths[first].tolist(), sequence, batch_size, pad_id):
+        if not len(differences):
+            differences = torch.zeros(len(pairs), features.shape[1])
+        rows = np.concatenate([occurrences[edges[i] : edges[i + 1]] for i in taken])
+        source = np.repeat(np.arange(len(taken)), [edges[i + 1] - edges[i] for i in taken])
+        for own, shift, sign in ((rows < len(pairs), 0, 1.0), (rows >= len(pairs), len(pairs), -1.0)):
+            differences.index_add_(0, torch.from_numpy(rows[own] - shift), features[torch.from_numpy(source[own])], alpha=sign)
+        on_progress()
+    return differences
+
+
+def _keys_and_lengths(pairs: Sequence[Pair]) -> tuple[np.ndarray, np.ndarray]:
+    """Of all chosen, then all rejected sequences: 16 bytes that equal ones share, and the number of tokens."""
+    keys, lengths = np.empty(2 * len(pairs), dtype="V16"), np.empty(2 * len(pairs), dtype=np.int64)
+    for row, pair in enumerate(pairs):
+        for place, response in ((row, pair.chosen_ids), (row + len(pairs), pair.rejected_ids)):
+            ids = np.array([len(pair.prompt_ids), *pair.prompt_ids, *response], dtype=np.int64)
+            keys[place] = np.void(hashlib.blake2b(ids.tobytes(), digest_size=16).digest())
+            lengths[place] = len(pair.prompt_ids) + len(response)
+    return keys, lengths
 
 
 def bootstrap_counts(num_pairs: int, seed: int) -> Tensor:
@@ -107,12 +184,18 @@ def head_objective(head: Tensor, differences: Tensor, counts: Tensor, anchor: Te
     Returns:
         A scalar, nats per pair.
     """
-    precision = head.shape[0] / HEAD_SCALE**2
-    loss = -(counts * functional.logsigmoid(differences @ head)).sum()
-    return (loss + 0.5 * precision * (head - anchor).square().sum()) / differences.shape[0]
+    return (_pair_loss(head, differences, counts) + _pull(head, anchor)) / differences.shape[0]
 
 
-def fit_heads(differences: Tensor, seeds: Sequence[int]) -> Tensor:
+def _pair_loss(head: Tensor, differences: Tensor, counts: Tensor) -> Tensor:
+    return -(counts * functional.logsigmoid(differences @ head)).sum()
+
+
+def _pull(head: Tensor, anchor: Tensor) -> Tensor:
+    return 0.5 * (head.shape[0] / HEAD_SCALE**2) * (head - anchor).square().sum()
+
+
+def fit_heads(differences: Tensor, seeds: Sequence[int], on_progress: Callable[[], None] = _go_on) -> Tensor:
     """M heads, each the least of ``head_objective`` for a fresh w0 and a bootstrap sample of its own.
 
     On fixed features the loss is convex: heads that see the same pairs in another order end in one point, and their spread would
@@ -123,6 +206,7 @@ def fit_heads(differences: Tensor, seeds: Sequence[int]) -> Tensor:
     Args:
         differences: [N, H] float, D_i = features of the preferred response - features of the other; finite.
         seeds: M of them; a seed's head does not depend on the others.
+        on_progress: called after each look at all pairs.
 
     Returns:
         [M, H] float32.
@@ -133,29 +217,38 @@ def fit_heads(differences: Tensor, seeds: Sequence[int]) -> Tensor:
     """
     if differences.dim() != 2 or differences.shape[0] < 1:
         raise ValueError(f"heads need differences [N, H] with N >= 1, got {tuple(differences.shape)}")
-    if not bool(torch.isfinite(differences).all()):
-        row = int((~torch.isfinite(differences).all(-1)).nonzero()[0])
-        raise UserError(f"the backbone's features of pair {row} are not finite: its training diverged. Lower reward.lr.")
-    wide = differences.double()
-    anchors = fresh_heads(len(seeds), wide.shape[1], seeds)
+    for start in range(0, len(differences), ROWS):
+        finite = torch.isfinite(differences[start : start + ROWS]).all(-1)
+        if not bool(finite.all()):
+            row = start + int((~finite).nonzero()[0])
+            raise UserError(f"the backbone's features of pair {row} are not finite: its training diverged. Lower reward.lr.")
+    anchors = fresh_heads(len(seeds), differences.shape[1], seeds)
     heads = [
-        _fit(wide, bootstrap_counts(len(wide), seed + BOOTSTRAP_SEED_OFFSET), anchor)
+        _fit(differences, bootstrap_counts(len(differences), seed + BOOTSTRAP_SEED_OFFSET), anchor, on_progress)
         for seed, anchor in zip(seeds, anchors.unbind(), strict=True)
     ]
     return torch.stack(heads).float()
 
 
-def _fit(differences: Tensor, counts: Tensor, anchor: Tensor) -> Tensor:
-    head = anchor.clone().requires_grad_(True)
+def _fit(differences: Tensor, counts: Tensor, anchor: Tensor, on_progress: Callable[[], None]) -> Tensor:
+    """The least of ``head_objective``, whose sum over the pairs is taken ``ROWS`` of them at a time."""
+    head, num_pairs = anchor.clone().requires_grad_(True), len(differences)
     optimizer = torch.optim.LBFGS(
         [head], max_iter=MAX_ITERATIONS, tolerance_grad=TOLERANCE, tolerance_change=0, line_search_fn="strong_wolfe"
     )
 
     def closure() -> Tensor:
         optimizer.zero_grad()
-        value = head_objective(head, differences, counts, anchor)
+        value = _pull(head, anchor) / num_pairs
         torch.autograd.backward(value)
-        return value
+        total = value.detach()
+        for start in range(0, num_pairs, ROWS):
+            rows = slice(start, start + ROWS)
+            value = _pair_loss(head, differences[rows].double(), counts[rows]) / num_pairs
+            torch.autograd.backward(value)
+            total += value.detach()
+        on_progress()
+        return total
 
     optimizer.step(closure)
     closure()

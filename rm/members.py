@@ -9,7 +9,7 @@ Letters: B sequences, N pairs, M members, H hidden size.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol, assert_never
 
@@ -17,9 +17,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from rm.batches import Encoded, pair_sequences, score_sequences
+from rm.batches import Encoded, score_sequences
 from rm.config import ContrastiveConfig, LoraConfig, MemberKind, Pooling, RewardConfig, StrengthConfig
-from rm.heads import fit_heads, sequence_features
+from rm.heads import feature_differences, fit_heads, sequence_features
 from rm.lora import add_lora, load_adapter, save_adapter, use_adapter
 from rm.model import RewardModel
 from tokens.records import Pair
@@ -115,7 +115,14 @@ def save_member(kind: MemberKind, model: RewardModel, directory: Path) -> None:
         model.save_pretrained(directory)
 
 
-def head_members(model: RewardModel, pairs: Sequence[Pair], seeds: Sequence[int], batch_size: int, pad_id: int) -> Tensor:
+def head_members(
+    model: RewardModel,
+    pairs: Sequence[Pair],
+    seeds: Sequence[int],
+    batch_size: int,
+    pad_id: int,
+    on_progress: Callable[[], None] = lambda: None,
+) -> Tensor:
     """M heads on a trained backbone; see ``rm.heads``.
 
     Args:
@@ -124,15 +131,12 @@ def head_members(model: RewardModel, pairs: Sequence[Pair], seeds: Sequence[int]
         seeds: M.
         batch_size: sequences per forward pass.
         pad_id: id written at padding.
+        on_progress: called again and again while it works.
 
     Returns:
         [M, H] float32.
     """
-    sequences = pair_sequences(pairs)
-    distinct = {sequence: place for place, sequence in enumerate(dict.fromkeys(sequences))}
-    features = sequence_features(model, list(distinct), batch_size, pad_id)
-    chosen, rejected = torch.tensor([distinct[sequence] for sequence in sequences]).chunk(2)
-    return fit_heads(features[chosen] - features[rejected], seeds)
+    return fit_heads(feature_differences(model, pairs, batch_size, pad_id, on_progress), seeds, on_progress)
 
 
 def save_heads(heads: Tensor, directory: Path) -> None:

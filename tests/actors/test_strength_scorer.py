@@ -11,6 +11,7 @@ import pyarrow as pa
 import pytest
 import torch
 from pyarrow import parquet
+from safetensors.torch import load_file, save_file
 
 from actors.process import ProcessSetup
 from actors.strength_scorer import MAX_DEATHS, ScoringJob, StrengthScorer, attempt
@@ -104,3 +105,22 @@ def test_what_kills_its_process_every_time_is_not_tried_for_ever(job: ScoringJob
     place.write_bytes(b"." * (MAX_DEATHS + 1))
     with pytest.raises(RuntimeError, match=r"part-00000 killed its process 4 times.*strength\.batch_size"), attempt(place, 1):
         pytest.fail("it must not be tried again")
+
+
+def test_what_is_wrong_with_the_members_is_an_answer(job: ScoringJob) -> None:
+    weights = job.members / "1" / "model.safetensors"
+    kept = load_file(weights)
+    del kept["score.weight"]
+    save_file(kept, weights, metadata={"format": "pt"})
+    scorer = StrengthScorer(job)
+    for part in (0, 1):
+        (answer,) = scorer({"part": np.array([part])}).to_pylist()
+        assert answer["part"] == part and answer["chosen"] == [] and "score.weight" in answer["refusal"]
+        assert str(job.members / "1") in answer["refusal"]
+
+
+def test_what_is_wrong_with_a_pair_is_an_answer(job: ScoringJob) -> None:
+    scorer = StrengthScorer(job)
+    scorer.tokenizer.eos_token = None
+    (answer,) = scorer({"part": np.array([0])}).to_pylist()
+    assert "has no eos_token" in answer["refusal"] and answer["num_sequences"] == 0

@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 SLOW_S = 1.2
+BUSY_TIMES = 9
+"""How often the server is busy before it answers: oftener than a request is tried."""
 
 
 class Endpoint(ThreadingHTTPServer):
@@ -61,6 +63,10 @@ class Handler(BaseHTTPRequestHandler):
             return self._send(503, {"error": {"message": "try again"}}, {"Retry-After": "0.01"})
         if rule == "limited" and times == 1:
             return self._send(429, {"error": {"message": "slow down"}})
+        if rule == "busy" and times <= BUSY_TIMES:
+            return self._send(429, {"error": {"message": "slow down"}}, {"Retry-After": "0"})
+        if rule == "closed":
+            return self._send(429, {"error": {"message": "come back tomorrow"}}, {"Retry-After": "86400"})
         if rule == "slow" and times == 1:
             time.sleep(SLOW_S)
         if rule == "forbidden":
@@ -71,6 +77,10 @@ class Handler(BaseHTTPRequestHandler):
             return self._send(200, f"<html>not an endpoint {self.headers['Authorization']}</html>")
         if rule == "silent":
             return self._send(200, completion(None))
+        if rule == "reasoning":
+            return self._send(200, completion("", "length"))
+        if rule == "filtered":
+            return self._send(200, completion(None, "content_filter"))
         if rule == "nothing":
             return self._send(200, completion("A") | {"choices": []})
         good = "A" if first.startswith("good") else "B"
@@ -93,8 +103,8 @@ class Handler(BaseHTTPRequestHandler):
             """Who asked did not wait for the answer."""
 
 
-def completion(text: str | None) -> dict[str, object]:
-    choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": text}}
+def completion(text: str | None, finish_reason: str = "stop") -> dict[str, object]:
+    choice = {"index": 0, "finish_reason": finish_reason, "message": {"role": "assistant", "content": text}}
     return {"id": "1", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice]}
 
 

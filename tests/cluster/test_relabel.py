@@ -29,7 +29,8 @@ from preferences.config import DataConfig
 from preferences.load import load_preferences
 from sandbox.build import WorldFiles
 from tests.cluster.command import TINY, Command
-from tests.cluster.endpoint import SLOW_S, Endpoint, serve
+from tests.cluster.endpoint import BUSY_TIMES, SLOW_S, Endpoint, serve
+from tests.cluster.test_reward import encoder, write_data
 from tokens.errors import UserError
 
 KEY = "sk-a-key-that-nobody-may-see"
@@ -94,7 +95,16 @@ def test_both_orders_decide(endpoint: Endpoint, tmp_path: Path, capsys: pytest.C
     assert [row["label_forward"] for row in rows] == [1, 0, 1, -1, 1, -1, -1]
     assert [row["label_backward"] for row in rows] == [1, 0, 0, -1, 1, -1, -1]
     assert [row["id"] for row in rows] == [str(i + 1) for i in range(7)]
-    expected = {"pairs": 7, "agree": 2, "disagree": 1, "changed": 1, "changed_to_first": 1, "no_answer": 3, "unusable": 0}
+    expected = {
+        "pairs": 7,
+        "agree": 2,
+        "disagree": 1,
+        "changed": 1,
+        "changed_to_first": 1,
+        "no_answer": 3,
+        "not_asked": 0,
+        "unusable": 0,
+    }
     assert {key: counts_of(out)[key] for key in expected} == expected
     assert sum(endpoint.asked.values()) == 14
     assert set(endpoint.keys) == {f"Bearer {KEY}"}
@@ -178,7 +188,7 @@ def test_retries_have_a_budget_for_all_requests(endpoint: Endpoint) -> None:
     ("rule", "words"),
     [
         ("forbidden", "status 401: the key is missing or not accepted; set OPENAI_API_KEY"),
-        ("refused", "1 attempt(s); the last: status 400"),
+        ("closed", "it limits the rate for over 600 s (status 429: "),
         ("page", "it answers, but not as a chat endpoint"),
     ],
 )
@@ -234,8 +244,8 @@ def test_places_that_cannot_be_written(tmp_path: Path) -> None:
     parquet.write_table(parquet.read_table(same) if same.exists() else _table(), same)
     with pytest.raises(UserError, match="is the data itself"):
         relabel(str(same), "gold", same, Console())
-    for name, number in (("limit", 0), ("concurrency", 0), ("retries", -1)):
-        with pytest.raises(UserError, match=f"--{name} must be at least {number + 1}, got {number}"):
+    for name, number in (("limit", 0), ("concurrency", 0), ("retries", -1), ("max_tokens", 0)):
+        with pytest.raises(UserError, match=f"--{name.replace('_', '-')} must be at least {number + 1}, got {number}"):
             relabel(pairs, "gold", None, Console(), **{name: number})  # type: ignore[arg-type]
     with pytest.raises(UserError, match="--timeout must be above 0, got nan"):
         relabel(pairs, "gold", None, Console(), timeout_s=float("nan"))
@@ -349,25 +359,140 @@ def test_a_reward_model_judges_by_its_scores(world: WorldFiles, tmp_path: Path) 
     assert [row["label"] for row in again] != expected
 
 
-def test_a_pair_longer_than_the_judge_s_context(world: WorldFiles, tmp_path: Path) -> None:
+def test_a_pair_longer_than_the_judge_s_context(world: WorldFiles, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from transformers import AutoTokenizer
 
     from rm.model import RewardModel
 
     RewardModel.from_language_model(world.sft_dir, pooling="last", seed=1, dtype=torch.float32).save_pretrained(tmp_path / "rm")
     AutoTokenizer.from_pretrained(world.sft_dir).save_pretrained(tmp_path / "rm")
-    with pytest.raises(UserError, match=r"tokens, the judge's context is 72\. Leave the pair out"):
-        relabel(_long_pairs(tmp_path), f"reward:{tmp_path / 'rm'}", None, Console())
-
-
-def _long_pairs(tmp_path: Path) -> str:
+    long = {"prompt": "tea", "chosen": "tea " * 90, "rejected": "tea"}
     path = tmp_path / "long.jsonl"
-    path.write_text(json.dumps({"prompt": "tea", "chosen": "tea " * 90, "rejected": "tea"}) + "\n")
-    return str(path)
+    path.write_text(json.dumps(long) + "\n")
+    with pytest.raises(UserError, match=r"none of 2 questions about 1 pairs; first: .*\+ 91 tokens, the judge's context is 72\."):
+        relabel(str(path), f"reward:{tmp_path / 'rm'}", None, Console())
+    path.write_text(
+        "".join(json.dumps(row) + "\n" for row in (long, *({"prompt": "tea", "chosen": "a", "rejected": "the"},) * 2))
+    )
+    out = relabel(str(path), f"reward:{tmp_path / 'rm'}", None, Console())
+    first, second, third = read(out)
+    assert first["label"] == -1 and second["label"] == third["label"] != -1
+    assert counts_of(out)["not_asked"] == 1 and counts_of(out)["no_answer"] == 0
+    assert (
+        "1 of 3 pairs were more than the judge can take and get no label; first: pair '1': the prompt" in capsys.readouterr().out
+    )
+
+
+def test_an_encoder_judges_with_the_tokens_that_it_was_trained_with(tmp_path: Path) -> None:
+    """Its tokenizer has CLS and SEP only, which stand for BOS and EOS."""
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    from rm.model import RewardModel
+
+    words = write_data(tmp_path / "d.jsonl")
+    base = encoder(tmp_path / "bert", words)
+    RewardModel.from_any(base, pooling="last", seed=1, dtype=torch.float32).save_pretrained(tmp_path / "rm")
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    tokenizer.save_pretrained(tmp_path / "rm")
+    rows = read(relabel(str(tmp_path / "d.jsonl"), f"reward:{tmp_path / 'rm'}", None, Console(), limit=30))
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "rm")
+
+    def score(row: dict[str, Any], side: str) -> float:
+        ids = tokenizer(f"{row['prompt']} {row[side]}", add_special_tokens=False)["input_ids"]
+        with torch.no_grad():
+            return float(model(torch.tensor([[tokenizer.cls_token_id, *ids, tokenizer.sep_token_id]])).logits)
+
+    assert [row["label"] for row in rows] == [int(score(row, "chosen") > score(row, "rejected")) for row in rows]
+
+
+def test_one_pair_that_the_judge_cannot_take_blocks_nothing(
+    endpoint: Endpoint, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pairs = pairs_file(tmp_path, "good", "refused", "filtered", "bad")
+    out = relabel(pairs, f"openai:{endpoint.url}#m", None, Console())
+    assert [row["label"] for row in read(out)] == [1, -1, -1, 0]
+    expected = {"pairs": 4, "agree": 1, "disagree": 1, "no_answer": 0, "not_asked": 2, "unusable": 0}
+    assert {key: counts_of(out)[key] for key in expected} == expected
+    printed = capsys.readouterr().out
+    assert "2 of 4 pairs were more than the judge can take and get no label" in printed
+    assert "pair '2': the endpoint refuses it: status 400" in printed and "pair '3': the endpoint's content filter" in printed
+    assert KEY not in printed + "".join(path.read_text(errors="replace") for path in tmp_path.iterdir())
+    assert len((tmp_path / "pairs.relabelled.answers.jsonl").read_text().splitlines()) == 4, "what is no answer is not kept"
+
+
+def test_many_that_it_cannot_take_stop_it_early(endpoint: Endpoint, tmp_path: Path) -> None:
+    pairs = pairs_file(tmp_path, *["good"] * 3, *["refused"] * 20)
+    with pytest.raises(UserError, match=r"of 46 questions were more than .*; last: .*status 400.* 6 answers are kept in .*jsonl"):
+        relabel(pairs, f"openai:{endpoint.url}#m", None, Console(), concurrency=2)
+    assert sum(endpoint.asked.values()) == 16, "two batches"
+    assert not (tmp_path / "pairs.relabelled.parquet").exists()
+
+
+def test_a_reply_that_is_cut_off_is_no_answer(endpoint: Endpoint, tmp_path: Path) -> None:
+    cut = r"cut off at 5 tokens \(finish_reason length\) before it said A or B: raise --max-tokens"
+    pairs = pairs_file(tmp_path, *["reasoning"] * 2)
+    with pytest.raises(UserError, match=f"answered none of 4 questions about 2 pairs; first: the reply was {cut}"):
+        relabel(pairs, f"openai:{endpoint.url}#m", None, Console(), max_tokens=5)
+    assert (tmp_path / "pairs.relabelled.answers.jsonl").read_text() == ""
+    with pytest.raises(UserError, match=rf"of 40 questions were more than the judge can take.*{cut}"):
+        relabel(pairs_file(tmp_path, *["reasoning"] * 20), f"openai:{endpoint.url}#m", None, Console(), max_tokens=5)
+
+
+def test_nothing_answered_is_nothing_written(endpoint: Endpoint, tmp_path: Path) -> None:
+    pairs = pairs_file(tmp_path, "garbage", "silent")
+    with pytest.raises(
+        UserError, match=r"none of 4 questions about 2 pairs: no reply is clearly one.*answers\.jsonl, remove that"
+    ):
+        relabel(pairs, f"openai:{endpoint.url}#m", None, Console())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["pairs.jsonl", "pairs.relabelled.answers.jsonl"]
+
+
+def test_waits_that_the_server_asks_for_are_not_retries(endpoint: Endpoint) -> None:
+    judge = EndpointJudge(endpoint.url, "m", concurrency=2, retries=0, budget=0, pause_s=0.01)
+    assert judge.compare(["busy 1", "busy 2"], ["good"] * 2, ["bad"] * 2) == [1, 1]
+    assert list(endpoint.asked.values()) == [BUSY_TIMES + 1] * 2 and judge.budget > 0
+    judge.close()
+
+
+def test_the_budget_of_retries_grows_with_the_questions(endpoint: Endpoint) -> None:
+    judge = EndpointJudge(endpoint.url, "m", concurrency=1, budget=0, pause_s=0.0)
+    assert judge.compare([f"good {i}" for i in range(20)], ["good"] * 20, ["bad"] * 20) == [1] * 20
+    flaky = [f"flaky {i}" for i in range(5)]
+    with pytest.raises(JudgeFailed, match="budget of retries") as caught:
+        judge.compare(flaky, ["good"] * 5, ["bad"] * 5)
+    assert caught.value.answers == (1, 1, None, None, None), "25 questions, a tenth of them"
+    judge.close()
+
+
+def test_any_failure_keeps_what_was_answered(endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    judge = EndpointJudge(endpoint.url, "m", concurrency=1)
+    read, seen = judge._read, []
+
+    def third_fails(answer: Any) -> Any:
+        seen.append(answer)
+        if len(seen) == 3:
+            raise KeyError(f"no such field, key {KEY}")
+        return read(answer)
+
+    monkeypatch.setattr(judge, "_read", third_fails)
+    with pytest.raises(JudgeFailed, match=r"did not answer: KeyError: .*no such field, key \*\*\*") as caught:
+        judge.compare([f"good {i}" for i in range(5)], ["good"] * 5, ["bad"] * 5)
+    assert caught.value.answers == (1, 1, None, None, None)
+    judge.close()
+
+
+def test_connections_are_closed(endpoint: Endpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    closed: list[str] = []
+    close = EndpointJudge.close
+    monkeypatch.setattr(EndpointJudge, "close", lambda judge: (closed.append(judge.model), close(judge)))
+    relabel(pairs_file(tmp_path, "good"), f"openai:{endpoint.url}#one", None, Console())
+    with pytest.raises(JudgeFailed):
+        relabel(pairs_file(tmp_path, "forbidden"), f"openai:{endpoint.url}#two", None, Console())
+    assert closed == ["one", "two"]
 
 
 @pytest.mark.slow
-def test_a_real_server_s_garbage_is_counted_as_none(world: WorldFiles, tmp_path: Path) -> None:
+def test_a_real_server_s_garbage_is_no_answer(world: WorldFiles, tmp_path: Path) -> None:
     """vLLM's own OpenAI server on the tiny policy, which knows neither A nor B: nothing is lost, nothing is made up."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -390,9 +515,9 @@ def test_a_real_server_s_garbage_is_counted_as_none(world: WorldFiles, tmp_path:
         while not _healthy(port):
             assert server.poll() is None and time.monotonic() - began < 400, log.read_text()[-3000:]
             time.sleep(1)
-        out = relabel(
-            str(world.pairs_path), f"openai:http://127.0.0.1:{port}/v1#tiny", tmp_path / "x.parquet", Console(), limit=10
-        )
+        judge, out = f"openai:http://127.0.0.1:{port}/v1#tiny", tmp_path / "x.parquet"
+        with pytest.raises(UserError, match=r"answered none of 20 questions about 10 pairs|finish_reason length"):
+            relabel(str(world.pairs_path), judge, out, Console(), limit=10)
     finally:
         server.terminate()
         with suppress(subprocess.TimeoutExpired):
@@ -400,10 +525,8 @@ def test_a_real_server_s_garbage_is_counted_as_none(world: WorldFiles, tmp_path:
         with suppress(ProcessLookupError):
             os.killpg(server.pid, signal.SIGKILL)
         server.wait()
-    counts = counts_of(out)
-    assert counts["pairs"] == counts["no_answer"] == 10
-    assert [row["label"] for row in read(out)] == [-1] * 10
-    assert len((tmp_path / "x.answers.jsonl").read_text().splitlines()) == 20
+    answers = [json.loads(line)["answer"] for line in (tmp_path / "x.answers.jsonl").read_text().splitlines()]
+    assert set(answers) <= {NONE} and not out.exists()
 
 
 def _healthy(port: int) -> bool:

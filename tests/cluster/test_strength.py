@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import threading
@@ -35,6 +36,7 @@ from preferences.swap import as_table
 from rm.batches import score_sequences
 from rm.model import RewardModel
 from tests.cluster.command import TINY, Command
+from tests.cluster.test_reward import encoder, write_data
 from tokens.errors import UserError
 
 pytestmark = pytest.mark.filterwarnings(  # Ray's own
@@ -79,24 +81,36 @@ def killed() -> list[int]:
     return []
 
 
+def processes_of(log: Path) -> list[int]:
+    """Numbers of the processes that wrote a log file, in their order."""
+    return [int(number) for number in re.findall(r"process (\d+), \d+ threads", log.read_text())] if log.is_file() else []
+
+
 @pytest.fixture(scope="module")
 def run(command: Command, killed: list[int]) -> Done:
-    """Two members, ten parts or more; the scoring process is killed once the first part is there. The reward trainer's ranks play
-    no part."""
+    """Two members, ten parts or more. The process that trains member 1 is killed at its first step, and the one that scores once
+    the first part is there. The reward trainer's ranks play no part."""
     path = command.storage / "strengths" / "tiny"
 
     over = threading.Event()
 
-    def kill_the_scorer() -> None:
+    def kill(pid: int) -> None:
+        os.kill(pid, signal.SIGKILL)
+        killed.append(pid)
+
+    def kill_two() -> None:
+        training = path / "logs" / "member-1.log"
+        while not (training.is_file() and ": step 1 of " in training.read_text()):
+            if over.wait(0.005):
+                return
+        kill(processes_of(training)[0])
         while not list(path.glob("strengths/part-*.parquet")):
             if over.wait(0.005):
                 return
         (log,) = path.glob("logs/scorer-*.log")
-        pid = int(log.stem.removeprefix("scorer-"))
-        os.kill(pid, signal.SIGKILL)
-        killed.append(pid)
+        kill(int(log.stem.removeprefix("scorer-")))
 
-    watcher = threading.Thread(target=kill_the_scorer)
+    watcher = threading.Thread(target=kill_two)
     watcher.start()
     try:
         return measure(*MEMBERS, "--resources.reward.num_ranks", "2")
@@ -118,7 +132,11 @@ def scores_by(folder: Path, prompts: list[str], responses: list[str]) -> np.ndar
 
 
 def test_a_killed_process_costs_nothing_but_time(run: Done, killed: list[int]) -> None:
-    assert len(killed) == 1 and not psutil.pid_exists(killed[0])
+    assert len(killed) == 2 and not any(psutil.pid_exists(pid) for pid in killed)
+    trained, again = processes_of(run.path / "logs" / "member-1.log")
+    assert trained == killed[0] != again, "the member was trained from its start by another process"
+    assert len(processes_of(run.path / "logs" / "member-0.log")) == 1, "the other member's fit went on"
+    assert {member.name for member in (run.path / "members" / "0").iterdir()} == {"0", "1"}
     logs = list(run.path.glob("logs/scorer-*.log"))
     assert len(logs) == 2, "another process took over"
     rows = rows_of(run.path)
@@ -252,6 +270,39 @@ def test_a_member_that_scores_with_nan_is_named_with_the_pair(run: Done) -> None
     assert not list(copy.glob("strengths/*.parquet")) and not (copy / "card.json").exists()
 
 
+def test_what_is_wrong_with_a_member_is_the_users_error(run: Done) -> None:
+    copy = run.path.with_name("tiny-broken")
+    shutil.copytree(run.path, copy)
+    (copy / "card.json").unlink()
+    (copy / "strengths" / "part-00002.parquet").unlink()
+    weights = copy / "members" / "0" / "1" / "model.safetensors"
+    kept = load_file(weights)
+    del kept["score.weight"]
+    save_file(kept, weights, metadata={"format": "pt"})
+    with pytest.raises(UserError, match=r"members/0/1\b.*score\.weight"):
+        measure(*MEMBERS, "--name", "tiny-broken")
+
+
+def test_an_encoder_scores_with_the_tokens_that_it_was_trained_with(command: Command, tmp_path: Path) -> None:
+    """Its tokenizer has CLS and SEP only, which stand for BOS and EOS."""
+    words = write_data(tmp_path / "d.jsonl")
+    base = encoder(tmp_path / "bert", words)
+    data = ("--reward.base", str(base), "--data.preferences", str(tmp_path / "d.jsonl"))
+    done = measure("--name", "tiny-bert", "--strength.num_members", "2", *data)
+    rows = rows_of(done.path)
+    assert len(rows["id"]) == 120
+    for member in (0, 1):
+        folder = done.path / "members" / "0" / str(member)
+        model, tokenizer = AutoModelForSequenceClassification.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+        assert tokenizer.bos_token_id is None and tokenizer.eos_token_id is None
+        for row in (0, 77):
+            text = f"{rows['prompt'][row]} {rows['chosen'][row]}"
+            ids = [tokenizer.cls_token_id, *tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.sep_token_id]
+            with torch.no_grad():
+                score = float(model(torch.tensor([ids])).logits)
+            assert rows["chosen score list"].tolist()[row][member] == pytest.approx(score, abs=1e-5)
+
+
 @pytest.mark.slow
 def test_cross_fitted_pairs_are_scored_by_members_that_did_not_see_them(run: Done) -> None:
     done = measure("--name", "tiny-folds", "--strength.num_members", "1", "--strength.folds", "2", "--strength.num_workers", "2")
@@ -276,14 +327,19 @@ def test_cross_fitted_pairs_are_scored_by_members_that_did_not_see_them(run: Don
 
 
 @pytest.mark.slow
-def test_the_benchmark_compares_cheaper_members_with_whole_ones(run: Done, tmp_path: Path) -> None:
+def test_the_benchmark_compares_cheaper_members_with_whole_ones(
+    run: Done, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     results = tmp_path / "members.jsonl"
-    full, lora, heads = members.main([str(TINY), *MEMBERS, "--name", "tiny-kinds"], results)
+    full, lora, heads = members.main([str(TINY), *MEMBERS, "--name", "tiny-kinds", "--seeds", "3"], results)
     assert [json.loads(line)["what"] for line in results.read_text().splitlines()] == ["full", "lora", "heads"]
+    assert [row["seed"] for row in (full, lora, heads)] == [3] * 3
+    lines = capsys.readouterr().out.splitlines()
+    assert "| | full | lora | heads |" in lines and "| train_ratio | 1.000 [1.000, 1.000] |" in "\n".join(lines)
     assert full["spearman_mu"] == full["weight_ratio"] == full["train_ratio"] == 1.0
     assert 0 < lora["weight_ratio"] < 1 and heads["weight_ratio"] == pytest.approx(0.5, abs=0.1)
     for row, kind in ((lora, "lora"), (heads, "heads")):
-        found = read_strengths(run.path.with_name(f"tiny-kinds-members-{kind}"))
+        found = read_strengths(run.path.with_name(f"tiny-kinds-seed-3-members-{kind}"))
         assert len(found) == 160 and found.num_members == 2
         assert float(np.abs(found.chosen[:, 0] - found.chosen[:, 1]).max()) > 0, "members differ"
         assert -1 <= row["spearman_mu"] < 1

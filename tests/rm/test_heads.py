@@ -8,11 +8,22 @@ import torch
 from scipy.optimize import minimize
 from sklearn.linear_model import LogisticRegression
 
-from rm.batches import score_sequences
+from rm import heads as heads_module
+from rm.batches import pair_sequences, score_sequences
 from rm.checkpoints import HEAD_SCALE
-from rm.heads import BOOTSTRAP_SEED_OFFSET, bootstrap_counts, fit_heads, fresh_heads, head_objective, sequence_features
+from rm.heads import (
+    BOOTSTRAP_SEED_OFFSET,
+    bootstrap_counts,
+    feature_differences,
+    fit_heads,
+    fresh_heads,
+    head_objective,
+    sequence_features,
+)
 from tests.rm.conftest import EOS, PAD, MakeModel
 from tokens.errors import UserError
+from tokens.pair_store import PairStore
+from tokens.records import Pair
 
 N, H = 120, 6
 
@@ -109,3 +120,30 @@ def test_bad_differences_are_refused(differences: torch.Tensor) -> None:
         fit_heads(differences[:0], (0,))
     with pytest.raises(ValueError, match="a seed for each of 3 heads, got 2"):
         fresh_heads(3, H, (1, 2))
+
+
+def test_differences_are_those_of_all_features_at_once_and_equal_sequences_are_computed_once(make_model: MakeModel) -> None:
+    model = make_model(pooling="last")
+    pairs = [Pair(str(i), (1, *range(5, 6 + i % 3)), (20 + i % 4, EOS), (*range(30, 31 + i % 5), EOS)) for i in range(30)]
+    sequences = pair_sequences(pairs)
+    distinct = list(dict.fromkeys(sequences))
+    features = sequence_features(model, distinct, 4, PAD)
+    chosen, rejected = (torch.tensor([distinct.index(s) for s in side]) for side in (sequences[:30], sequences[30:]))
+    passes: list[int] = []
+    found = feature_differences(model, PairStore.of(pairs), 4, PAD, lambda: passes.append(1))
+    assert torch.equal(found, features[chosen] - features[rejected])
+    assert len(passes) == math.ceil(len(distinct) / 4) < 60 / 4
+    with pytest.raises(ValueError, match="at least 1 each; got 4 and 0"):
+        feature_differences(model, [], 4, PAD)
+
+
+def test_a_sum_over_the_pairs_may_be_taken_in_parts(differences: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    looks: list[int] = []
+    whole = fit_heads(differences, (1, 2), lambda: looks.append(1))
+    assert len(looks) >= 4
+    monkeypatch.setattr(heads_module, "ROWS", 50)
+    torch.testing.assert_close(fit_heads(differences, (1, 2)), whole, atol=1e-6, rtol=0)
+    broken = differences.clone()
+    broken[77, 1] = math.inf
+    with pytest.raises(UserError, match="pair 77 are not finite"):
+        fit_heads(broken, (0,))

@@ -1,0 +1,149 @@
+"""Waiting that talks: work that queues for room is not late, work that has begun and says nothing is."""
+
+from __future__ import annotations
+
+import io
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import ray
+from rich.console import Console as RichConsole
+
+from actors.members import Board
+from cluster import waiting
+from cluster.console import Console
+from cluster.strength_scores import _polled, refuse_constant_fold
+from cluster.waiting import Pending, RoleFailed, Room, Waiter
+from preferences.strength import write_strengths
+from tokens.errors import UserError
+
+pytestmark = pytest.mark.filterwarnings(  # Ray's own
+    "ignore::FutureWarning", "ignore::ResourceWarning", "ignore::DeprecationWarning"
+)
+
+
+def test_a_room_says_what_is_short_and_gives_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, lines = [0.0], list[str]()
+    monkeypatch.setattr(waiting.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(ray, "available_resources", lambda: {"CPU": 0.5})
+    room = Room(lines.append, {"CPU": 2.0, "GPU": 1.0}, 100.0)
+    for now[0] in (1.0, 29.0, 31.0, 32.0):
+        room.look(waiting=True)
+    assert lines == ["  waiting for the cluster (31 s): 2 CPU asked, 0.5 free, 1 GPU asked, 0 free"]
+    now[0] = 90.0
+    room.look(waiting=False)
+    for now[0] in (100.0, 189.0):  # the wait began again at 90 s
+        room.look(waiting=True)
+    assert len(lines) == 2 and "(99 s)" in lines[1]
+    now[0] = 190.0
+    with pytest.raises(UserError, match=r"no room within resources\.wait_limit_s = 100 s: 2 CPU asked, 0\.5 free, 1 GPU"):
+        room.look(waiting=True)
+
+
+@ray.remote(num_cpus=1)
+def work(board: Any, name: str, quiet_s: float) -> str:
+    board.tick.remote(name, 0)
+    time.sleep(quiet_s)
+    ray.get(board.end.remote(name))
+    return name
+
+
+@pytest.fixture(scope="module")
+def machine() -> Iterator[None]:
+    """A cluster with one CPU."""
+    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False, configure_logging=False)
+    yield
+    ray.shutdown()
+
+
+@ray.remote(num_cpus=1)
+class Holder:
+    """Takes the one CPU."""
+
+    def here(self) -> bool:
+        return True
+
+
+def test_queueing_is_not_lateness(machine: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(waiting, "SAY_EVERY_S", 1.0)
+    console = Console()
+    console.rich = RichConsole(file=io.StringIO(), width=140, soft_wrap=True)
+    board_class: Any = Board
+    holder = Holder.remote()
+    assert ray.get(holder.here.remote())
+    board = board_class.remote({"a": 1})
+    free = threading.Timer(4.0, lambda: ray.kill(holder))
+    free.start()
+    wait = Waiter(console, tmp_path, 2.0)
+
+    def pending(name: str, quiet_s: float, limit_s: float | None = None) -> Pending[list[str]]:
+        ref = work.options(name=name).remote(board, name, quiet_s)
+        return Pending((ref,), (name,), ("",), list, (board,), room=Room(console.say, {"CPU": 1.0}, limit_s), log="shared")
+
+    with console.bar("wait") as bar:
+        assert wait("train", pending("a", 0.0), bar) == ["a"], "it waited 4 s for room, twice the deadline"
+        assert "waiting for the cluster (1 s): 1 CPU asked, 0 free" in console.rich.file.getvalue()
+        with pytest.raises(RoleFailed, match=r"^a failed in start, phase train: no progress for 2 s .*/shared\.log$"):
+            wait("train", pending("a", 8.0), bar)
+        board = board_class.remote({"b": 1})  # a's task still holds the CPU
+        with pytest.raises(UserError, match=r"resources\.wait_limit_s = 1 s: 1 CPU asked, 0 free"):
+            wait("train", pending("b", 0.0, 1.0), bar)
+
+
+def test_rows_are_polled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cluster.strength_scores.POLL_S", 0.05)
+    closed = threading.Event()
+
+    def rows() -> Iterator[dict[str, Any]]:
+        try:
+            yield {"part": 0}
+            time.sleep(0.3)
+            yield {"part": 1}
+            raise OSError("broken")
+        finally:
+            closed.set()
+
+    seen: list[dict[str, Any] | None] = []
+    with pytest.raises(OSError, match="broken"):
+        seen.extend(_polled(rows, 2))
+    assert [row for row in seen if row] == [{"part": 0}, {"part": 1}] and seen.count(None) >= 2
+
+    def endless() -> Iterator[dict[str, Any]]:
+        try:
+            while True:
+                yield {"part": 0}
+        finally:
+            closed.set()
+
+    closed.clear()
+    polled = _polled(endless, 2)
+    assert next(polled) == {"part": 0}
+    polled.close()
+    assert closed.wait(5), "nobody reads, so nothing is fetched any more"
+
+
+def test_a_member_that_is_dead_in_one_fold_is_found(tmp_path: Path) -> None:
+    def write(part: int, chosen: np.ndarray) -> None:
+        texts = [f"{part} {i}" for i in range(len(chosen))]
+        table = pa.table({name: [f"{name} {text}" for text in texts] for name in ("id", "prompt", "chosen", "rejected")})
+        identity = {"split": "train", "source": "made", "fingerprint": "f"}
+        write_strengths(tmp_path, part, table, chosen, np.zeros_like(chosen), **identity)
+
+    rng = np.random.default_rng(0)
+    for part in (0, 1, 2):
+        write(part, rng.normal(size=(4, 2)))
+    refuse_constant_fold(tmp_path, (0, 1), 0)
+    dead = rng.normal(size=(4, 2))
+    dead[:, 1] = 0.0
+    write(3, dead)
+    write(4, dead)
+    refuse_constant_fold(tmp_path, (2, 3), 1)
+    with pytest.raises(UserError, match=r"fold 2: member 1 gives every response the score 0"):
+        refuse_constant_fold(tmp_path, (3, 4), 2)
+    refuse_constant_fold(tmp_path, (), 3)

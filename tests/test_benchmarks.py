@@ -1,0 +1,37 @@
+"""What the benchmarks of strength print and write, at a size at which nothing can be learned from it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks import members, strength_memory
+
+
+@pytest.mark.slow
+def test_memory_of_pairs_as_records_and_as_arrays(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    results = tmp_path / "memory.jsonl"
+    tuples, store, parts = strength_memory.main(["--pairs", "3000"], results)
+    assert [json.loads(line) for line in results.read_text().splitlines()] == [tuples, store, parts]
+    assert {row["num_pairs"] for row in (tuples, store, parts)} == {3000} and parts["what"] == "parts"
+    assert tuples["bytes_per_pair"] > 1000 > 2 * store["bytes_per_pair"], "60 numbers of Python's against 60 of four bytes"
+    assert "what store, num_pairs 3000" in capsys.readouterr().out
+
+
+def test_members_over_seeds_have_a_mean_and_a_range() -> None:
+    plain: dict[str, Any] = dict.fromkeys(members.SHOWN, 1.0)
+    rows = [plain | {"what": "full", "score_ratio": None}, plain | {"what": "full"}]
+    rows += [plain | {"what": "heads", "train_ratio": ratio} for ratio in (0.25, 0.35)]
+    lines = members.table(rows).splitlines()
+    assert lines[0] == "| | full | heads |"
+    assert "| train_ratio | 1.000 [1.000, 1.000] | 0.300 [0.250, 0.350] |" in lines
+    assert "| score_ratio | - | 1.000 [1.000, 1.000] |" in lines
+
+
+def test_older_rows_of_members_are_rows_of_one_seed() -> None:
+    rows = [json.loads(line) for line in members.RESULTS.read_text().splitlines()]
+    assert all(set(members.SHOWN) <= row.keys() for row in rows)
+    assert members.table(rows).splitlines()[0].startswith("| | full")
