@@ -167,7 +167,7 @@ def check_weights(model: PreTrainedModel, path: Path) -> None:
     there: dict[str, list[int]] = {}
     for file in sorted(path.glob("*.safetensors")):
         with _read(partial(safe_open, file, "pt"), path) as opened:
-            there |= {name: opened.get_slice(name).get_shape() for name in opened.keys()}  # noqa: SIM118: no mapping
+            there |= {name: opened.get_slice(name).get_shape() for name in opened.keys()}  # noqa: SIM118
     prefix = f"{model.base_model_prefix}."
     backbone = {name: list(weight.shape) for name, weight in model.base_model.state_dict().items()}
     found = {name: there[key] for name in backbone for key in (name, prefix + name) if key in there}

@@ -16,7 +16,7 @@ def position_ids(attention_mask: Tensor) -> Tensor:
         attention_mask: [B, T] bool.
 
     Returns:
-        [B, T] int64; 0 at padding.
+        [B, T] int64; at padding on the left 0, on the right the last real token's position. No loss reads either.
     """
     return (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
 

@@ -115,7 +115,9 @@ def test_weights_that_do_not_fit_are_seen_in_the_headers_of_their_files(backbone
     wider = copy(backbone("llama"), tmp_path / "wider", hidden_size=64)
     with torch.device("meta"):
         model = AutoModelForSequenceClassification.from_config(read_config(wider))
-    with pytest.raises(UserError, match=r"do not fit its config.json: .* has shape \[.*32\], a LlamaModel of that config \[.*64\]"):
+    with pytest.raises(
+        UserError, match=r"do not fit its config.json: .* has shape \[.*32\], a LlamaModel of that config \[.*64\]"
+    ):
         check_weights(model, wider)
     (wider / "model.safetensors").write_bytes(b"cut off")
     with pytest.raises(UserError, match="cannot load a model from"):

@@ -267,7 +267,9 @@ def test_difference_and_plain_losses_have_the_gradients_of_finite_differences() 
     scores = torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda s: difference_loss(s, 5), (scores,))
     chosen, rejected, _, _ = random_pairs(6)
-    assert torch.autograd.gradcheck(lambda c, r: bradley_terry_loss(c, r, 6), (chosen.requires_grad_(), rejected.requires_grad_()))
+    assert torch.autograd.gradcheck(
+        lambda c, r: bradley_terry_loss(c, r, 6), (chosen.requires_grad_(), rejected.requires_grad_())
+    )
 
 
 def test_difference_adds_up_over_microbatches() -> None:

@@ -62,7 +62,10 @@ def fit(language_model: Path, case: str, out: Path, ranks: Ranks) -> dict[str, A
     scores = score_sequences(model, [sequence for group in shifted for sequence in group], 4, PAD, ranks)
     none = score_sequences(model, [], 4, PAD, ranks)
     model.save_pretrained(out, ranks)
-    summary = {k: v for k, v in result.as_dict().items() if v is not None} | {"all/accuracy": ranked.accuracy, "all/loss": ranked.loss}
+    summary = {k: v for k, v in result.as_dict().items() if v is not None} | {
+        "all/accuracy": ranked.accuracy,
+        "all/loss": ranked.loss,
+    }
     return {"summary": summary, "steps": [step.as_dict() for step in steps], "scores": torch.cat([scores, none])}
 
 
