@@ -43,6 +43,21 @@ def resources_of(share: Share) -> dict[str, float]:
     return {"CPU": share.num_cpus} | ({"GPU": share.num_gpus} if share.num_gpus else {})
 
 
+def share_of_a_fit(share: Share) -> Share:
+    """The share of a fit that runs beside others: on CPUs, one for each of its threads, or all that the largest machine has.
+
+    ``num_cpus`` of a share is for roles that take turns. Fits are busy all the time: asking for less than they use, too many of
+    them would start at once, and all would crawl.
+
+    Args:
+        share: of the config.
+    """
+    if share.num_gpus:
+        return share
+    largest = max((node["Resources"]["CPU"] for node in ray.nodes() if node["Alive"] and "CPU" in node["Resources"]), default=0.0)
+    return share.model_copy(update={"num_cpus": max(share.num_cpus, min(float(share.threads), largest))})
+
+
 def refuse_what_cannot_fit(config: RunConfig) -> None:
     """Stop where this machine can never hold what one stage asks for at once: a task would wait for ever.
 
@@ -114,7 +129,7 @@ def train(
     if len(missing) < len(jobs):
         console.say(f"  {len(jobs) - len(missing)} of {len(jobs)} fits are there already")
     if missing:
-        share = config.resources.reward
+        share = share_of_a_fit(config.resources.reward)
         held = ray.put(pairs)
         seen = {job.name: int((folds != job.fold).sum()) if job.fold is not None else len(pairs) for job in missing}
         board_class: Any = Board

@@ -27,7 +27,7 @@ from cluster.run_directory import space_errors, storage_root, write_file
 from cluster.seeds import derive
 from cluster.strength import strength
 from cluster.strength_directory import StrengthDirectory
-from cluster.strength_work import refuse_what_cannot_fit, resources_of, setup_of
+from cluster.strength_work import refuse_what_cannot_fit, resources_of, setup_of, share_of_a_fit
 from cluster.study_arms import Arm, Ranked, arms_of, treat
 from cluster.waiting import Pending, Room, Waiter
 from evaluation.studies import STUDIES, TRAINING, StudyRow, read_studies, study_lines
@@ -236,7 +236,7 @@ def _fit(
     material: Material,
 ) -> None:
     """Hand every missing fit to Ray, and write the rows of each as it comes."""
-    share, reward, num_pairs = config.resources.reward, _plain(config.reward), len(material.pairs)
+    share, reward, num_pairs = share_of_a_fit(config.resources.reward), _plain(config.reward), len(material.pairs)
     every = measured_every(reward, num_pairs, LOOKS)
     jobs: dict[str, StudyJob] = {}
     belongs: dict[str, Sequence[Place]] = {}

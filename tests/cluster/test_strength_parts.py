@@ -1,4 +1,4 @@
-"""Which pairs are scored together."""
+"""Which pairs are scored together, and how many fits go on together."""
 
 from __future__ import annotations
 
@@ -7,10 +7,13 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+import ray
 from datasets import Dataset
 from pyarrow import parquet
 
+from actors.config import Share
 from cluster.strength_parts import NUMBER, fold_of, folds_of, plan_parts, write_texts
+from cluster.strength_work import share_of_a_fit
 from preferences.sets import PreferenceSet
 from tokens.errors import UserError
 
@@ -86,3 +89,15 @@ def test_a_fold_is_the_prompt_s_whatever_the_order() -> None:
 def test_too_few_prompts_for_the_folds() -> None:
     with pytest.raises(UserError, match=r"strength.folds is 5, but the 2 distinct prompts of made leave \d of the folds empty"):
         folds_of(pairs(REPEATED), 5, 0)
+
+
+def test_a_fit_asks_for_the_cores_that_it_keeps_busy(monkeypatch: pytest.MonkeyPatch) -> None:
+    nodes = [{"Alive": True, "Resources": {"CPU": cpus}} for cpus in (2.0, 4.0)]
+    nodes += [{"Alive": True, "Resources": {}}, {"Alive": False, "Resources": {"CPU": 64.0}}]
+    monkeypatch.setattr(ray, "nodes", lambda: nodes)
+    asked = [share_of_a_fit(Share(num_cpus=0.25, threads=threads)).num_cpus for threads in (1, 2, 8)]
+    assert asked == [1, 2, 4], "no more than the largest living machine has: a task would wait for ever"
+    assert share_of_a_fit(Share(num_cpus=3, threads=2)).num_cpus == 3
+    assert share_of_a_fit(Share(num_cpus=0.25, num_gpus=1, threads=8)).num_cpus == 0.25
+    monkeypatch.setattr(ray, "nodes", lambda: nodes[2:])
+    assert share_of_a_fit(Share(num_cpus=0.25, threads=2)).num_cpus == 0.25
