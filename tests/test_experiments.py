@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
@@ -15,7 +14,6 @@ from benchmarks.experiments.common import (
     KnownPair,
     Lab,
     Results,
-    calibration_error,
     clean_scores,
     fit,
     interval_text,
@@ -58,12 +56,6 @@ def test_stored_flips_are_undone_before_others_are_made() -> None:
     once, again, other = (relabelled(pairs, 0.25, seed) for seed in (1, 1, 2))
     assert sum(pair.wrong for pair in once) == sum(pair.flipped for pair in once) == 10
     assert once == again and once != other
-
-
-def test_calibration_error_by_hand() -> None:
-    sure, unsure = np.full(4, 0.96), np.full(4, 0.52)
-    right = np.array([1, 1, 1, 0, 1, 1, 0, 0], dtype=bool)
-    assert calibration_error(np.concatenate([sure, unsure]), right) == pytest.approx(0.5 * 0.21 + 0.5 * 0.02)
 
 
 def test_differences_are_paired_by_seed(tmp_path: Path) -> None:

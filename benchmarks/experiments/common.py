@@ -14,7 +14,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-import numpy as np
 import torch
 
 from cluster.config import RunConfig
@@ -24,6 +23,7 @@ from cluster.seeds import derive
 from evaluation.compare import mean_interval
 from rm.batches import Encoded, pair_sequences, score_sequences
 from rm.config import MetaConfig, RewardConfig
+from rm.losses import bradley_terry_loss, calibration_error, pair_accuracy
 from rm.model import RewardModel
 from rm.records import RewardFit
 from rm.training import fit_reward_model
@@ -235,28 +235,16 @@ class CleanScores:
 
 def clean_scores(lab: Lab, model: RewardModel, pairs: Sequence[KnownPair]) -> CleanScores:
     """Accuracy, loss and calibration against the truth."""
-    scores = score_sequences(model, pair_sequences([pair.pair for pair in pairs]), 256, lab.pad_id).double().numpy()
-    chosen, rejected = np.split(scores, 2)
-    sign = np.sign([pair.gold_chosen - pair.gold_rejected for pair in pairs])
-    margin = (chosen - rejected) * sign
+    scores = score_sequences(model, pair_sequences([pair.pair for pair in pairs]), 256, lab.pad_id).double()
+    chosen, rejected = scores.chunk(2)
+    margin = (chosen - rejected) * torch.tensor([pair.gold_chosen - pair.gold_rejected for pair in pairs]).sign()
+    zero = torch.zeros_like(margin)
     return CleanScores(
-        accuracy=float((0.5 * (1 + np.sign(margin))).mean()),
-        loss=float(np.logaddexp(0, -margin).mean()),
-        calibration_error=calibration_error(1 / (1 + np.exp(-np.abs(margin))), margin > 0),
-        scale=float(scores.std()),
+        accuracy=float(pair_accuracy(margin, zero)),
+        loss=float(bradley_terry_loss(margin, zero, len(pairs))),
+        calibration_error=calibration_error(margin, zero, CALIBRATION_BINS).expected_error,
+        scale=float(scores.std(correction=0)),
     )
-
-
-def calibration_error(confidence: np.ndarray[Any, Any], right: np.ndarray[Any, Any]) -> float:
-    """Expected calibration error of a binary choice: sum over bins of share * |mean confidence - share right|.
-
-    Args:
-        confidence: [N] in [0.5, 1].
-        right: [N] bool.
-    """
-    bins = np.minimum(((confidence - 0.5) * 2 * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
-    gaps = [abs(confidence[bins == b].mean() - right[bins == b].mean()) * (bins == b).mean() for b in np.unique(bins)]
-    return float(sum(gaps))
 
 
 class Results:

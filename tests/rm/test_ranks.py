@@ -10,7 +10,8 @@ import torch
 from torch import distributed, multiprocessing
 
 from rm.batches import Encoded, score_sequences
-from rm.config import MetaConfig, Pooling, RewardConfig
+from rm.config import LoraConfig, MetaConfig, Pooling, RewardConfig
+from rm.lora import add_lora
 from rm.model import RewardModel
 from rm.records import RewardStep
 from rm.training import Watch, fit_reward_model
@@ -26,6 +27,7 @@ CASES: dict[str, tuple[Pooling, MetaConfig]] = {
     "metarm of one prompt": ("mean", MetaConfig(eta=0.05, prompts_per_step=1, deploy="theta_prime")),
     "random direction": ("mean", MetaConfig(eta=0.05, prompts_per_step=3, direction="random", deploy="theta_prime")),
     "descent": ("mean", MetaConfig(eta=0.05, prompts_per_step=3, direction="descent")),
+    "metarm of adapters": ("mean", MetaConfig(eta=0.05, prompts_per_step=3, deploy="theta_prime")),
     "joint": ("mean", MetaConfig(objective="joint", prompts_per_step=3)),
     "vanilla": ("mean", MetaConfig(enabled=False)),
     "stopped early": ("mean", MetaConfig(enabled=False)),
@@ -53,6 +55,8 @@ def fit(language_model: Path, case: str, out: Path, ranks: Ranks) -> dict[str, A
     pooling, meta = CASES[case]
     pairs, shifted = data()
     model = RewardModel.from_language_model(language_model, pooling=pooling, seed=1, dtype=torch.float64)
+    if case == "metarm of adapters":
+        add_lora(model, LoraConfig(rank=2), seed=1)
     ranks.shard(model)
     steps: list[RewardStep] = []
     reward = RewardConfig(lr=1e-3, batch_size=8, microbatch_size=3, max_grad_norm=0.5)  # several passes, one backward
