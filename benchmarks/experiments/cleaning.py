@@ -185,8 +185,9 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def late(rows: Sequence[dict[str, Any]]) -> str:
-    """Accuracy over four epochs, and the fall from each seed's own best to the end."""
+    """Accuracy over four epochs, the fall from each seed's own best to the end, and the end beside the baseline's."""
     steps = sorted({row["step"] for row in rows if row["part"] == "long" and row["step"] > 0})
+    none = {"part": "long", "arm": "none", "step": -1}
     lines = []
     for arm in LONG_ARMS:
         which = {"part": "long", "arm": arm}
@@ -196,8 +197,12 @@ def late(rows: Sequence[dict[str, Any]]) -> str:
             for seed, value in by_seed(rows, "accuracy", which | {"step": step}).items():
                 best[seed] = max(value, best[seed]) if seed in best else value
         end = by_seed(rows, "accuracy", which | {"step": -1})
-        lines.append([arm, *levels, interval_text([end[seed] - best[seed] for seed in sorted(end)])])
-    return "four epochs, 25% flips: accuracy by step\n\n" + markdown(["method", *map(str, steps), "end minus best"], lines)
+        fall = interval_text([end[seed] - best[seed] for seed in sorted(end)])
+        gain = "" if arm == "none" else interval_text(paired(rows, "accuracy", which | {"step": -1}, none))
+        lines.append([arm, *levels, fall, gain])
+    return "four epochs, 25% flips: accuracy by step\n\n" + markdown(
+        ["method", *map(str, steps), "end minus best", "end minus none's"], lines
+    )
 
 
 def main() -> None:

@@ -57,7 +57,7 @@ def work(board: Any, name: str, quiet_s: float) -> str:
 @pytest.fixture(scope="module")
 def machine() -> Iterator[None]:
     """A cluster with one CPU."""
-    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False, configure_logging=False)
+    ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False, configure_logging=False)
     yield
     ray.shutdown()
 
