@@ -182,7 +182,8 @@ def lend_strengths(command: Command, name: str) -> Path:
             scores = gap[:, None] + 0.3 * rng.normal(size=(len(gap), 2))
             identity = {"split": split, "source": of_split.source, "fingerprint": training.fingerprint}
             write_strengths(directory.strengths, part, table, scores, np.zeros_like(scores), **identity)
-        card = {"kind": "strength", "num_pairs": 160, "num_members": 2, "members": "full", "folds": 1, "seconds": {"train": 1.0}}
+        card = {"kind": "strength", "num_pairs": 160, "num_members": 2, "members": "full", "folds": 1}
+        card |= {"seconds": {"train": 1.0, "score": 1.0}, "splits": {"train": {"num_pairs": 128}}}
         directory.card.write_text(json.dumps(card | directory.begun))
     return directory.path
 
