@@ -132,6 +132,7 @@ def train_member(
     Returns:
         The report.
     """
+    board.tick.remote(job.name, 0)  # before anything slow: it has room
     import torch
     from transformers import AutoTokenizer
 
@@ -140,7 +141,6 @@ def train_member(
     from rm.training import fit_reward_model
 
     rank = Rank(setup)
-    board.tick.remote(job.name, 0)
     cuda = setup.device == "cuda"
     seen = pairs if folds is None else pairs.take(np.flatnonzero(folds != job.fold))
     tokenizer = AutoTokenizer.from_pretrained(job.base)

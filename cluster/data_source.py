@@ -39,7 +39,10 @@ def without(prompts: Sequence[Prompt], judged: set[str], key: str) -> tuple[Prom
     """
     kept = tuple(prompt for prompt in prompts if prompt.text not in judged)
     if not kept:
-        raise UserError(f"{key}: every prompt is held out to judge the policy; lower data.validation_fraction or add prompts")
+        raise UserError(
+            f"{key}: every prompt is held out to judge the policy; hold out fewer (data.validation_fraction, data.validation) or "
+            "add prompts"
+        )
     return kept
 
 

@@ -66,9 +66,11 @@ def show_plan(config: RunConfig, options: Namespace) -> int:
     first = () if member is None else place([member], nodes).shortfalls
     if member is not None:
         fits = config.strength.folds * (1 if config.strength.members == "heads" else config.strength.num_members)
+        cores = config.resources.reward.threads  # as cluster.strength_work.share_of_a_fit has it
+        busy = "" if member.num_gpus or cores <= member.num_cpus else f"up to {cores} CPU where so many are free, at least "
         console.print(
             f"Before that, for data.denoise, where the strengths are missing: {fits} fits of the ensemble, as many at once as "
-            f"there is room for, each in one process of {member.num_cpus:g} CPU, {member.num_gpus:g} GPU, "
+            f"there is room for, each in one process of {busy}{member.num_cpus:g} CPU, {member.num_gpus:g} GPU, "
             f"{member.memory / GIB:.2f} GiB.",
             highlight=False,
         )

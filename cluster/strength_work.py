@@ -44,10 +44,11 @@ def resources_of(share: Share) -> dict[str, float]:
 
 
 def share_of_a_fit(share: Share) -> Share:
-    """The share of a fit that runs beside others: on CPUs, one for each of its threads, or all that the largest machine has.
+    """The share of a fit that runs beside others: on CPUs, one for each of its threads, or what there is.
 
     ``num_cpus`` of a share is for roles that take turns. Fits are busy all the time: asking for less than they use, too many of
-    them would start at once, and all would crawl.
+    them would start at once, and all would crawl. Asking for more than the largest machine has, or than anybody else leaves free,
+    they would wait for ever.
 
     Args:
         share: of the config.
@@ -55,7 +56,9 @@ def share_of_a_fit(share: Share) -> Share:
     if share.num_gpus:
         return share
     largest = max((node["Resources"]["CPU"] for node in ray.nodes() if node["Alive"] and "CPU" in node["Resources"]), default=0.0)
-    return share.model_copy(update={"num_cpus": max(share.num_cpus, min(float(share.threads), largest))})
+    there = ray.available_resources()
+    free = there["CPU"] if "CPU" in there else 0.0
+    return share.model_copy(update={"num_cpus": max(share.num_cpus, min(float(share.threads), largest, free))})
 
 
 def refuse_what_cannot_fit(config: RunConfig) -> None:

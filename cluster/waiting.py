@@ -198,12 +198,12 @@ class Waiter:
         for ref in ray.wait(others, num_returns=len(others), timeout=DEATH_S)[0] if others else []:
             try:
                 ray.get(ref)
-            except RayActorError as error:
+            except RayTaskError:
+                continue
+            except RayError as error:  # an actor's or a task's process, or the machine under it
                 index = pending.refs.index(ref)
                 what = f"its process died ({error})"
                 raise RoleFailed(self._words(pending, index, phase, what)) from error
-            except RayTaskError:
-                continue
 
     def _words(self, pending: Pending[Any], index: int, phase: str, what: str) -> str:
         name, node = pending.names[index], pending.nodes[index]

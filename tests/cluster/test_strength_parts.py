@@ -95,9 +95,12 @@ def test_a_fit_asks_for_the_cores_that_it_keeps_busy(monkeypatch: pytest.MonkeyP
     nodes = [{"Alive": True, "Resources": {"CPU": cpus}} for cpus in (2.0, 4.0)]
     nodes += [{"Alive": True, "Resources": {}}, {"Alive": False, "Resources": {"CPU": 64.0}}]
     monkeypatch.setattr(ray, "nodes", lambda: nodes)
+    monkeypatch.setattr(ray, "available_resources", lambda: {"CPU": 5.0})
     asked = [share_of_a_fit(Share(num_cpus=0.25, threads=threads)).num_cpus for threads in (1, 2, 8)]
     assert asked == [1, 2, 4], "no more than the largest living machine has: a task would wait for ever"
     assert share_of_a_fit(Share(num_cpus=3, threads=2)).num_cpus == 3
     assert share_of_a_fit(Share(num_cpus=0.25, num_gpus=1, threads=8)).num_cpus == 0.25
+    monkeypatch.setattr(ray, "available_resources", lambda: {"CPU": 1.0})
+    assert share_of_a_fit(Share(num_cpus=0.25, threads=8)).num_cpus == 1, "another job holds the rest"
     monkeypatch.setattr(ray, "nodes", lambda: nodes[2:])
     assert share_of_a_fit(Share(num_cpus=0.25, threads=2)).num_cpus == 0.25
