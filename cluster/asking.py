@@ -17,7 +17,7 @@ import numpy as np
 
 from cluster.console import Console
 from cluster.judges import FIRST, NONE, SECOND, Answer, Judge, JudgeFailed, NotAsked
-from cluster.signals import EXIT_TERMINATED, terminated
+from cluster.signals import obey_termination
 from preferences.formats import Texts
 from tokens.errors import UserError
 
@@ -117,8 +117,7 @@ def ask_in_both_orders(
             batch = waiting[start : start + judge.batch_size]
             _ask(batch, [todo[key] for key in batch], judge, answers, total)
             bar.update(start + len(batch), len(waiting))
-            if terminated():
-                raise SystemExit(EXIT_TERMINATED)
+            obey_termination()
     raw = np.array([answers.known[key] if key in answers.known else NONE for key in keys], dtype=np.int64).reshape(-1, 2)
     places = [place for place, text in enumerate(texts) if text is not None]
     not_asked = {places[i // 2]: answers.not_asked[key] for i, key in enumerate(keys) if key in answers.not_asked}

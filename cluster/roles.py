@@ -22,7 +22,7 @@ from actors.rollout import RolloutEngine
 from actors.scorer import EnsembleScorer, Scores
 from cluster.config import RunConfig
 from cluster.plan import Bundle
-from cluster.signals import EXIT_TERMINATED, terminated
+from cluster.signals import obey_termination
 from cluster.waiting import POLL_S, Pending, Room, Waiter
 from rm.config import RewardConfig
 from tokens.errors import UserError
@@ -239,8 +239,7 @@ class Stage:
         room = Room(self.say, asked, self.config.resources.wait_limit_s)
         ready = self.group.ready()
         while not ray.wait([ready], timeout=POLL_S)[0]:
-            if terminated():
-                raise SystemExit(EXIT_TERMINATED)
+            obey_termination()
             room.look(waiting=True)
 
     def _share(self, role: str) -> Share:

@@ -21,3 +21,13 @@ def terminated() -> bool:
     run at that moment swallows it. So whoever waits in a loop asks here as well.
     """
     return bool(_received)
+
+
+def obey_termination() -> None:
+    """End a loop that waits, if SIGTERM has come.
+
+    Raises:
+        SystemExit: with ``EXIT_TERMINATED``.
+    """
+    if terminated():
+        raise SystemExit(EXIT_TERMINATED)

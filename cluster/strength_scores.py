@@ -19,7 +19,7 @@ from actors.process import environment
 from actors.strength_scorer import ScoringJob, StrengthScorer
 from cluster.config import RunConfig
 from cluster.console import Console
-from cluster.signals import EXIT_TERMINATED, terminated
+from cluster.signals import obey_termination
 from cluster.strength_directory import StrengthDirectory
 from cluster.strength_parts import NUMBER, Part
 from cluster.strength_work import resources_of, setup_of
@@ -202,8 +202,7 @@ def stream(config: RunConfig, console: Console, job: ScoringJob, parts: Sequence
     try:
         with errors_to(logs / "ray-data.log"):
             for row in _polled(rows.iter_rows, 2 * job.num_workers):
-                if terminated():
-                    raise SystemExit(EXIT_TERMINATED)
+                obey_termination()
                 begun = begun or row is not None or set(logs.glob(SCORER_LOGS)) != before
                 room.look(waiting=not begun)
                 if row is not None and row["refusal"]:

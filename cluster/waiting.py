@@ -16,7 +16,7 @@ from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from actors.process import Progress
 from cluster.console import Bar, Console
-from cluster.signals import EXIT_TERMINATED, terminated
+from cluster.signals import obey_termination
 from tokens.errors import UserError
 
 T = TypeVar("T")
@@ -142,8 +142,7 @@ class Waiter:
         said: list[Progress] = []
         while waiting:
             ready, waiting = ray.wait(waiting, num_returns=1, timeout=POLL_S if bar else 5.0)
-            if terminated():
-                raise SystemExit(EXIT_TERMINATED)
+            obey_termination()
             for ref in ready:
                 answers[ref] = self._get(ref, pending, phase)
                 pending.on_answer(answers[ref])
