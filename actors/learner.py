@@ -62,7 +62,7 @@ class PolicyLearner(Rank):
         Args:
             index: of the round.
             calibration: PPO scores of S_k, which the running reward moments start from.
-            critic: reward model that the critic starts from; None = it goes on.
+            critic: reward model, or the SFT model, that the critic starts from; None = it goes on.
             policy: weights that the policy restarts from; None = it goes on.
             reference: model of the KL; None = it stays (at first: SFT).
         """
@@ -85,7 +85,8 @@ class PolicyLearner(Rank):
 
         from policy.critic import Critic
 
-        return self.place(Critic.from_pretrained(path, dtype=torch.float32))
+        make = Critic.from_language_model if path == self.sft_dir else Critic.from_pretrained
+        return self.place(make(path, dtype=torch.float32))
 
     def _ppo(self, critic: Path | None) -> Any:
         """PPO as a fresh process has it: from SFT, or as the last committed round left it."""

@@ -119,10 +119,12 @@ class Theme:
         """Critic, reference and start of the policy, as the config chooses."""
         policy = self.config.policy
         last = self.directory.round_path(index - 1) / "policy" if index else self.inputs.sft_dir
-        critic = draft / "reward" if policy.critic_start == "reward" or index == 0 else None
+        begins = {"reward": draft / "reward", "sft": self.inputs.sft_dir, "previous": None if index else draft / "reward"}
         restart = self.inputs.sft_dir if policy.start == "sft" and index else None
         reference = last if policy.reference == "previous" and index else None
-        self.wait("policy", self.roles.learner.begin_round(index, scores.aggregated, critic, restart, reference))
+        self.wait(
+            "policy", self.roles.learner.begin_round(index, scores.aggregated, begins[policy.critic_start], restart, reference)
+        )
         if restart:
             self.sync()
 
@@ -136,7 +138,7 @@ class Theme:
     def warm_up(self, index: int, rollouts: Sequence[Rollout], rewards: Scores) -> None:
         """Fit the new critic to the first rollouts of the round before the policy moves."""
         steps = self.config.policy.critic_warmup_steps
-        if steps and (self.config.policy.critic_start == "reward" or index == 0):
+        if steps and (self.config.policy.critic_start != "previous" or index == 0):
             self.wait("policy", self.roles.learner.warm_up(rollouts, rewards.aggregated, steps))
 
     def sync(self) -> None:

@@ -42,16 +42,34 @@ class SFTConfig(Section):
 
 
 class KLConfig(Section):
-    """The token-level KL penalty in the reward."""
+    """The penalty on the policy's distance from the reference. ``coef: 0`` is PPO without one; the distance is still reported."""
 
     coef: float = Field(0.05, ge=0)
-    """Initial coefficient; the penalty of token t is -coef * (log pi - log pi_ref)."""
+    """Coefficient (the first one, where it is adaptive)."""
+    place: Literal["reward", "loss"] = "reward"
+    """reward: -coef * estimate is part of each token's reward. loss: +coef * estimate is part of the policy loss."""
+    estimator: Literal["k1", "k2", "k3"] = "k1"
+    """Per-token estimate of KL (Schulman 2020). In the reward only k1 adds up to the KL of the whole response; in the loss k2
+    has the gradient of each token's KL, k3 of a KL the other way round, k1 none."""
     controller: Literal["fixed", "adaptive"] = "fixed"
     """Adaptive moves the coefficient toward ``target`` (Ziegler et al. 2019)."""
     target: float = Field(6.0, gt=0)
     """KL per response that the adaptive controller aims at, nats."""
     horizon: int = Field(10_000, ge=1)
     """Rollouts over which the adaptive controller reacts."""
+
+    @model_validator(mode="after")
+    def _penalty_does_something(self) -> "KLConfig":
+        if self.place == "loss" and self.estimator == "k1":
+            raise ValueError(
+                "kl.place loss with kl.estimator k1: the gradient of log pi - log ref is zero on average, so the policy "
+                "would not be held at all; use k2 (its gradient is that of the KL) or k3, or kl.place reward"
+            )
+        if self.controller == "adaptive" and self.coef == 0:
+            raise ValueError(
+                "kl.controller adaptive multiplies its coefficient, and kl.coef is 0: it would stay 0; raise kl.coef"
+            )
+        return self
 
 
 class PolicyConfig(Section):
@@ -61,8 +79,8 @@ class PolicyConfig(Section):
     """Weights the policy starts a round from."""
     reference: Literal["sft", "previous"] = "sft"
     """Model the KL is measured against."""
-    critic_start: Literal["reward", "previous"] = "reward"
-    """The critic starts a round from r_k and is warmed up, or continues."""
+    critic_start: Literal["reward", "sft", "previous"] = "reward"
+    """The critic starts a round from r_k, or from SFT with a head that says 0, and is warmed up; or it continues."""
     prompts: str | None = None
     """A prompt data set of its own (path, hub name, or sandbox:DOMAINS); null = the prompts of D."""
     steps_per_round: int = Field(2000, ge=1)
@@ -80,13 +98,40 @@ class PolicyConfig(Section):
     """Critic updates on the first rollout batch of a round before the policy moves."""
     gamma: float = Field(1.0, gt=0, le=1)
     lam: float = Field(0.95, ge=0, le=1)
+    whiten_advantages: bool = True
+    """Shift and scale the advantages of a step's whole batch to mean 0 and variance 1."""
     clip: float = Field(0.2, gt=0)
     """PPO's ratio clip."""
-    value_clip: float = Field(0.2, gt=0)
-    reward_clip: float = Field(0.8, gt=0)
-    """Clip of the score after it is normalised by its running mean and std (PPO-max)."""
+    dual_clip: float | None = Field(None, gt=1)
+    """Bounds the loss of a token with a negative advantage at this ratio (Ye et al. 2020); null = no such bound."""
+    value_loss: Literal["squared", "huber"] = "squared"
+    """Error of the critic: half its square, or Huber's, which grows linearly beyond 1 (in normalised scores)."""
+    value_clip: float | None = Field(0.2, gt=0)
+    """How far a value may move in one update before the loss takes the worse of the two errors; null = no clip."""
+    entropy_coef: float = Field(0.0, ge=0)
+    """Entropy bonus: -coef * entropy is part of the policy loss, nats per token. The whole distribution's, at the temperature."""
+    ptx_coef: float = Field(0.0, ge=0)
+    """Weight of a language-modelling loss on supervised texts beside PPO's (Ouyang et al. 2022, PPO-ptx)."""
+    ptx_batch_size: int = Field(32, ge=1)
+    """Texts of it per optimizer step."""
+    max_update_kl: float | None = Field(None, gt=0)
+    """The update ends before a step at which the policy has moved further than this: mean k3 per token, nats; null = never."""
+    importance_cap: float | None = Field(2.0, gt=0)
+    """Tokens weigh min(learner's / sampler's probability, cap) in the policy loss, since the engine that drew them is not the
+    learner; null = no correction."""
+    reward_normalisation: Literal["running", "scale", "none"] = "running"
+    """running: (score - mean) / std over the scores seen so far; scale: score / std; none: the score as it is."""
+    reward_clip: float | None = Field(0.8, gt=0)
+    """Clip of the score after it is normalised (PPO-max); null = no clip."""
+    truncated: Literal["score", "lowest", "mask"] = "score"
+    """Responses that the token limit cut: scored as they stand, given the lowest score there is (-reward_clip), or not learned
+    from."""
     missing_eos_penalty: float = Field(0.0, ge=0)
     """Taken from the normalised score of a response that was cut by the token limit."""
+    length_penalty: float = Field(0.0, ge=0)
+    """Taken from the normalised score for each token beyond ``length_free``."""
+    length_free: int = Field(0, ge=0)
+    """Response tokens that cost nothing."""
     max_grad_norm: float = Field(1.0, gt=0)
     kl: KLConfig = KLConfig()
 
@@ -100,4 +145,19 @@ class PolicyConfig(Section):
             )
         if self.minibatch_size % self.microbatch_size:
             raise ValueError(f"microbatch_size must divide minibatch_size ({self.minibatch_size}), got {self.microbatch_size}")
+        return self
+
+    @model_validator(mode="after")
+    def _options_agree(self) -> "PolicyConfig":
+        if self.truncated == "lowest" and self.reward_clip is None:
+            raise ValueError("policy.truncated lowest gives -reward_clip, and reward_clip is null: set it, or truncated to score")
+        if self.truncated == "mask" and self.missing_eos_penalty:
+            raise ValueError(
+                f"policy.truncated mask leaves cut responses out, so missing_eos_penalty {self.missing_eos_penalty:g} would do "
+                "nothing; set it to 0, or truncated to score"
+            )
+        if self.length_free and not self.length_penalty:
+            raise ValueError(
+                f"policy.length_free is {self.length_free} and length_penalty 0: it would do nothing; raise length_penalty"
+            )
         return self

@@ -66,6 +66,30 @@ class Critic(nn.Module):
             )
         return cls(model).train(False)
 
+    @classmethod
+    def from_language_model(cls, path: str | Path, dtype: torch.dtype) -> Critic:
+        """A critic on the backbone of a language model, with a head of zeros: it expects nothing until it is fitted.
+
+        Args:
+            path: a Hugging Face directory with safetensors weights.
+            dtype: dtype of the weights.
+
+        Returns:
+            The critic, in evaluation mode (no dropout), on the CPU.
+
+        Raises:
+            UserError: if weights other than the head's are missing.
+        """
+        model, info = AutoModelForSequenceClassification.from_pretrained(
+            path, num_labels=1, dtype=dtype, use_safetensors=True, trust_remote_code=False, output_loading_info=True
+        )
+        missing = sorted(name for name in info["missing_keys"] if not name.startswith("score."))
+        if missing:
+            raise UserError(f"{path} has no weights for {', '.join(missing)}: expected the directory of a language model")
+        critic = cls(model).train(False)
+        nn.init.zeros_(model.get_submodule("score").weight)
+        return critic
+
     def forward(self, batch: SequenceBatch) -> Tensor:
         """Values of every response token.
 

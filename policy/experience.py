@@ -13,6 +13,7 @@ from torch import Tensor
 
 from policy.config import PolicyConfig
 from policy.gae import gae
+from policy.losses import importance_weights
 from policy.rewards import RunningMoments, normalise_scores, token_rewards
 from tokens.masked import masked_whiten
 from tokens.records import Rollout, SequenceBatch
@@ -41,8 +42,10 @@ class Experience:
         batch: B sequences.
         old: the models' views of it before the update.
         rewards: [B, T] float32.
-        advantages: [B, T] float32, whitened over the batch.
+        advantages: [B, T] float32, whitened over the batch where the config says so.
         returns: [B, T] float32, targets of the critic, not whitened.
+        weights: [B, T] float32, ``importance_weights`` of the tokens.
+        learned: [B, T] bool, True = a response token that the losses count.
     """
 
     batch: SequenceBatch
@@ -50,6 +53,8 @@ class Experience:
     rewards: Tensor
     advantages: Tensor
     returns: Tensor
+    weights: Tensor
+    learned: Tensor
 
 
 def rollout_batch(rollouts: Sequence[Rollout], pad_id: int) -> SequenceBatch:
@@ -85,34 +90,36 @@ def chunks(index: Tensor, size: int) -> list[Tensor]:
     return [index[start : start + size] for start in range(0, len(index), size)]
 
 
-def sampler_gap(rollouts: Sequence[Rollout], batch: SequenceBatch, logprobs: Tensor) -> float:
-    """Largest |sampler's log-prob - learner's log-prob| of one token: 0 when both hold the same weights and numerics.
+def sampler_logprobs(rollouts: Sequence[Rollout], batch: SequenceBatch) -> Tensor:
+    """What the engine said of each token when it drew it, side by side with the learner's numbers.
 
     Args:
         rollouts: B rollouts.
         batch: their ``rollout_batch``.
-        logprobs: [B, T] float, nats, the learner's, at the sampler's temperature.
 
     Returns:
-        Nats.
+        [B, T] float64, nats, on the batch's device; 0 outside the response.
 
-    Padding contract: only response tokens are compared.
+    Padding contract: 0 at padding.
     """
-    theirs = torch.tensor([x for r in rollouts for x in r.sampler_logprobs], dtype=torch.float64)
-    ours = logprobs.detach().cpu()[batch.response_mask.cpu()].double()
-    return float((theirs - ours).abs().max())
+    mask = batch.response_mask
+    theirs = torch.zeros(mask.shape, dtype=torch.float64, device=mask.device)
+    theirs[mask] = torch.tensor([x for r in rollouts for x in r.sampler_logprobs], dtype=torch.float64, device=mask.device)
+    return theirs
 
 
-def shaped_scores(scores: Tensor, finished: Tensor, moments: RunningMoments, config: PolicyConfig) -> Tensor:
-    """Normalised and clipped scores, less the penalty of responses that the token limit cut.
+def shaped_scores(scores: Tensor, finished: Tensor, lengths: Tensor, moments: RunningMoments, config: PolicyConfig) -> Tensor:
+    """Normalised and clipped scores, less what a response pays for being cut or long.
 
-        shaped = clip((score - mean) / std, -reward_clip, reward_clip) - missing_eos_penalty * [not finished]
+        shaped = normalised score (-reward_clip for a cut response, where ``truncated`` is lowest)
+                 - missing_eos_penalty * [cut] - length_penalty * max(0, length - length_free)
 
-    Source: Secrets of RLHF I (arXiv:2307.04964), PPO-max; the penalty is ours.
+    Source: Secrets of RLHF I (arXiv:2307.04964), PPO-max; the penalties are ours.
 
     Args:
         scores: [B] float, the reward model's units.
-        finished: [B] bool, True = ended with EOS.
+        finished: [B] bool, True = ended with EOS, False = cut by the token limit.
+        lengths: [B] int64, response tokens.
         moments: history of scores.
         config: the policy section.
 
@@ -121,12 +128,25 @@ def shaped_scores(scores: Tensor, finished: Tensor, moments: RunningMoments, con
 
     Padding contract: none, one number per rollout.
     """
-    shaped = normalise_scores(scores, moments, config.reward_clip)
-    return torch.where(finished, shaped, shaped - config.missing_eos_penalty)
+    shaped = normalise_scores(scores, moments, config.reward_clip, config.reward_normalisation)
+    if config.truncated == "lowest":
+        assert config.reward_clip is not None  # the config refuses it
+        shaped = torch.where(finished, shaped, -config.reward_clip)
+    shaped = torch.where(finished, shaped, shaped - config.missing_eos_penalty)
+    return shaped - config.length_penalty * (lengths - config.length_free).clamp(min=0)
 
 
-def experience(batch: SequenceBatch, old: Evaluation, shaped: Tensor, coef: float, gamma: float, lam: float) -> Experience:
-    """Token rewards, generalised advantages (whitened over the batch) and returns.
+def experience(
+    batch: SequenceBatch,
+    old: Evaluation,
+    shaped: Tensor,
+    sampled: Tensor,
+    learned: Tensor,
+    coef: float,
+    config: PolicyConfig,
+    lam: float,
+) -> Experience:
+    """Token rewards, importance weights, generalised advantages (whitened over the batch) and returns.
 
     Source: Secrets of RLHF II (arXiv:2401.06080), Eq. 3; Schulman et al. 2016 (arXiv:1506.02438), Eq. 16.
 
@@ -134,19 +154,33 @@ def experience(batch: SequenceBatch, old: Evaluation, shaped: Tensor, coef: floa
         batch: B sequences.
         old: the models' views of it before the update.
         shaped: [B] float, from ``shaped_scores``.
-        coef: KL coefficient.
-        gamma: discount.
+        sampled: [B, T] float, nats, from ``sampler_logprobs``.
+        learned: [B] bool, True = a rollout that is learned from; at least one.
+        coef: KL coefficient of the rewards.
+        config: the policy section.
         lam: GAE's lambda.
 
     Returns:
         The experience.
 
+    Raises:
+        ValueError: if no rollout is learned from.
+
     Padding contract: nothing outside the response mask is read; results are 0 there.
     """
+    if not bool(learned.any()):
+        raise ValueError(
+            f"all {len(learned)} responses were cut by the token limit, and policy.truncated mask leaves none to learn from: "
+            "raise rollout.max_new_tokens, or set policy.truncated to score or lowest"
+        )
     mask = batch.response_mask
-    rewards = token_rewards(shaped, old.logprobs, old.ref_logprobs, mask, coef)
-    advantages, returns = gae(rewards, old.values, mask, gamma, lam)
-    return Experience(batch, old, rewards, masked_whiten(advantages, mask), returns)
+    rewards = token_rewards(shaped, old.logprobs, old.ref_logprobs, mask, coef, config.kl.estimator)
+    advantages, returns = gae(rewards, old.values, mask, config.gamma, lam)
+    counted = mask & learned[:, None]
+    if config.whiten_advantages:
+        advantages = masked_whiten(advantages, counted)
+    weights = importance_weights(old.logprobs, sampled, mask, config.importance_cap)
+    return Experience(batch, old, rewards, advantages, returns, weights, counted)
 
 
 def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> float:

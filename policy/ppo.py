@@ -9,6 +9,7 @@ import math
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from typing import NamedTuple, TypeVar
 
 import torch
@@ -24,11 +25,12 @@ from policy.experience import (
     chunks,
     experience,
     rollout_batch,
+    sampler_logprobs,
     shaped_scores,
 )
 from policy.kl import kl_controller
-from policy.losses import policy_loss, value_loss
 from policy.metrics import Sums, UpdateMetrics, update_metrics
+from policy.objective import critic_loss, policy_terms, ptx_batch, ptx_loss, value_clip
 from policy.optimizers import NamedAdamW, NonFiniteError
 from policy.rewards import RunningMoments
 from tokens.logprobs import response_logprobs
@@ -74,9 +76,11 @@ class PPO:
         pad_id: id written at padding.
         seed: of the minibatch order.
         ranks: that share the models, which ``ranks.shard`` has cut up already.
+        ptx: prompt and response ids of the texts that ``ptx_coef`` is about; not used where that is 0.
 
     Raises:
-        ValueError: if the reference is the policy itself, or ``minibatch_size`` is not a multiple of the number of ranks.
+        ValueError: if the reference is the policy itself, ``minibatch_size`` or (where it counts) ``ptx_batch_size`` is not a
+            multiple of the number of ranks, or ``ptx_coef`` is above 0 and there are no texts.
     """
 
     def __init__(
@@ -89,14 +93,22 @@ class PPO:
         pad_id: int,
         seed: int,
         ranks: Ranks = ALONE,
+        ptx: Sequence[tuple[Sequence[int], Sequence[int]]] = (),
     ) -> None:
-        if config.minibatch_size % ranks.size:
-            raise ValueError(f"minibatch_size {config.minibatch_size} is not a multiple of the number of ranks, {ranks.size}")
+        shared = {"minibatch_size": config.minibatch_size} | (
+            {"ptx_batch_size": config.ptx_batch_size} if config.ptx_coef else {}
+        )
+        for name, size in shared.items():
+            if size % ranks.size:
+                raise ValueError(f"{name} {size} is not a multiple of the number of ranks, {ranks.size}")
+        if config.ptx_coef and not ptx:
+            raise ValueError(f"ptx_coef is {config.ptx_coef:g} and there are no texts for it")
         self.ranks = ranks
         self.config = config
         self.temperature = temperature
         self.pad_id = pad_id
         self.seed = seed
+        self.ptx = ptx
         self.moments = RunningMoments()
         self.kl = kl_controller(config.kl)
         self.round = 0
@@ -187,13 +199,13 @@ class PPO:
         scores = self._checked(rollouts, scores)
         self.moments.update(scores)
         data = self._experience(rollouts, scores, self.moments, self.config.lam)
-        sums, per_epoch = Sums(), math.ceil(len(rollouts) / self.config.minibatch_size)
+        sums, steps = Sums(), self.config.epochs * math.ceil(len(rollouts) / self.config.minibatch_size)
         for number, minibatch in enumerate(self._minibatches(len(rollouts), self.config.epochs, "update")):
-            where = f"round {self.round}, update {self.num_updates}, minibatch {number}"
-            self._step(data, minibatch, where, sums)
-            on_progress(number + 1, self.config.epochs * per_epoch)
+            if not self._step(data, minibatch, number, steps, sums):
+                break
+            on_progress(number + 1, steps)
         sums = sums.together(self.ranks, self.policy.device)
-        metrics = update_metrics(rollouts, scores, data, sums, self.moments, self.kl.coef, self.config.reward_clip)
+        metrics = update_metrics(rollouts, scores, data, sums, self.moments, self.kl.coef, steps, self.config)
         self.kl.update(metrics.kl, len(rollouts))
         self.num_updates += 1
         return metrics
@@ -224,9 +236,10 @@ class PPO:
         data = self._experience(rollouts, scores, moments, lam=1.0)
         epochs = math.ceil(steps / math.ceil(len(rollouts) / self.config.minibatch_size))
         losses: list[float] = []
-        for minibatch in list(self._minibatches(len(rollouts), epochs, "warm-up"))[:steps]:
+        learnable = (m for m in self._minibatches(len(rollouts), epochs, "warm-up") if bool(data.learned[m].any()))
+        for minibatch in islice(learnable, steps):
             where = f"round {self.round}, critic warm-up step {len(losses)}"
-            sums, denominator = Sums(), data.batch.response_mask[minibatch].sum()
+            sums, denominator = Sums(), data.learned[minibatch].sum()
             with self._clean_on_failure():
                 for index in self._microbatches(data.batch, minibatch):
                     self._critic_backward(data, index, denominator, math.inf, sums, where)
@@ -282,8 +295,10 @@ class PPO:
         batch = rollout_batch(rollouts, self.pad_id).to(self.policy.device)
         old = self.evaluate(batch, self.config.microbatch_size)
         finished = torch.tensor([r.finished for r in rollouts], device=scores.device)
-        shaped = shaped_scores(scores, finished, moments, self.config)
-        return experience(batch, old, shaped, self.kl.coef, self.config.gamma, lam)
+        shaped = shaped_scores(scores, finished, batch.response_mask.sum(-1), moments, self.config)
+        learned = finished | (self.config.truncated != "mask")
+        coef = self.kl.coef if self.config.kl.place == "reward" else 0.0
+        return experience(batch, old, shaped, sampler_logprobs(rollouts, batch), learned, coef, self.config, lam)
 
     def _minibatches(self, num_rollouts: int, epochs: int, phase: str) -> Iterator[Tensor]:
         """Shuffled row numbers. The order depends on the seed and the update counter alone: no generator to checkpoint."""
@@ -298,38 +313,67 @@ class PPO:
         own = self.ranks.share(minibatch)
         return chunks(own[batch.lengths()[own].argsort(stable=True)], self.config.microbatch_size)
 
-    def _step(self, data: Experience, minibatch: Tensor, where: str, sums: Sums) -> None:
-        """One optimizer step of policy and critic; the denominator is the minibatch's, whatever the microbatches and ranks."""
-        denominator = data.batch.response_mask[minibatch].sum()
+    def _step(self, data: Experience, minibatch: Tensor, number: int, steps: int, sums: Sums) -> bool:
+        """One optimizer step of policy and critic; the denominator is the minibatch's, whatever the microbatches and ranks.
+
+        Returns:
+            False where the policy has moved too far already: then no step was taken, and none should follow.
+        """
+        where = f"round {self.round}, update {self.num_updates}, minibatch {number}"
+        denominator = data.learned[minibatch].sum()
+        if not int(denominator):
+            return True  # every response of it was cut, and those are not learned from
+        before = sums.approx_kl
         with self._clean_on_failure():
             for index in self._microbatches(data.batch, minibatch):
                 self._policy_backward(data, index, denominator, sums, where)
-                self._critic_backward(data, index, denominator, self.config.value_clip, sums, where)
+                self._critic_backward(data, index, denominator, value_clip(self.config), sums, where)
+            sums.tokens += int(denominator)
+            sums.seen += 1
+            if self._moved_too_far(sums.approx_kl - before, int(denominator)):
+                self._clear()
+                return False
+            if self.config.ptx_coef:
+                self._ptx_backward(self.num_updates * steps + number, sums, where)
             sums.grad_norm += self.policy_optimizer.clip(f"{where} (policy)")
             sums.critic_grad_norm += self.critic_optimizer.clip(f"{where} (critic)")
         self.policy_optimizer.step()
         self.critic_optimizer.step()
-        sums.tokens += int(denominator)
         sums.minibatches += 1
+        return True
+
+    def _moved_too_far(self, approx_kl: float, num_tokens: int) -> bool:
+        """Whether the minibatch's mean KL(before the update || now) is over the limit; the ranks agree on it."""
+        limit = self.config.max_update_kl
+        if limit is None:
+            return False
+        return self.ranks.sum(torch.tensor(approx_kl, dtype=torch.float64, device=self.policy.device)).item() > limit * num_tokens
 
     def _policy_backward(self, data: Experience, index: Tensor, denominator: Tensor, sums: Sums, where: str) -> None:
-        part = data.batch.rows(index)
-        old, advantages = (_cut(x, index, part) for x in (data.old.logprobs, data.advantages))
-        logprobs = response_logprobs(self.policy, part, self.temperature)
-        result = policy_loss(logprobs, old, advantages, part.response_mask, self.config.clip, denominator)
-        self._backward(result.loss, f"policy loss at {where}")
-        sums.loss += result.loss.item()
-        sums.clipped += result.num_clipped.item()
-        sums.approx_kl += result.approx_kl.item()
-        sums.ratio_max = max(sums.ratio_max, result.ratio_max.item())
+        terms = policy_terms(self.policy, data, index, denominator, self.config, self.temperature, self.kl.coef)
+        self._backward(terms.loss, f"policy loss at {where}")
+        sums.loss += terms.surrogate.loss.item()
+        sums.clipped += terms.surrogate.num_clipped.item()
+        sums.approx_kl += terms.surrogate.approx_kl.item()
+        sums.ratio_max = max(sums.ratio_max, terms.surrogate.ratio_max.item())
+        sums.exact_entropy += 0.0 if terms.entropy is None else terms.entropy.item()
 
     def _critic_backward(self, data: Experience, index: Tensor, denominator: Tensor, clip: float, sums: Sums, where: str) -> None:
-        part = data.batch.rows(index)
-        old, returns = (_cut(x, index, part) for x in (data.old.values, data.returns))
-        result = value_loss(self.critic(part), old, returns, part.response_mask, clip, denominator)
+        result = critic_loss(self.critic, data, index, denominator, self.config, clip)
         self._backward(result.loss, f"value loss at {where}")
         sums.value_loss += result.loss.item()
         sums.value_clipped += result.num_clipped.item()
+
+    def _ptx_backward(self, number: int, sums: Sums, where: str) -> None:
+        """Add the gradient of the language-modelling loss on this optimizer step's texts."""
+        entropy = random.Random(f"ptx/{self.seed}").getrandbits(63)
+        order = torch.randperm(len(self.ptx), generator=torch.Generator().manual_seed(entropy))
+        batch = ptx_batch(self.ptx, number, self.config.ptx_batch_size, order, self.pad_id).to(self.policy.device)
+        denominator = batch.response_mask.sum()
+        for index in self._microbatches(batch, torch.arange(len(batch), device=batch.input_ids.device)):
+            loss = ptx_loss(self.policy, batch.rows(index), denominator)
+            self._backward(self.config.ptx_coef * loss, f"ptx loss at {where}")
+            sums.ptx_loss += loss.item()
 
     def _backward(self, loss: Tensor, what: str) -> None:
         """Every rank looks at the sum, so that all of them give up, or none: one that waits for the others waits for ever."""
@@ -344,14 +388,12 @@ class PPO:
         try:
             yield
         except NonFiniteError:
-            self.policy_optimizer.clear()
-            self.critic_optimizer.clear()
+            self._clear()
             raise
 
-
-def _cut(x: Tensor, index: Tensor, part: SequenceBatch) -> Tensor:
-    """The rows of a [B, T] tensor that ``part`` was made of, as wide as ``part``."""
-    return x[index, : part.input_ids.shape[1]]
+    def _clear(self) -> None:
+        self.policy_optimizer.clear()
+        self.critic_optimizer.clear()
 
 
 def _settled(model: _Model) -> _Model:

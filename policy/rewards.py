@@ -4,9 +4,12 @@ Letters: B rollouts, T positions (prompt + response + padding).
 """
 
 import math
+from typing import Literal
 
 import torch
 from torch import Tensor
+
+from policy.kl import kl_estimate
 
 
 class RunningMoments:
@@ -61,42 +64,64 @@ class RunningMoments:
         self.count, self.mean, self.m2 = int(state["count"]), state["mean"], state["m2"]
 
 
-def normalise_scores(scores: Tensor, moments: RunningMoments, clip: float) -> Tensor:
-    """clip((score - mean) / std, -clip, clip), with the running moments of the scores.
+def normalise_scores(
+    scores: Tensor, moments: RunningMoments, clip: float | None, kind: Literal["running", "scale", "none"] = "running"
+) -> Tensor:
+    """Scores in units that PPO can rely on, whatever the reward model's.
+
+        running: clip((score - mean) / std, -clip, clip)
+        scale:   clip(score / std, -clip, clip)
+        none:    clip(score, -clip, clip)
+
+    with the running moments of the scores.
 
     Source: Secrets of RLHF I (arXiv:2307.04964), score normalisation and clip of PPO-max; Secrets II, appendix B: clip 0.8.
 
     Args:
         scores: [B] float, the reward model's units.
         moments: history of scores, of the same reward model.
-        clip: in standard deviations, > 0.
+        clip: in units of the result, > 0; None = no clip.
+        kind: what is done before the clip.
 
     Returns:
-        [B] float32; all 0 where every score seen so far was the same.
+        [B] float32; all 0 where every score seen so far was the same and ``kind`` is ``running``.
 
     Raises:
         ValueError: if ``clip`` is not positive or the moments are empty.
 
     Padding contract: none, one number per rollout.
     """
-    if clip <= 0 or not moments.count:
+    if (clip is not None and clip <= 0) or not moments.count:
         raise ValueError(f"normalise_scores needs a positive clip and moments of some scores, got {clip}, {moments.count} scores")
-    return ((scores.detach().double() - moments.mean) / (moments.std + 1e-8)).clamp(-clip, clip).float()
+    centre = moments.mean if kind == "running" else 0.0
+    unit = 1.0 if kind == "none" else moments.std + 1e-8
+    normalised = (scores.detach().double() - centre) / unit
+    return (normalised if clip is None else normalised.clamp(-clip, clip)).float()
 
 
-def token_rewards(scores: Tensor, logprobs: Tensor, ref_logprobs: Tensor, mask: Tensor, coef: float) -> Tensor:
+def token_rewards(
+    scores: Tensor,
+    logprobs: Tensor,
+    ref_logprobs: Tensor,
+    mask: Tensor,
+    coef: float,
+    estimator: Literal["k1", "k2", "k3"] = "k1",
+) -> Tensor:
     """Reward of every response token: the KL penalty, and the score at the last one.
 
-        r_t = -coef * (log pi_t - log ref_t) + [t is the last response token] * score
+        r_t = -coef * kl_t + [t is the last response token] * score,    kl_t = kl_estimate(log pi_t, log ref_t)
 
-    Source: Secrets of RLHF II (arXiv:2401.06080), Eq. 3, written per token.
+    With k1, kl_t = log pi_t - log ref_t.
+
+    Source: Secrets of RLHF II (arXiv:2401.06080), Eq. 3, written per token; estimators: ``policy.kl``.
 
     Args:
         scores: [B] float, already normalised.
-        logprobs: [B, T] float, nats, the policy's that sampled.
+        logprobs: [B, T] float, nats, the policy's before the update.
         ref_logprobs: [B, T] float, nats, the reference's.
         mask: [B, T] bool, True = a response token.
         coef: KL coefficient, >= 0.
+        estimator: of the KL.
 
     Returns:
         [B, T] float32; 0 outside ``mask``; no gradient.
@@ -113,6 +138,7 @@ def token_rewards(scores: Tensor, logprobs: Tensor, ref_logprobs: Tensor, mask: 
         )
     if not bool(mask.any(-1).all()):
         raise ValueError("token_rewards: a rollout has no response token to carry its score")
-    rewards = torch.where(mask, -coef * (logprobs.detach() - ref_logprobs.detach()).float(), 0.0)
+    penalty = kl_estimate(logprobs.detach(), ref_logprobs.detach(), estimator).float()
+    rewards = torch.where(mask, -coef * penalty, 0.0)
     is_last = mask & (mask.flip(-1).long().cumsum(-1).flip(-1) == 1)  # [B, T]
     return torch.where(is_last, rewards + scores.detach().float()[:, None], rewards)

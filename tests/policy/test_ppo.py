@@ -248,9 +248,20 @@ def test_the_policy_cannot_be_its_own_reference(
 def test_shaped_scores_by_hand() -> None:
     moments = RunningMoments()
     moments.update(torch.tensor([0.0, 2.0]))  # mean 1, std 1
-    config = _config(missing_eos_penalty=0.5)
-    shaped = shaped_scores(torch.tensor([1.5, 9.0, 1.5]), torch.tensor([True, False, False]), moments, config)
-    torch.testing.assert_close(shaped, torch.tensor([0.5, 0.3, 0.0]))
+    scores, finished = torch.tensor([1.5, 9.0, 1.5]), torch.tensor([True, False, False])
+    lengths = torch.tensor([3, 4, 7])
+    for expected, changes in (
+        ([0.5, 0.3, 0.0], {"missing_eos_penalty": 0.5}),
+        ([0.5, 0.8, 0.2], {"length_penalty": 0.1, "length_free": 4}),
+        ([0.5, -0.8, -0.8], {"truncated": "lowest"}),
+        ([0.5, -1.3, -1.3], {"truncated": "lowest", "missing_eos_penalty": 0.5}),
+        ([1.5, 9.0, 1.5], {"reward_normalisation": "none", "reward_clip": None}),
+        ([0.8, 0.8, 0.8], {"reward_normalisation": "scale"}),
+        ([0.5, 8.0, 0.5], {"reward_clip": None}),
+        ([0.5, 0.8, 0.5], {"truncated": "mask"}),  # as they stand; that they count nowhere is the experience's part
+    ):
+        shaped = shaped_scores(scores, finished, lengths, moments, _config(**changes))
+        torch.testing.assert_close(shaped, torch.tensor(expected), atol=1e-6, rtol=0)
 
 
 def test_explained_variance_by_hand() -> None:
