@@ -3,6 +3,7 @@
 Letters: B rollouts, T positions (prompt + response + padding).
 """
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -177,6 +178,8 @@ def value_loss(
     old_values, returns = (torch.where(mask, x.detach(), zero) for x in (old_values, returns))
     values = torch.where(mask, values, zero)
     free = _error(values - returns, kind)
+    if math.isinf(clip):
+        return ValueLoss(masked_sum(free, mask, denominator), zero)
     clipped = _error(old_values + (values - old_values).clamp(-clip, clip) - returns, kind)
     with torch.no_grad():
         num_clipped = masked_sum((clipped > free).float(), mask)

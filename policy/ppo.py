@@ -9,7 +9,7 @@ import math
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import islice
+from itertools import count, islice
 from typing import NamedTuple, TypeVar
 
 import torch
@@ -234,9 +234,8 @@ class PPO:
         moments = self.moments.copy()
         moments.update(scores)
         data = self._experience(rollouts, scores, moments, lam=1.0)
-        epochs = math.ceil(steps / math.ceil(len(rollouts) / self.config.minibatch_size))
         losses: list[float] = []
-        learnable = (m for m in self._minibatches(len(rollouts), epochs, "warm-up") if bool(data.learned[m].any()))
+        learnable = (m for m in self._minibatches(len(rollouts), None, "warm-up") if bool(data.learned[m].any()))
         for minibatch in islice(learnable, steps):
             where = f"round {self.round}, critic warm-up step {len(losses)}"
             sums, denominator = Sums(), data.learned[minibatch].sum()
@@ -300,11 +299,11 @@ class PPO:
         coef = self.kl.coef if self.config.kl.place == "reward" else 0.0
         return experience(batch, old, shaped, sampler_logprobs(rollouts, batch), learned, coef, self.config, lam)
 
-    def _minibatches(self, num_rollouts: int, epochs: int, phase: str) -> Iterator[Tensor]:
-        """Shuffled row numbers. The order depends on the seed and the update counter alone: no generator to checkpoint."""
+    def _minibatches(self, num_rollouts: int, epochs: int | None, phase: str) -> Iterator[Tensor]:
+        """Shuffled row numbers, without end where ``epochs`` is None. The order depends on the seed and the update counter alone: no generator to checkpoint."""
         entropy = random.Random(f"{phase}/{self.seed}/{self.num_updates}").getrandbits(63)
         generator = torch.Generator().manual_seed(entropy)
-        for _ in range(epochs):
+        for _ in count() if epochs is None else range(epochs):
             order = torch.randperm(num_rollouts, generator=generator).to(self.policy.device)
             yield from chunks(order, self.config.minibatch_size)
 

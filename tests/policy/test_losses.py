@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from policy.losses import policy_loss, value_loss
+from policy.losses import importance_weights, policy_loss, value_loss
 
 ONE = torch.ones(1, 1, dtype=torch.bool)
 
@@ -76,6 +76,55 @@ def test_both_losses_equal_a_second_writing_in_numpy() -> None:
     assert result.num_clipped.item() == num_clipped > 0
     assert result.approx_kl.item() == pytest.approx(kl, rel=1e-12)
     assert value_loss(new, old, target, mask, 0.2, 17.0).loss.item() == pytest.approx(critic / 17, rel=1e-12)
+
+
+def test_dual_clip_weights_and_huber_equal_a_second_writing_in_numpy() -> None:
+    new, old, target, mask = _batch(3)
+    new, old, target = new * 4, old, target * 3  # far enough for every bound to bind
+    weights = importance_weights(old, new, mask, 1.5)
+    policy = critic = num_clipped = num_bounded = num_capped = num_linear = 0.0
+    for row, column in zip(*np.nonzero(mask.numpy()), strict=True):
+        n, o, a = (float(x[row, column]) for x in (new, old, target))
+        ratio, weight = np.exp(n - o), min(np.exp(o - n), 1.5)
+        assert weights[row, column].item() == pytest.approx(weight, rel=1e-6)
+        surrogate = min(ratio * a, (1.2 if a > 0 else 0.8) * a)
+        num_clipped += surrogate < ratio * a
+        if a < 0 and surrogate < 2.0 * a:
+            surrogate, num_bounded = 2.0 * a, num_bounded + 1
+        policy -= surrogate * float(weights[row, column])
+        errors = [abs(n - a), abs(min(max(n, o - 0.2), o + 0.2) - a)]
+        critic += max(e * e / 2 if e <= 1 else e - 0.5 for e in errors)
+        num_capped, num_linear = num_capped + (weight == 1.5), num_linear + (max(errors) > 1)
+    result = policy_loss(new, old, target, mask, 0.2, 17.0, weights, dual_clip=2.0)
+    assert result.loss.item() == pytest.approx(policy / 17, rel=1e-6)
+    assert result.num_clipped.item() == num_clipped + num_bounded
+    assert value_loss(new, old, target, mask, 0.2, 17.0, "huber").loss.item() == pytest.approx(critic / 17, rel=1e-9)
+    assert min(num_clipped, num_bounded, num_capped, num_linear) > 0  # all of it was there to be compared
+
+
+@pytest.mark.parametrize(("ratio", "loss", "gradient", "clipped"), [(2.0, 4.0, 4.0, 0), (4.0, 6.0, 0.0, 1)])
+def test_the_dual_clip_bounds_a_negative_advantage(ratio: float, loss: float, gradient: float, clipped: int) -> None:
+    logprobs = torch.tensor([[math.log(ratio) - 1.0]], dtype=torch.float64, requires_grad=True)
+    old, advantage = torch.tensor([[-1.0]], dtype=torch.float64), torch.tensor([[-2.0]], dtype=torch.float64)
+    result = policy_loss(logprobs, old, advantage, ONE, 0.2, 1.0, dual_clip=3.0)
+    torch.autograd.backward(result.loss)
+    assert logprobs.grad is not None
+    assert result.loss.item() == pytest.approx(loss) and logprobs.grad.item() == pytest.approx(gradient)
+    assert result.num_clipped.item() == clipped
+    with pytest.raises(ValueError, match="above 1"):
+        policy_loss(logprobs, old, advantage, ONE, 0.2, 1.0, dual_clip=1.0)
+
+
+def test_importance_weights_by_hand_and_padding_is_never_read() -> None:
+    old = torch.log(torch.tensor([[0.5, 0.2, 0.3, float("nan")]]))
+    sampler = torch.log(torch.tensor([[0.5, 0.4, 0.1, 0.0]]))
+    mask = torch.tensor([[True, True, True, False]])
+    torch.testing.assert_close(importance_weights(old, sampler, mask, 2.0), torch.tensor([[1.0, 0.5, 2.0, 0.0]]))
+    assert importance_weights(old, sampler, mask, None).tolist() == [[1.0, 1.0, 1.0, 0.0]]
+    with pytest.raises(ValueError, match="clip"):
+        importance_weights(old, sampler, mask, 0.0)
+    with pytest.raises(ValueError, match="one shape"):
+        importance_weights(old, sampler[:, :3], mask, 2.0)
 
 
 def test_infinite_clip_is_the_plain_squared_error() -> None:
