@@ -10,6 +10,7 @@ from typing import Any
 
 import ray
 
+from actors.learner_models import AdaptedModels, WholeModels
 from actors.process import STATUS_GROUP, ProcessSetup
 from actors.ranks import Rank
 from policy.config import PolicyConfig
@@ -22,37 +23,41 @@ log = logging.getLogger(__name__)
 class PolicyLearner(Rank):
     """Holds the policy from round to round; critic and reference change with the round.
 
+    With adapters the frozen weights are not saved with a round: they are ``sft_dir``'s and, where the critic goes on,
+    ``first_reward``'s.
+
     Several ranks share the three models. All of them are given the same calls, and give the same answers; rank 0 writes files.
     """
 
     def __init__(
-        self, setup: ProcessSetup, config: PolicyConfig, temperature: float, sft_dir: Path, resume: Path | None, seed: int
+        self,
+        setup: ProcessSetup,
+        config: PolicyConfig,
+        temperature: float,
+        sft_dir: Path,
+        resume: Path | None,
+        seed: int,
+        first_reward: Path,
     ) -> None:
         super().__init__(setup)
         from transformers import AutoTokenizer
 
         self.config, self.temperature, self.seed, self.resume = config, temperature, seed, resume
-        self.sft_dir = sft_dir
+        self.sft_dir, self.first_reward = sft_dir, first_reward
         self.tokenizer = AutoTokenizer.from_pretrained(sft_dir)
         self.ppo: Any = None
 
     def load(self) -> None:
         """Load policy and SFT model, once the ranks are together and before anything else is asked."""
-        self.sft = self._frozen(self.sft_dir)
-        self.policy = self._trained(self.sft_dir if self.resume is None else self.resume / "policy")
+        self.models = self._models()
+        self.policy = self.models.policy(self.sft_dir if self.resume is None else self.resume)
+        self.sft = self.models.sft(self.policy)
 
-    def _trained(self, path: Path) -> Any:
-        import torch
-
-        return self.place(self._language_model(path, torch.float32))
-
-    def _frozen(self, path: Path) -> Any:
-        return self.place(self._language_model(path, self.dtype()).requires_grad_(False))
-
-    def _language_model(self, path: Path, dtype: Any) -> Any:
-        from transformers import AutoModelForCausalLM
-
-        return AutoModelForCausalLM.from_pretrained(path, dtype=dtype, use_safetensors=True).eval()
+    def _models(self) -> WholeModels:
+        common = (self.config, self.sft_dir, self.dtype(), self.ranks, self.place)
+        if self.config.lora.rank:
+            return AdaptedModels(*common, lora=self.config.lora, seed=self.seed)
+        return WholeModels(*common)
 
     def begin_round(
         self, index: int, calibration: Sequence[float], critic: Path | None, policy: Path | None, reference: Path | None
@@ -64,29 +69,23 @@ class PolicyLearner(Rank):
             calibration: PPO scores of S_k, which the running reward moments start from.
             critic: reward model, or the SFT model, that the critic starts from; None = it goes on.
             policy: weights that the policy restarts from; None = it goes on.
-            reference: model of the KL; None = it stays (at first: SFT).
+            reference: model of the KL; None = it stays (at first, and where the policy restarts: SFT).
         """
         import torch
 
         if self.ppo is None:
             self.ppo = self._ppo(critic)
         if policy is not None:
-            self.policy = self._trained(policy)
+            self.policy = self.models.policy(policy)
+            self.sft = self.models.sft(self.policy)
+        restarted = self.sft if policy is not None else None
         self.ppo.begin_round(
             index,
             torch.tensor(list(calibration)),
             policy=self.policy if policy is not None else None,
-            critic=self._critic(critic) if critic is not None else None,
-            reference=self._frozen(reference) if reference is not None else None,
+            critic=self.models.critic(critic) if critic is not None else None,
+            reference=self.models.frozen(reference) if reference is not None else restarted,
         )
-
-    def _critic(self, path: Path) -> Any:
-        import torch
-
-        from policy.critic import Critic
-
-        make = Critic.from_language_model if path == self.sft_dir else Critic.from_pretrained
-        return self.place(make(path, dtype=torch.float32))
 
     def _ppo(self, critic: Path | None) -> Any:
         """PPO as a fresh process has it: from SFT, or as the last committed round left it."""
@@ -94,11 +93,14 @@ class PolicyLearner(Rank):
 
         from policy.ppo import PPO
 
-        first = critic if self.resume is None else self.resume / "critic"
-        assert first is not None
+        if critic is not None:
+            first = self.models.critic(critic)
+        else:
+            assert self.resume is not None
+            first = self.models.saved_critic(self.resume, self.first_reward)
         ppo = PPO(
             self.policy,
-            self._critic(first),
+            first,
             self.sft,
             self.config,
             temperature=self.temperature,
@@ -141,7 +143,7 @@ class PolicyLearner(Rank):
 
     def weights(self) -> dict[str, Any]:
         """The policy's state dict, on the CPU; from rank 0, the others answer with nothing."""
-        return {name: tensor.detach().cpu() for name, tensor in self.ranks.full_state(self.policy).items()}
+        return {name: tensor.detach().cpu() for name, tensor in self.models.weights(self.policy).items()}
 
     def statistics(self, rollouts: Sequence[Rollout]) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Log-probability of each response under the policy and under the SFT model, at the sampler's temperature.
@@ -160,6 +162,7 @@ class PolicyLearner(Rank):
                 self.temperature,
                 self.config.microbatch_size,
                 self.ranks,
+                self.config.microbatch_tokens,
             )
         return tuple(sums.policy_logprob.tolist()), tuple(sums.sft_logprob.tolist())
 
@@ -171,12 +174,10 @@ class PolicyLearner(Rank):
         """
         from safetensors.torch import save_file
 
-        weights = self.ranks.full_state(self.policy)
-        self.ppo.critic.save_pretrained(out_dir / "critic", self.ranks)
+        self.models.save(self.policy, self.ppo.critic, out_dir)
         tensors, values = self.ppo.state()
         if self.ranks.rank:
             return
-        self.policy.save_pretrained(out_dir / "policy", state_dict=weights)
         for name in ("policy", "critic"):
             self.tokenizer.save_pretrained(out_dir / name)
         save_file(tensors, out_dir / "learner.safetensors")

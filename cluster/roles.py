@@ -288,6 +288,7 @@ class Stage:
         validation: Mapping[str, Sequence[Pair]],
         max_model_len: int,
         resume: Path | None,
+        first_reward: Path,
     ) -> Pending[Roles]:
         """Start the four roles' processes.
 
@@ -298,6 +299,7 @@ class Stage:
             validation: held-out pairs by the name of their set.
             max_model_len: longest prompt + response, tokens.
             resume: the last committed round, which the learner continues from; None = begin with SFT.
+            first_reward: where the first round's reward model is, or will be.
 
         Returns:
             The roles, once every process answers.
@@ -310,7 +312,7 @@ class Stage:
         shares = config.resources
         actors += self._trainers(base_dir, pairs, validation, config.reward)
         actors.append(self._spawn(EnsembleScorer, "scorer", 0, "scorer", config.scorer))
-        learner = (config.policy, config.rollout.temperature, sft_dir, resume, config.seed)
+        learner = (config.policy, config.rollout.temperature, sft_dir, resume, config.seed, first_reward)
         actors += [self._spawn(PolicyLearner, "learner", i, "learner", *learner) for i in range(shares.learner.num_ranks)]
         counts = {
             "rollout": config.rollout.num_engines,

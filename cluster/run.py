@@ -140,7 +140,9 @@ def play(
             longest = config.data.max_prompt_tokens + config.rollout.max_new_tokens
             resume = directory.round_path(directory.num_committed - 1) if directory.num_committed else None
             validation = {ORIGINAL: inputs.validation} | inputs.stopping
-            roles = wait("start_roles", stage.start(inputs.sft_dir, inputs.base_dir, inputs.pairs, validation, longest, resume))
+            first_reward = directory.round_path(0) / "reward"
+            started = stage.start(inputs.sft_dir, inputs.base_dir, inputs.pairs, validation, longest, resume, first_reward)
+            roles = wait("start_roles", started)
             for ranked in (roles.reward, roles.learner):
                 if len(ranked.ranks) > 1:
                     wait("start_roles", ranked.join(wait("start_roles", ranked.open())))

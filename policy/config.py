@@ -4,6 +4,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from tokens.config import AdapterConfig
 from tokens.section import Section
 
 
@@ -92,6 +93,11 @@ class PolicyConfig(Section):
     """Rollouts per optimizer step; divides prompts_per_step * samples_per_prompt."""
     microbatch_size: int = Field(32, ge=1)
     """Rollouts per backward pass; divides minibatch_size. Changes memory, not the result."""
+    microbatch_tokens: int | None = Field(None, ge=1)
+    """Most tokens (prompt and response) per backward pass, in place of microbatch_size; a longer rollout is alone in one. null =
+    by microbatch_size. Changes memory, not the result."""
+    packing: bool = False
+    """Put sequences one after another without padding, each seeing only itself. Changes speed and memory, not the result."""
     lr: float = Field(5e-7, gt=0)
     critic_lr: float = Field(1.5e-6, gt=0)
     critic_warmup_steps: int = Field(1, ge=0)
@@ -133,6 +139,8 @@ class PolicyConfig(Section):
     length_free: int = Field(0, ge=0)
     """Response tokens that cost nothing."""
     max_grad_norm: float = Field(1.0, gt=0)
+    lora: AdapterConfig = AdapterConfig()
+    """Adapters of policy and critic; the reference is then the policy without them."""
     kl: KLConfig = KLConfig()
 
     @model_validator(mode="after")
@@ -145,6 +153,15 @@ class PolicyConfig(Section):
             )
         if self.minibatch_size % self.microbatch_size:
             raise ValueError(f"microbatch_size must divide minibatch_size ({self.minibatch_size}), got {self.microbatch_size}")
+        return self
+
+    @model_validator(mode="after")
+    def _reference_is_the_base(self) -> "PolicyConfig":
+        if self.lora.rank and self.reference == "previous":
+            raise ValueError(
+                f"policy.lora.rank is {self.lora.rank} and policy.reference previous: with adapters the reference is the policy "
+                "without them, which is SFT. Set policy.reference to sft, or policy.lora.rank to 0"
+            )
         return self
 
     @model_validator(mode="after")

@@ -6,6 +6,7 @@ Letters: B rollouts, T positions (prompt + response + padding), D hidden size.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from tokens.errors import UserError
 from tokens.logprobs import position_ids
+from tokens.packing import PackedRow, is_packed
 from tokens.ranks import ALONE, Ranks
 from tokens.records import SequenceBatch
 
@@ -42,12 +44,13 @@ class Critic(nn.Module):
         self.model = model
 
     @classmethod
-    def from_pretrained(cls, path: str | Path, dtype: torch.dtype) -> Critic:
+    def from_pretrained(cls, path: str | Path, dtype: torch.dtype, attention: str | None = None) -> Critic:
         """Load a saved reward model (or a saved critic) as the critic.
 
         Args:
             path: a Hugging Face directory with safetensors weights.
             dtype: dtype of the weights.
+            attention: transformers' attn_implementation; ``tokens.packing.PACKED`` packs sequences, None = its default.
 
         Returns:
             The critic, in evaluation mode (no dropout), on the CPU.
@@ -56,7 +59,13 @@ class Critic(nn.Module):
             UserError: if the directory holds no score head, so that values would come from random weights.
         """
         model, info = AutoModelForSequenceClassification.from_pretrained(
-            path, num_labels=1, dtype=dtype, use_safetensors=True, trust_remote_code=False, output_loading_info=True
+            path,
+            num_labels=1,
+            dtype=dtype,
+            attn_implementation=attention,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
         )
         missing = sorted(info["missing_keys"])
         if missing:
@@ -67,12 +76,13 @@ class Critic(nn.Module):
         return cls(model).train(False)
 
     @classmethod
-    def from_language_model(cls, path: str | Path, dtype: torch.dtype) -> Critic:
+    def from_language_model(cls, path: str | Path, dtype: torch.dtype, attention: str | None = None) -> Critic:
         """A critic on the backbone of a language model, with a head of zeros: it expects nothing until it is fitted.
 
         Args:
             path: a Hugging Face directory with safetensors weights.
             dtype: dtype of the weights.
+            attention: transformers' attn_implementation; ``tokens.packing.PACKED`` packs sequences, None = its default.
 
         Returns:
             The critic, in evaluation mode (no dropout), on the CPU.
@@ -81,7 +91,13 @@ class Critic(nn.Module):
             UserError: if weights other than the head's are missing.
         """
         model, info = AutoModelForSequenceClassification.from_pretrained(
-            path, num_labels=1, dtype=dtype, use_safetensors=True, trust_remote_code=False, output_loading_info=True
+            path,
+            num_labels=1,
+            dtype=dtype,
+            attn_implementation=attention,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
         )
         missing = sorted(name for name in info["missing_keys"] if not name.startswith("score."))
         if missing:
@@ -100,16 +116,31 @@ class Critic(nn.Module):
             [B, T] float32, units of the normalised score; entry t does not depend on token t or later ones;
             0 where the response mask is False.
 
-        Padding contract: equal for a batch with more padding.
+        Padding contract: equal for a batch with more padding; where the model was loaded with the attention for it, the
+        sequences are packed, with equal results.
         """
-        hidden = self.model.base_model(
+        if is_packed(self.model):
+            row = PackedRow.of(batch)
+            hidden = self._hidden(**row.inputs())[0]  # [N, D]
+            packed = torch.where(row.position_ids[0] > 0, nn.functional.pad(self._values(hidden[:-1]), (1, 0)), 0.0)
+            values = packed.new_zeros(batch.input_ids.numel()).index_copy(0, row.places, packed).view(batch.input_ids.shape)
+            return torch.where(batch.response_mask, values, 0.0)
+        hidden = self._hidden(
             input_ids=batch.input_ids,
             attention_mask=batch.attention_mask.long(),
             position_ids=position_ids(batch.attention_mask),
             use_cache=False,
-        ).last_hidden_state  # [B, T, D]
-        values = self.model.get_submodule("score")(hidden[:, :-1]).squeeze(-1).float()  # [B, T - 1]
+        )  # [B, T, D]
+        values = self._values(hidden[:, :-1])  # [B, T - 1]
         return torch.where(batch.response_mask, nn.functional.pad(values, (1, 0)), 0.0)
+
+    def _hidden(self, **inputs: Any) -> Tensor:
+        hidden: Tensor = self.model.base_model(**inputs).last_hidden_state
+        return hidden
+
+    def _values(self, hidden: Tensor) -> Tensor:
+        values: Tensor = self.model.get_submodule("score")(hidden).squeeze(-1).float()
+        return values
 
     def save_pretrained(self, path: str | Path, ranks: Ranks = ALONE) -> None:
         """Save as a Hugging Face directory that ``from_pretrained`` reads.

@@ -30,6 +30,7 @@ from policy.experience import (
 )
 from policy.kl import kl_controller
 from policy.metrics import Sums, UpdateMetrics, update_metrics
+from policy.microbatches import divide
 from policy.objective import critic_loss, policy_terms, ptx_batch, ptx_loss, value_clip
 from policy.optimizers import NamedAdamW, NonFiniteError
 from policy.rewards import RunningMoments
@@ -70,7 +71,7 @@ class PPO:
     Args:
         policy: the language model to train.
         critic: usually the round's reward model (``Critic.from_pretrained``).
-        reference: the model that KL is measured against; frozen here.
+        reference: the model that KL is measured against; frozen here. May be the policy without its adapters.
         config: the policy section.
         temperature: the sampler's; applied to policy and reference alike.
         pad_id: id written at padding.
@@ -87,7 +88,7 @@ class PPO:
         self,
         policy: PreTrainedModel,
         critic: Critic,
-        reference: PreTrainedModel,
+        reference: nn.Module,
         config: PolicyConfig,
         temperature: float,
         pad_id: int,
@@ -123,7 +124,7 @@ class PPO:
         score_calibration: Tensor,
         policy: PreTrainedModel | None = None,
         critic: Critic | None = None,
-        reference: PreTrainedModel | None = None,
+        reference: nn.Module | None = None,
     ) -> None:
         """Start a round: models that are given replace the old ones, and the score moments are measured anew.
 
@@ -156,7 +157,7 @@ class PPO:
 
         Args:
             batch: B sequences, on any device.
-            microbatch: sequences per forward pass.
+            microbatch: sequences per forward pass, where ``microbatch_tokens`` does not say how many.
 
         Returns:
             The evaluation, [B, T] each, on the policy's device.
@@ -165,9 +166,9 @@ class PPO:
         """
         width, device = batch.input_ids.shape[1], self.policy.device
         parts: list[tuple[Tensor, Tensor, Tensor]] = []
-        own = self.ranks.share(torch.arange(len(batch), device=batch.input_ids.device))
-        order = batch.lengths()[own].argsort(stable=True)
-        for index in chunks(own[order], microbatch):
+        everyone = torch.arange(len(batch), device=batch.input_ids.device)
+        division = divide(batch.lengths(), everyone, self.ranks, microbatch, self.config.microbatch_tokens)
+        for index in division.rows():
             part = batch.rows(index).to(device)
             views = (
                 response_logprobs(self.policy, part, self.temperature),
@@ -176,8 +177,7 @@ class PPO:
             )
             logprobs, ref_logprobs, values = (nn.functional.pad(x, (0, width - x.shape[1])) for x in views)
             parts.append((logprobs, ref_logprobs, values))
-        back = order.argsort().to(device)
-        return Evaluation(*(self.ranks.gather(torch.cat(each)[back], len(batch)) for each in zip(*parts, strict=True)))
+        return Evaluation(*(division.whole(torch.cat(each)) for each in zip(*parts, strict=True)))
 
     def update(self, rollouts: Sequence[Rollout], scores: Tensor, on_progress: Progress = silent) -> UpdateMetrics:
         """One PPO update of policy and critic on one batch of rollouts.
@@ -278,7 +278,7 @@ class PPO:
         self.critic = _settled(critic)
         self.critic_optimizer = NamedAdamW(critic, self.config.critic_lr, self.config.max_grad_norm)
 
-    def _set_reference(self, reference: PreTrainedModel) -> None:
+    def _set_reference(self, reference: nn.Module) -> None:
         if reference is self.policy:
             raise ValueError("the reference must be a model of its own: freezing the policy would stop its training")
         self.reference = _settled(reference).requires_grad_(False)
@@ -309,8 +309,8 @@ class PPO:
 
     def _microbatches(self, batch: SequenceBatch, minibatch: Tensor) -> list[Tensor]:
         """This rank's rows of a minibatch, like lengths together, so that little is spent on padding."""
-        own = self.ranks.share(minibatch)
-        return chunks(own[batch.lengths()[own].argsort(stable=True)], self.config.microbatch_size)
+        config = self.config
+        return divide(batch.lengths(), minibatch, self.ranks, config.microbatch_size, config.microbatch_tokens).rows()
 
     def _step(self, data: Experience, minibatch: Tensor, number: int, steps: int, sums: Sums) -> bool:
         """One optimizer step of policy and critic; the denominator is the minibatch's, whatever the microbatches and ranks.

@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from policy.experience import chunks, rollout_batch
+from policy.experience import rollout_batch
+from policy.microbatches import divide
+from tokens.lora import WithoutAdapters
 from tokens.logprobs import response_logprobs
 from tokens.ranks import ALONE, Ranks
 from tokens.records import Rollout
@@ -44,12 +46,13 @@ class SequenceStatistics:
 @torch.no_grad()
 def sequence_statistics(
     model: PreTrainedModel,
-    sft: PreTrainedModel,
+    sft: PreTrainedModel | WithoutAdapters,
     rollouts: Sequence[Rollout],
     pad_id: int,
     temperature: float,
     microbatch: int,
     ranks: Ranks = ALONE,
+    tokens: int | None = None,
 ) -> SequenceStatistics:
     """Summed log-probabilities of each response under a policy and under the SFT model.
 
@@ -59,12 +62,13 @@ def sequence_statistics(
 
     Args:
         model: the policy, in evaluation mode.
-        sft: the SFT model, in evaluation mode.
+        sft: the SFT model, in evaluation mode; may be the policy without its adapters.
         rollouts: B rollouts that the policy sampled.
         pad_id: id written at padding.
         temperature: applied to both models; the sampler's for an unbiased KL of what was sampled.
-        microbatch: sequences per forward pass.
+        microbatch: sequences per forward pass, where ``tokens`` is None.
         ranks: that share the two models; all must call this, with the same rollouts.
+        tokens: most real tokens of a forward pass of several sequences.
 
     Returns:
         The sums, on the CPU.
@@ -76,9 +80,10 @@ def sequence_statistics(
     """
     batch = rollout_batch(rollouts, pad_id)
     sums: list[list[Tensor]] = [[], []]
-    for index in chunks(ranks.share(torch.arange(len(batch))), microbatch):
+    division = divide(batch.lengths(), torch.arange(len(batch)), ranks, microbatch, tokens)
+    for index in division.rows():
         part = batch.rows(index)
         for which, each in enumerate((model, sft)):
             sums[which].append(response_logprobs(each, part.to(each.device), temperature).double().sum(-1).cpu())
-    gathered = [ranks.gather(torch.cat(each), len(batch)) for each in sums]
+    gathered = [division.whole(torch.cat(each)) for each in sums]
     return SequenceStatistics(gathered[0], gathered[1], batch.response_mask.sum(-1))

@@ -4,6 +4,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from tokens.config import AdapterConfig
 from tokens.section import Section
 
 Pooling = Literal["last", "eos", "mean", "max"]
@@ -13,13 +14,9 @@ Direction = Literal["ascent", "descent", "random"]
 MemberKind = Literal["full", "lora", "heads"]
 
 
-class LoraConfig(Section):
+class LoraConfig(AdapterConfig):
     """Low-rank adapters on the backbone instead of training all of it (peft); the head is trained whole."""
 
-    rank: int = Field(0, ge=0)
-    """r of the adapters; 0 = none, all weights are trained."""
-    alpha: float = Field(16.0, gt=0)
-    """Scale of the adapters: their product is multiplied by alpha / rank."""
     dropout: float = Field(0.0, ge=0, lt=1)
     """Dropout in front of the adapters."""
 

@@ -2,38 +2,30 @@
 
     h = W x + (alpha / r) B A x,    A [r, in], B [out, r];  W is frozen, B starts at 0
 
-Source: Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models", Eq 3; layers by peft, imported where they are used.
+Source: Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models", Eq 3; ``tokens.lora`` has what any model needs.
 
 Everything outside the backbone, and an encoder's pooler in it, is trained whole ("the head").
 """
 
 from __future__ import annotations
 
-import hashlib
-import warnings
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
 from rm.config import LoraConfig
 from tokens.errors import UserError
+from tokens.lora import DEFAULT, PREFIX, SETTINGS, WEIGHTS, fingerprint, inject, is_of, layers_with_adapters, peft_config
 from tokens.ranks import ALONE, Ranks, full
 
 if TYPE_CHECKING:
     from rm.model import RewardModel
-
-DEFAULT = "default"
-WEIGHTS, SETTINGS = "adapter_model.safetensors", "adapter_config.json"
-"""What peft calls the two files of a saved adapter; its ``PeftModel.from_pretrained(classifier, path)`` reads them too."""
-_PREFIX = "base_model.model."
 
 
 @dataclass
@@ -81,9 +73,7 @@ def add_lora(model: RewardModel, config: LoraConfig, *, seed: int = 0, name: str
             model.head.float()
     else:
         model.adapters.heads[name] = {key: p.detach().clone() for key, p in _head(classifier).items()}
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        _inject(backbone, config, name)
+    inject(backbone, config, config.dropout, name, seed)
     model.adapters.configs[name] = config
     use_adapter(model, name)
     model.eval()
@@ -109,7 +99,7 @@ def use_adapter(model: RewardModel, name: str) -> None:
             for key, value in adapters.heads.pop(name).items():
                 head[key].copy_(value)
         adapters.active = name
-    for layer in _layers(model.model).values():
+    for layer in layers_with_adapters(model.model).values():
         layer.set_adapter(name)
     for parameter in head.values():
         parameter.requires_grad_(True)
@@ -129,11 +119,11 @@ def save_adapter(model: RewardModel, path: str | Path, ranks: Ranks = ALONE) -> 
     if ranks.rank == 0:
         folder = Path(path)
         folder.mkdir(parents=True, exist_ok=True)
-        targets = sorted(_layers(model.model))
+        targets = sorted(layers_with_adapters(model.model))
         heads = sorted({_module_of(key, f"{model.model.base_model_prefix}.") for key in _head(model.model)})
-        _peft_config(config, targets, _is_transposed(model.model), heads).save_pretrained(str(folder))
+        peft_config(config, config.dropout, targets, _is_transposed(model.model), heads, "SEQ_CLS").save_pretrained(str(folder))
         save_file(
-            {_PREFIX + name: value.to("cpu").contiguous() for name, value in weights.items()},
+            {PREFIX + name: value.to("cpu").contiguous() for name, value in weights.items()},
             folder / WEIGHTS,
             metadata={"format": "pt", "backbone": adapters.backbone},
         )
@@ -159,7 +149,7 @@ def load_adapter(model: RewardModel, path: str | Path, name: str = DEFAULT) -> N
         settings = PeftConfig.from_pretrained(str(folder))
         with safe_open(folder / WEIGHTS, framework="pt") as file:
             metadata = file.metadata()
-            weights = {key.removeprefix(_PREFIX): file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            weights = {key.removeprefix(PREFIX): file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except (OSError, ValueError, TypeError, SafetensorError) as error:
         raise UserError(f"cannot read the adapter in {path}: {error}") from error
     backbone = _fingerprint(model.model.base_model) if model.adapters is None else model.adapters.backbone
@@ -184,73 +174,6 @@ def load_adapter(model: RewardModel, path: str | Path, name: str = DEFAULT) -> N
             parameter.copy_(weights[key])
 
 
-def merged(model: PreTrainedModel, name: str, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The state dict that the model would have if its adapters were part of its weights.
-
-        W + (alpha / r) B A, computed in float32, in W's own dtype
-
-    Args:
-        model: a sequence classifier with adapters; it is not changed.
-        name: of the adapter.
-        weights: its state dict, whole tensors of any shapes.
-
-    Returns:
-        By the names of the model without adapters.
-    """
-    result = {}
-    for key, value in weights.items():
-        if ".lora_" not in key:
-            result[key.replace(".base_layer.", ".")] = value
-    for path, layer in _layers(model).items():
-        a, b = (weights[f"{path}.lora_{part}.{name}.weight"].float() for part in "AB")
-        delta = layer.scaling[name] * (b @ a)  # [out, in]
-        base = weights[f"{path}.base_layer.weight"]
-        result[f"{path}.weight"] = (base.float() + (delta.T if layer.fan_in_fan_out else delta).to(base.device)).to(base.dtype)
-    return result
-
-
-def _inject(backbone: nn.Module, config: LoraConfig, name: str) -> None:
-    from peft import inject_adapter_in_model
-
-    targets = [key.removesuffix(".base_layer") for key, module in backbone.named_modules() if _is_linear(module, key)]
-    if not targets:
-        raise UserError(f"{type(backbone).__name__} has no linear layers for adapters: train all weights (reward.lora.rank 0)")
-    transposed = any(isinstance(module, Conv1D) for module in backbone.modules())
-    with warnings.catch_warnings():
-        # It is set per layer, rightly; and several adapters on one backbone are meant.
-        warnings.filterwarnings("ignore", message="fan_in_fan_out is set to|Already found a `peft_config`", category=UserWarning)
-        inject_adapter_in_model(_peft_config(config, targets, transposed, None), backbone, name)
-    for key, parameter in backbone.named_parameters():
-        if _is_of(name, key):
-            parameter.data = parameter.data.float()
-
-
-def _is_linear(module: nn.Module, path: str) -> bool:
-    return isinstance(module, (nn.Linear, Conv1D)) and ".lora_" not in path and not path.startswith("pooler.")
-
-
-def _peft_config(config: LoraConfig, targets: list[str], transposed: bool, heads: list[str] | None) -> Any:
-    from peft import LoraConfig as PeftConfig
-
-    return PeftConfig(
-        task_type="SEQ_CLS" if heads is not None else None,
-        r=config.rank,
-        lora_alpha=cast(int, config.alpha),  # any number; the annotation is narrower
-        lora_dropout=config.dropout,
-        target_modules=targets,
-        fan_in_fan_out=transposed,
-        modules_to_save=heads,
-        inference_mode=heads is not None,
-    )
-
-
-def _layers(model: nn.Module) -> dict[str, Any]:
-    """Layers with adapters, by path."""
-    from peft.tuners.lora import LoraLayer
-
-    return {path: module for path, module in model.named_modules() if isinstance(module, LoraLayer)}
-
-
 def _head(model: PreTrainedModel) -> dict[str, nn.Parameter]:
     """What is trained whole, by name."""
     inside = {id(p) for name, p in model.base_model.named_parameters() if not name.startswith("pooler.")}
@@ -265,13 +188,8 @@ def _module_of(key: str, backbone: str) -> str:
 def _adapter_weights(model: RewardModel) -> dict[str, nn.Parameter]:
     """The active adapter's parameters and the head's, by names without the adapter's own."""
     active = _adapters(model).active
-    lora = {key.replace(f".{active}.weight", ".weight"): p for key, p in model.model.named_parameters() if _is_of(active, key)}
+    lora = {key.replace(f".{active}.weight", ".weight"): p for key, p in model.model.named_parameters() if is_of(active, key)}
     return {**lora, **_head(model.model)}
-
-
-def _is_of(name: str, key: str) -> bool:
-    """Whether a parameter belongs to the adapter: its name ends in .lora_A.NAME.weight or .lora_B.NAME.weight."""
-    return any(key.endswith(f".lora_{part}.{name}.weight") for part in "AB")
 
 
 def _adapters(model: RewardModel) -> Adapters:
@@ -281,14 +199,8 @@ def _adapters(model: RewardModel) -> Adapters:
 
 
 def _is_transposed(model: nn.Module) -> bool:
-    return any(layer.fan_in_fan_out for layer in _layers(model).values())
+    return any(layer.fan_in_fan_out for layer in layers_with_adapters(model).values())
 
 
 def _fingerprint(backbone: nn.Module) -> str:
-    """Of names, shapes and each weight's first numbers, in bfloat16, so that the same checkpoint in another dtype is the same."""
-    digest = hashlib.sha256()
-    for name, parameter in backbone.named_parameters():
-        if not name.startswith("pooler."):
-            start = parameter.detach().flatten()[:32].to("cpu", torch.bfloat16)
-            digest.update(f"{name} {tuple(parameter.shape)} {start.tolist()}".encode())
-    return digest.hexdigest()
+    return fingerprint((name, p) for name, p in backbone.named_parameters() if not name.startswith("pooler."))

@@ -18,10 +18,11 @@ from transformers import PreTrainedModel
 from rm.checkpoints import eos_ids_of, is_pooled_here, kind_of, load_reward_model, load_with_fresh_head, read_config, score_head
 from rm.config import Pooling
 from rm.dropout import Dropout
-from rm.lora import Adapters, merged
+from rm.lora import Adapters
 from rm.packing import PackedBatch, sees_neighbours
 from rm.pooling import left_aligned, pool, reads_padding
 from tokens.errors import UserError
+from tokens.lora import merged
 from tokens.ranks import ALONE, Ranks
 from tokens.records import SequenceBatch
 

@@ -1,12 +1,18 @@
 """Log-probabilities of the tokens that were sampled.
 
-Letters: B sequences, T positions, V vocabulary.
+Letters: B sequences, T positions, V vocabulary; b rows and K places of the logits that are computed.
 """
+
+from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from tokens.packing import PackedRow, is_packed
 from tokens.records import SequenceBatch
+from tokens.softmax import chosen_logprobs, entropies
 
 
 def position_ids(attention_mask: Tensor) -> Tensor:
@@ -37,8 +43,7 @@ def token_logprobs(logits: Tensor, token_ids: Tensor, temperature: float = 1.0) 
     """
     if temperature <= 0:
         raise ValueError(f"temperature must be positive, got {temperature}")
-    scaled = logits.float() / temperature
-    return scaled.gather(-1, token_ids.unsqueeze(-1)).squeeze(-1) - torch.logsumexp(scaled, dim=-1)
+    return chosen_logprobs(logits.flatten(0, -2), token_ids.flatten(), temperature).view(token_ids.shape)
 
 
 def token_entropy(logits: Tensor, temperature: float = 1.0) -> Tensor:
@@ -56,15 +61,15 @@ def token_entropy(logits: Tensor, temperature: float = 1.0) -> Tensor:
     """
     if temperature <= 0:
         raise ValueError(f"temperature must be positive, got {temperature}")
-    logprobs = torch.log_softmax(logits.float() / temperature, dim=-1)
-    return -(logprobs.exp() * logprobs).sum(-1)
+    return entropies(logits.flatten(0, -2), temperature).view(logits.shape[:-1])
 
 
 def response_logprobs(model: nn.Module, batch: SequenceBatch, temperature: float = 1.0) -> Tensor:
     """Log-probability that ``model`` gives to each response token.
 
     Args:
-        model: a causal language model of transformers (called with input_ids, attention_mask, position_ids, use_cache).
+        model: a causal language model of transformers that takes ``logits_to_keep``; the sequences are packed where it was loaded
+            with the attention for it (``tokens.packing``).
         batch: B sequences.
         temperature: the sampler's.
 
@@ -73,7 +78,8 @@ def response_logprobs(model: nn.Module, batch: SequenceBatch, temperature: float
 
     Padding contract: equal for a batch with more padding.
     """
-    return _at_responses(token_logprobs(_logits(model, batch), batch.input_ids[:, 1:], temperature), batch)
+    found = _predictions(model, batch)
+    return found.at_responses(token_logprobs(found.logits, found.token_ids, temperature))
 
 
 def response_logprobs_and_entropy(model: nn.Module, batch: SequenceBatch, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
@@ -89,22 +95,51 @@ def response_logprobs_and_entropy(model: nn.Module, batch: SequenceBatch, temper
 
     Padding contract: equal for a batch with more padding.
     """
-    logits = _logits(model, batch)
-    logprobs = token_logprobs(logits, batch.input_ids[:, 1:], temperature)
-    return _at_responses(logprobs, batch), _at_responses(token_entropy(logits, temperature), batch)
+    found = _predictions(model, batch)
+    logprobs = token_logprobs(found.logits, found.token_ids, temperature)
+    return found.at_responses(logprobs), found.at_responses(token_entropy(found.logits, temperature))
 
 
-def _logits(model: nn.Module, batch: SequenceBatch) -> Tensor:
-    """[B, T - 1, V]: entry t predicts token t + 1."""
-    logits: Tensor = model(
-        input_ids=batch.input_ids,
-        attention_mask=batch.attention_mask.long(),
-        position_ids=position_ids(batch.attention_mask),
-        use_cache=False,
-    ).logits
-    return logits[:, :-1]
+@dataclass(frozen=True)
+class _Predictions:
+    """Logits of the places that predict a response token; no others are computed, since a vocabulary is large.
+
+    Args:
+        logits: [b, K, V]: of a packed row (b = 1) those of the response tokens, of a padded batch (b = B) those of the columns
+            in which some row has a response token.
+        token_ids: [b, K] int64, what is predicted.
+        places: [b, K] int64, where in the flattened [B, T] batch these tokens lie.
+        batch: the sequences.
+    """
+
+    logits: Tensor
+    token_ids: Tensor
+    places: Tensor
+    batch: SequenceBatch
+
+    def at_responses(self, values: Tensor) -> Tensor:
+        """[B, T] from [b, K]: each value at the token that it belongs to, 0 outside the response."""
+        mask = self.batch.response_mask
+        zeros = values.new_zeros(mask.numel())
+        spread = zeros.index_copy(0, self.places.flatten(), values.flatten()).view(mask.shape)
+        return torch.where(mask, spread, torch.zeros((), device=values.device))
 
 
-def _at_responses(values: Tensor, batch: SequenceBatch) -> Tensor:
-    """[B, T] from [B, T - 1]: each value at the token that it belongs to, 0 outside the response."""
-    return torch.where(batch.response_mask, nn.functional.pad(values, (1, 0)), torch.zeros((), device=values.device))
+def _predictions(model: nn.Module, batch: SequenceBatch) -> _Predictions:
+    if is_packed(model):
+        row = PackedRow.of(batch)
+        own = batch.response_mask.flatten()[row.places] & (row.position_ids[0] > 0)  # nothing predicts a first token
+        targets, inputs = own.nonzero().squeeze(-1), row.inputs()
+        token_ids, places = row.input_ids[:, targets], row.places[None, targets]
+    else:
+        targets = batch.response_mask[:, 1:].any(0).nonzero().squeeze(-1) + 1
+        inputs = {
+            "input_ids": batch.input_ids,
+            "attention_mask": batch.attention_mask.long(),
+            "position_ids": position_ids(batch.attention_mask),
+            "use_cache": False,
+        }
+        token_ids = batch.input_ids[:, targets]
+        places = torch.arange(batch.input_ids.numel(), device=targets.device).view(batch.input_ids.shape)[:, targets]
+    logits: Tensor = model(**inputs, logits_to_keep=targets - 1).logits
+    return _Predictions(logits, token_ids, places, batch)
