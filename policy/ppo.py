@@ -32,6 +32,7 @@ from policy.metrics import Sums, UpdateMetrics, update_metrics
 from policy.optimizers import NamedAdamW, NonFiniteError
 from policy.rewards import RunningMoments
 from tokens.logprobs import response_logprobs
+from tokens.offload import move_module
 from tokens.ranks import ALONE, Ranks
 from tokens.records import Rollout, SequenceBatch
 
@@ -257,6 +258,21 @@ class PPO:
         self.kl.load(values["kl"])
         self.moments.load(values["moments"])
         self.round, self.num_updates = int(values["counters"]["round"]), int(values["counters"]["num_updates"])
+
+    def move_training_state(self, device: torch.device | str) -> None:
+        """Move what only training needs: critic, reference, and the moments of both optimizers. The policy stays where it is.
+
+        Source: none needed.
+
+        Args:
+            device: to move to; the host's memory, or back to the policy's device before anything else is called.
+
+        Padding contract: there is none.
+        """
+        for module in (self.critic, self.reference):
+            move_module(module, device)
+        for optimizer in (self.policy_optimizer, self.critic_optimizer):
+            optimizer.move(device)
 
     def _set_policy(self, policy: PreTrainedModel) -> None:
         self.policy = _settled(policy)
