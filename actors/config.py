@@ -22,6 +22,12 @@ class RolloutConfig(Section):
     """vLLM's share of a GPU's memory; not used on the CPU."""
     kv_cache_mib: int = Field(256, ge=16)
     """Key-value cache of one engine on the CPU."""
+    sync: Literal["auto", "store", "nccl", "ipc"] = "auto"
+    """How the learner's weights reach the engines: ``store`` = Ray's object store; ``nccl`` = vLLM's broadcast between GPUs, for
+    ``resources.placement: disaggregated``; ``ipc`` = vLLM's sharing of one GPU's memory, for ``colocated``; ``auto`` = what
+    fits, ``store`` on the CPU."""
+    sync_chunk_mib: int = Field(256, ge=1)
+    """Weights travel in pieces of this size at most, one of which an engine holds at a time; a larger tensor is one by itself."""
     parity_bound: float = Field(1e-4, gt=0)
     """Largest difference allowed between the engine's and the learner's log-prob of one token after a sync, nats."""
 
@@ -48,6 +54,10 @@ class Share(Section):
 
 class ResourcesConfig(Section):
     """The five roles and their shares. The driver itself asks for nothing."""
+
+    placement: Literal["disaggregated", "colocated"] = "disaggregated"
+    """``disaggregated`` = every process has its share of the machine to itself; ``colocated`` = all roles share the same GPUs and
+    take turns: before one works, the one that worked moves its models and optimizers to host memory, or vLLM sleeps."""
 
     rollout: Share = Share()
     reward: Share = Share()

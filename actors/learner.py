@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import ray
 from actors.learner_models import AdaptedModels, WholeModels
 from actors.process import STATUS_GROUP, ProcessSetup
 from actors.ranks import Rank
+from actors.transfer import Parcels, TransferSetup, make_sender
 from policy.config import PolicyConfig
 from tokens.records import Rollout
 
@@ -38,20 +39,40 @@ class PolicyLearner(Rank):
         resume: Path | None,
         seed: int,
         first_reward: Path,
+        transfer: TransferSetup,
     ) -> None:
         super().__init__(setup)
         from transformers import AutoTokenizer
 
+        self.transfer = transfer
         self.config, self.temperature, self.seed, self.resume = config, temperature, seed, resume
         self.sft_dir, self.first_reward = sft_dir, first_reward
         self.tokenizer = AutoTokenizer.from_pretrained(sft_dir)
         self.ppo: Any = None
+        self.policy: Any = None
+        self.sft: Any = None
 
-    def load(self) -> None:
-        """Load policy and SFT model, once the ranks are together and before anything else is asked."""
+    def load(self, engines: Sequence[Any]) -> None:
+        """Load policy and SFT model, once the ranks are together and before anything else is asked.
+
+        Args:
+            engines: the rollout engines' handles; they must be up, and idle.
+        """
         self.models = self._models()
         self.policy = self.models.policy(self.sft_dir if self.resume is None else self.resume)
         self.sft = self.models.sft(self.policy)
+        self.sender = make_sender(self.named_weights, self.ranks, engines, self.transfer)
+
+    def move(self, part: str, device: str) -> None:
+        """Move the policy alone, or what only training needs: critic, reference, SFT model and both optimizers' moments."""
+        from tokens.offload import move_module
+
+        if part == "policy" and self.policy is not None:
+            move_module(self.policy, device)
+        if part == "training" and self.sft is not None:
+            move_module(self.sft, device)
+        if part == "training" and self.ppo is not None:
+            self.ppo.move_training_state(device)
 
     def _models(self) -> WholeModels:
         common = (self.config, self.sft_dir, self.dtype(), self.ranks, self.place)
@@ -141,9 +162,20 @@ class PolicyLearner(Rank):
             )
         return dict(metrics.as_dict())
 
-    def weights(self) -> dict[str, Any]:
-        """The policy's state dict, on the CPU; from rank 0, the others answer with nothing."""
-        return {name: tensor.detach().cpu() for name, tensor in self.models.weights(self.policy).items()}
+    def named_weights(self) -> Iterator[tuple[str, Any]]:
+        """The policy's weights, one whole tensor at a time; all ranks must go through them together."""
+        return self.models.stream(self.policy)
+
+    def send(self, *awake: None) -> Parcels:
+        """Send the policy's weights to the engines, or lay them out for them; all ranks are asked.
+
+        Args:
+            awake: answers of what must have happened before; Ray waits for them.
+
+        Returns:
+            From rank 0, what was laid out, and how many bytes were sent.
+        """
+        return self.sender.send()
 
     def statistics(self, rollouts: Sequence[Rollout]) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Log-probability of each response under the policy and under the SFT model, at the sampler's temperature.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -54,14 +54,14 @@ class WholeModels:
         """The critic as a round left it."""
         return self.critic(round_dir / "critic")
 
-    def weights(self, model: Any) -> dict[str, Any]:
-        """A model's whole state dict, as anything may load it; on rank 0, the others answer with nothing."""
-        return dict(self.ranks.full_state(model))
+    def stream(self, model: Any) -> Iterator[tuple[str, Any]]:
+        """A model's weights one whole tensor at a time, on every rank; all must go through them together."""
+        return self.ranks.stream(model)
 
     def save(self, policy: Any, critic: Any, out_dir: Path) -> None:
         """Save both as Hugging Face directories; every rank calls this, rank 0 writes."""
         for name, model in (("policy", policy), ("critic", critic.model)):
-            weights = self.weights(model)
+            weights = self.ranks.full_state(model)
             if self.ranks.rank == 0:
                 model.save_pretrained(out_dir / name, state_dict=weights)
 
@@ -133,12 +133,11 @@ class AdaptedModels(WholeModels):
         """The adapters that a round left, on the weights that they were trained on."""
         return self._adapted_critic(base, round_dir / "critic_adapter")
 
-    def weights(self, model: Any) -> dict[str, Any]:
-        """A model's whole state dict with the adapters merged, in the frozen weights' type."""
-        from tokens.lora import DEFAULT, merged
+    def stream(self, model: Any) -> Iterator[tuple[str, Any]]:
+        """A model's weights with the adapters merged, in the frozen weights' type."""
+        from tokens.lora import DEFAULT, merged_stream
 
-        weights = self.ranks.full_state(model)
-        return merged(model, DEFAULT, weights) if self.ranks.rank == 0 else {}
+        return merged_stream(model, DEFAULT, self.ranks.stream(model))
 
     def save(self, policy: Any, critic: Any, out_dir: Path) -> None:
         """Save both merged, the merged layers in float32, and their adapters beside them."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ class ProcessSetup:
         rank: of this process among those that share the role's model.
         num_ranks: how many they are.
         recompute_activations: True keeps only each layer's input for the backward pass.
+        shares_device: True where other roles compute on the same device, and this one rests in between.
     """
 
     name: str
@@ -35,6 +37,7 @@ class ProcessSetup:
     rank: int
     num_ranks: int
     recompute_activations: bool
+    shares_device: bool = False
 
 
 @dataclass(frozen=True)
@@ -101,6 +104,32 @@ class Role:
         import torch
 
         return torch.autocast(self.setup.device, torch.bfloat16) if self.setup.dtype == "bfloat16" else nullcontext()
+
+    def rest(self, parts: Sequence[str]) -> None:
+        """Leave the device to others: move parts of what is held there to host memory.
+
+        Args:
+            parts: by name; which a role has stands in ``cluster.rota``.
+        """
+        for part in parts:
+            self.move(part, "cpu")
+
+    def wake(self, parts: Sequence[str], *rested: None) -> None:
+        """Take parts back to the device.
+
+        Args:
+            parts: by name.
+            rested: the answers of those that left it; Ray waits for them.
+        """
+        for part in parts:
+            self.move(part, self.setup.device)
+
+    def move(self, part: str, device: str) -> None:
+        """Move one part; roles that hold models between calls do it. Here: give the device's free memory to others."""
+        import torch
+
+        if device == "cpu" and torch.cuda.is_available():
+            torch.cuda.empty_cache()
 
     @ray.method(concurrency_group="status")
     def progress(self) -> Progress:

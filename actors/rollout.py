@@ -13,6 +13,7 @@ import ray
 
 from actors.config import RolloutConfig
 from actors.process import STATUS_GROUP, ProcessSetup, Role
+from actors.transfer import STORED, Delivery, Line, TransferSetup
 from tokens.records import Prompt, Rollout
 
 log = logging.getLogger(__name__)
@@ -36,11 +37,18 @@ def prompt_seed(seed: int, prompt_id: str, occurrence: int = 0) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}/{prompt_id}/{occurrence}".encode()).digest()[:6], "big")
 
 
-@ray.remote(concurrency_groups=STATUS_GROUP)
+@ray.remote(concurrency_groups=STATUS_GROUP | {"line": 1})
 class RolloutEngine(Role):
     """One engine. It serves nothing until ``load`` has given it weights of a version."""
 
-    def __init__(self, setup: ProcessSetup, model_dir: Path, config: RolloutConfig, max_model_len: int) -> None:
+    def __init__(
+        self,
+        setup: ProcessSetup,
+        model_dir: Path,
+        config: RolloutConfig,
+        max_model_len: int,
+        transfer: TransferSetup = STORED,
+    ) -> None:
         super().__init__(setup)
         from vllm import LLM
 
@@ -50,6 +58,7 @@ class RolloutEngine(Role):
             whole = {"enable_chunked_prefill": False, "max_num_batched_tokens": max(2048, max_model_len)}
             placement = {"kv_cache_memory_bytes": config.kv_cache_mib << 20, **whole}
         self.config = config
+        self.line = Line(transfer.deadline_s)
         self.version: int | None = None
         self.engine = LLM(
             model=str(model_dir),
@@ -60,17 +69,20 @@ class RolloutEngine(Role):
             generation_config="vllm",
             enable_prefix_caching=True,
             seed=0,
+            enable_sleep_mode=self._sleeps(),
             **placement,
+            **transfer.engine_arguments(),
         )
         self.tokenizer = self.engine.get_tokenizer()
         log.info("%s: engine ready, model %s", setup.name, model_dir)
 
-    def load(self, weights: dict[str, Any], version: int) -> int:
+    def load(self, weights: Delivery, version: int, *awake: None) -> int:
         """Take new weights in place, and forget the keys and values that the old ones made.
 
         Args:
-            weights: a Hugging Face state dict.
+            weights: of a Hugging Face state dict, on their way from the learner.
             version: of the policy.
+            awake: answers of what must have happened before; Ray waits for them.
 
         Returns:
             The version now held.
@@ -79,11 +91,39 @@ class RolloutEngine(Role):
             RuntimeError: if the prefix cache could not be emptied.
         """
         self.version = None
-        self.engine.collective_rpc("reload_weights", kwargs={"weights_iterator": list(weights.items())})
+        weights.into(self.engine, self.line)
         if not self.engine.reset_prefix_cache():
             raise RuntimeError(f"{self.setup.name}: the prefix cache could not be reset after loading version {version}")
         self.version = version
         return version
+
+    @ray.method(concurrency_group="line")
+    def num_workers(self) -> int:
+        """How many of vLLM's workers this engine has."""
+        return int(self.engine.get_world_size())
+
+    @ray.method(concurrency_group="line")
+    def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
+        """Get ready for the learner, while the engine is idle; see ``EngineClient``."""
+        self.engine.init_weight_transfer_engine({"init_info": init_info})
+
+    @ray.method(concurrency_group="line")
+    def ask(self, method: str, *arguments: Any) -> None:
+        """Have the ``load`` that is under way, or the next one, call a method of vLLM's engine; see ``EngineClient``."""
+        self.line.ask(method, *arguments)
+
+    def _sleeps(self) -> bool:
+        return self.setup.shares_device and self.setup.device == "cuda"
+
+    def rest(self, parts: Sequence[str]) -> None:
+        """Sleep: weights to host memory, keys and values discarded. On the CPU vLLM cannot, and nothing happens."""
+        if self._sleeps():
+            self.engine.sleep(level=1)
+
+    def wake(self, parts: Sequence[str], *rested: None) -> None:
+        """Wake: ``weights`` before new ones arrive, ``kv_cache`` before anything is sampled."""
+        if self._sleeps():
+            self.engine.wake_up(tags=list(parts))
 
     def sample(self, prompts: Sequence[Prompt], samples_per_prompt: int, seed: int, version: int) -> list[Rollout]:
         """Sample k responses to each prompt.

@@ -56,6 +56,13 @@ class EnsembleScorer(Role):
         self.moments: dict[int, Moments] = {}
         self.pads: dict[int, int] = {}
 
+    def move(self, part: str, device: str) -> None:
+        """Move the members."""
+        from tokens.offload import move_module
+
+        for model in self.members.values():
+            move_module(model, device)
+
     def calibrate_on(self, rollouts: Sequence[Rollout]) -> None:
         """Keep the SFT policy's samples, whose scores set each member's zero and unit."""
         self.calibration = list(rollouts)

@@ -5,7 +5,8 @@
 Models have random weights; prompts, response lengths and scores are drawn from a seed. Each case is warmed up once and then
 timed ``REPETITIONS`` times; the median counts. Useful FLOPs are counted, whatever was recomputed or padded:
 
-    policy and critic: 6 N T an epoch (4 N T with adapters: no gradient of frozen weights);   evaluation: 2 N T for each of three models
+    policy and critic: 6 N T an epoch (4 N T with adapters: no gradient of frozen weights), and 2 N T to evaluate each of
+    policy, critic and reference before
     reward model: 6 N T of the pairs, and 6 N T_S more for MetaRM's ascent on its samples
 
 N: parameters that multiply (embeddings left out), T: real tokens. Attention's own products are not counted. MFU is against the
@@ -43,20 +44,21 @@ PEAK = 989e12
 """Dense bfloat16 FLOP/s of an H100 SXM and an H200, as their datasheets say."""
 REPETITIONS = 3
 PROMPT, LIMIT, ROLLOUTS = 256, 512, 32
-SHAPES = {
-    "0.1B": {"hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 12, "num_attention_heads": 12, "num_key_value_heads": 12},
-    "1B": {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "num_attention_heads": 32, "num_key_value_heads": 8},
-    "7B": {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 32},
-}  # fmt: skip
+SHAPES = {"0.1B": (768, 2048, 12, 12, 12), "1B": (2048, 8192, 16, 32, 8), "7B": (4096, 11008, 32, 32, 32)}
+"""Hidden size, intermediate size, layers, heads, key-value heads; each over 32,000 ids."""
 DEVICE = "cuda"
 
 
 def shape(name: str) -> LlamaConfig:
     """A Llama of that size over 32,000 ids, with its own output head."""
-    return LlamaConfig(
-        **SHAPES[name], vocab_size=32_000, max_position_embeddings=2048, pad_token_id=0, bos_token_id=None, eos_token_id=1,
-        num_labels=1, tie_word_embeddings=False,
+    hidden, inner, layers, heads, kv_heads = SHAPES[name]
+    config = LlamaConfig(
+        hidden_size=hidden, intermediate_size=inner, num_hidden_layers=layers, num_attention_heads=heads,
+        num_key_value_heads=kv_heads, vocab_size=32_000, max_position_embeddings=2048, pad_token_id=0, bos_token_id=None,
+        eos_token_id=1, tie_word_embeddings=False,
     )  # fmt: skip
+    config.num_labels = 1
+    return config
 
 
 def make(kind: Any, size: str, dtype: torch.dtype, attention: str) -> Any:
@@ -243,8 +245,8 @@ def main() -> None:
 
     roof = gemm()
     common = {
-        "when": datetime.now(UTC).isoformat(timespec="seconds"), "device": torch.cuda.get_device_name(), "torch": torch.__version__,
-        "transformers": transformers.__version__, "gemm_flops": roof, "peak_flops": PEAK,
+        "when": datetime.now(UTC).isoformat(timespec="seconds"), "device": torch.cuda.get_device_name(),
+        "torch": torch.__version__, "transformers": transformers.__version__, "gemm_flops": roof, "peak_flops": PEAK,
     }  # fmt: skip
     print(f"{common['device']}: {roof / 1e12:.0f} TFLOP/s in a bfloat16 product of 8192^3", flush=True)
     for name in options.cases:

@@ -105,6 +105,32 @@ class RunConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _roles_can_be_placed(self) -> "RunConfig":
+        shares, sync = self.resources, self.rollout.sync
+        roles = {"rollout": shares.rollout, "reward": shares.reward, "scorer": shares.scorer, "learner": shares.learner}
+        gpus = {name: share.num_gpus for name, share in roles.items()}
+        asked = ", ".join(f"resources.{name}.num_gpus {number:g}" for name, number in gpus.items())
+        if shares.placement == "colocated" and set(gpus.values()) not in ({0.0}, {1.0}):
+            raise ValueError(
+                f"resources.placement is colocated, got {asked}: roles that take turns share whole GPUs; set all four to 1, "
+                "or all to 0 on a machine without"
+            )
+        on_gpus = bool(gpus["rollout"] and gpus["learner"])
+        wanted = {"nccl": "disaggregated", "ipc": "colocated"}
+        if sync in wanted and (not on_gpus or shares.placement != wanted[sync]):
+            raise ValueError(
+                f"rollout.sync is {sync}, got resources.placement {shares.placement} and {asked}: it needs {wanted[sync]} "
+                "engines and learner, both on GPUs; set rollout.sync to auto"
+            )
+        if sync == "ipc" and self.rollout.num_engines > shares.learner.num_ranks:
+            raise ValueError(
+                f"rollout.sync is ipc and rollout.num_engines {self.rollout.num_engines}: every engine must share the GPU of one "
+                f"of the learner's ranks, of which there are {shares.learner.num_ranks}; raise resources.learner.num_ranks, or "
+                "set rollout.sync to store"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _sections_agree(self) -> "RunConfig":
         if self.meta.enabled and self.meta.prompts_per_step > self.meta.num_prompts:
             raise ValueError(

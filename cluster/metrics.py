@@ -11,6 +11,7 @@ from typing import Any
 from actors.reward_trainer import RewardReport
 from actors.scorer import Scores
 from cluster.console import Bar, Console
+from cluster.roles import Sync
 
 
 class Metrics:
@@ -73,6 +74,10 @@ class Metrics:
                 "" if gold is None else f"  gold {gold:.2f}"
             )
             self.bar.update(step + 1, self.steps_per_round, note=note)
+
+    def sync(self, index: int, step: int, took: Sync) -> None:
+        """What it took to give the engines the weights of a step."""
+        self._write(index, step, "sync", dict(took.as_dict()), self.steps_per_round)
 
     def reward(self, index: int, report: RewardReport) -> None:
         """The steps of a reward model's fit."""

@@ -33,6 +33,7 @@ class Bundle:
         num_gpus: Ray GPUs.
         memory: estimate of what its weights, gradients, optimizer and activations need, bytes; on the GPU where it has one.
         why: what that memory is made of.
+        host: memory that is needed on its machine besides, bytes: models that rest there, other processes of the bundle.
     """
 
     role: str
@@ -41,6 +42,7 @@ class Bundle:
     num_gpus: float
     memory: int
     why: str
+    host: int = 0
 
     @property
     def resources(self) -> dict[str, float]:
@@ -266,7 +268,7 @@ def place(bundles_: Sequence[Bundle], nodes: Sequence[Node]) -> Plan:
     order = sorted(range(len(bundles_)), key=lambda i: (-bundles_[i].num_gpus, -bundles_[i].num_cpus))
     for i in order:
         bundle = bundles_[i]
-        host_memory = PROCESS + (0 if bundle.num_gpus else bundle.memory)
+        host_memory = PROCESS + bundle.host + (0 if bundle.num_gpus else bundle.memory)
         for n, node in enumerate(nodes):
             if bundle.num_gpus and bundle.memory > bundle.num_gpus * node.gpu_memory * GPU_USABLE:
                 continue

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import ray
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
@@ -20,21 +21,18 @@ from actors.ranks import Meeting
 from actors.reward_trainer import Groups, RewardReport, RewardTrainer, Study
 from actors.rollout import RolloutEngine
 from actors.scorer import EnsembleScorer, Scores
+from actors.transfer import Backend, Live, Parcels, TransferSetup
 from cluster.config import RunConfig
+from cluster.placement import placed, weight_transfer
 from cluster.plan import Bundle
+from cluster.rota import OwnDevices, Process, Rota, SharedDevice
 from cluster.signals import obey_termination
 from cluster.waiting import POLL_S, Pending, Room, Waiter
 from rm.config import RewardConfig
 from tokens.errors import UserError
 from tokens.records import Pair, Prompt, Rollout
 
-
-@dataclass(frozen=True)
-class Process:
-    """One running actor."""
-
-    actor: Any
-    identity: Identity
+T = TypeVar("T")
 
 
 def _only(answers: list[Any]) -> Any:
@@ -62,10 +60,11 @@ class Ranked:
     Args:
         ranks: in order of their rank.
         timeout_s: longest wait of one rank for another.
+        rota: of the devices.
     """
 
-    def __init__(self, ranks: Sequence[Process], timeout_s: float) -> None:
-        self.ranks, self.timeout_s = ranks, timeout_s
+    def __init__(self, ranks: Sequence[Process], timeout_s: float, rota: Rota) -> None:
+        self.ranks, self.timeout_s, self.rota = ranks, timeout_s, rota
 
     def open(self) -> Pending[Meeting]:
         """Ask rank 0 where to meet."""
@@ -79,8 +78,8 @@ class Ranked:
 class RolloutPool:
     """The engines as one."""
 
-    def __init__(self, engines: Sequence[Process]) -> None:
-        self.engines = engines
+    def __init__(self, engines: Sequence[Process], rota: Rota) -> None:
+        self.engines, self.rota = engines, rota
 
     def _all(self, refs: Sequence[Any], combine: Callable[[list[Any]], Any]) -> Pending[Any]:
         asked = self.engines[: len(refs)]
@@ -88,19 +87,26 @@ class RolloutPool:
         nodes = tuple(engine.identity.node for engine in asked)
         return Pending(tuple(refs), names, nodes, combine, tuple(engine.actor for engine in asked))
 
-    def load(self, weights: Any, version: int) -> Pending[int]:
-        """Give every engine the learner's weights (an object reference) as policy ``version``."""
-        return self._all([engine.actor.load.remote(weights, version) for engine in self.engines], min)
+    def load(self, weights: Any, version: int, after: Sequence[Any]) -> Pending[int]:
+        """Give every engine new weights as policy ``version``.
+
+        Args:
+            weights: a ``Delivery``, or a reference to one.
+            version: of the policy.
+            after: references that must be there first.
+        """
+        return self._all([engine.actor.load.remote(weights, version, *after) for engine in self.engines], min)
 
     def sample(self, prompts: Sequence[Prompt], samples_per_prompt: int, seed: int, version: int) -> Pending[list[Rollout]]:
         """k responses to each prompt, prompt by prompt, shared out over the engines."""
         size = -(-len(prompts) // len(self.engines))
         parts = [prompts[i : i + size] for i in range(0, len(prompts), size)]
+        moves = self.rota.turn("rollout")
         refs = [
             engine.actor.sample.remote(part, samples_per_prompt, seed, version)
             for engine, part in zip(self.engines, parts, strict=False)  # fewer prompts than engines leave some idle
         ]
-        return self._all(refs, lambda answers: [rollout for answer in answers for rollout in answer])
+        return moves.before(self._all(refs, lambda answers: [rollout for answer in answers for rollout in answer]))
 
 
 class RewardHandle(Ranked):
@@ -108,7 +114,8 @@ class RewardHandle(Ranked):
 
     def fit(self, out_dir: Path, seed: int, previous: Path | None, shifted: Sequence[Rollout] | None) -> Pending[RewardReport]:
         """Train a reward model into ``out_dir``; with MetaRM where ``shifted`` (S_k) is given."""
-        return _ask_all(self.ranks, lambda actor: actor.fit.remote(out_dir, seed, previous, shifted))
+        moves = self.rota.turn("reward")
+        return moves.before(_ask_all(self.ranks, lambda actor: actor.fit.remote(out_dir, seed, previous, shifted)))
 
     def study(self, out_dir: Path | None, seed: int, shifted: Groups, meta: bool, num_featured: int) -> Pending[Study]:
         """Train a reward model and look at it closely; see ``RewardTrainer.study``."""
@@ -118,8 +125,8 @@ class RewardHandle(Ranked):
 class ScorerHandle:
     """The ensemble scorer."""
 
-    def __init__(self, process: Process) -> None:
-        self.process = process
+    def __init__(self, process: Process, rota: Rota) -> None:
+        self.process, self.rota = process, rota
 
     def calibrate_on(self, rollouts: Sequence[Rollout]) -> Pending[None]:
         """Hand over the SFT policy's samples, before the members are loaded."""
@@ -127,56 +134,74 @@ class ScorerHandle:
 
     def load(self, member: int, model_dir: Path) -> Pending[None]:
         """Load or replace a member; 0 is r_k."""
-        return _ask(self.process, self.process.actor.load, member, model_dir)
+        moves = self.rota.turn("scorer")
+        return moves.before(_ask(self.process, self.process.actor.load, member, model_dir))
 
     def score(self, rollouts: Sequence[Rollout]) -> Pending[Scores]:
         """Score rollouts with every member."""
-        return _ask(self.process, self.process.actor.score, rollouts)
-
-
-@dataclass(frozen=True)
-class Weights:
-    """An object reference to the policy's weights, and the part that the learner's other ranks have in making them."""
-
-    ref: Any
-    others: Pending[None]
+        moves = self.rota.turn("scorer")
+        return moves.before(_ask(self.process, self.process.actor.score, rollouts))
 
 
 class LearnerHandle(Ranked):
     """The policy learner, one process or several ranks."""
 
-    def load(self) -> Pending[None]:
-        """Load policy and SFT model, once the ranks are together."""
-        return _ask_all(self.ranks, lambda actor: actor.load.remote())
+    def _all(self, submit: Callable[[Any], Any]) -> Pending[Any]:
+        moves = self.rota.turn("learner")
+        return moves.before(_ask_all(self.ranks, submit))
+
+    def load(self, engines: RolloutPool) -> Pending[None]:
+        """Load policy and SFT model, once the ranks are together, and meet the engines."""
+        actors = [engine.actor for engine in engines.engines]
+        return self._all(lambda actor: actor.load.remote(actors))
 
     def begin_round(
         self, index: int, calibration: Sequence[float], critic: Path | None, policy: Path | None, reference: Path | None
     ) -> Pending[None]:
         """Set critic, policy and reference where they are given, and the reward moments."""
-        return _ask_all(self.ranks, lambda actor: actor.begin_round.remote(index, calibration, critic, policy, reference))
+        return self._all(lambda actor: actor.begin_round.remote(index, calibration, critic, policy, reference))
 
     def warm_up(self, rollouts: Sequence[Rollout], scores: Sequence[float], steps: int) -> Pending[float]:
         """Update the critic alone."""
-        return _ask_all(self.ranks, lambda actor: actor.warm_up.remote(rollouts, scores, steps))
+        return self._all(lambda actor: actor.warm_up.remote(rollouts, scores, steps))
 
     def update(self, rollouts: Sequence[Rollout], scores: Sequence[float]) -> Pending[dict[str, float]]:
         """One PPO update."""
-        return _ask_all(self.ranks, lambda actor: actor.update.remote(rollouts, scores))
+        return self._all(lambda actor: actor.update.remote(rollouts, scores))
 
-    def weights(self) -> Weights:
-        """Ask for the policy's weights; they go from learner to engines without passing the driver."""
-        refs = tuple(rank.actor.weights.remote() for rank in self.ranks)  # all ranks are asked: each holds a part
-        names = tuple(rank.identity.name for rank in self.ranks[1:])
-        nodes = tuple(rank.identity.node for rank in self.ranks[1:])
-        return Weights(refs[0], Pending(refs[1:], names, nodes, lambda answers: None))
+    def send(self, after: Sequence[Any]) -> Pending[Parcels]:
+        """Send the policy's weights, or lay them out; they go from learner to engines without passing the driver.
+
+        Args:
+            after: references that must be there first.
+        """
+        return _ask_all(self.ranks, lambda actor: actor.send.remote(*after))
 
     def statistics(self, rollouts: Sequence[Rollout]) -> Pending[tuple[tuple[float, ...], tuple[float, ...]]]:
         """Log-probability of each response under the policy and under SFT."""
-        return _ask_all(self.ranks, lambda actor: actor.statistics.remote(rollouts))
+        return self._all(lambda actor: actor.statistics.remote(rollouts))
 
     def save(self, out_dir: Path) -> Pending[None]:
         """Save policy, critic and state."""
-        return _ask_all(self.ranks, lambda actor: actor.save.remote(out_dir))
+        return self._all(lambda actor: actor.save.remote(out_dir))
+
+
+@dataclass(frozen=True)
+class Sync:
+    """What it took to give the engines new weights.
+
+    Args:
+        seconds: from asking the learner until the last engine had them.
+        num_bytes: of the weights as they travelled; every engine got that many.
+    """
+
+    seconds: float
+    num_bytes: int
+
+    def as_dict(self) -> dict[str, float]:
+        """As metrics."""
+        rate = self.num_bytes / self.seconds
+        return {"sync/seconds": self.seconds, "sync/bytes": float(self.num_bytes), "sync/bytes_per_second": rate}
 
 
 @dataclass(frozen=True)
@@ -188,12 +213,36 @@ class Roles:
     scorer: ScorerHandle
     learner: LearnerHandle
     identities: tuple[Identity, ...]
+    rota: Rota
+    deliver: Callable[[Pending[Parcels]], Any]
+    """What the engines are handed, from the learner's sending."""
 
-    def sync(self, wait: Waiter, version: int) -> None:
+    def sync(self, wait: Waiter, version: int) -> Sync:
         """Give the engines the learner's weights, as policy ``version``."""
-        weights = self.learner.weights()
-        wait("sync", self.rollout.load(weights.ref, version))
-        wait("sync", weights.others)
+        began = time.perf_counter()
+        moves = self.rota.meet()
+        sending = self.learner.send(moves.refs)
+        loading = self.rollout.load(self.deliver(sending), version, moves.refs)
+        parcels = wait("sync", moves.before(together(sending, loading)))
+        return Sync(time.perf_counter() - began, parcels.num_bytes)
+
+
+def together(first: Pending[T], second: Pending[Any]) -> Pending[T]:
+    """Both at once; the answer is the first one's."""
+    number = len(first.refs)
+    return Pending(
+        (*first.refs, *second.refs),
+        (*first.names, *second.names),
+        (*first.nodes, *second.nodes),
+        lambda answers: first.combine(answers[:number]),
+    )
+
+
+DELIVERIES: Mapping[Backend, Callable[[Pending[Parcels]], Any]] = {
+    "store": lambda sending: sending.refs[0],  # Ray hands rank 0's answer to the engines when it is there
+    "nccl": lambda sending: Live(),
+    "ipc": lambda sending: Live(),
+}
 
 
 class Stage:
@@ -201,18 +250,21 @@ class Stage:
 
     Args:
         config: of the run.
-        bundles: what the plan asks for.
+        bundles: the processes, and what each needs.
         logs: directory of log files.
         say: prints a line.
         fixed: True on a cluster that cannot grow: what does not fit is an error at once.
     """
 
     def __init__(self, config: RunConfig, bundles: Sequence[Bundle], logs: Path, say: Callable[[str], None], fixed: bool) -> None:
-        self.config, self.bundles, self.logs, self.say = config, bundles, logs, say
+        placement = placed(config, bundles)
+        self.config, self.bundles, self.seats, self.logs, self.say = config, placement.bundles, placement.seats, logs, say
         self.actors: list[Any] = []
         if fixed:
             self._refuse_what_cannot_fit()
-        self.group: PlacementGroup = placement_group([b.resources for b in bundles], strategy="PACK", name=f"rondo-{config.name}")
+        self.group: PlacementGroup = placement_group(
+            [b.resources for b in self.bundles], strategy="PACK", name=f"rondo-{config.name}"
+        )
 
     def _refuse_what_cannot_fit(self) -> None:
         there = ray.cluster_resources()
@@ -257,14 +309,15 @@ class Stage:
             rank=rank,
             num_ranks=share.num_ranks,
             recompute_activations=share.recompute_activations,
+            shares_device=self.config.resources.placement == "colocated",
         )
         variables = engine_environment if role == "rollout" else environment
-        index = next(i for i, b in enumerate(self.bundles) if b.name == f"{bundle_of}-{rank}")
+        seat = self.seats[f"{bundle_of}-{rank}"]
         actor = actor_class.options(
             name=f"{self.config.name}/{setup.name}",
             num_cpus=share.num_cpus,
-            num_gpus=share.num_gpus,
-            scheduling_strategy=PlacementGroupSchedulingStrategy(self.group, placement_group_bundle_index=index),
+            num_gpus=seat.num_gpus,
+            scheduling_strategy=PlacementGroupSchedulingStrategy(self.group, placement_group_bundle_index=seat.bundle),
             runtime_env={"env_vars": variables(setup, self.config.data.allow_hub)},
         ).remote(setup, *arguments)
         self.actors.append(actor)
@@ -305,14 +358,17 @@ class Stage:
             The roles, once every process answers.
         """
         config = self.config
+        backend = weight_transfer(config)
+        limit_s = config.resources.deadline_s
+        transfer = TransferSetup(backend, config.resources.rollout.dtype, config.rollout.sync_chunk_mib << 20, limit_s)
         actors = [
-            self._spawn(RolloutEngine, "rollout", i, "rollout", sft_dir, config.rollout, max_model_len)
+            self._spawn(RolloutEngine, "rollout", i, "rollout", sft_dir, config.rollout, max_model_len, transfer)
             for i in range(config.rollout.num_engines)
         ]
         shares = config.resources
         actors += self._trainers(base_dir, pairs, validation, config.reward)
         actors.append(self._spawn(EnsembleScorer, "scorer", 0, "scorer", config.scorer))
-        learner = (config.policy, config.rollout.temperature, sft_dir, resume, config.seed, first_reward)
+        learner = (config.policy, config.rollout.temperature, sft_dir, resume, config.seed, first_reward, transfer)
         actors += [self._spawn(PolicyLearner, "learner", i, "learner", *learner) for i in range(shares.learner.num_ranks)]
         counts = {
             "rollout": config.rollout.num_engines,
@@ -325,12 +381,15 @@ class Stage:
         def combine(identities: list[Identity]) -> Roles:
             started = iter(Process(a, i) for a, i in zip(actors, identities, strict=True))
             of = {role: list(islice(started, count)) for role, count in counts.items()}
+            rota: Rota = SharedDevice(of) if shares.placement == "colocated" else OwnDevices()
             return Roles(
-                RolloutPool(of["rollout"]),
-                RewardHandle(of["reward"], shares.deadline_s),
-                ScorerHandle(of["scorer"][0]),
-                LearnerHandle(of["learner"], shares.deadline_s),
+                RolloutPool(of["rollout"], rota),
+                RewardHandle(of["reward"], limit_s, rota),
+                ScorerHandle(of["scorer"][0], rota),
+                LearnerHandle(of["learner"], limit_s, rota),
                 tuple(identities),
+                rota,
+                DELIVERIES[backend],
             )
 
         return Pending(tuple(actor.identity.remote() for actor in actors), names, ("",) * len(names), combine)
@@ -356,7 +415,7 @@ class Stage:
 
         def combine(identities: list[Identity]) -> RewardHandle:
             ranks = [Process(actor, identity) for actor, identity in zip(actors, identities, strict=True)]
-            return RewardHandle(ranks, self.config.resources.deadline_s)
+            return RewardHandle(ranks, self.config.resources.deadline_s, OwnDevices())
 
         return Pending(tuple(actor.identity.remote() for actor in actors), names, ("",) * len(names), combine)
 

@@ -15,7 +15,7 @@ from cluster.console import Console
 from cluster.inputs import Inputs
 from cluster.judging import Judgement, check_parity, judge, meta_rows
 from cluster.metrics import Metrics
-from cluster.roles import Roles
+from cluster.roles import Roles, Sync
 from cluster.run_directory import RunDirectory, now, versions
 from cluster.seeds import derive
 from cluster.waiting import Waiter
@@ -75,7 +75,7 @@ class Theme:
                     update = self.wait("policy", self.roles.learner.update(rollouts, rewards.aggregated))
                     check_parity(self.config, update["policy/sampler_gap"], self.version)
                     self.metrics.policy(index, step, update, rewards, self.gold(rollouts))
-                    self.sync()
+                    self.metrics.sync(index, step, self.sync())
                 judgement = self.evaluate(index, draft)
                 self.commit(index, draft, report, judgement)
 
@@ -141,10 +141,10 @@ class Theme:
         if steps and (self.config.policy.critic_start != "previous" or index == 0):
             self.wait("policy", self.roles.learner.warm_up(rollouts, rewards.aggregated, steps))
 
-    def sync(self) -> None:
+    def sync(self) -> Sync:
         """Give the engines the learner's weights, as the next version."""
         self.version += 1
-        self.roles.sync(self.wait, self.version)
+        return self.roles.sync(self.wait, self.version)
 
     def gold(self, rollouts: Sequence[Rollout]) -> float | None:
         """Mean gold reward, where the truth is known."""

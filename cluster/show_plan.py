@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from cluster.config import RunConfig
+from cluster.placement import placed
 from cluster.plan import GIB, PROCESS, Node, bundles, member_bundle, model_size, place, reward_size, this_machine
 
 
@@ -32,7 +33,7 @@ def show_plan(config: RunConfig, options: Namespace) -> int:
     )
     nodes: tuple[Node, ...] = (node,) * options.nodes
     size = model_size(config)
-    plan = place(bundles(config, size), nodes)
+    plan = place(placed(config, bundles(config, size)).bundles, nodes)
     console = Console(soft_wrap=True)
     console.print(
         f"{config.name}: {config.rounds.num_rounds} rounds, a model of {size.parameters / 1e6:,.1f} M parameters, "
@@ -41,7 +42,8 @@ def show_plan(config: RunConfig, options: Namespace) -> int:
     )
     table = Table("process", "node", "CPU", "GPU", "threads", "memory (GiB)", "for")
     threads = {"rollout": config.resources.rollout, "reward": config.resources.reward,
-               "scorer": config.resources.scorer, "learner": config.resources.learner}  # fmt: skip
+               "scorer": config.resources.scorer, "learner": config.resources.learner,
+               "shared": config.resources.learner}  # fmt: skip
     for bundle, place_ in zip(plan.bundles, plan.placed, strict=True):
         where = "[red]none[/]" if place_ is None else str(place_)
         memory = f"{bundle.memory / GIB:.2f}" + (" on GPU" if bundle.num_gpus else "")

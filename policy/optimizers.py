@@ -5,6 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from tokens.offload import move_optimizer
 from tokens.ranks import clip_gradients, full, shard_like
 
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")
@@ -56,6 +57,18 @@ class NamedAdamW:
     def clear(self) -> None:
         """Drop gradients that were accumulated and will not be used."""
         self._adamw.zero_grad()
+
+    def move(self, device: torch.device | str) -> None:
+        """Move the moments.
+
+        Source: none needed.
+
+        Args:
+            device: to move to; they must be back with the parameters before ``step``.
+
+        Padding contract: there is none.
+        """
+        move_optimizer(self._adamw, device)
 
     def state(self) -> dict[str, Tensor]:
         """Copies on the CPU of every moment and step count, keyed ``parameter/moment``; empty before the first step."""

@@ -35,6 +35,7 @@ from policy.objective import critic_loss, policy_terms, ptx_batch, ptx_loss, val
 from policy.optimizers import NamedAdamW, NonFiniteError
 from policy.rewards import RunningMoments
 from tokens.logprobs import response_logprobs
+from tokens.offload import move_module
 from tokens.ranks import ALONE, Ranks
 from tokens.records import Rollout, SequenceBatch
 
@@ -270,6 +271,21 @@ class PPO:
         self.moments.load(values["moments"])
         self.round, self.num_updates = int(values["counters"]["round"]), int(values["counters"]["num_updates"])
 
+    def move_training_state(self, device: torch.device | str) -> None:
+        """Move what only training needs: critic, reference, and the moments of both optimizers. The policy stays where it is.
+
+        Source: none needed.
+
+        Args:
+            device: to move to; the host's memory, or back to the policy's device before anything else is called.
+
+        Padding contract: there is none.
+        """
+        for module in (self.critic, self.reference):
+            move_module(module, device)
+        for optimizer in (self.policy_optimizer, self.critic_optimizer):
+            optimizer.move(device)
+
     def _set_policy(self, policy: PreTrainedModel) -> None:
         self.policy = _settled(policy)
         self.policy_optimizer = NamedAdamW(policy, self.config.lr, self.config.max_grad_norm)
@@ -300,7 +316,10 @@ class PPO:
         return experience(batch, old, shaped, sampler_logprobs(rollouts, batch), learned, coef, self.config, lam)
 
     def _minibatches(self, num_rollouts: int, epochs: int | None, phase: str) -> Iterator[Tensor]:
-        """Shuffled row numbers, without end where ``epochs`` is None. The order depends on the seed and the update counter alone: no generator to checkpoint."""
+        """Shuffled row numbers, without end where ``epochs`` is None.
+
+        The order depends on the seed and the update counter alone: no generator to checkpoint.
+        """
         entropy = random.Random(f"{phase}/{self.seed}/{self.num_updates}").getrandbits(63)
         generator = torch.Generator().manual_seed(entropy)
         for _ in count() if epochs is None else range(epochs):

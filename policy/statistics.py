@@ -14,8 +14,8 @@ from transformers import PreTrainedModel
 
 from policy.experience import rollout_batch
 from policy.microbatches import divide
-from tokens.lora import WithoutAdapters
 from tokens.logprobs import response_logprobs
+from tokens.lora import WithoutAdapters
 from tokens.ranks import ALONE, Ranks
 from tokens.records import Rollout
 

@@ -5,7 +5,7 @@ Letters: b rows of this rank, B rows of all ranks, s = ceil(B / number of ranks)
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -145,6 +145,24 @@ class Ranks:
                 whole = full(tensor.detach())
                 gathered[id(tensor)] = whole.to("cpu") if self.rank == 0 else whole.new_empty(0)
         return {name: gathered[key] for name, key in names.items()} if self.rank == 0 else {}
+
+    def stream(self, module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+        """The state dict of a module that may be sharded, one whole tensor at a time; communicates with every tensor.
+
+        All ranks must go through all of it. Nobody holds more of the model than its shards and what the caller keeps.
+
+        Args:
+            module: the model.
+
+        Returns:
+            (name, whole tensor), on every rank, without gradient, on the device that the module is on; a tied weight comes once,
+            under its first name, as in a Hugging Face directory.
+        """
+        seen: set[int] = set()
+        for name, tensor in module.state_dict(keep_vars=True).items():
+            if id(tensor) not in seen:
+                seen.add(id(tensor))
+                yield name, full(tensor.detach())
 
     def _reduced(self, x: Tensor, operation: distributed.ReduceOp.RedOpType) -> Tensor:
         total = x.detach().clone()

@@ -16,9 +16,11 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from actors.config import RolloutConfig
 from actors.process import ProcessSetup, engine_environment
 from actors.rollout import RolloutEngine, prompt_seed
+from actors.transfer import EngineClient, Live, Parcels, lay_out
 from sandbox.tokenizer import make_tokenizer
 from tokens.logprobs import response_logprobs
 from tokens.records import Prompt, Rollout, SequenceBatch
+from tokens.weights import in_chunks
 
 TEMPERATURE = 0.7
 VOCABULARY = 60
@@ -33,6 +35,13 @@ def language_model(seed: int) -> LlamaForCausalLM:
         max_position_embeddings=512, pad_token_id=0, bos_token_id=1, eos_token_id=2,
     )  # fmt: skip
     return LlamaForCausalLM(shape).eval()
+
+
+def parcels(model: LlamaForCausalLM) -> Parcels:
+    """The weights in chunks that a layer does not fit into."""
+    laid_out = lay_out(model.state_dict().items(), 20_000)
+    assert len(laid_out.refs) > 5 and laid_out.num_bytes == sum(x.nbytes for x in model.state_dict().values())
+    return laid_out
 
 
 def prompt(name: str, length: int) -> Prompt:
@@ -63,7 +72,7 @@ def largest_gap(rollouts: list[Rollout], model: LlamaForCausalLM) -> float:
 def test_an_engine_serves_only_the_version_that_was_loaded(engine: Any) -> None:
     with pytest.raises(RayTaskError, match="holds policy version None, version 0 was asked for"):
         ray.get(engine.sample.remote([prompt("a", 3)], 1, 0, 0))
-    ray.get(engine.load.remote(language_model(0).state_dict(), 4))
+    ray.get(engine.load.remote(parcels(language_model(0)), 4))
     with pytest.raises(RayTaskError, match="version 5 was asked for"):
         ray.get(engine.sample.remote([prompt("a", 3)], 1, 0, 5))
     assert {r.policy_version for r in ray.get(engine.sample.remote([prompt("a", 3)], 3, 0, 4))} == {4}
@@ -73,22 +82,47 @@ def test_after_a_load_long_prompts_are_answered_by_the_new_weights(engine: Any) 
     prompts = [prompt("long", LONG), prompt("short", 5)]
     for version, seed in enumerate((1, 2, 3), start=10):
         model = language_model(seed)
-        ray.get(engine.load.remote(model.state_dict(), version))
+        ray.get(engine.load.remote(parcels(model), version))
         for _ in range(2):  # the second time the prompt comes out of the cache
             rollouts = ray.get(engine.sample.remote(prompts, 4, 7, version))
             assert largest_gap(rollouts, model) < 1e-4
         assert largest_gap(rollouts, language_model(seed + 1)) > 1e-2, "the check can tell weights apart"
 
 
+def test_a_learner_that_drives_the_four_phases_itself(engine: Any) -> None:
+    client, (model, other) = EngineClient([engine], 60.0), (language_model(seed) for seed in (5, 6))
+    assert client.num_workers() == [1]
+    client.init_weight_transfer_engine({})
+    loading = engine.load.remote(Live(), 12)
+    client.start_weight_update()
+    for chunk in in_chunks(model.state_dict().items(), 20_000):
+        client.update_weights({"chunk": chunk})
+    client.finish_weight_update()
+    assert ray.get(loading) == 12
+    long = [prompt("long", LONG)]
+    assert largest_gap(ray.get(engine.sample.remote(long, 2, 7, 12)), model) < 1e-4
+
+    loading = engine.load.remote(Live(), 13)
+    client.start_weight_update()
+    with pytest.raises(RayTaskError, match="KeyError"):
+        client.update_weights({"chunk": next(in_chunks([("no.such.weight", torch.zeros(2))], 100))})
+    with pytest.raises(RayTaskError, match="KeyError"):
+        ray.get(loading)
+    with pytest.raises(RayTaskError, match="holds policy version None"):
+        ray.get(engine.sample.remote(long, 1, 7, 12))
+    ray.get(engine.load.remote(parcels(other), 14))
+    assert largest_gap(ray.get(engine.sample.remote(long, 2, 7, 14)), other) < 1e-4, "a broken transfer leaves nothing behind"
+
+
 def test_more_prompt_tokens_than_one_step_of_the_engine_takes(engine: Any) -> None:
     model = language_model(1)
-    ray.get(engine.load.remote(model.state_dict(), 15))
+    ray.get(engine.load.remote(parcels(model), 15))
     rollouts = ray.get(engine.sample.remote([prompt(f"p{i}", 150 + 5 * i) for i in range(24)], 4, 3, 15))
     assert len(rollouts) == 96 and largest_gap(rollouts, model) < 1e-4
 
 
 def test_what_comes_back(engine: Any) -> None:
-    ray.get(engine.load.remote(language_model(1).state_dict(), 20))
+    ray.get(engine.load.remote(parcels(language_model(1)), 20))
     prompts = [prompt("a", 4), prompt("b", 4)]
     first, again, other = (ray.get(engine.sample.remote(prompts, 8, seed, 20)) for seed in (0, 0, 1))
     assert first == again and [r.response_ids for r in first] != [r.response_ids for r in other]
@@ -101,13 +135,13 @@ def test_what_comes_back(engine: Any) -> None:
 
 
 def test_a_prompt_that_comes_twice_in_a_call_is_answered_anew(engine: Any) -> None:
-    ray.get(engine.load.remote(language_model(1).state_dict(), 25))
+    ray.get(engine.load.remote(parcels(language_model(1)), 25))
     twice = ray.get(engine.sample.remote([prompt("a", 4), prompt("a", 4)], 2, 0, 25))
     assert len({r.response_ids for r in twice}) == 4
 
 
 def test_a_prompt_longer_than_the_context_fails_the_call_instead_of_being_cut(engine: Any) -> None:
-    ray.get(engine.load.remote(language_model(1).state_dict(), 30))
+    ray.get(engine.load.remote(parcels(language_model(1)), 30))
     with pytest.raises(RayTaskError, match="400"):
         ray.get(engine.sample.remote([prompt("too long", 450)], 1, 0, 30))
 

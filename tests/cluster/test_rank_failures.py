@@ -18,7 +18,8 @@ from actors.process import STATUS_GROUP, ProcessSetup
 from actors.ranks import Rank
 from cluster.cli import main
 from cluster.console import Console
-from cluster.roles import Process, Ranked
+from cluster.roles import Ranked
+from cluster.rota import OwnDevices, Process
 from cluster.signals import EXIT_TERMINATED, terminate
 from cluster.waiting import Pending, RoleFailed, Waiter
 
@@ -57,7 +58,7 @@ def pairs_of_ranks(local_ray: None, tmp_path: Path) -> list[Ranked]:
     setups = [ProcessSetup(f"learner-{rank}", tmp_path / f"{rank}.log", 1, "cpu", "float32", rank, 2, False) for rank in (0, 1)]
     actors = [[actor_class.remote(setup) for setup in setups] for _ in range(2)]
     return [
-        Ranked([Process(actor, ray.get(actor.identity.remote())) for actor in pair], timeout_s)
+        Ranked([Process(actor, ray.get(actor.identity.remote())) for actor in pair], timeout_s, OwnDevices())
         for pair, timeout_s in zip(actors, (60.0, 4.0), strict=True)
     ]
 
