@@ -5,7 +5,7 @@ import socket
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -13,11 +13,16 @@ from safetensors.torch import load_file, save_file
 from torch import distributed, multiprocessing
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
+from actors.ranks import recompute_layers
 from policy.config import KLConfig, PolicyConfig
 from policy.critic import Critic
+from policy.lora import add_adapters
 from policy.optimizers import NonFiniteError
 from policy.ppo import PPO
 from policy.statistics import sequence_statistics
+from tokens.config import AdapterConfig
+from tokens.lora import WithoutAdapters
+from tokens.packing import PACKED
 from tokens.ranks import ALONE, Ranks
 from tokens.records import Rollout
 
@@ -28,15 +33,41 @@ CONFIG = PolicyConfig(
 Batches = Sequence[tuple[list[Rollout], torch.Tensor]]
 
 
-def load(folder: Path, ranks: Ranks) -> PPO:
+class Case(NamedTuple):
+    """A way to compute the same."""
+
+    config: PolicyConfig = CONFIG
+    recompute: bool = False
+
+
+def changed(recompute: bool = False, **settings: Any) -> Case:
+    return Case(CONFIG.model_copy(update=settings), recompute)
+
+
+PLAIN, ADAPTED = Case(), changed(lora=AdapterConfig(rank=2, alpha=4))
+TOGETHER = {"packing": True, "microbatch_tokens": 19}
+CASES = {"whole": changed(recompute=True, **TOGETHER), "adapters": changed(recompute=True, lora=ADAPTED.config.lora, **TOGETHER)}
+"""Packed, in microbatches of so many tokens and recomputed; to be compared with what is none of the three."""
+
+
+def load(folder: Path, ranks: Ranks, case: Case = PLAIN) -> PPO:
     """The learner from what ``save`` wrote; optimizer and counters too, where they were written."""
+    attention, lora = PACKED if case.config.packing else None, case.config.lora
     policy, reference = (
-        AutoModelForCausalLM.from_pretrained(folder / name, dtype=torch.float32).eval() for name in ("policy", "reference")
+        AutoModelForCausalLM.from_pretrained(folder / name, dtype=torch.float32, attn_implementation=attention).eval()
+        for name in ("policy", "reference")
     )
-    critic = Critic.from_pretrained(folder / "critic", torch.float32)
+    critic = Critic.from_pretrained(folder / "critic", torch.float32, attention)
+    if lora.rank:
+        add_adapters(policy, lora, seed=0)
+        add_adapters(critic.model, lora, seed=1, head="score")
+        reference = WithoutAdapters(policy)
     for model in (policy, critic, reference.requires_grad_(False)):
-        ranks.shard(model)
-    ppo = PPO(policy, critic, reference, CONFIG, temperature=0.8, pad_id=0, seed=3, ranks=ranks)
+        if case.recompute and not isinstance(model, WithoutAdapters):
+            recompute_layers(model)
+        if not isinstance(model, WithoutAdapters):
+            ranks.shard(model)
+    ppo = PPO(policy, critic, reference, case.config, temperature=0.8, pad_id=0, seed=3, ranks=ranks)
     if (folder / "state.json").exists():
         ppo.load_state(load_file(folder / "state.safetensors"), json.loads((folder / "state.json").read_text()))
     return ppo
@@ -62,6 +93,13 @@ def learn(ppo: PPO, batches: Batches) -> dict[str, Any]:
     odd = batches[0][0][:5]  # not a multiple of two ranks
     sums = sequence_statistics(ppo.policy, ppo.reference, odd, 0, 0.8, microbatch=2, ranks=ppo.ranks)
     return {"warm_up": losses, "rows": rows, "policy_logprob": sums.policy_logprob, "sft_logprob": sums.sft_logprob}
+
+
+def whole_run(ppo: PPO, batches: Batches) -> dict[str, Any]:
+    """Twenty optimizer steps, and the weights after them."""
+    result = learn(ppo, batches)
+    weights = {name: ppo.ranks.full_state(model) for name, model in (("policy", ppo.policy), ("critic", ppo.critic))}
+    return result | {"weights": {f"{name}/{key}": x for name, state in weights.items() for key, x in state.items()}}
 
 
 def refusals(ppo: PPO, batch: tuple[list[Rollout], torch.Tensor]) -> list[str]:
@@ -97,6 +135,8 @@ def on_rank(rank: int, port: int, folder: Path) -> None:
     result = learn(ppo, batches[3:])
     save(ppo, folder / "by_one_then_two")
     torch.save(result | {"said": refusals(ppo, batches[0])}, folder / f"second_{rank}.pt")
+    for name, case in CASES.items():
+        torch.save(whole_run(load(folder / "start", ranks, case), batches), folder / f"{name}_{rank}.pt")
     distributed.destroy_process_group()
 
 
@@ -144,6 +184,16 @@ def test_two_ranks_learn_what_one_process_learns(
     assert two.num_updates == one.num_updates == 3 and two.kl.coef == pytest.approx(one.kl.coef, rel=1e-4)
     for name, moment in one.state().tensors.items():
         torch.testing.assert_close(two.state().tensors[name], moment, atol=1e-5, rtol=1e-3)
+
+    for name, plain in (("whole", PLAIN), ("adapters", ADAPTED)):
+        wanted = whole_run(load(tmp_path / "start", ALONE, plain), batches)
+        assert len(batches) * plain.config.epochs * 2 == 20
+        got, other = (torch.load(tmp_path / f"{name}_{rank}.pt", weights_only=False) for rank in (0, 1))
+        assert got["rows"] == other["rows"]
+        close(wanted, got)
+        assert got["weights"].keys() == wanted["weights"].keys()
+        for key, x in wanted["weights"].items():
+            torch.testing.assert_close(got["weights"][key], x, atol=1e-5, rtol=0, msg=f"{name}: {key}")
 
     second = learn(one, batches[3:])
     seconds = [torch.load(tmp_path / f"second_{rank}.pt", weights_only=False) for rank in (0, 1)]
