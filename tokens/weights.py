@@ -63,7 +63,8 @@ class Chunk:
         for name, kind, shape, start in zip(self.names, self.dtypes, self.shapes, self._offsets()[:-1], strict=True):
             dtype = _dtype(kind)
             size = math.prod(shape) * dtype.itemsize
-            found.append((name, flat[start : start + size].view(dtype).view(shape)))
+            tensor = flat[start : start + size].view(dtype).view(shape) if size else torch.empty(shape, dtype=dtype)
+            found.append((name, tensor))
         return found
 
     def _offsets(self) -> list[int]:

@@ -104,9 +104,9 @@ def test_a_learner_that_drives_the_four_phases_itself(engine: Any) -> None:
 
     loading = engine.load.remote(Live(), 13)
     client.start_weight_update()
-    with pytest.raises(RayTaskError, match="KeyError"):
+    with pytest.raises(RayTaskError, match="no module or parameter named"):
         client.update_weights({"chunk": next(in_chunks([("no.such.weight", torch.zeros(2))], 100))})
-    with pytest.raises(RayTaskError, match="KeyError"):
+    with pytest.raises(RayTaskError, match="no module or parameter named"):
         ray.get(loading)
     with pytest.raises(RayTaskError, match="holds policy version None"):
         ray.get(engine.sample.remote(long, 1, 7, 12))
