@@ -205,6 +205,8 @@ def _varlen(
             f"torch {torch.__version__} has no torch.nn.attention.varlen, which packed sequences need on a GPU in half "
             "precision: install torch 2.11 or newer, or set policy.packing to false"
         ) from error
+    if query.shape[1] != key.shape[1]:  # torch 2.11's kernel wants as many heads of keys and values as of queries
+        key, value = (x.repeat_interleave(query.shape[1] // key.shape[1], dim=1) for x in (key, value))
     output = varlen_attn(
         query,
         key,
@@ -215,7 +217,6 @@ def _varlen(
         longest,
         scale=scaling,
         window_size=(-1 if window is None else window - 1, 0),
-        enable_gqa=query.shape[1] != key.shape[1],
     )
     return cast(Tensor, output)  # the sums of exponentials come with it only where they are asked for
 
