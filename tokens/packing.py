@@ -5,8 +5,10 @@ Letters: B sequences, T positions of the padded batch, N tokens of all sequences
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import pairwise
 from typing import Any, cast
 
@@ -205,8 +207,7 @@ def _varlen(
             f"torch {torch.__version__} has no torch.nn.attention.varlen, which packed sequences need on a GPU in half "
             "precision: install torch 2.11 or newer, or set policy.packing to false"
         ) from error
-    if query.shape[1] != key.shape[1]:  # torch 2.11's kernel wants as many heads of keys and values as of queries
-        key, value = (x.repeat_interleave(query.shape[1] // key.shape[1], dim=1) for x in (key, value))
+    grouped = {"enable_gqa": True} if query.shape[1] != key.shape[1] and _asks_for_gqa(varlen_attn) else {}
     output = varlen_attn(
         query,
         key,
@@ -217,8 +218,15 @@ def _varlen(
         longest,
         scale=scaling,
         window_size=(-1 if window is None else window - 1, 0),
+        **grouped,
     )
     return cast(Tensor, output)  # the sums of exponentials come with it only where they are asked for
+
+
+@cache
+def _asks_for_gqa(kernel: Callable[..., Any]) -> bool:
+    """Torch 2.11's kernel takes fewer heads of keys without a word; since 2.12 one must say that it is meant."""
+    return "enable_gqa" in inspect.signature(kernel).parameters
 
 
 def token_groups(lengths: Sequence[int], limit: int, at_least: int = 1) -> list[list[int]]:

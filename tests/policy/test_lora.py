@@ -23,7 +23,8 @@ from tokens.records import Rollout, SequenceBatch
 
 LORA = AdapterConfig(rank=2, alpha=8)
 CONFIG = PolicyConfig(
-    prompts_per_step=4, samples_per_prompt=3, minibatch_size=6, microbatch_size=3, lr=1e-2, critic_lr=1e-2, packing=True, lora=LORA,
+    prompts_per_step=4, samples_per_prompt=3, minibatch_size=6, microbatch_size=3, lr=1e-2, critic_lr=1e-2,
+    packing=True, lora=LORA,
 )  # fmt: skip
 BATCH = SequenceBatch.from_ids([[2, 3], [4, 5, 6]], [[7, 8, 1], [9]], 0)
 
@@ -77,7 +78,7 @@ def test_a_run_with_adapters(folder: Path, batches: list[Any], language_model: C
     torch.testing.assert_close(
         Critic.from_pretrained(folder / "round" / "critic", torch.float32)(BATCH), ppo.critic(BATCH), rtol=0, atol=1e-4
     )
-    whole = made.weights(policy)
+    whole = dict(made.stream(policy))
     assert set(whole) == set(plain.state_dict())
     streamed = dict(merged_stream(policy, DEFAULT, reversed(list(policy.state_dict().items()))))
     for name, x in plain.state_dict().items():

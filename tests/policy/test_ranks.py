@@ -2,7 +2,7 @@
 
 import json
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -154,6 +154,16 @@ def same_weights(one: PPO, two: PPO) -> None:
             torch.testing.assert_close(a, b, atol=1e-5, rtol=0, msg=name)
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Threads cost more than they give at this size, and much more while other processes compute."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.usefixtures("one_thread")
 def test_two_ranks_learn_what_one_process_learns(
     language_model: Callable[[int], LlamaForCausalLM],
     critic: Callable[[int], Critic],
