@@ -309,6 +309,7 @@ class Stage:
             rank=rank,
             num_ranks=share.num_ranks,
             recompute_activations=share.recompute_activations,
+            offload=share.offload,
             shares_device=self.config.resources.placement == "colocated",
         )
         variables = engine_environment if role == "rollout" else environment

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import NamedTuple, TypeVar
 
 import torch
@@ -32,7 +32,7 @@ from policy.metrics import Sums, UpdateMetrics, update_metrics
 from policy.optimizers import NamedAdamW, NonFiniteError
 from policy.rewards import RunningMoments
 from tokens.logprobs import response_logprobs
-from tokens.offload import move_module
+from tokens.offload import move_module, present
 from tokens.ranks import ALONE, Ranks
 from tokens.records import Rollout, SequenceBatch
 
@@ -75,6 +75,7 @@ class PPO:
         pad_id: id written at padding.
         seed: of the minibatch order.
         ranks: that share the models, which ``ranks.shard`` has cut up already.
+        reference_rests: True keeps the reference in host memory but while old log-probs are computed.
 
     Raises:
         ValueError: if the reference is the policy itself, or ``minibatch_size`` is not a multiple of the number of ranks.
@@ -90,6 +91,7 @@ class PPO:
         pad_id: int,
         seed: int,
         ranks: Ranks = ALONE,
+        reference_rests: bool = False,
     ) -> None:
         if config.minibatch_size % ranks.size:
             raise ValueError(f"minibatch_size {config.minibatch_size} is not a multiple of the number of ranks, {ranks.size}")
@@ -98,6 +100,7 @@ class PPO:
         self.temperature = temperature
         self.pad_id = pad_id
         self.seed = seed
+        self.reference_rests = reference_rests
         self.moments = RunningMoments()
         self.kl = kl_controller(config.kl)
         self.round = 0
@@ -269,7 +272,7 @@ class PPO:
 
         Padding contract: there is none.
         """
-        for module in (self.critic, self.reference):
+        for module in (self.critic,) if self.reference_rests else (self.critic, self.reference):
             move_module(module, device)
         for optimizer in (self.policy_optimizer, self.critic_optimizer):
             optimizer.move(device)
@@ -286,6 +289,8 @@ class PPO:
         if reference is self.policy:
             raise ValueError("the reference must be a model of its own: freezing the policy would stop its training")
         self.reference = _settled(reference).requires_grad_(False)
+        if self.reference_rests:
+            move_module(self.reference, "cpu")
 
     def _checked(self, rollouts: Sequence[Rollout], scores: Tensor) -> Tensor:
         if scores.shape != (len(rollouts),) or not bool(scores.isfinite().all()):
@@ -296,7 +301,8 @@ class PPO:
 
     def _experience(self, rollouts: Sequence[Rollout], scores: Tensor, moments: RunningMoments, lam: float) -> Experience:
         batch = rollout_batch(rollouts, self.pad_id).to(self.policy.device)
-        old = self.evaluate(batch, self.config.microbatch_size)
+        with present(self.reference, self.policy.device) if self.reference_rests else nullcontext():
+            old = self.evaluate(batch, self.config.microbatch_size)
         finished = torch.tensor([r.finished for r in rollouts], device=scores.device)
         shaped = shaped_scores(scores, finished, moments, self.config)
         return experience(batch, old, shaped, self.kl.coef, self.config.gamma, lam)
