@@ -1,4 +1,4 @@
-"""The line between a learner that drives and an engine that loads, and what vLLM's trainer side is shown. No process is started."""
+"""The line between a learner that drives and an engine that loads, and what vLLM is shown of weights. No process is started."""
 
 from __future__ import annotations
 
