@@ -45,6 +45,9 @@ class Share(Section):
     recompute_activations: bool = False
     """Learner and reward trainer: layers keep only their inputs for the backward pass. Less memory, about a third more time."""
 
+    offload: bool = False
+    """Learner: reference and SFT model wait in host memory but while their log-probs are computed."""
+
     @model_validator(mode="after")
     def _asks_for_something(self) -> "Share":
         if self.num_cpus == 0 and self.num_gpus == 0:
@@ -70,6 +73,9 @@ class ResourcesConfig(Section):
 
     @model_validator(mode="after")
     def _only_trained_models_are_shared(self) -> "ResourcesConfig":
+        for name, share in (("rollout", self.rollout), ("reward", self.reward), ("scorer", self.scorer)):
+            if share.offload:
+                raise ValueError(f"{name}.offload is true: only the learner has models that can wait; set it to false")
         for name, share in (("rollout", self.rollout), ("scorer", self.scorer)):
             if share.num_ranks > 1:
                 raise ValueError(f"{name}.num_ranks is {share.num_ranks}: only reward and learner can have several ranks")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,8 @@ class PolicyLearner(Rank):
         self.models = self._models()
         self.policy = self.models.policy(self.sft_dir if self.resume is None else self.resume)
         self.sft = self.models.sft(self.policy)
+        if self.setup.offload:
+            self.move("sft", "cpu")
         self.sender = make_sender(self.named_weights, self.ranks, engines, self.transfer)
 
     def move(self, part: str, device: str) -> None:
@@ -69,7 +72,7 @@ class PolicyLearner(Rank):
 
         if part == "policy" and self.policy is not None:
             move_module(self.policy, device)
-        if part == "training" and self.sft is not None:
+        if part == "sft" or (part == "training" and self.sft is not None and not self.setup.offload):
             move_module(self.sft, device)
         if part == "training" and self.ppo is not None:
             self.ppo.move_training_state(device)
@@ -128,6 +131,7 @@ class PolicyLearner(Rank):
             pad_id=self.tokenizer.pad_token_id,
             seed=self.seed,
             ranks=self.ranks,
+            reference_rests=self.setup.offload,
         )
         if self.resume is not None:
             ppo.load_state(load_file(self.resume / "learner.safetensors"), json.loads((self.resume / "learner.json").read_text()))
@@ -184,8 +188,9 @@ class PolicyLearner(Rank):
             B sums under the policy, B sums under SFT; nats.
         """
         from policy.statistics import sequence_statistics
+        from tokens.offload import present
 
-        with self.compute():
+        with present(self.sft, self.setup.device) if self.setup.offload else nullcontext(), self.compute():
             sums = sequence_statistics(
                 self.policy,
                 self.sft,

@@ -26,6 +26,7 @@ class ProcessSetup:
         rank: of this process among those that share the role's model.
         num_ranks: how many they are.
         recompute_activations: True keeps only each layer's input for the backward pass.
+        offload: True keeps frozen models in host memory but while they compute.
         shares_device: True where other roles compute on the same device, and this one rests in between.
     """
 
@@ -37,6 +38,7 @@ class ProcessSetup:
     rank: int
     num_ranks: int
     recompute_activations: bool
+    offload: bool = False
     shares_device: bool = False
 
 

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import ray
+from ray.exceptions import GetTimeoutError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -172,7 +173,10 @@ class EngineClient:
         self._wait([engine.ask.remote("finish_weight_update") for engine in self.engines])
 
     def _wait(self, refs: list[Any]) -> list[Any]:
-        return list(ray.get(refs, timeout=self.deadline_s))
+        try:
+            return list(ray.get(refs, timeout=self.deadline_s))
+        except GetTimeoutError:
+            raise TimeoutError(f"an engine did not answer for {self.deadline_s:g} s (resources.deadline_s)") from None
 
 
 class Sender(Protocol):

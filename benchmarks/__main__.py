@@ -2,7 +2,7 @@
 
 import runpy
 
-BENCHMARKS = ("benchmarks.roles",)
+BENCHMARKS = ("benchmarks.roles", "benchmarks.sync")
 
 if __name__ == "__main__":
     for name in BENCHMARKS:

@@ -4,7 +4,7 @@
 
 1. k responses to each prompt: our engine through Ray, against transformers' ``generate`` in one batch. Same weights, prompts
    and temperature; useful tokens per second.
-2. New weights: ``load`` into a running engine, against starting an engine with them.
+2. New weights: ``load`` into a running engine, against starting an engine with them (``benchmarks.sync`` times the whole way).
 
 The equality of the outputs is printed beside the speed: the engine's log-probs against transformers' on the engine's samples.
 """
@@ -24,6 +24,7 @@ import torch
 from actors.config import RolloutConfig
 from actors.process import ProcessSetup, engine_environment
 from actors.rollout import RolloutEngine
+from actors.transfer import STORED, lay_out
 from cluster.run_directory import versions
 from policy.config import ModelShape
 from policy.sft import make_model
@@ -104,7 +105,7 @@ def main() -> None:
         model.save_pretrained(directory)
         ray.init(address="local", include_dashboard=False, log_to_driver=False, num_cpus=2)
         engine = start_engine(directory)
-        weights = ray.put(dict(model.state_dict()))
+        weights = lay_out(model.named_parameters(), STORED.chunk_bytes)
         ray.get(engine.load.remote(weights, 0))
         speeds: dict[str, list[float]] = {"ours": [], "theirs": []}
         rollouts: list[Rollout] = []

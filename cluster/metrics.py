@@ -11,7 +11,7 @@ from typing import Any
 from actors.reward_trainer import RewardReport
 from actors.scorer import Scores
 from cluster.console import Bar, Console
-from cluster.roles import Sync
+from cluster.sync import Sync
 
 
 class Metrics:

@@ -85,13 +85,12 @@ def _shared(index: int, group: Sequence[Bundle]) -> Bundle:
     others = (len(group) - 1) * PROCESS
     cpus = sum(process.num_cpus for process in group)
     if not group[0].num_gpus:
-        return Bundle("shared", f"shared-{index}", cpus, 0.0, sum(needs), f"{names}", others)
-    resting = sum(needs) - min(needs)
+        return Bundle("shared", f"shared-{index}", cpus, 0.0, sum(needs), names, others)
     why = (
         f"{names} in turn, {_fraction(len(group)):g} GPU each, so that Ray puts all of them on this one; "
-        f"up to {resting / GIB:.1f} GiB rest in host memory"
+        f"up to {sum(needs) / GIB:.1f} GiB rest in host memory"
     )
-    return Bundle("shared", f"shared-{index}", cpus, 1.0, max(needs), why, others + resting)
+    return Bundle("shared", f"shared-{index}", cpus, 1.0, max(needs), why, others + sum(needs))
 
 
 def weight_transfer(config: RunConfig) -> Backend:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import ray
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
@@ -21,18 +21,17 @@ from actors.ranks import Meeting
 from actors.reward_trainer import Groups, RewardReport, RewardTrainer, Study
 from actors.rollout import RolloutEngine
 from actors.scorer import EnsembleScorer, Scores
-from actors.transfer import Backend, Live, Parcels, TransferSetup
+from actors.transfer import Parcels, TransferSetup
 from cluster.config import RunConfig
 from cluster.placement import placed, weight_transfer
 from cluster.plan import Bundle
 from cluster.rota import OwnDevices, Process, Rota, SharedDevice
 from cluster.signals import obey_termination
+from cluster.sync import DELIVERIES, Sync, together
 from cluster.waiting import POLL_S, Pending, Room, Waiter
 from rm.config import RewardConfig
 from tokens.errors import UserError
 from tokens.records import Pair, Prompt, Rollout
-
-T = TypeVar("T")
 
 
 def _only(answers: list[Any]) -> Any:
@@ -187,24 +186,6 @@ class LearnerHandle(Ranked):
 
 
 @dataclass(frozen=True)
-class Sync:
-    """What it took to give the engines new weights.
-
-    Args:
-        seconds: from asking the learner until the last engine had them.
-        num_bytes: of the weights as they travelled; every engine got that many.
-    """
-
-    seconds: float
-    num_bytes: int
-
-    def as_dict(self) -> dict[str, float]:
-        """As metrics."""
-        rate = self.num_bytes / self.seconds
-        return {"sync/seconds": self.seconds, "sync/bytes": float(self.num_bytes), "sync/bytes_per_second": rate}
-
-
-@dataclass(frozen=True)
 class Roles:
     """The five roles but the driver."""
 
@@ -225,24 +206,6 @@ class Roles:
         loading = self.rollout.load(self.deliver(sending), version, moves.refs)
         parcels = wait("sync", moves.before(together(sending, loading)))
         return Sync(time.perf_counter() - began, parcels.num_bytes)
-
-
-def together(first: Pending[T], second: Pending[Any]) -> Pending[T]:
-    """Both at once; the answer is the first one's."""
-    number = len(first.refs)
-    return Pending(
-        (*first.refs, *second.refs),
-        (*first.names, *second.names),
-        (*first.nodes, *second.nodes),
-        lambda answers: first.combine(answers[:number]),
-    )
-
-
-DELIVERIES: Mapping[Backend, Callable[[Pending[Parcels]], Any]] = {
-    "store": lambda sending: sending.refs[0],  # Ray hands rank 0's answer to the engines when it is there
-    "nccl": lambda sending: Live(),
-    "ipc": lambda sending: Live(),
-}
 
 
 class Stage:
@@ -309,6 +272,7 @@ class Stage:
             rank=rank,
             num_ranks=share.num_ranks,
             recompute_activations=share.recompute_activations,
+            offload=share.offload,
             shares_device=self.config.resources.placement == "colocated",
         )
         variables = engine_environment if role == "rollout" else environment

@@ -15,9 +15,10 @@ from cluster.console import Console
 from cluster.inputs import Inputs
 from cluster.judging import Judgement, check_parity, judge, meta_rows
 from cluster.metrics import Metrics
-from cluster.roles import Roles, Sync
+from cluster.roles import Roles
 from cluster.run_directory import RunDirectory, now, versions
 from cluster.seeds import derive
+from cluster.sync import Sync
 from cluster.waiting import Waiter
 from evaluation.records import write_rows
 from evaluation.table import round_table

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from itertools import count, islice
 from typing import NamedTuple, TypeVar
 
@@ -35,7 +35,7 @@ from policy.objective import critic_loss, policy_terms, ptx_batch, ptx_loss, val
 from policy.optimizers import NamedAdamW, NonFiniteError
 from policy.rewards import RunningMoments
 from tokens.logprobs import response_logprobs
-from tokens.offload import move_module
+from tokens.offload import move_module, present
 from tokens.ranks import ALONE, Ranks
 from tokens.records import Rollout, SequenceBatch
 
@@ -79,6 +79,7 @@ class PPO:
         seed: of the minibatch order.
         ranks: that share the models, which ``ranks.shard`` has cut up already.
         ptx: prompt and response ids of the texts that ``ptx_coef`` is about; not used where that is 0.
+        reference_rests: True keeps the reference in host memory but while old log-probs are computed.
 
     Raises:
         ValueError: if the reference is the policy itself, ``minibatch_size`` or (where it counts) ``ptx_batch_size`` is not a
@@ -96,6 +97,7 @@ class PPO:
         seed: int,
         ranks: Ranks = ALONE,
         ptx: Sequence[tuple[Sequence[int], Sequence[int]]] = (),
+        reference_rests: bool = False,
     ) -> None:
         shared = {"minibatch_size": config.minibatch_size} | (
             {"ptx_batch_size": config.ptx_batch_size} if config.ptx_coef else {}
@@ -111,6 +113,7 @@ class PPO:
         self.pad_id = pad_id
         self.seed = seed
         self.ptx = ptx
+        self.reference_rests = reference_rests
         self.moments = RunningMoments()
         self.kl = kl_controller(config.kl)
         self.round = 0
@@ -281,7 +284,7 @@ class PPO:
 
         Padding contract: there is none.
         """
-        for module in (self.critic, self.reference):
+        for module in (self.critic,) if self.reference_rests else (self.critic, self.reference):
             move_module(module, device)
         for optimizer in (self.policy_optimizer, self.critic_optimizer):
             optimizer.move(device)
@@ -298,6 +301,8 @@ class PPO:
         if reference is self.policy:
             raise ValueError("the reference must be a model of its own: freezing the policy would stop its training")
         self.reference = _settled(reference).requires_grad_(False)
+        if self.reference_rests:
+            move_module(self.reference, "cpu")
 
     def _checked(self, rollouts: Sequence[Rollout], scores: Tensor) -> Tensor:
         if scores.shape != (len(rollouts),) or not bool(scores.isfinite().all()):
@@ -308,7 +313,8 @@ class PPO:
 
     def _experience(self, rollouts: Sequence[Rollout], scores: Tensor, moments: RunningMoments, lam: float) -> Experience:
         batch = rollout_batch(rollouts, self.pad_id).to(self.policy.device)
-        old = self.evaluate(batch, self.config.microbatch_size)
+        with present(self.reference, self.policy.device) if self.reference_rests else nullcontext():
+            old = self.evaluate(batch, self.config.microbatch_size)
         finished = torch.tensor([r.finished for r in rollouts], device=scores.device)
         shaped = shaped_scores(scores, finished, batch.response_mask.sum(-1), moments, self.config)
         learned = finished | (self.config.truncated != "mask")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
@@ -53,6 +56,28 @@ def move_optimizer(optimizer: torch.optim.Optimizer, device: torch.device | str)
             if isinstance(value, Tensor) and name != KEPT:
                 state[name] = _moved(value, target)
     _settle(target)
+
+
+@contextmanager
+def present(module: nn.Module, device: torch.device | str) -> Iterator[None]:
+    """On the device for as long as the context lasts, then in host memory again.
+
+    Source: none needed.
+
+    Args:
+        module: frozen, or nothing that trains it is called meanwhile.
+        device: where it computes.
+
+    Returns:
+        The context.
+
+    Padding contract: there is none.
+    """
+    move_module(module, device)
+    try:
+        yield
+    finally:
+        move_module(module, "cpu")
 
 
 def _moved(tensor: Tensor, target: torch.device) -> Tensor:

@@ -29,12 +29,12 @@ def test_colocated_processes_take_fractions_of_a_bundle_that_holds_a_whole_gpu()
     placement = colocated(PROCESSES)
     first, second = placement.bundles
     assert (first.num_gpus, first.num_cpus, first.memory) == (1.0, 8.0, 60 * GIB), "as much as the largest needs"
-    assert first.host == 3 * PROCESS + (10 + 30 + 20 + 60 - 10) * GIB, "when the smallest works, the others rest"
+    assert first.host == 3 * PROCESS + (10 + 30 + 20 + 60) * GIB, "all rest when another bundle's role works"
     assert (second.num_gpus, second.num_cpus, second.memory) == (1.0, 4.0, 60 * GIB)
-    assert second.host == PROCESS + 60 * GIB
+    assert second.host == PROCESS + 90 * GIB
     assert {name: seat.bundle for name, seat in placement.seats.items()} == {p.name: int(p.name[-1]) for p in PROCESSES}
     assert placement.seats["rollout-0"].num_gpus == 0.25 and placement.seats["learner-1"].num_gpus == 0.5
-    assert "rollout-0, reward-0, scorer-0, learner-0 in turn, 0.25 GPU each" in first.why and "110.0 GiB rest" in first.why
+    assert "rollout-0, reward-0, scorer-0, learner-0 in turn, 0.25 GPU each" in first.why and "120.0 GiB rest" in first.why
 
 
 @pytest.mark.parametrize("number", range(1, 12))
@@ -63,4 +63,6 @@ def test_plan_says_why_processes_take_fractions(capsys: pytest.CaptureFixture[st
     plan = ["plan", str(ROOT / "configs" / "hh_7b.yaml"), "--node-cpus", "64", "--node-gpus", "4", "--node-memory-gib", "1000"]
     assert main([*plan, "--gpu-memory-gib", "141", *COLOCATED]) == 0
     out = capsys.readouterr().out
-    assert "Everything fits" in out and "shared-3" in out and "0.25 GPU each, so that Ray puts all of them on this one" in out
+    assert "Everything fits" in out and "shared-3" in out
+    last = colocated(PROCESSES[1:3]).bundles[1].why
+    assert last == "reward-1 in turn, 1 GPU each, so that Ray puts all of them on this one; up to 30.0 GiB rest in host memory"

@@ -13,12 +13,14 @@ from tests.cluster.command import TINY, Command
 from tokens.errors import UserError
 
 TWO = ("--resources.learner.num_ranks", "2", "--resources.reward.num_ranks", "2")
+COLOCATED = ("--resources.placement", "colocated")
+"""On the CPU nothing moves, but all roles rest, wake and share bundles as they do on GPUs."""
 
 
 @pytest.fixture(scope="module")
 def run(command: Command) -> Path:
-    """One round with two ranks each."""
-    done = command("run", str(TINY), "--name", "tiny-ranks", "--rounds.num_rounds", "1", *TWO)
+    """One round with two ranks each, colocated."""
+    done = command("run", str(TINY), "--name", "tiny-ranks", "--rounds.num_rounds", "1", *TWO, *COLOCATED)
     assert done.returncode == 0, done.stdout + done.stderr
     return command.storage / "runs" / "tiny-ranks"
 
@@ -34,7 +36,13 @@ def test_a_round_with_two_ranks_each(run: Path) -> None:
     assert len(policy) == 2
     assert policy[0]["policy/kl"] == pytest.approx(0.0, abs=1e-4) and policy[1]["policy/kl"] != policy[0]["policy/kl"]
     assert max(row["policy/sampler_gap"] for row in policy) < 1e-4, "the engine got the whole weights of both ranks"
+    syncs = [row for row in rows if row["phase"] == "sync"]
+    assert [(row["round"], row["step"]) for row in syncs] == [(0, 0), (0, 1)]
     folder = run / "rounds" / "round_000"
+    num_bytes = sum(p.nbytes for p in AutoModelForCausalLM.from_pretrained(folder / "policy").parameters())
+    for row in syncs:
+        assert row["sync/bytes"] == num_bytes, "a tied weight travels once"
+        assert row["sync/bytes_per_second"] == pytest.approx(row["sync/bytes"] / row["sync/seconds"])
     assert AutoModelForCausalLM.from_pretrained(folder / "policy").config.architectures == ["LlamaForCausalLM"]
     for name in ("critic", "reward"):
         AutoModelForSequenceClassification.from_pretrained(folder / name)
@@ -57,3 +65,16 @@ def test_shares_that_cannot_be_shared_are_refused() -> None:
         load_config(TINY, ["--resources.learner.num_ranks", "3"])
     with pytest.raises(UserError, match="only reward and learner can have several ranks"):
         load_config(TINY, ["--resources.scorer.num_ranks", "2"])
+
+
+def test_placements_and_transfers_that_do_not_go_together_are_refused() -> None:
+    for options, said in (
+        (("--resources.placement", "colocated", "--resources.learner.num_gpus", "1"), r"learner.num_gpus 1: .*set all four to 1"),
+        (("--rollout.sync", "nccl"), "rollout.sync is nccl, .*disaggregated engines and learner, both on GPUs; .*auto"),
+        (("--rollout.sync", "ipc", "--resources.placement", "colocated"), "rollout.sync is ipc, .*both on GPUs"),
+    ):
+        with pytest.raises(UserError, match=said):
+            load_config(TINY, list(options))
+    gpus = [x for role in ("rollout", "reward", "scorer", "learner") for x in (f"--resources.{role}.num_gpus", "1")]
+    with pytest.raises(UserError, match=r"num_engines 2: every engine must share the GPU of one of the learner's ranks"):
+        load_config(TINY, [*gpus, "--rollout.sync", "ipc", "--rollout.num_engines", "2", "--resources.placement", "colocated"])

@@ -237,6 +237,36 @@ def test_scores_that_do_not_fit_are_refused(learner: Learner, sample: Sample, sc
         ppo.update(sample(ppo.policy, seed=0), scores)
 
 
+def test_models_that_rest_in_between_change_nothing(
+    language_model: Callable[[int], LlamaForCausalLM], critic: Callable[[int], Critic], sample: Sample
+) -> None:
+    rows, weights = [], []
+    for rests in (False, True):
+        ppo = PPO(language_model(0), critic(1), language_model(5), _config(), 0.8, 0, 3, reference_rests=rests)
+        row = _train(ppo, sample, 1)
+        if rests:
+            ppo.move_training_state("cpu")
+        rows.append(row + _train(ppo, sample, 1))
+        weights.append(_weights(ppo))
+    assert rows[0] == rows[1] and all(torch.equal(a, b) for a, b in zip(*weights, strict=True))
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_only_what_computes_is_there(
+    language_model: Callable[[int], LlamaForCausalLM], critic: Callable[[int], Critic], sample: Sample
+) -> None:
+    policy, reference = language_model(0).cuda(), language_model(5)  # type: ignore[arg-type]
+    ppo = PPO(policy, critic(1).cuda(), reference, _config(), 0.8, 0, 3, reference_rests=True)
+    rollouts = sample(language_model(0), seed=0, num_prompts=8)
+    for _ in range(2):
+        ppo.update(rollouts, _scores(rollouts).cuda())
+        assert {p.device.type for p in ppo.reference.parameters()} == {"cpu"}
+        ppo.move_training_state("cpu")
+        assert {p.device.type for p in ppo.critic.parameters()} == {"cpu"}
+        ppo.move_training_state("cuda")
+        assert {p.device.type for p in ppo.critic.parameters()} == {"cuda"}
+
+
 def test_the_policy_cannot_be_its_own_reference(
     language_model: Callable[[int], LlamaForCausalLM], critic: Callable[[int], Critic]
 ) -> None:

@@ -23,6 +23,7 @@ from policy.statistics import sequence_statistics
 from tokens.config import AdapterConfig
 from tokens.lora import WithoutAdapters
 from tokens.packing import PACKED
+from tokens.offload import move_module
 from tokens.ranks import ALONE, Ranks
 from tokens.records import Rollout
 
@@ -130,8 +131,13 @@ def on_rank(rank: int, port: int, folder: Path) -> None:
         assert all(p.to_local().numel() < p.numel() or p.numel() <= 32 for p in module.parameters())  # type: ignore[operator]
     result = learn(ppo, batches[:3])
     save(ppo, folder / "by_two")
+    streamed, whole = dict(ranks.stream(ppo.policy)), ranks.full_state(ppo.policy)
+    assert len(streamed) == len(list(ppo.policy.parameters()))
+    assert rank or all(torch.equal(streamed[name], whole[name]) for name in streamed)
     torch.save(result, folder / f"result_{rank}.pt")
     ppo = load(folder / "by_one", ranks)
+    move_module(ppo.policy, "cpu")  # what shards go through when they rest and wake; here they are on the CPU already
+    ppo.move_training_state("cpu")
     result = learn(ppo, batches[3:])
     save(ppo, folder / "by_one_then_two")
     torch.save(result | {"said": refusals(ppo, batches[0])}, folder / f"second_{rank}.pt")

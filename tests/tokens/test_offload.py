@@ -10,7 +10,7 @@ from torch import nn
 
 from tokens.offload import move_module, move_optimizer
 
-GPU = pytest.param("cuda", marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")])
+GPU = pytest.param("cuda", marks=pytest.mark.gpu)
 
 
 class Tied(nn.Module):
@@ -70,7 +70,6 @@ def test_an_optimizer_that_has_not_stepped_has_nothing_to_move() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 def test_the_memory_of_a_gpu_is_free_and_the_hosts_is_pinned() -> None:
     model = nn.Linear(4096, 4096, bias=False, device="cuda")
     optimizer = torch.optim.AdamW(model.parameters())
