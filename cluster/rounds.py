@@ -40,7 +40,7 @@ class Theme:
         directory: where it is committed.
         inputs: what it learns from.
         roles: who does the work.
-        sampling: gives PPO its rollouts.
+        sample: gives PPO the rollouts of a step.
         wait: waits for them.
         console: shows it.
         metrics: writes it down.
@@ -52,7 +52,7 @@ class Theme:
     directory: RunDirectory
     inputs: Inputs
     roles: Roles
-    sampling: Sampling
+    sample: Sampling
     wait: Waiter
     console: Console
     metrics: Metrics
@@ -70,7 +70,7 @@ class Theme:
                 scores = self.score_shifted(shifted, draft)
                 self.begin_policy(index, draft, scores)
                 for step in self.steps(index):
-                    rollouts = self.sampling(index, step, self.version)
+                    rollouts = self.sample(index, step, self.version)
                     rewards = self.wait("score", self.roles.scorer.score(rollouts))
                     if step == 0:
                         self.warm_up(index, rollouts, rewards)
