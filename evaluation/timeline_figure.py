@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from evaluation.svg import BLUE, GREEN, GREY, INK, MUTED, ORANGE, PURPLE, Drawing, drawing
+from evaluation.svg import BLUE, CARD, GREEN, GREY, INK, MUTED, ORANGE, PURPLE, Drawing, drawing
 from evaluation.timeline import DRIVER, Span, window
 
 if TYPE_CHECKING:
@@ -17,6 +17,8 @@ COLOURS: Mapping[str, str] = {"sample": BLUE, "score": GREEN, "policy": ORANGE, 
 BAR = 0.62
 WIDEST = 0.06
 """A span wider than this share of the figure has its step written in it."""
+THINNEST = 0.004
+"""Share of the figure that weights which come are wide, at least."""
 
 
 def timeline_figure(spans: Sequence[Span]) -> Drawing | None:
@@ -72,12 +74,16 @@ def draw_spans(ax: "Axes", spans: Sequence[Span], start: float, end: float, numb
         left, right = max(span.start, start) - start, min(span.end, end) - start
         thin = span.what == "sync" and span.who != DRIVER
         y = lanes.index(span.who) + (0.5 * BAR if thin else 0)
+        if thin:  # however short, it can be seen
+            right = max(right, left + THINNEST * (end - start))
         ax.barh(
             y, right - left, left=left, height=BAR / 3 if thin else BAR, zorder=4 if thin else 3, label=_name(span),
             color=COLOURS[span.what] if span.what in COLOURS else GREY, alpha=0.55 if span.who == DRIVER else 1.0,
+            edgecolor=CARD, linewidth=0.0 if thin else 0.7,
         )  # fmt: skip
+        colour = INK if span.who == DRIVER else CARD
         if numbered and span.step is not None and not thin and right - left > WIDEST * (end - start):
-            ax.text((left + right) / 2, y, str(span.step), ha="center", va="center", color=INK, fontsize=7, zorder=5)
+            ax.text((left + right) / 2, y, str(span.step), ha="center", va="center", fontsize=7, zorder=5, color=colour)
     ax.set_yticks(range(len(lanes)), lanes)
     ax.set_ylim(len(lanes) - 0.4, -0.6)
     ax.set_xlim(0, end - start)
