@@ -49,9 +49,10 @@ PAIRS = ((0.4, 0.4), (0.6, 0.3), (0.3, 0.6), (0.5, 0.1))
 """Seconds of sampling and of learning."""
 NUM_STEPS = 8
 REAL = (
-    "--rounds.num_rounds", "1", "--world.num_pairs", "600", "--meta.num_prompts", "48", "--scorer.num_members", "1",
-    "--scorer.aggregate", "mean", "--evaluation.num_prompts", "64", "--policy.steps_per_round", "24",
+    "--rounds.num_rounds", "1", "--world.num_texts", "4000", "--world.num_pairs", "600", "--meta.num_prompts", "48",
+    "--scorer.num_members", "1", "--scorer.aggregate", "mean", "--evaluation.num_prompts", "64", "--policy.steps_per_round", "16",
 )  # fmt: skip
+"""What makes a quickstart small."""
 
 
 class SleepingEngine:
@@ -160,11 +161,11 @@ def compare(g: float, t: float, logs: Path, num_steps: int = NUM_STEPS) -> tuple
     }, both  # fmt: skip
 
 
-def real(config_path: Path, overrides: Sequence[str]) -> dict[str, Any]:
-    """The same of a real run, alternating, three of each: median seconds per step of the timelines."""
+def real(config_path: Path, overrides: Sequence[str], repetitions: int) -> dict[str, Any]:
+    """The same of real runs, in turn: median seconds per step of their timelines."""
     found: dict[int, list[float]] = {0: [], 1: []}
     gold: dict[int, list[float]] = {0: [], 1: []}
-    for repetition, max_lag in itertools.product(range(3), (0, 1)):
+    for repetition, max_lag in itertools.product(range(repetitions), (0, 1)):
         name = f"overlap-{os.getpid()}-{repetition}-{max_lag}"
         words = [*REAL, *overrides, "--name", name, "--policy.max_lag", str(max_lag)]
         subprocess.run([sys.executable, "-m", "cluster", "run", str(config_path), *words], check=True, cwd=ROOT)
@@ -180,7 +181,7 @@ def real(config_path: Path, overrides: Sequence[str]) -> dict[str, Any]:
 
 
 def draw(rows: Sequence[tuple[str, Sequence[Span]]], path: Path) -> None:
-    """One panel per setting, on one axis of time; grey enough for light and dark pages."""
+    """One panel per setting, on one axis of time; on white, so that it reads on light and dark pages."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -221,6 +222,7 @@ def main() -> None:
     """Measure, print, append, draw."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--real", action="store_true", help="measure real runs as well")
+    parser.add_argument("--repetitions", type=int, default=3, help="real runs of each setting")
     parser.add_argument("--config", type=Path, default=ROOT / "configs" / "quickstart.yaml", help="of the real runs")
     parser.add_argument("--redraw", action="store_true", help="draw only")
     parser.add_argument("--out", type=Path, default=PICTURE, help="where to draw (.svg or .png)")
@@ -238,7 +240,7 @@ def main() -> None:
                 lines.append({"id": "asleep", "num_steps": NUM_STEPS, **row, **spans})
         ray.shutdown()
         if options.real:
-            lines.append({"id": "real", **real(options.config.resolve(), overrides)})
+            lines.append({"id": "real", **real(options.config.resolve(), overrides, options.repetitions)})
             print(f"real run, {lines[-1]['cores']} cores: {lines[-1]['step_s_max_lag_0']:.3f} s a step on-policy, "
                   f"{lines[-1]['step_s_max_lag_1']:.3f} s with max_lag 1; ratio {lines[-1]['ratio']:.3f}")  # fmt: skip
         with RESULTS.open("a") as file:
