@@ -108,7 +108,7 @@ def warnings(config: RunConfig) -> list[str]:
         found.append("engine and learner do not both compute in float32: their log-probs are compared in policy/sampler_gap only")
     if policy.max_lag:
         found.append(
-            f"policy.max_lag is {policy.max_lag}: batches are sampled by weights up to {policy.max_lag} updates old, and which "
+            f"policy.max_lag is {policy.max_lag}: batches are sampled by weights that may be as many updates old, and which "
             "tokens new weights draw depends on the clock, so the same seed does not give the same run. Look at policy/lag and "
             "policy/importance_mean; the last sync is proved by a round's first batch and its evaluation"
         )
