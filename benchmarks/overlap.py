@@ -31,10 +31,12 @@ from typing import Any
 import ray
 
 from actors.process import Identity, Progress
+from actors.transfer import Parcels
 from cluster.config import RunConfig
 from cluster.console import Console
 from cluster.load_config import load_config
-from cluster.roles import LearnerHandle, Process, RolloutPool
+from cluster.roles import LearnerHandle, RolloutPool, together
+from cluster.rota import OwnDevices, Process
 from cluster.run_directory import storage_root, versions
 from cluster.sampling import Sampling, sampling
 from cluster.waiting import Waiter
@@ -62,7 +64,7 @@ class SleepingEngine:
         self.seconds, self.version = seconds, 0
 
     @ray.method(concurrency_group="load")
-    def load(self, weights: None, version: int) -> int:
+    def load(self, weights: Parcels, version: int) -> int:
         """Take a version over, also while ``sample`` sleeps."""
         self.version = version
         return version
@@ -96,8 +98,9 @@ class SleepingLearner:
         time.sleep(self.seconds)
         return {}
 
-    def weights(self) -> None:
+    def send(self) -> Parcels:
         """No weights."""
+        return Parcels((), 0)
 
 
 @contextlib.contextmanager
@@ -108,8 +111,8 @@ def scene(g: float, t: float) -> Iterator[tuple[RolloutPool, LearnerHandle]]:
     learner: Any = ray.remote(**options)(SleepingLearner).remote(t)
     try:
         ray.get(learner.update.remote(ray.get(engine.sample.remote([Prompt("p", "", (1,))], 1, 0, 0)), [0.0]))
-        pool = RolloutPool([Process(engine, Identity("rollout-0", 0, ""))])
-        yield pool, LearnerHandle([Process(learner, Identity("learner-0", 0, ""))], 60.0)
+        pool = RolloutPool([Process(engine, Identity("rollout-0", 0, ""))], OwnDevices())
+        yield pool, LearnerHandle([Process(learner, Identity("learner-0", 0, ""))], 60.0, OwnDevices())
     finally:
         for actor in (engine, learner):
             ray.kill(actor)
@@ -126,9 +129,8 @@ def play(config: RunConfig, pool: RolloutPool, learner: LearnerHandle, logs: Pat
         wait.step = version
         rollouts = sample(0, version, version)
         wait("policy", learner.update(rollouts, [0.0] * len(rollouts)))
-        weights = learner.weights()
-        wait("sync", pool.load(weights.ref, version + 1))
-        wait("sync", weights.others)
+        sending = learner.send(())
+        wait("sync", together(sending, pool.load(sending.refs[0], version + 1, ())))
     return spans
 
 

@@ -167,10 +167,10 @@ def mixed_logprobs(rollout: Rollout, old: LlamaForCausalLM, new: LlamaForCausalL
 
 def test_weights_that_come_in_the_middle_drop_nothing(engine: Any) -> None:
     old, new = language_model(1), language_model(2)
-    ray.get(engine.load.remote(old.state_dict(), 40))
+    ray.get(engine.load.remote(parcels(old), 40))
     prompts = [prompt("long", LONG), *(prompt(f"p{i}", 5 + i) for i in range(40))]
     answer = engine.sample.remote(prompts, 12, 3, 40)
-    weights = ray.put(new.state_dict())
+    weights = parcels(new)
     while ray.get(engine.progress.remote()).done < 12 or ray.get(engine.progress.remote()).total != 492:
         assert not ray.wait([answer], timeout=0)[0], "it was faster than the look at its progress"
     assert ray.get(engine.load.remote(weights, 41)) == 41
@@ -192,10 +192,12 @@ def test_weights_that_come_in_the_middle_drop_nothing(engine: Any) -> None:
 
 def test_a_new_request_sees_no_old_prefix_although_the_cache_still_holds_one(engine: Any) -> None:
     old, new = language_model(1), language_model(2)
-    ray.get(engine.load.remote(old.state_dict(), 50))
+    ray.get(engine.load.remote(parcels(old), 50))
+
+    laid_out = parcels(new)
 
     def next_version_unseen(self: Any) -> None:  # as a load in the middle leaves it: the cache is not emptied
-        self.engine.collective_rpc("reload_weights", kwargs={"weights_iterator": list(new.state_dict().items())})
+        laid_out.into(self.engine, self.line)
         self.engine.llm_engine.set_weight_version("51")
         self.version = 51
 
@@ -209,7 +211,7 @@ def test_a_new_request_sees_no_old_prefix_although_the_cache_still_holds_one(eng
 )
 def test_logprobs_are_those_of_the_distribution_that_was_drawn_from(engine: Any, setting: dict[str, Any]) -> None:
     model = language_model(1)
-    ray.get(engine.load.remote(model.state_dict(), 60))
+    ray.get(engine.load.remote(parcels(model), 60))
 
     def use(self: Any, config: RolloutConfig) -> RolloutConfig:
         before, self.config = self.config, config
