@@ -15,8 +15,14 @@ class RolloutConfig(Section):
     num_engines: int = Field(1, ge=1)
     temperature: float = Field(0.8, gt=0)
     top_p: float = Field(1.0, gt=0, le=1)
-    """Below 1 the sampler's log-probs are of the truncated distribution, which the learner does not know: the run says so, and
-    cannot compare the two after a sync."""
+    """Below 1 the sampler draws from the likeliest tokens alone, and its log-probs are of that distribution, which the learner
+    does not know: the run says so, and cannot compare the two after a sync. The same holds for the three that follow."""
+    top_k: int = Field(0, ge=0)
+    """Draw from the k likeliest tokens alone; 0 = all of them."""
+    min_p: float = Field(0.0, ge=0, lt=1)
+    """Leave out tokens less likely than this share of the likeliest one's probability; 0 = none."""
+    repetition_penalty: float = Field(1.0, gt=0)
+    """Above 1 makes tokens of the prompt and of the response so far less likely; 1 = off."""
     max_new_tokens: int = Field(64, ge=1)
     gpu_memory_utilization: float = Field(0.9, gt=0, le=1)
     """vLLM's share of a GPU's memory; not used on the CPU."""
@@ -30,6 +36,25 @@ class RolloutConfig(Section):
     """Weights travel in pieces of this size at most, one of which an engine holds at a time; a larger tensor is one by itself."""
     parity_bound: float = Field(1e-4, gt=0)
     """Largest difference allowed between the engine's and the learner's log-prob of one token after a sync, nats."""
+
+    @model_validator(mode="after")
+    def _samples(self) -> "RolloutConfig":
+        if self.top_k == 1:
+            raise ValueError(
+                "rollout.top_k is 1: every response would be the likeliest one, drawn with probability 1, and importance ratios "
+                "against it mean nothing; set it to 0 (off) or to 2 or more"
+            )
+        return self
+
+    def reshaped(self) -> tuple[str, ...]:
+        """The settings by which the engine draws from another distribution than the policy's at its temperature."""
+        settings: tuple[tuple[str, float, float], ...] = (
+            ("top_p", self.top_p, 1),
+            ("top_k", self.top_k, 0),
+            ("min_p", self.min_p, 0),
+            ("repetition_penalty", self.repetition_penalty, 1),
+        )
+        return tuple(f"rollout.{key} {value:g}" for key, value, off in settings if value != off)
 
 
 class Share(Section):

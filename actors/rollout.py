@@ -14,7 +14,8 @@ import ray
 from actors.config import RolloutConfig
 from actors.process import STATUS_GROUP, ProcessSetup, Role
 from actors.transfer import STORED, Delivery, Line, TransferSetup
-from tokens.records import Prompt, Rollout
+from actors.turns import Turns
+from tokens.records import Prompt, Rollout, Swap
 
 log = logging.getLogger(__name__)
 
@@ -37,9 +38,17 @@ def prompt_seed(seed: int, prompt_id: str, occurrence: int = 0) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}/{prompt_id}/{occurrence}".encode()).digest()[:6], "big")
 
 
-@ray.remote(concurrency_groups=STATUS_GROUP | {"line": 1})
+CHUNK = 64
+"""Prompts that the engine is given at once."""
+
+
+@ray.remote(concurrency_groups=STATUS_GROUP | {"line": 1, "load": 1})
 class RolloutEngine(Role):
-    """One engine. It serves nothing until ``load`` has given it weights of a version."""
+    """One engine. It serves nothing until ``load`` has given it weights of a version.
+
+    ``load`` has a thread of its own: while ``sample`` runs, it takes its turn between two steps of the engine. The requests
+    under way are kept, and go on with the new weights over the keys and values that they have.
+    """
 
     def __init__(
         self,
@@ -60,6 +69,7 @@ class RolloutEngine(Role):
         self.config = config
         self.line = Line(transfer.deadline_s)
         self.version: int | None = None
+        self.turns = Turns()
         self.engine = LLM(
             model=str(model_dir),
             dtype=setup.dtype,
@@ -76,8 +86,9 @@ class RolloutEngine(Role):
         self.tokenizer = self.engine.get_tokenizer()
         log.info("%s: engine ready, model %s", setup.name, model_dir)
 
+    @ray.method(concurrency_group="load")
     def load(self, weights: Delivery, version: int, *awake: None) -> int:
-        """Take new weights in place, and forget the keys and values that the old ones made.
+        """Take new weights in place; no request that comes later sees the keys and values that the old ones made.
 
         Args:
             weights: of a Hugging Face state dict, on their way from the learner.
@@ -90,12 +101,21 @@ class RolloutEngine(Role):
         Raises:
             RuntimeError: if the prefix cache could not be emptied.
         """
-        self.version = None
-        weights.into(self.engine, self.line)
+        with self.turns.change():
+            self.version = None
+            self.engine.collective_rpc("synchronize_device")  # this thread's stream is not that of the thread that steps
+            weights.into(self.engine, self.line)
+            self.engine.collective_rpc("synchronize_device")
+            if not self.engine.llm_engine.has_unfinished_requests():  # else ``sample`` does it when they are done
+                self._forget(version)
+            self.engine.llm_engine.set_weight_version(str(version))
+            self.version = version
+            return version
+
+    def _forget(self, version: int) -> None:
+        """Empty the prefix cache. Its salt keeps a request from the keys and values of other weights anyway."""
         if not self.engine.reset_prefix_cache():
             raise RuntimeError(f"{self.setup.name}: the prefix cache could not be reset after loading version {version}")
-        self.version = version
-        return version
 
     @ray.method(concurrency_group="line")
     def num_workers(self) -> int:
@@ -132,55 +152,98 @@ class RolloutEngine(Role):
             prompts: to answer.
             samples_per_prompt: k.
             seed: of this call; the same seed, weights and prompts give the same responses.
-            version: the policy version that must be loaded.
+            version: the oldest policy version that may answer.
 
         Returns:
             len(prompts) * k rollouts, prompt by prompt.
 
         Raises:
-            StaleEngine: if other weights are loaded.
+            StaleEngine: if older weights are loaded, or none.
             RuntimeError: if the engine gives back fewer samples than asked for, or one that is empty.
         """
-        from vllm import SamplingParams
-
-        if self.version != version:
-            raise StaleEngine(f"{self.setup.name} holds policy version {self.version}, version {version} was asked for")
         rollouts: list[Rollout] = []
         seen: Counter[str] = Counter()
-        occurrences: list[int] = []
+        seeds: list[int] = []
         for prompt in prompts:
-            occurrences.append(seen[prompt.id])
+            seeds.append(prompt_seed(seed, prompt.id, seen[prompt.id]))
             seen[prompt.id] += 1
-        chunk = 64
-        for start in range(0, len(prompts), chunk):
-            part = prompts[start : start + chunk]
-            params = [
-                SamplingParams(
-                    n=samples_per_prompt,
-                    temperature=self.config.temperature,
-                    top_p=self.config.top_p,
-                    max_tokens=self.config.max_new_tokens,
-                    seed=prompt_seed(seed, prompt.id, occurrences[index]),
-                    logprobs=0,
-                    detokenize=False,
-                )
-                for index, prompt in enumerate(part, start)
-            ]
-            requests = [{"prompt_token_ids": list(prompt.token_ids)} for prompt in part]
-            outputs = self.engine.generate(requests, params, use_tqdm=False)
-            for prompt, output in zip(part, outputs, strict=True):
+        self.tick(0, len(prompts) * samples_per_prompt, "samples")
+        for start in range(0, len(prompts), CHUNK):
+            chunk = slice(start, start + CHUNK)
+            with self.turns.step():
+                held = self._held(version)
+                params = [self._params(samples_per_prompt, seed) for seed in seeds[chunk]]
+                requests = [{"prompt_token_ids": list(p.token_ids), "cache_salt": str(held)} for p in prompts[chunk]]
+                ids = self.engine.enqueue(requests, params, use_tqdm=False)
+            outputs = self._finish(ids, version, len(prompts) * samples_per_prompt, rollouts)
+            with self.turns.step():
+                if self.version is not None and self.version != held:
+                    self._forget(self.version)
+            for prompt, output in zip(prompts[chunk], outputs, strict=True):
                 if len(output.outputs) != samples_per_prompt:
                     raise RuntimeError(
                         f"{self.setup.name}: {len(output.outputs)} samples for prompt {prompt.id}, {samples_per_prompt} asked for"
                     )
-                rollouts += [self._rollout(prompt, index, sample) for index, sample in enumerate(output.outputs)]
-            done, total = min(start + chunk, len(prompts)) * samples_per_prompt, len(prompts) * samples_per_prompt
-            self.tick(done, total, "samples", sum(len(rollout.response_ids) for rollout in rollouts))
+                rollouts += [self._rollout(prompt, index, sample, held) for index, sample in enumerate(output.outputs)]
         return rollouts
 
-    def _rollout(self, prompt: Prompt, index: int, sample: Any) -> Rollout:
+    def _held(self, version: int) -> int:
+        """The version of the weights that are loaded; at least ``version``."""
+        if self.version is None or self.version < version:
+            raise StaleEngine(f"{self.setup.name} holds policy version {self.version}, version {version} was asked for")
+        return self.version
+
+    def _params(self, samples_per_prompt: int, seed: int) -> Any:
+        from vllm import SamplingParams
+
+        return SamplingParams(
+            n=samples_per_prompt,
+            temperature=self.config.temperature,
+            top_p=self.config.top_p,
+            top_k=self.config.top_k,
+            min_p=self.config.min_p,
+            repetition_penalty=self.config.repetition_penalty,
+            max_tokens=self.config.max_new_tokens,
+            seed=seed,
+            logprobs=0,
+            detokenize=False,
+        )
+
+    def _finish(self, ids: Sequence[str], version: int, total: int, before: Sequence[Rollout]) -> list[Any]:
+        """Step the engine until these requests are done, and let weights in between two steps.
+
+        Args:
+            ids: of the requests.
+            version: the oldest policy version that may answer.
+            total: samples of the whole call.
+            before: rollouts of the call that are done.
+
+        Returns:
+            The requests' outputs, in the order of ``ids``.
+        """
+        core = self.engine.llm_engine
+        finished: list[Any] = []
+        done, tokens = len(before), sum(len(rollout.response_ids) for rollout in before)
+        try:
+            while core.has_unfinished_requests():
+                with self.turns.step():
+                    self._held(version)  # a load that failed has left no weights to go on with
+                    outputs = core.step()
+                for output in outputs:
+                    finished.append(output)
+                    done += len(output.outputs)
+                    tokens += sum(len(sample.token_ids) for sample in output.outputs)
+                    self.tick(done, total, "samples", tokens)
+        except BaseException:
+            with self.turns.step():
+                core.abort_request(list(ids), internal=True)
+            raise
+        return sorted(finished, key=lambda output: int(output.request_id))  # vLLM counts them up as they come
+
+    def _rollout(self, prompt: Prompt, index: int, sample: Any, held: int) -> Rollout:
         ids = tuple(sample.token_ids)
         logprobs = tuple(float(entry[token].logprob) for token, entry in zip(ids, sample.logprobs, strict=True))
         text = self.tokenizer.decode(ids, skip_special_tokens=True).strip()
-        assert self.version is not None
-        return Rollout(prompt, index, ids, text, logprobs, self.version, sample.finish_reason == "stop")
+        spans = [(span.start, int(span.version)) for span in sample.weight_versions]
+        swaps = tuple(Swap(start, version) for start, version in spans if version != held)
+        return Rollout(prompt, index, ids, text, logprobs, held, sample.finish_reason == "stop", swaps)

@@ -2,6 +2,11 @@
 
     python -m benchmarks.seeds configs/quickstart.yaml --seeds 1 2 3 4 5
 
+Keys of the config may follow; a --name among them keeps the runs of two settings apart, and --against compares with an earlier
+record of the same config and seeds, named by its keys ("" = none):
+
+    python -m benchmarks.seeds configs/quickstart.yaml --name ahead --policy.max_lag 1 --against ""
+
 Each seed is a whole run (its reward models, rollouts and order of data differ; the world and its SFT policy are shared).
 Then the SFT policy and every round's policy answer each *test* prompt once, by transformers' ``generate`` at the run's
 temperature, and the gold reward decides. Prints a table with 95% t-intervals over the seeds, and appends the outcomes to
@@ -28,6 +33,7 @@ from evaluation.compare import mean_interval, win_tie_lose
 from sandbox.world import World
 
 ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results" / "seeds.jsonl"
 
 
 @dataclass(frozen=True)
@@ -72,10 +78,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", type=Path)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5])
+    parser.add_argument("--against", help="keys of an earlier record, as they were given; its seeds are paired with these")
     options, overrides = parser.parse_known_args()
+    earlier = None if options.against is None else recorded(options.config.name, options.against.split(), options.seeds)
     outcomes: list[Outcome] = []
     for seed in options.seeds:
-        name = f"{load_config(options.config).name}-seed-{seed}"
+        name = f"{load_config(options.config, overrides).name}-seed-{seed}"
         words = [*overrides, "--seed", str(seed), "--name", name]
         config = load_config(options.config, words)
         command = [sys.executable, "-m", "cluster", "run", str(options.config.resolve()), *words]
@@ -86,11 +94,31 @@ def main() -> None:
         print(f"seed {seed}: " + ", ".join(f"round {o.round} {o.margin:+.2f}" for o in judged[1:]), flush=True)
         outcomes += judged
     print(table(outcomes, options.seeds))
+    if earlier is not None:
+        print(difference(outcomes, earlier))
     record = {"id": "seeds", "config": options.config.name, "overrides": overrides, "versions": versions()}
-    results = ROOT / "benchmarks" / "results" / "seeds.jsonl"
-    results.parent.mkdir(exist_ok=True)
-    with results.open("a") as file:
+    RESULTS.parent.mkdir(exist_ok=True)
+    with RESULTS.open("a") as file:
         file.write(json.dumps(record | {"outcomes": [o.__dict__ for o in outcomes]}) + "\n")
+
+
+def recorded(config: str, overrides: list[str], seeds: list[int]) -> list[Outcome]:
+    """The outcomes of the latest record of these seeds."""
+    for line in reversed(RESULTS.read_text().splitlines()):
+        record = json.loads(line)
+        found = [Outcome(**outcome) for outcome in record["outcomes"]]
+        if (record["config"], record["overrides"]) == (config, overrides) and {o.seed for o in found} >= set(seeds):
+            return found
+    raise SystemExit(f"{RESULTS} has no record of {config} with the keys {' '.join(overrides) or '(none)'} and seeds {seeds}")
+
+
+def difference(ours: list[Outcome], theirs: list[Outcome]) -> str:
+    """Gold reward of the last round's policy, ours - theirs, seed by seed, with a 95% t-interval."""
+    last = max(o.round for o in ours)
+    golds = {o.seed: o.gold for o in theirs if o.round == last}
+    each = [o.gold - golds[o.seed] for o in ours if o.round == last]
+    mean, low, high = mean_interval(each)
+    return f"gold of round {last} against the earlier record: {mean:+.3f} [{low:+.3f}, {high:+.3f}], {len(each)} pairs of seeds"
 
 
 def table(outcomes: list[Outcome], seeds: list[int]) -> str:

@@ -128,6 +128,21 @@ class RunConfig(Section):
                 f"of the learner's ranks, of which there are {shares.learner.num_ranks}; raise resources.learner.num_ranks, or "
                 "set rollout.sync to store"
             )
+        if shares.placement == "colocated" and self.policy.max_lag:
+            raise ValueError(
+                f"policy.max_lag is {self.policy.max_lag} and resources.placement colocated: roles that take turns on a device "
+                "cannot sample while they learn; set policy.max_lag to 0, or resources.placement to disaggregated"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _importance_is_known(self) -> "RunConfig":
+        asked = [*self.rollout.reshaped(), *([f"policy.max_lag {self.policy.max_lag}"] if self.policy.max_lag else [])]
+        if asked and self.policy.importance_cap is None:
+            raise ValueError(
+                f"{', '.join(asked)}, and policy.importance_cap null: the rollouts are drawn from another distribution than the "
+                "one that learns, and nothing corrects for it; set policy.importance_cap (2.0 is usual), or leave the others out"
+            )
         return self
 
     @model_validator(mode="after")

@@ -78,7 +78,7 @@ def judge(
     scores = wait("evaluate", roles.scorer.score(rollouts))
     policy, reference = wait("evaluate", roles.learner.statistics(rollouts))
     gaps = [abs(sum(r.sampler_logprobs) - total) / len(r.response_ids) for r, total in zip(rollouts, policy, strict=True)]
-    check_parity(config, max(gaps), version)
+    check_parity(config, max(gaps), rollouts, version)
     rows = tuple(
         EvaluationRow(
             prompt_id=rollout.prompt.id,
@@ -102,21 +102,23 @@ def judge(
 
 def comparable(config: RunConfig) -> bool:
     """True if engine and learner compute the same distribution in the same arithmetic."""
-    return config.rollout.top_p == 1.0 and config.resources.rollout.dtype == config.resources.learner.dtype == "float32"
+    return not config.rollout.reshaped() and config.resources.rollout.dtype == config.resources.learner.dtype == "float32"
 
 
-def check_parity(config: RunConfig, gap: float, version: int) -> None:
+def check_parity(config: RunConfig, gap: float, rollouts: Sequence[Rollout], version: int) -> None:
     """The engine's log-probs must be the learner's: the proof that the last sync arrived whole.
 
     Args:
         config: of the run.
         gap: largest difference seen, nats per token.
-        version: of the weights.
+        rollouts: that it was seen on; those that older weights had a part in prove nothing.
+        version: of the learner's weights.
 
     Raises:
         RoleFailed: if they differ by more than ``rollout.parity_bound``, where they can be compared.
     """
-    if comparable(config) and gap > config.rollout.parity_bound:
+    fresh = all(rollout.policy_version == version and not rollout.swaps for rollout in rollouts)
+    if comparable(config) and fresh and gap > config.rollout.parity_bound:
         raise RoleFailed(
             f"engine and learner disagree by {gap:.2e} nats on a token that was sampled from version {version} "
             f"(rollout.parity_bound = {config.rollout.parity_bound:g}): the engine's weights are not the learner's"

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,16 +16,17 @@ from cluster.judging import Judgement, check_parity, judge, meta_rows
 from cluster.metrics import Metrics
 from cluster.roles import Roles
 from cluster.run_directory import RunDirectory, now, versions
+from cluster.sampling import Sampling, ages, draw
 from cluster.seeds import derive
 from cluster.sync import Sync
 from cluster.waiting import Waiter
 from evaluation.records import write_rows
 from evaluation.table import round_table
-from tokens.records import Prompt, Rollout
+from tokens.records import Rollout
 
 CHOICES = (
     "reward.start", "policy.start", "policy.reference", "policy.critic_start", "scorer.refresh", "scorer.aggregate",
-    "meta.enabled", "meta.prompts", "policy.prompts", "policy.kl.controller",
+    "meta.enabled", "meta.prompts", "policy.prompts", "policy.kl.controller", "policy.max_lag",
     "reward.base", "meta.order", "meta.deploy", "meta.objective", "meta.direction", "data.denoise.method",
 )  # fmt: skip
 """What is carried from round to round and what starts anew; each is written into the ledger."""
@@ -41,6 +41,7 @@ class Theme:
         directory: where it is committed.
         inputs: what it learns from.
         roles: who does the work.
+        sample: gives PPO the rollouts of a step.
         wait: waits for them.
         console: shows it.
         metrics: writes it down.
@@ -52,6 +53,7 @@ class Theme:
     directory: RunDirectory
     inputs: Inputs
     roles: Roles
+    sample: Sampling
     wait: Waiter
     console: Console
     metrics: Metrics
@@ -61,21 +63,21 @@ class Theme:
     def run(self) -> None:
         """Play every round that is not committed yet."""
         for index in range(self.directory.num_committed, self.config.rounds.num_rounds):
-            self.wait.begin(f"round {index}")
+            self.wait.begin(f"round {index}", index)
             self.console.say(f"[bold]Round {index + 1} of {self.config.rounds.num_rounds}[/]")
             with self.directory.draft(self.directory.round_path(index)) as draft:
                 shifted = self.sample_shifted(index)
                 report = self.train_reward(index, draft, shifted)
                 scores = self.score_shifted(shifted, draft)
                 self.begin_policy(index, draft, scores)
-                for step in self.metrics.steps(index, self.config.policy.steps_per_round, self.console):
-                    rollouts = self.sample(index, step)
+                for step in self.steps(index):
+                    rollouts = self.sample(index, step, self.version)
                     rewards = self.wait("score", self.roles.scorer.score(rollouts))
                     if step == 0:
                         self.warm_up(index, rollouts, rewards)
                     update = self.wait("policy", self.roles.learner.update(rollouts, rewards.aggregated))
-                    check_parity(self.config, update["policy/sampler_gap"], self.version)
-                    self.metrics.policy(index, step, update, rewards, self.gold(rollouts))
+                    check_parity(self.config, update["policy/sampler_gap"], rollouts, self.version)
+                    self.metrics.policy(index, step, update | ages(rollouts, self.version), rewards, self.gold(rollouts))
                     self.metrics.sync(index, step, self.sync())
                 judgement = self.evaluate(index, draft)
                 self.commit(index, draft, report, judgement)
@@ -83,7 +85,7 @@ class Theme:
     def sample_shifted(self, index: int) -> list[Rollout]:
         """S_k: k responses of the current policy to each of the meta prompts."""
         number = min(self.config.meta.num_prompts, len(self.inputs.meta_prompts))
-        prompts = self.draw(self.inputs.meta_prompts, 0, number, "meta", index)
+        prompts = draw(self.config.seed, self.inputs.meta_prompts, 0, number, "meta", index)
         seed = derive(self.config.seed, "meta", index)
         with self.console.bar("sample S_k", "samples") as bar:
             pending = self.roles.rollout.sample(prompts, self.config.meta.samples_per_prompt, seed, self.version)
@@ -129,12 +131,12 @@ class Theme:
         if restart:
             self.sync()
 
-    def sample(self, index: int, step: int) -> list[Rollout]:
-        """One rollout batch from the current policy."""
-        policy = self.config.policy
-        prompts = self.draw(self.inputs.policy_prompts, step * policy.prompts_per_step, policy.prompts_per_step, "policy", index)
-        seed = derive(self.config.seed, "policy", index, step)
-        return self.wait("sample", self.roles.rollout.sample(prompts, policy.samples_per_prompt, seed, self.version))
+    def steps(self, index: int) -> Iterator[int]:
+        """The PPO steps of a round."""
+        for step in self.metrics.steps(index, self.config.policy.steps_per_round, self.console):
+            self.wait.step = step
+            yield step
+        self.wait.step = None
 
     def warm_up(self, index: int, rollouts: Sequence[Rollout], rewards: Scores) -> None:
         """Fit the new critic to the first rollouts of the round before the policy moves."""
@@ -179,15 +181,6 @@ class Theme:
         }
         self.directory.commit_round(draft, entry)
         self.console.show(round_table(self.directory.ledger))
-
-    def draw(self, prompts: Sequence[Prompt], start: int, number: int, name: str, index: int) -> list[Prompt]:
-        """Prompts number ``start`` to ``start + number`` of the round; shuffled, all are used before one comes again."""
-        drawn: list[Prompt] = []
-        for lap in range(start // len(prompts), (start + number - 1) // len(prompts) + 1):
-            order = random.Random(derive(self.config.seed, name, "prompts", index, lap)).sample(list(prompts), len(prompts))
-            first = lap * len(prompts)
-            drawn += order[max(0, start - first) : start + number - first]
-        return drawn
 
 
 def look_up(tree: dict[str, Any], dotted: str) -> Any:

@@ -96,13 +96,22 @@ def connected() -> Iterator[bool]:
 def warnings(config: RunConfig) -> list[str]:
     """What the config asks for and a user should know before hours have passed."""
     found = []
-    if config.rollout.top_p < 1:
+    reshaped, policy = config.rollout.reshaped(), config.policy
+    if reshaped:
         found.append(
-            f"rollout.top_p is {config.rollout.top_p:g}: the engine samples from a truncated distribution and the learner "
-            "computes the whole one, so policy/sampler_gap is large by nature and does not prove that a sync arrived"
+            f"{', '.join(reshaped)}: the engine draws from another distribution than the one that the learner computes. Tokens "
+            f"weigh by how much likelier the learner finds them, up to policy.importance_cap = {policy.importance_cap}; what the "
+            "engine never draws, no weight brings back. policy/importance_mean should stay near 1; policy/sampler_gap is large "
+            "by nature and does not prove that a sync arrived"
         )
     elif not comparable(config):
         found.append("engine and learner do not both compute in float32: their log-probs are compared in policy/sampler_gap only")
+    if policy.max_lag:
+        found.append(
+            f"policy.max_lag is {policy.max_lag}: batches are sampled by weights that may be as many updates old, and which "
+            "tokens new weights draw depends on the clock, so the same seed does not give the same run. Look at policy/lag and "
+            "policy/importance_mean; the last sync is proved by a round's first batch and its evaluation"
+        )
     return found
 
 
@@ -119,11 +128,14 @@ def play(
     from cluster.metrics import Metrics
     from cluster.roles import Stage
     from cluster.rounds import Theme
+    from cluster.sampling import sampling
     from cluster.start import begin
+    from cluster.timeline import Timeline
     from cluster.waiting import Waiter
     from rm.validation import ORIGINAL
 
-    wait = Waiter(console, directory.logs, config.resources.deadline_s)
+    timeline = Timeline(directory.path)
+    wait = Waiter(console, directory.logs, config.resources.deadline_s, timeline)
     stage = Stage(config, asked, directory.logs, console.say, fixed)
     metrics = Metrics(directory.path, config.policy.steps_per_round, directory.num_committed)
     try:
@@ -150,7 +162,9 @@ def play(
         processes = {identity.name: {"pid": identity.pid, "node": identity.node} for identity in roles.identities}
         write_file(directory.path / "processes.json", json.dumps({"driver": {"pid": os.getpid()}, **processes}, indent=1))
         sft, version = begin(config, directory, inputs, roles, wait, console, metrics)
-        Theme(config, directory, inputs, roles, wait, console, metrics, sft, version).run()
+        batches = sampling(config, inputs.policy_prompts, roles.rollout, wait)
+        Theme(config, directory, inputs, roles, batches, wait, console, metrics, sft, version).run()
     finally:
         metrics.close()
+        timeline.close()
         stage.close()

@@ -7,7 +7,7 @@ import errno
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -17,6 +17,7 @@ from ray.exceptions import RayActorError, RayError, RayTaskError
 from actors.process import Progress
 from cluster.console import Bar, Console
 from cluster.signals import obey_termination
+from evaluation.timeline import DRIVER, Span
 from tokens.errors import UserError
 
 T = TypeVar("T")
@@ -91,6 +92,8 @@ class Pending(Generic[T]):
         on_answer: called with each process's answer as it comes.
         room: for work that may have to wait for room; no deadline runs while none of it has begun.
         log: name of the log file that the processes share; None where each has its own.
+        step: PPO step that the work is for; None = that under way.
+        submitted: when it was handed over, Unix time, s.
     """
 
     refs: tuple[Any, ...]
@@ -101,6 +104,8 @@ class Pending(Generic[T]):
     on_answer: Callable[[Any], None] = lambda answer: None
     room: Room | None = None
     log: str | None = None
+    step: int | None = None
+    submitted: float = field(default_factory=time.time)
 
 
 class Waiter:
@@ -110,17 +115,33 @@ class Waiter:
         console: to show progress on.
         logs: directory of the processes' log files.
         deadline_s: longest that a call may go without progress.
+        record: takes the span of every wait and of every process's work.
     """
 
-    def __init__(self, console: Console, logs: Path, deadline_s: float) -> None:
-        self.console, self.logs, self.deadline_s = console, logs, deadline_s
+    def __init__(
+        self, console: Console, logs: Path, deadline_s: float, record: Callable[[Span], None] = lambda span: None
+    ) -> None:
+        self.console, self.logs, self.deadline_s, self.record = console, logs, deadline_s, record
         self.seconds: dict[str, float] = defaultdict(float)
         self.place = "start"
+        self.round: int | None = None
+        self.step: int | None = None
+        self._watched: dict[Any, tuple[str, Pending[Any]]] = {}
+        self._early: dict[Any, Any] = {}
+        self._free_since: dict[tuple[str, str], float] = defaultdict(float)
 
-    def begin(self, place: str) -> None:
-        """Forget the times of the last round; ``place`` names the new one in error messages."""
+    def begin(self, place: str, index: int | None = None) -> None:
+        """Forget the times so far; ``place`` names what begins in error messages, ``index`` is its round."""
         self.seconds = defaultdict(float)
-        self.place = place
+        self.place, self.round, self.step = place, index, None
+
+    def watch(self, phase: str, pending: Pending[Any]) -> None:
+        """Look out for work that is waited for later, during every wait until then.
+
+        What it raises is raised by the wait that sees it, in the name of ``phase``; a process that dies is not found out only
+        when its answer is needed.
+        """
+        self._watched |= dict.fromkeys(pending.refs, (phase, pending))
 
     def __call__(self, phase: str, pending: Pending[T], bar: Bar | None = None) -> T:
         """Wait for one piece of work; its seconds are added to ``phase``.
@@ -136,16 +157,23 @@ class Waiter:
             SystemExit: if SIGTERM has come.
         """
         began = moved = time.perf_counter()
-        answers: dict[Any, Any] = {}
-        waiting = list(pending.refs)
+        since = time.time()
+        answers: dict[Any, Any] = {ref: self._early.pop(ref) for ref in pending.refs if ref in self._early}
+        waiting = [ref for ref in pending.refs if ref not in answers]
+        for ref in waiting:
+            self._watched.pop(ref, None)
         asked: list[Any] = []
         said: list[Progress] = []
         while waiting:
-            ready, waiting = ray.wait(waiting, num_returns=1, timeout=POLL_S if bar else 5.0)
+            found, _ = ray.wait([*self._watched, *waiting], num_returns=1, timeout=POLL_S if bar else 5.0)
             obey_termination()
-            for ref in ready:
-                answers[ref] = self._get(ref, pending, phase)
-                pending.on_answer(answers[ref])
+            ready = [ref for ref in found if ref not in self._watched]
+            for ref in found:
+                if ref in self._watched:
+                    self._early[ref] = self._arrived(ref, *self._watched.pop(ref))
+                else:
+                    answers[ref] = self._arrived(ref, phase, pending)
+                    waiting.remove(ref)
             before = said
             said, asked = self._listen(pending, said, asked)
             queued = pending.room is not None and all(progress.waiting for progress in said)
@@ -162,7 +190,18 @@ class Waiter:
         if bar:
             bar.show(self._listen(pending, said, [actor.progress.remote() for actor in pending.progress_of], FINAL_S)[0])
         self.seconds[phase] += time.perf_counter() - began
+        self.record(Span(phase, DRIVER, self.round, self.step, since, time.time()))
         return pending.combine([answers[ref] for ref in pending.refs])
+
+    def _arrived(self, ref: Any, phase: str, pending: Pending[Any]) -> Any:
+        """The answer of one process. It was at work since it got the call, or since it was done with the call before."""
+        answer = self._get(ref, pending, phase)
+        pending.on_answer(answer)
+        name, now = pending.names[pending.refs.index(ref)], time.time()
+        start, step = max(pending.submitted, self._free_since[name, phase]), self.step if pending.step is None else pending.step
+        self._free_since[name, phase] = now
+        self.record(Span(phase, name, self.round, step, start, now))
+        return answer
 
     def _listen(
         self, pending: Pending[Any], said: list[Progress], asked: list[Any], timeout: float = 0.0

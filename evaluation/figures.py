@@ -16,6 +16,7 @@ from evaluation.records import EvaluationRow
 from evaluation.run import Run, series
 from evaluation.summary import judge_in_words
 from evaluation.svg import BLUE, BROWN, CARD, GREEN, GREY, INK, MUTED, ORANGE, PURPLE, RED, SERIES, SKY, YELLOW, Drawing, drawing
+from evaluation.timeline_figure import timeline_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -48,6 +49,7 @@ def all_figures(run: Run) -> tuple[Drawing, ...]:
         _reward_differences(run),
         _meta_step(run),
         _meta_heldout(run),
+        timeline_figure(run.timeline),
     )
     return tuple(figure for figure in made if figure is not None)
 

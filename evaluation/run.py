@@ -11,6 +11,7 @@ from typing import Literal
 
 from evaluation.json_node import JsonNode, json_lines, read_json, read_text
 from evaluation.records import EvaluationRow, MetaRow, read_rows
+from evaluation.timeline import Span, read_timeline
 from tokens.errors import UserError
 
 
@@ -94,6 +95,7 @@ class Run:
     start_rows: tuple[EvaluationRow, ...]
     round_rows: tuple[tuple[EvaluationRow, ...], ...]
     meta_rows: tuple[tuple[MetaRow, ...], ...]
+    timeline: tuple[Span, ...]
 
 
 def read_run(directory: Path) -> Run:
@@ -121,6 +123,7 @@ def read_run(directory: Path) -> Run:
         )
     ledger = parse_ledger(read_json(ledger_path.read_text("utf-8"), str(ledger_path)), str(ledger_path))
     versions = JsonNode(read_json(read_text(directory / "versions.json"), "versions.json"), "versions.json").strings()
+    played = {None, *(round.index for round in ledger.rounds)}
     folders = [directory / "rounds" / f"round_{round.index:03d}" for round in ledger.rounds]
     return Run(
         directory=directory,
@@ -131,6 +134,7 @@ def read_run(directory: Path) -> Run:
         start_rows=read_rows(directory / "start" / "evaluation.parquet", EvaluationRow),
         round_rows=tuple(read_rows(folder / "evaluation.parquet", EvaluationRow) for folder in folders),
         meta_rows=tuple(read_rows(folder / "meta_rollouts.parquet", MetaRow) for folder in folders),
+        timeline=tuple(span for span in read_timeline(directory / "timeline.jsonl") if span.round in played),
     )
 
 

@@ -87,6 +87,9 @@ class PolicyConfig(Section):
     steps_per_round: int = Field(2000, ge=1)
     prompts_per_step: int = Field(32, ge=1)
     samples_per_prompt: int = Field(1, ge=1)
+    max_lag: int = Field(0, ge=0)
+    """Updates by which the weights that sampled a batch may be older than those that learn from it. 0 is on-policy; from 1 on the
+    engines sample the next batches while the learner trains."""
     epochs: int = Field(1, ge=1)
     """Passes over each rollout batch."""
     minibatch_size: int = Field(32, ge=1)

@@ -5,6 +5,7 @@ Letters: B sequences, T positions (prompt + response + padding).
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -38,6 +39,19 @@ class Prompt:
 
 
 @dataclass(frozen=True)
+class Swap:
+    """New weights that an engine took over in the middle of a response.
+
+    Args:
+        token: index of the first response token that they drew.
+        version: of the policy.
+    """
+
+    token: int
+    version: int
+
+
+@dataclass(frozen=True)
 class Rollout:
     """A prompt, a response sampled for it, and who sampled it.
 
@@ -47,11 +61,12 @@ class Rollout:
         response_ids: sampled ids, EOS included when the response ended by itself; not empty.
         text: the response as text, special tokens left out.
         sampler_logprobs: log-probability of each id under the distribution it was drawn from (temperature applied), nats.
-        policy_version: version of the weights that sampled it.
+        policy_version: version of the weights that the engine held when it took the prompt: the oldest that had a part in it.
         finished: True if it ended with EOS, False if it was cut by the token limit.
+        swaps: weights that came while it was sampled, oldest first; the tokens before the first are of ``policy_version``.
 
     Raises:
-        ValueError: if ids and log-probabilities differ in number, are none, or are not finite.
+        ValueError: if ids and log-probabilities differ in number, are none, or are not finite, or the swaps do not rise.
     """
 
     prompt: Prompt
@@ -61,6 +76,7 @@ class Rollout:
     sampler_logprobs: tuple[float, ...]
     policy_version: int
     finished: bool
+    swaps: tuple[Swap, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.response_ids:
@@ -71,6 +87,33 @@ class Rollout:
             )
         if not all(math.isfinite(x) for x in self.sampler_logprobs):
             raise ValueError(f"rollout {self.prompt.id}/{self.sample}: a sampler log-prob is not finite")
+        tokens = [*(swap.token for swap in self.swaps), len(self.response_ids)]
+        versions = [self.policy_version, *(swap.version for swap in self.swaps)]
+        if tokens[0] < 0 or any(a >= b for row in (tokens, versions) for a, b in itertools.pairwise(row)):
+            raise ValueError(
+                f"rollout {self.prompt.id}/{self.sample}: swaps must rise in token and version, from version "
+                f"{self.policy_version} and within {len(self.response_ids)} tokens, got {self.swaps}"
+            )
+
+    def age(self, version: int) -> float:
+        """How many versions the weights that drew its tokens are behind, on average over the tokens.
+
+        age = mean over tokens of (version - version of the weights that drew the token)
+
+        Source: none needed.
+
+        Args:
+            version: of the policy that learns from it.
+
+        Returns:
+            0.0 where all tokens are of ``version``.
+
+        Padding contract: there is none.
+        """
+        starts = [0, *(swap.token for swap in self.swaps), len(self.response_ids)]
+        versions = [self.policy_version, *(swap.version for swap in self.swaps)]
+        behind = sum((b - a) * (version - v) for (a, b), v in zip(itertools.pairwise(starts), versions, strict=True))
+        return behind / len(self.response_ids)
 
 
 @dataclass(frozen=True)

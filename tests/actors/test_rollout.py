@@ -12,6 +12,13 @@ import ray
 import torch
 from ray.exceptions import RayTaskError
 from transformers import LlamaConfig, LlamaForCausalLM
+from transformers.generation.logits_process import (
+    MinPLogitsWarper,
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
 
 from actors.config import RolloutConfig
 from actors.process import ProcessSetup, engine_environment
@@ -144,6 +151,95 @@ def test_a_prompt_longer_than_the_context_fails_the_call_instead_of_being_cut(en
     ray.get(engine.load.remote(parcels(language_model(1)), 30))
     with pytest.raises(RayTaskError, match="400"):
         ray.get(engine.sample.remote([prompt("too long", 450)], 1, 0, 30))
+
+
+def mixed_logprobs(rollout: Rollout, old: LlamaForCausalLM, new: LlamaForCausalLM) -> list[float]:
+    """Log-probs of a response whose weights changed on the way: the new ones go on over the old ones' keys and values."""
+    ids = torch.tensor([[*rollout.prompt.token_ids, *rollout.response_ids]])
+    cut = len(rollout.prompt.token_ids) - 1 + rollout.swaps[0].token  # the new weights read from this position on
+    with torch.no_grad():
+        before = old(ids[:, :cut], use_cache=True)
+        after = new(ids[:, cut:], past_key_values=before.past_key_values)
+    logits = torch.cat([before.logits, after.logits], dim=1)[:, len(rollout.prompt.token_ids) - 1 : -1] / TEMPERATURE
+    chosen = logits.log_softmax(-1).gather(-1, torch.tensor([rollout.response_ids])[..., None])
+    return list(chosen.flatten().tolist())
+
+
+def test_weights_that_come_in_the_middle_drop_nothing(engine: Any) -> None:
+    old, new = language_model(1), language_model(2)
+    ray.get(engine.load.remote(parcels(old), 40))
+    prompts = [prompt("long", LONG), *(prompt(f"p{i}", 5 + i) for i in range(40))]
+    answer = engine.sample.remote(prompts, 12, 3, 40)
+    weights = parcels(new)
+    while ray.get(engine.progress.remote()).done < 12 or ray.get(engine.progress.remote()).total != 492:
+        assert not ray.wait([answer], timeout=0)[0], "it was faster than the look at its progress"
+    assert ray.get(engine.load.remote(weights, 41)) == 41
+    assert not ray.wait([answer], timeout=0)[0], "the load did not wait for the requests"
+    rollouts = ray.get(answer)
+    assert [(r.prompt.id, r.sample) for r in rollouts] == [(p.id, i) for p in prompts for i in range(12)]
+    assert {r.policy_version for r in rollouts} == {40}
+    assert {swap.version for r in rollouts for swap in r.swaps} == {41}
+    whole = [r for r in rollouts if not r.swaps]
+    split = [r for r in rollouts if r.swaps and r.swaps[0].token]
+    assert len(whole) > 12 and len(split) > 12
+    assert largest_gap(whole, old) < 1e-4
+    for rollout in split:
+        assert rollout.sampler_logprobs == pytest.approx(mixed_logprobs(rollout, old, new), abs=1e-4)
+    later = ray.get(engine.sample.remote(prompts, 2, 3, 41))
+    assert {(r.policy_version, r.swaps) for r in later} == {(41, ())}
+    assert largest_gap(later, new) < 1e-4, "no key or value of the old weights answers a new request"
+
+
+def test_a_new_request_sees_no_old_prefix_although_the_cache_still_holds_one(engine: Any) -> None:
+    old, new = language_model(1), language_model(2)
+    ray.get(engine.load.remote(parcels(old), 50))
+
+    laid_out = parcels(new)
+
+    def next_version_unseen(self: Any) -> None:  # as a load in the middle leaves it: the cache is not emptied
+        laid_out.into(self.engine, self.line)
+        self.engine.llm_engine.set_weight_version("51")
+        self.version = 51
+
+    ray.get(engine.sample.remote([prompt("long", LONG)], 2, 0, 50))
+    ray.get(engine.__ray_call__.remote(next_version_unseen))
+    assert largest_gap(ray.get(engine.sample.remote([prompt("long", LONG)], 2, 0, 51)), new) < 1e-4
+
+
+@pytest.mark.parametrize(
+    "setting", [{"top_p": 0.6}, {"top_k": 5}, {"repetition_penalty": 1.3}, {"min_p": 0.3}, {"top_k": 30, "top_p": 0.7}], ids=str
+)
+def test_logprobs_are_those_of_the_distribution_that_was_drawn_from(engine: Any, setting: dict[str, Any]) -> None:
+    model = language_model(1)
+    ray.get(engine.load.remote(parcels(model), 60))
+
+    def use(self: Any, config: RolloutConfig) -> RolloutConfig:
+        before, self.config = self.config, config
+        return before
+
+    config = RolloutConfig(temperature=TEMPERATURE, max_new_tokens=24, kv_cache_mib=64, **setting)
+    usual = ray.get(engine.__ray_call__.remote(use, config))
+    rollouts = ray.get(engine.sample.remote([prompt("a", 9)], 6, 0, 60))
+    ray.get(engine.__ray_call__.remote(use, usual))
+    warpers = [
+        RepetitionPenaltyLogitsProcessor(config.repetition_penalty),
+        TemperatureLogitsWarper(TEMPERATURE),
+        *([TopKLogitsWarper(config.top_k)] if config.top_k else []),
+        *([TopPLogitsWarper(config.top_p)] if config.top_p < 1 else []),
+        *([MinPLogitsWarper(config.min_p)] if config.min_p else []),
+    ]
+    for rollout in rollouts:
+        ids = torch.tensor([[*rollout.prompt.token_ids, *rollout.response_ids]])
+        with torch.no_grad():
+            logits = model(ids).logits
+        for index, (token, logprob) in enumerate(zip(rollout.response_ids, rollout.sampler_logprobs, strict=True)):
+            so_far = ids[:, : len(rollout.prompt.token_ids) + index]
+            scores = logits[:, so_far.shape[1] - 1]
+            for warper in warpers:
+                scores = warper(so_far, scores)
+            assert logprob == pytest.approx(float(scores.log_softmax(-1)[0, token]), abs=1e-4)
+    assert largest_gap(rollouts, model) > 1e-2, "the whole distribution is another one"
+    assert config.reshaped() == tuple(f"rollout.{key} {value:g}" for key, value in sorted(setting.items(), reverse=True))
 
 
 def test_streams_of_two_prompts_do_not_touch() -> None:

@@ -70,6 +70,17 @@ CONFIGS = {
     "microbatch does not divide": (
         {"policy": {"prompts_per_step": 16, "minibatch_size": 16, "microbatch_size": 5}}, ["microbatch_size", "divide", "16"],
     ),
+    "a sampler without chance": ({"rollout": {"top_k": 1}}, ["rollout: rollout.top_k is 1", "importance"]),
+    "another distribution, uncorrected": (
+        {"rollout": {"top_p": 0.9, "repetition_penalty": 1.1}, "policy": {"importance_cap": None}},
+        ["rollout.top_p 0.9, rollout.repetition_penalty 1.1", "policy.importance_cap null", "2.0"],
+    ),
+    "old rollouts, uncorrected": (
+        {"policy": {"max_lag": 1, "importance_cap": None}}, ["policy.max_lag 1", "policy.importance_cap null"],
+    ),
+    "ahead on a shared device": (
+        {"policy": {"max_lag": 1}, "resources": {"placement": "colocated"}}, ["policy.max_lag is 1", "colocated", "disaggregated"],
+    ),
     "meta batch over S_k": ({"meta": {"num_prompts": 2, "prompts_per_step": 3}}, ["meta.prompts_per_step", "3", "2"]),
     "spread of one member": ({"scorer": {"num_members": 1}}, ["mean_minus_std", "num_members"]),
     "a name that is a path": ({"name": "../../etc"}, ["name", "../../etc"]),

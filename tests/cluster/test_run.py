@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import psutil
@@ -19,6 +20,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from cluster.load_config import load_config
 from cluster.run_directory import config_sha256
 from evaluation.records import EvaluationRow, MetaRow, read_rows
+from evaluation.timeline import DRIVER, read_timeline
 from tests.cluster.command import ROOT, TINY, Command
 
 TinyRun = tuple[Path, "subprocess.CompletedProcess[str]"]
@@ -64,6 +66,7 @@ def test_every_round_is_committed_with_what_the_issue_names(tiny_run: TinyRun) -
 def test_the_engine_agrees_with_the_learner_after_every_sync(tiny_run: TinyRun) -> None:
     gaps = [row["policy/sampler_gap"] for row in rows(tiny_run[0], "policy")]
     assert len(gaps) == 4 and max(gaps) < 1e-4
+    assert {(row["policy/lag"], row["policy/swapped"]) for row in rows(tiny_run[0], "policy")} == {(0.0, 0.0)}
 
 
 def test_every_rollout_carries_the_version_that_sampled_it(tiny_run: TinyRun) -> None:
@@ -154,9 +157,19 @@ def test_sigterm_leaves_no_process_and_no_half_round(command: Command, tmp_path:
 
 
 @pytest.mark.parametrize("num_engines", [2])
-def test_two_engines_share_the_prompts(command: Command, num_engines: int) -> None:
-    done = command("run", str(TINY), "--name", "tiny-pool", "--rollout.num_engines", str(num_engines), "--rounds.num_rounds", "1")
+def test_two_engines_share_the_prompts_and_sample_ahead(command: Command, num_engines: int) -> None:
+    engines = ("--rollout.num_engines", str(num_engines), "--policy.max_lag", "1", "--policy.steps_per_round", "4")
+    done = command("run", str(TINY), "--name", "tiny-pool", "--rounds.num_rounds", "1", *engines)
     assert done.returncode == 0, done.stdout + done.stderr
+    assert "policy.max_lag is 1" in done.stdout
     run = command.storage / "runs" / "tiny-pool"
+    lags = [row["policy/lag"] for row in rows(run, "policy")]
+    assert lags[0] == 0.0 and all(0.0 < lag <= 1.0 for lag in lags[1:]), lags
+    spans = read_timeline(run / "timeline.jsonl")
+    sampled = [span for span in spans if span.what == "sample" and span.who != DRIVER]
+    assert Counter((span.who, span.step) for span in sampled) == {(f"rollout-{i}", step): 1 for i in (0, 1) for step in range(4)}
+    learned = [span for span in spans if span.what == "policy" and span.who == "learner-0" and span.step is not None]
+    assert any(a.start < b.end and b.start < a.end for a in sampled for b in learned), "the pool works while the learner does"
+    assert 'id="figure-timeline"' in (run / "report.html").read_text()
     assert {"rollout-0", "rollout-1"} <= json.loads((run / "processes.json").read_text()).keys()
     assert len(read_rows(run / "rounds" / "round_000" / "meta_rollouts.parquet", MetaRow)) == 32 * 3

@@ -188,6 +188,13 @@ def make_run(tmp_path_factory: pytest.TempPathFactory) -> RunMaker:
         }
         (run / "ledger.json").write_text(json.dumps(ledger), "utf-8")
         (run / "metrics.jsonl").write_text("".join(line + "\n" for line in metrics), "utf-8")
+        spans = [
+            {"what": what, "who": who, "round": num_rounds - 1, "step": step, "start": 5.0 * step + a, "end": 5.0 * step + b}
+            for step in range(steps)
+            for what, a, b, worker in (("sample", 0.0, 2.0, "rollout-0"), ("policy", 2.0, 4.9, "learner-0"))
+            for who in ("driver", worker)
+        ]
+        (run / "timeline.jsonl").write_text("".join(json.dumps(span) + "\n" for span in spans), "utf-8")
         (run / "config.yaml").write_text("name: made-up\nrounds:\n  num_rounds: 3\n# <b>not bold</b>\n", "utf-8")
         (run / "versions.json").write_text(json.dumps({"rondo": "0.1.0", "python": "3.11.2", "git_commit": None}), "utf-8")
         return run

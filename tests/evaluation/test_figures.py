@@ -65,7 +65,7 @@ def test_running_mean_and_spread() -> None:
 
 def test_every_asked_figure_is_there(figures: tuple[Drawing, ...]) -> None:
     assert [figure.name for figure in figures] == [
-        "reward-round", "reward-step", "outcomes", "time", "kl", "perplexity", "differences", "meta", "meta-heldout",
+        "reward-round", "reward-step", "outcomes", "time", "kl", "perplexity", "differences", "meta", "meta-heldout", "timeline",
     ]  # fmt: skip
 
 
@@ -98,7 +98,7 @@ def test_figures_show_the_data(figures: tuple[Drawing, ...], run: Run) -> None:
 def test_a_figure_without_data_is_left_out(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """No metrics and no S_k: the curves by step and MetaRM's figures go, the others stay."""
     monkeypatch.setattr("evaluation.svg._render", lambda prefix, title, width, height, draw: "<svg/>")
-    empty = replace(run, metrics=(), meta_rows=((), (), ()))
+    empty = replace(run, metrics=(), meta_rows=((), (), ()), timeline=())
     assert [figure.name for figure in all_figures(empty)] == ["reward-round", "outcomes", "time", "kl", "perplexity"]
 
 

@@ -1,0 +1,137 @@
+"""The rollout batches of PPO: sampled when they are asked for, or ahead of the learner. Chosen once, at set-up."""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Protocol
+
+from cluster.config import RunConfig
+from cluster.roles import RolloutPool
+from cluster.seeds import derive
+from cluster.waiting import Pending, RoleFailed, Waiter
+from tokens.records import Prompt, Rollout
+
+
+def draw(seed: int, prompts: Sequence[Prompt], start: int, number: int, name: str, index: int) -> list[Prompt]:
+    """Prompts number ``start`` to ``start + number`` of a round; shuffled, all are used before one comes again.
+
+    Args:
+        seed: of the run.
+        prompts: to draw from.
+        start: prompts of the round that were drawn before.
+        number: to draw.
+        name: what they are for.
+        index: of the round.
+    """
+    drawn: list[Prompt] = []
+    for lap in range(start // len(prompts), (start + number - 1) // len(prompts) + 1):
+        order = random.Random(derive(seed, name, "prompts", index, lap)).sample(list(prompts), len(prompts))
+        first = lap * len(prompts)
+        drawn += order[max(0, start - first) : start + number - first]
+    return drawn
+
+
+class Batches:
+    """The batch of every step: which prompts, with which seed. Neither depends on when it is sampled.
+
+    Args:
+        config: of the run.
+        prompts: of PPO.
+        pool: samples.
+    """
+
+    def __init__(self, config: RunConfig, prompts: Sequence[Prompt], pool: RolloutPool) -> None:
+        self.config, self.prompts, self.pool = config, prompts, pool
+
+    def submit(self, index: int, step: int, version: int) -> Pending[list[Rollout]]:
+        """Ask the pool for the batch of a step, from weights that are no older than ``version``."""
+        policy, seed = self.config.policy, self.config.seed
+        first = step * policy.prompts_per_step
+        prompts = draw(seed, self.prompts, first, policy.prompts_per_step, "policy", index)
+        pending = self.pool.sample(prompts, policy.samples_per_prompt, derive(seed, "policy", index, step), version)
+        return replace(pending, step=step)
+
+
+class Sampling(Protocol):
+    """Gives the loop its rollouts."""
+
+    def __call__(self, index: int, step: int, version: int) -> list[Rollout]:
+        """The batch of a step, for a learner that holds ``version``."""
+        ...
+
+
+class WhenAsked:
+    """On-policy: a batch is sampled from the weights that will learn from it, and everybody else waits."""
+
+    def __init__(self, batches: Batches, wait: Waiter) -> None:
+        self.batches, self.wait = batches, wait
+
+    def __call__(self, index: int, step: int, version: int) -> list[Rollout]:
+        """The batch of a step."""
+        rollouts = self.wait("sample", self.batches.submit(index, step, version))
+        refuse_old(rollouts, index, step, version, max_lag=0)
+        return rollouts
+
+
+class Ahead:
+    """The pool works on up to ``max_lag`` batches to come while the learner trains on this one.
+
+    None is begun over the end of a round: what follows it is scored by another reward model.
+
+    Args:
+        batches: of the run.
+        wait: waits for them.
+        max_lag: how many.
+        steps_per_round: of the run.
+    """
+
+    def __init__(self, batches: Batches, wait: Waiter, max_lag: int, steps_per_round: int) -> None:
+        self.batches, self.wait, self.max_lag, self.steps_per_round = batches, wait, max_lag, steps_per_round
+        self.submitted: deque[Pending[list[Rollout]]] = deque()
+
+    def __call__(self, index: int, step: int, version: int) -> list[Rollout]:
+        """The batch of a step; those of the next steps are asked for first, so that the pool goes on without a pause."""
+        for later in range(step + len(self.submitted), min(step + self.max_lag + 1, self.steps_per_round)):
+            pending = self.batches.submit(index, later, version)
+            self.wait.watch("sample", pending)
+            self.submitted.append(pending)
+        rollouts = self.wait("sample", self.submitted.popleft())
+        refuse_old(rollouts, index, step, version, self.max_lag)
+        return rollouts
+
+
+def sampling(config: RunConfig, prompts: Sequence[Prompt], pool: RolloutPool, wait: Waiter) -> Sampling:
+    """What ``policy.max_lag`` asks for."""
+    batches, policy = Batches(config, prompts, pool), config.policy
+    return Ahead(batches, wait, policy.max_lag, policy.steps_per_round) if policy.max_lag else WhenAsked(batches, wait)
+
+
+def refuse_old(rollouts: Sequence[Rollout], index: int, step: int, version: int, max_lag: int) -> None:
+    """Rollouts must come from weights that the learner held at most ``max_lag`` updates ago.
+
+    Raises:
+        RoleFailed: if one does not: a sync was lost, and nothing may be learned from it.
+    """
+    for rollout in rollouts:
+        if not 0 <= version - rollout.policy_version <= max_lag:
+            raise RoleFailed(
+                f"round {index}, step {step}: a rollout of prompt {rollout.prompt.id} is of policy version "
+                f"{rollout.policy_version}, the learner holds version {version}, and policy.max_lag = {max_lag} is the most that "
+                "may lie between: a weight sync was lost, and nothing was learned from this batch"
+            )
+
+
+def ages(rollouts: Sequence[Rollout], version: int) -> dict[str, float]:
+    """How old what the learner of ``version`` is given is.
+
+    Returns:
+        ``policy/lag``: mean age of a token, versions; ``policy/swapped``: share of rollouts that got new weights on the way.
+    """
+    tokens = sum(len(rollout.response_ids) for rollout in rollouts)
+    return {
+        "policy/lag": sum(rollout.age(version) * len(rollout.response_ids) for rollout in rollouts) / tokens,
+        "policy/swapped": sum(bool(rollout.swaps) for rollout in rollouts) / len(rollouts),
+    }
