@@ -153,7 +153,7 @@ class RunConfig(Section):
                 f"world.max_response_tokens and its EOS make {written} tokens, "
                 f"data.max_response_tokens is {self.data.max_response_tokens}"
             )
-        if self.sft.model is None and (self.reward.base is None or self.data.preferences == "sandbox"):
+        if self.data.preferences == "sandbox" or (self.sft.model is None and self.reward.base is None):
             self.refuse_short_context()
         return self
 

@@ -149,6 +149,9 @@ class PolicyConfig(Section):
     """Entropy bonus: -coef * entropy is part of the policy loss, nats per token. The whole distribution's, at the temperature."""
     ptx_coef: float = Field(0.0, ge=0)
     """Weight of a language-modelling loss on supervised texts beside PPO's (Ouyang et al. 2022, PPO-ptx)."""
+    ptx_data: str | None = None
+    """The texts of it, a data set of its own (as sft.data); null = those that SFT learns from: the chosen responses of D, or the
+    sandbox's texts."""
     ptx_batch_size: int = Field(32, ge=1)
     """Texts of it per optimizer step."""
     max_update_kl: float | None = Field(None, gt=0)

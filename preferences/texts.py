@@ -155,7 +155,7 @@ def _read(row: Mapping[str, Any], template: Template | None) -> tuple[str, str]:
 
 
 def encode_texts(
-    texts: TextSet, tokenizer: PreTrainedTokenizerBase, context: int, drop: bool
+    texts: TextSet, tokenizer: PreTrainedTokenizerBase, context: int | None, drop: bool
 ) -> tuple[tuple[Example, ...], tuple[DroppedRow, ...]]:
     """Every text as token ids.
 
@@ -164,7 +164,7 @@ def encode_texts(
     Args:
         texts: the texts.
         tokenizer: the model's.
-        context: most tokens of prompt and response together, EOS included.
+        context: most tokens of prompt and response together, EOS included; None = any number.
         drop: leave out texts that do not fit, and list them, instead of stopping.
 
     Returns:
@@ -177,7 +177,7 @@ def encode_texts(
     bad: list[DroppedRow] = []
     for row in texts.rows:
         prompt, response = _encode(row, tokenizer, texts.templated)
-        if len(prompt) + len(response) > context:
+        if context is not None and len(prompt) + len(response) > context:
             detail = f"{len(prompt)} + {len(response)} tokens, the model's context is {context}"
             bad.append(DroppedRow(row.where, "longer than the context", detail))
         elif not prompt or not response:
