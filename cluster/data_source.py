@@ -193,7 +193,9 @@ class DataSource(Source):
             self._sft_dir = given.path
         self._base_dir = self._sft_dir if base is None else base.path
         self._prompts = self._choose_prompts() if policy else None
-        self._ptx = ptx_texts(config, self._tokenizer, lambda: [(p.prompt_ids, p.chosen_ids) for p in self.pairs]) if policy else ()
+        self._ptx = (
+            ptx_texts(config, self._tokenizer, lambda: [(p.prompt_ids, p.chosen_ids) for p in self.pairs]) if policy else ()
+        )
 
     def _start(self, base: GivenModel | None, policy: bool) -> GivenModel | None:
         """The model whose tokenizer is used: the SFT model, or, where no policy is trained, ``reward.base``."""

@@ -108,9 +108,7 @@ def sft_bundle(config: RunConfig) -> Bundle:
     return Bundle("learner", "learner-0", share.num_cpus, share.num_gpus, int(memory), "SFT model, AdamW")
 
 
-def train(
-    config: RunConfig, console: Console, directory: SFTDirectory, texts: Texts, draft: Path, fixed: bool
-) -> dict[str, Any]:
+def train(config: RunConfig, console: Console, directory: SFTDirectory, texts: Texts, draft: Path, fixed: bool) -> dict[str, Any]:
     """Train in a Ray actor.
 
     Args:

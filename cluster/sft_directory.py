@@ -82,7 +82,7 @@ class SFTDirectory:
 
     @contextlib.contextmanager
     def open(self) -> Iterator[Path]:
-        """Keep other drivers out, and give a draft to write the model into; what an earlier driver left is removed, its logs apart.
+        """Keep other drivers out, and give a draft to write the model into; what an earlier driver left is removed.
 
         Raises:
             UserError: as ``inspect``, or if another driver is at work.

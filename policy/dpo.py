@@ -15,13 +15,13 @@ from tokens.records import Pair
 
 if TYPE_CHECKING:
     import datasets
-    from transformers import PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerBase
 
 
 def fit_dpo(
     sft_dir: Path,
     pairs: Sequence[Pair],
-    tokenizer: PreTrainedTokenizerFast,
+    tokenizer: PreTrainedTokenizerBase,
     out_dir: Path,
     config: DPOConfig,
     seed: int,
@@ -68,7 +68,7 @@ def fit_dpo(
     progress.disable_progress_bar()
     logging.getLogger("trl").setLevel(logging.ERROR)
 
-    class Encoded(trl.DPOTrainer):
+    class Encoded(trl.DPOTrainer):  # type: ignore[misc]
         """Takes ids as they are: our convention of BOS and EOS (or of the chat template) is in them."""
 
         def _prepare_dataset(self, dataset: datasets.Dataset, *others: object) -> datasets.Dataset:

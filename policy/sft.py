@@ -16,7 +16,7 @@ from tokens.errors import UserError
 
 if TYPE_CHECKING:
     import transformers
-    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 Example = tuple[list[int], list[int]]
 """Ids of a prompt, and of its response with EOS."""
@@ -294,7 +294,7 @@ def listen(
     return values
 
 
-def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, out_dir: Path) -> None:
+def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, out_dir: Path) -> None:
     """Write weights as safetensors, the tokenizer, and a generation config that holds the special ids and nothing else.
 
     Source: none; transformers' ``save_pretrained``.

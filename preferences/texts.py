@@ -139,7 +139,7 @@ def _read(row: Mapping[str, Any], template: Template | None) -> tuple[str, str]:
     """(prompt, response) of a row."""
     for column, value in row.items():
         if value is None or not value or (isinstance(value, str) and not value.strip()):
-            raise BadRowError(f"{column} is missing (null)" if value is None else f"{column} is empty", "" if not value else value)
+            raise BadRowError(f"{column} is missing (null)" if value is None else f"{column} is empty", value or "")
     if template is None:
         return ("", row["text"]) if "text" in row else (row["prompt"], row["completion"])
     whole = plain_messages(row["messages"] if "messages" in row else [*row["prompt"], *row["completion"]])

@@ -40,13 +40,13 @@ def _logprobs(folder: Path, pairs: list[Pair], side: str) -> torch.Tensor:
         return response_logprobs(model, SequenceBatch.from_ids([p.prompt_ids for p in pairs], responses, 0)).sum(-1)
 
 
-def test_chosen_comes_to_be_preferred_and_the_directory_loads(
-    sft: tuple[Path, PreTrainedTokenizerFast], tmp_path: Path
-) -> None:
+def test_chosen_comes_to_be_preferred_and_the_directory_loads(sft: tuple[Path, PreTrainedTokenizerFast], tmp_path: Path) -> None:
     folder, tokenizer = sft
     pairs, seen = _pairs(tokenizer, 16), []
     config = DPOConfig(beta=0.1, lr=3e-3, epochs=5, batch_size=8, microbatch_size=4)
-    rows = fit_dpo(folder, pairs, tokenizer, tmp_path, config, 0, False, on_progress=lambda done, total: seen.append((done, total)))
+    rows = fit_dpo(
+        folder, pairs, tokenizer, tmp_path, config, 0, False, on_progress=lambda done, total: seen.append((done, total))
+    )
     assert seen == [(step, 10) for step in range(1, 11)]
     assert {path.name for path in tmp_path.iterdir()} == {
         "config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json",
