@@ -171,12 +171,12 @@ def theme_of(config: RunConfig) -> type[Theme]:
 
 
 NOTES: dict[Baseline, str] = {
-    "vanilla_ppo": "one reward model, trained on D in round 0 without MetaRM, pays PPO in every round; critic, reference and reward "
-    "moments go on. meta.* is switched off, and scorer.aggregate says nothing of PPO: the other members only judge",
+    "vanilla_ppo": "one reward model, trained on D in round 0 without MetaRM, pays PPO in every round; critic, reference and "
+    "reward moments go on. meta.* is switched off, and scorer.aggregate says nothing of PPO: the other members only judge",
     "best_of_n": "the policy stays SFT, and the favourite of the ensemble among rounds.best_of samples is its answer. meta.* is "
     "switched off, and of policy.* only prompts and microbatch_size are used",
-    "dpo": "TRL's DPOTrainer trains the policy on D, and the reward models only judge it. meta.* is switched off, and of policy.* "
-    "only prompts and microbatch_size are used",
+    "dpo": "TRL's DPOTrainer trains the policy on D, and the reward models only judge it. meta.* is switched off, and of "
+    "policy.* only prompts and microbatch_size are used",
 }
 """What a user should know of each."""
 

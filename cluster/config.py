@@ -31,8 +31,8 @@ class RoundsConfig(Section):
     def _baseline_is_whole(self) -> "RoundsConfig":
         if (self.best_of is not None) != (self.baseline == "best_of_n"):
             raise ValueError(
-                f"best_of is {self.best_of} and baseline {self.baseline}: best_of is the n of baseline best_of_n, which needs it; "
-                "set both or neither"
+                f"best_of is {self.best_of} and baseline {self.baseline}: best_of is the n of baseline best_of_n, which needs "
+                "it; set both or neither"
             )
         if self.baseline in ("best_of_n", "dpo") and self.num_rounds != 1:
             raise ValueError(

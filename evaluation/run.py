@@ -84,7 +84,7 @@ class MetricRow:
 
 @dataclass(frozen=True)
 class Run:
-    """All that the report needs of a run directory."""
+    """All that the report needs of a run directory. A baseline has no S_k that a reward model was trained on: no ``meta_rows``."""
 
     directory: Path
     config: str
@@ -94,6 +94,12 @@ class Run:
     start_rows: tuple[EvaluationRow, ...]
     round_rows: tuple[tuple[EvaluationRow, ...], ...]
     meta_rows: tuple[tuple[MetaRow, ...], ...]
+
+    @property
+    def baseline(self) -> str | None:
+        """What was played in place of the rounds (``rounds.baseline``); None where the rounds were."""
+        choices = self.ledger.rounds[-1].choices
+        return choices["rounds.baseline"] if "rounds.baseline" in choices else None
 
 
 def read_run(directory: Path) -> Run:
@@ -130,7 +136,10 @@ def read_run(directory: Path) -> Run:
         metrics=_metrics(directory / "metrics.jsonl", {round.index for round in ledger.rounds}),
         start_rows=read_rows(directory / "start" / "evaluation.parquet", EvaluationRow),
         round_rows=tuple(read_rows(folder / "evaluation.parquet", EvaluationRow) for folder in folders),
-        meta_rows=tuple(read_rows(folder / "meta_rollouts.parquet", MetaRow) for folder in folders),
+        meta_rows=tuple(
+            () if "rounds.baseline" in round.choices else read_rows(folder / "meta_rollouts.parquet", MetaRow)
+            for round, folder in zip(ledger.rounds, folders, strict=True)
+        ),
     )
 
 
