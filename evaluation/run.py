@@ -84,7 +84,7 @@ class MetricRow:
 
 @dataclass(frozen=True)
 class Run:
-    """All that the report needs of a run directory. A baseline has no S_k that a reward model was trained on: no ``meta_rows``."""
+    """All that the report needs of a run directory. A baseline trains no reward model on S_k and has no ``meta_rows``."""
 
     directory: Path
     config: str
