@@ -33,6 +33,7 @@ from evaluation.report import write_report
 from evaluation.run import read_run
 from preferences.texts import fingerprint
 from tests.cluster.command import TINY, Command
+from tokens.errors import UserError
 
 BASELINES = {
     "best_of_n": ["--rounds.num_rounds", "1", "--rounds.best_of", "4"],
@@ -52,7 +53,8 @@ def config_of(baseline: str, storage: Path) -> RunConfig:
 def played(command: Command, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A storage root with an SFT model and the three baselines that start from it, made in one Ray session."""
     storage, console = tmp_path_factory.mktemp("baselines"), Console()
-    shutil.copytree(command.storage / "cache", storage / "cache") if (command.storage / "cache").is_dir() else None
+    if (command.storage / "cache").is_dir():  # another test may have built the world
+        shutil.copytree(command.storage / "cache", storage / "cache")
     first = load_config(TINY, ["--name", "first", "--storage", str(storage)])
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("RAY_ADDRESS", raising=False)
@@ -144,9 +146,8 @@ def test_best_of_n_leaves_the_policy_alone_and_picks_what_scores_higher(played: 
     firsts = [row.response for row in samples if row.sample == 0]
     assert firsts == [row.response for row in alone], "SFT's own response is the first of the n"
     chosen = [row.response for row in rows]
-    assert all(
-        text in {s.response for s in samples if s.prompt_id == row.prompt_id} for text, row in zip(chosen, rows, strict=True)
-    )
+    offered = {row.prompt_id: {s.response for s in samples if s.prompt_id == row.prompt_id} for row in rows}
+    assert all(row.response in offered[row.prompt_id] for row in rows)
     assert chosen != firsts
     assert all(row.policy_logprob == row.sft_logprob for row in rows)
 
@@ -154,9 +155,6 @@ def test_best_of_n_leaves_the_policy_alone_and_picks_what_scores_higher(played: 
         return row.ensemble_mean - row.ensemble_std
 
     best = sum(pessimistic(row) for row in rows) / len(rows)
-    first = {row.prompt_id: row for row in samples if row.sample == 0}
-    kept = [row for row in rows if row.response == first[row.prompt_id].response]
-    assert 0 < len(kept) < len(rows)
     assert best > ledger(run)["start"]["evaluation"]["ensemble_mean"] - ledger(run)["start"]["evaluation"]["ensemble_std"]
 
 
@@ -204,24 +202,17 @@ def test_the_report_says_what_was_played(played: Path) -> None:
     for name, text in words.items():
         run = played / "runs" / name
         html = (run / "report.html").read_text()
-        assert (
-            text in html
-            and "A baseline" in html
-            and "figure-differences" not in html
-            and "without MetaRM." not in html.replace("trained once without MetaRM", "")
-        )
+        assert text in html and "A baseline" in html and "figure-differences" not in html
         assert ("figure-dpo" in html) == (name == "dpo") and ("figure-reward-step" in html) == (name == "vanilla_ppo")
         assert read_run(run).baseline == name
 
 
-def test_a_baseline_cannot_be_changed_by_continuing(played: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from tokens.errors import UserError
-
+def test_a_baseline_cannot_be_changed_by_continuing(played: Path) -> None:
     other = config_of("vanilla_ppo", played)
     more = other.model_copy(update={"rounds": other.rounds.model_copy(update={"num_rounds": 5})})
     RunDirectory(more).inspect()
     changed = other.model_copy(update={"rounds": other.rounds.model_copy(update={"baseline": "none"})})
-    with pytest.raises(UserError, match="rounds.baseline: 'vanilla_ppo' there"):
+    with pytest.raises(UserError, match=r"rounds\.baseline: 'vanilla_ppo' there"):
         RunDirectory(changed).inspect()
 
 
