@@ -81,8 +81,8 @@ def play(storage: Path, console: Console, fixed: bool) -> None:
     try:
         stage.wait_for_room()
         given = (inputs.sft_dir, inputs.base_dir, inputs.pairs, {"original": inputs.validation}, inputs.ptx)
-        roles = wait("start", stage.start(*given, 56, None))
-        wait("start", roles.learner.load())
+        roles = wait("start", stage.start(*given, 56, None, storage / "no first reward"))
+        wait("start", roles.learner.load(roles.rollout))
         sft_judged, version = None, 0
         for baseline in BASELINES:
             config = config_of(baseline, storage)
