@@ -15,10 +15,13 @@ from actors.learner_models import AdaptedModels, WholeModels
 from actors.process import STATUS_GROUP, ProcessSetup
 from actors.ranks import Rank
 from actors.transfer import Parcels, TransferSetup, make_sender
-from policy.config import PolicyConfig
-from tokens.records import Rollout
+from policy.config import DPOConfig, PolicyConfig
+from tokens.records import Pair, Rollout
 
 log = logging.getLogger(__name__)
+
+Example = tuple[tuple[int, ...], tuple[int, ...]]
+"""Ids of a prompt, and of its response with EOS."""
 
 
 @ray.remote(concurrency_groups=STATUS_GROUP)
@@ -41,13 +44,14 @@ class PolicyLearner(Rank):
         seed: int,
         first_reward: Path,
         transfer: TransferSetup,
+        ptx: Sequence[Example] = (),
     ) -> None:
         super().__init__(setup)
         from transformers import AutoTokenizer
 
         self.transfer = transfer
         self.config, self.temperature, self.seed, self.resume = config, temperature, seed, resume
-        self.sft_dir, self.first_reward = sft_dir, first_reward
+        self.sft_dir, self.first_reward, self.ptx = sft_dir, first_reward, ptx
         self.tokenizer = AutoTokenizer.from_pretrained(sft_dir)
         self.ppo: Any = None
         self.policy: Any = None
@@ -84,13 +88,13 @@ class PolicyLearner(Rank):
         return WholeModels(*common)
 
     def begin_round(
-        self, index: int, calibration: Sequence[float], critic: Path | None, policy: Path | None, reference: Path | None
+        self, index: int, calibration: Sequence[float] | None, critic: Path | None, policy: Path | None, reference: Path | None
     ) -> None:
         """Set the round up.
 
         Args:
             index: of the round.
-            calibration: PPO scores of S_k, which the running reward moments start from.
+            calibration: PPO scores of S_k, which the running reward moments start from; None = they go on.
             critic: reward model, or the SFT model, that the critic starts from; None = it goes on.
             policy: weights that the policy restarts from; None = it goes on.
             reference: model of the KL; None = it stays (at first, and where the policy restarts: SFT).
@@ -105,7 +109,7 @@ class PolicyLearner(Rank):
         restarted = self.sft if policy is not None else None
         self.ppo.begin_round(
             index,
-            torch.tensor(list(calibration)),
+            None if calibration is None else torch.tensor(list(calibration)),
             policy=self.policy if policy is not None else None,
             critic=self.models.critic(critic) if critic is not None else None,
             reference=self.models.frozen(reference) if reference is not None else restarted,
@@ -132,6 +136,7 @@ class PolicyLearner(Rank):
             seed=self.seed,
             ranks=self.ranks,
             reference_rests=self.setup.offload,
+            ptx=self.ptx,
         )
         if self.resume is not None:
             ppo.load_state(load_file(self.resume / "learner.safetensors"), json.loads((self.resume / "learner.json").read_text()))
@@ -165,6 +170,35 @@ class PolicyLearner(Rank):
                 rollouts, torch.tensor(list(scores)), lambda done, total: self.tick(done, total, "minibatches")
             )
         return dict(metrics.as_dict())
+
+    def prefer(self, pairs: Sequence[Pair], dpo: DPOConfig, out_dir: Path, seed: int) -> list[dict[str, float]]:
+        """Train the policy by DPO, in one process, in place of PPO.
+
+        Args:
+            pairs: D.
+            dpo: how.
+            out_dir: of the round.
+            seed: of the order of the pairs.
+
+        Returns:
+            Metrics by name, about twenty times.
+        """
+        from policy.dpo import fit_dpo
+
+        setup, self.policy = self.setup, None  # room for the one that is trained
+        rows = fit_dpo(
+            self.sft_dir,
+            pairs,
+            self.tokenizer,
+            out_dir / "policy",
+            dpo,
+            seed,
+            setup.dtype == "bfloat16",
+            setup.recompute_activations,
+            lambda done, total: self.tick(done, total, "steps"),
+        )
+        self.policy = self.models.policy(out_dir)
+        return rows
 
     def named_weights(self) -> Iterator[tuple[str, Any]]:
         """The policy's weights, one whole tensor at a time; all ranks must go through them together."""

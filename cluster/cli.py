@@ -71,6 +71,11 @@ def _with_config(chosen: argparse.Namespace, config: RunConfig) -> int:
 
         run(config, console)
         return 0
+    if chosen.command == "sft":
+        from cluster.sft import sft
+
+        sft(config, console)
+        return 0
     from evaluation.preference_report import write_preference_report
 
     if chosen.command == "strength":
@@ -138,6 +143,7 @@ def _parser() -> argparse.ArgumentParser:
         return command
 
     recipe("run", "run the rounds of a config; the same command again continues")
+    recipe("sft", "fine-tune a language model on texts: the first stage, where no SFT model is at hand")
     recipe("strength", "train an ensemble on the preference pairs and measure each pair's preference strength")
     recipe("reward", "train one reward model, without any RL")
     study = recipe("study", "train reward models on parts of the pairs chosen by strength, for the report's figures")

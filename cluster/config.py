@@ -1,23 +1,56 @@
 """The whole config of a run, and what must hold between its sections."""
 
 import re
+from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from actors.config import ResourcesConfig, RolloutConfig
 from evaluation.config import EvaluationConfig
-from policy.config import PolicyConfig, SFTConfig
+from policy.config import DPOConfig, PolicyConfig, SFTConfig
 from preferences.config import DataConfig
 from rm.config import MetaConfig, RewardConfig, ScorerConfig, StrengthConfig
 from sandbox.config import WorldConfig
 from tokens.errors import UserError
 from tokens.section import Section
 
+Baseline = Literal["none", "vanilla_ppo", "best_of_n", "dpo"]
+
 
 class RoundsConfig(Section):
-    """How many times the theme returns."""
+    """How many times the theme returns, or what is played in its place to compare with."""
 
     num_rounds: int = Field(3, ge=1, le=1000)
+    baseline: Baseline = "none"
+    """vanilla_ppo: PPO against one reward model that is never retrained. best_of_n: the SFT policy, and the ensemble picks
+    among its samples. dpo: TRL's DPO on D. The last two are one round. docs/baselines.md."""
+    best_of: int | None = Field(None, ge=2)
+    """n of best_of_n: samples of each evaluation prompt."""
+
+    @model_validator(mode="after")
+    def _baseline_is_whole(self) -> "RoundsConfig":
+        if (self.best_of is not None) != (self.baseline == "best_of_n"):
+            raise ValueError(
+                f"best_of is {self.best_of} and baseline {self.baseline}: best_of is the n of baseline best_of_n, which needs "
+                "it; set both or neither"
+            )
+        if self.baseline in ("best_of_n", "dpo") and self.num_rounds != 1:
+            raise ValueError(
+                f"baseline {self.baseline} is one round, its second would be the first again, and num_rounds is "
+                f"{self.num_rounds}: set it to 1"
+            )
+        return self
+
+
+ONE_POLICY: dict[str, Any] = {
+    "reward.start": "sft",
+    "scorer.refresh": "never",
+    "policy.start": "previous",
+    "policy.reference": "sft",
+}
+"""What only rounds have a use for, and its default: a baseline has one reward model, one start and one reference."""
+PPO_ALONE: dict[str, Any] = {"policy.ptx_coef": 0, "policy.kl.controller": "fixed", "policy.lora.rank": 0}
+"""What only PPO has a use for, and its default."""
 
 
 class RunConfig(Section):
@@ -39,6 +72,7 @@ class RunConfig(Section):
     strength: StrengthConfig = StrengthConfig()
     rollout: RolloutConfig = RolloutConfig()
     policy: PolicyConfig = PolicyConfig()
+    dpo: DPOConfig = DPOConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     resources: ResourcesConfig = ResourcesConfig()
 
@@ -48,6 +82,46 @@ class RunConfig(Section):
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name):
             raise ValueError(f"a run's name has letters, digits, '.', '_' and '-' only, 64 at most, got {name!r}")
         return name
+
+    @model_validator(mode="before")
+    @classmethod
+    def _baselines_know_no_metarm(cls, tree: Any) -> Any:
+        """meta.* is switched off for a baseline, so that one recipe serves both; the run says so."""
+        rounds = tree["rounds"] if isinstance(tree, dict) and "rounds" in tree else None
+        if not isinstance(rounds, dict) or "baseline" not in rounds or rounds["baseline"] == "none":
+            return tree
+        meta = tree["meta"] if "meta" in tree else {}
+        return tree | {"meta": meta | {"enabled": False, "deploy": "theta"} if isinstance(meta, dict) else meta}
+
+    @model_validator(mode="after")
+    def _baseline_means_something(self) -> "RunConfig":
+        baseline = self.rounds.baseline
+        if baseline == "none":
+            return self
+        tree = self.model_dump(mode="json")
+        idle = ONE_POLICY if baseline == "vanilla_ppo" else ONE_POLICY | PPO_ALONE
+        for dotted, usual in idle.items():
+            value: Any = tree
+            for key in dotted.split("."):
+                value = value[key]
+            if value != usual:
+                raise ValueError(
+                    f"{dotted} is {value!r} and rounds.baseline {baseline}, which has no use for it: set it to {usual!r}, or "
+                    "rounds.baseline to none"
+                )
+        if baseline == "dpo":
+            self._refuse_for_dpo()
+        return self
+
+    def _refuse_for_dpo(self) -> None:
+        method, ranks = self.data.denoise.method, self.resources.learner.num_ranks
+        if method not in ("none", "flip", "drop"):
+            raise ValueError(
+                f"data.denoise.method is {method} and rounds.baseline dpo, whose loss knows neither margins nor soft labels of a "
+                "pair: set it to flip, drop or none"
+            )
+        if ranks > 1:
+            raise ValueError(f"resources.learner.num_ranks is {ranks} and rounds.baseline dpo trains in one process: set it to 1")
 
     @model_validator(mode="after")
     def _reward_models_can_be_trained(self) -> "RunConfig":
@@ -168,7 +242,7 @@ class RunConfig(Section):
                 f"world.max_response_tokens and its EOS make {written} tokens, "
                 f"data.max_response_tokens is {self.data.max_response_tokens}"
             )
-        if self.sft.model is None and (self.reward.base is None or self.data.preferences == "sandbox"):
+        if self.data.preferences == "sandbox" or (self.sft.model is None and self.reward.base is None):
             self.refuse_short_context()
         return self
 

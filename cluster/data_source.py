@@ -55,6 +55,34 @@ def publish(partial: Path, final: Path) -> None:
             raise
 
 
+def made_tokenizer(texts: Sequence[str], size: int, cache: Path) -> tuple[Path, Any]:
+    """A byte-level tokenizer trained on texts, or found in the cache by their hash.
+
+    Args:
+        texts: to learn from.
+        size: entries.
+        cache: directory of tokenizers.
+
+    Returns:
+        Its directory, and the tokenizer.
+    """
+    from transformers import AutoTokenizer
+
+    from policy.sft import train_tokenizer
+
+    digest = hashlib.sha256("\x00".join([str(size), *texts]).encode()).hexdigest()[:12]
+    directory = cache / f"tokenizer-{digest}"
+    if not directory.is_dir():
+        partial = directory.with_name(f".{directory.name}.{os.getpid()}.partial")
+        cache.mkdir(parents=True, exist_ok=True)
+        try:
+            train_tokenizer(texts, size, partial)
+            publish(partial, directory)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+    return directory, AutoTokenizer.from_pretrained(directory)
+
+
 @dataclass(frozen=True)
 class TextsRecipe:
     """Train the SFT model on the chosen responses, once; the directory is named by a hash of all that goes into it."""
@@ -69,7 +97,7 @@ class TextsRecipe:
     def directory(self) -> Path:
         """Where the model is, or will be."""
         digest = hashlib.sha256(repr((self.examples, self.tokenizer_dir.name, self.seed)).encode())
-        digest.update(self.sft.model_dump_json().encode())
+        digest.update(self.sft.model_dump_json(exclude={"data", "microbatch_size"}).encode())
         return self.cache / f"sft-{digest.hexdigest()[:12]}"
 
     def __call__(self, on_progress: Callable[[str, int, int], None]) -> Path:
@@ -121,6 +149,7 @@ class DataSource(Source):
     def __init__(self, config: RunConfig, cache: Path, policy: bool = True) -> None:
         from datasets import disable_progress_bars
 
+        from cluster.texts import ptx_texts
         from preferences.labels import refuse_other_labels
         from preferences.load import load_preferences, load_validation
 
@@ -145,7 +174,8 @@ class DataSource(Source):
         tokenizer_dir = cache
         if given is None:
             config.refuse_short_context()
-            tokenizer_dir, self._tokenizer = self._make_tokenizer(cache)
+            texts = [text for row in self._train.rows for text in (row["prompt"], row["chosen"], row["rejected"])]
+            tokenizer_dir, self._tokenizer = made_tokenizer(texts, config.sft.shape.vocab_size, cache)
         else:
             self._tokenizer = given.tokenizer
         if base is not None and policy:
@@ -163,6 +193,9 @@ class DataSource(Source):
             self._sft_dir = given.path
         self._base_dir = self._sft_dir if base is None else base.path
         self._prompts = self._choose_prompts() if policy else None
+        self._ptx = (
+            ptx_texts(config, self._tokenizer, lambda: [(p.prompt_ids, p.chosen_ids) for p in self.pairs]) if policy else ()
+        )
 
     def _start(self, base: GivenModel | None, policy: bool) -> GivenModel | None:
         """The model whose tokenizer is used: the SFT model, or, where no policy is trained, ``reward.base``."""
@@ -195,25 +228,6 @@ class DataSource(Source):
 
     def other_domains(self) -> None:
         return None
-
-    def _make_tokenizer(self, cache: Path) -> tuple[Path, Any]:
-        from transformers import AutoTokenizer
-
-        from policy.sft import train_tokenizer
-
-        texts = [text for row in self._train.rows for text in (row["prompt"], row["chosen"], row["rejected"])]
-        size = self.config.sft.shape.vocab_size
-        digest = hashlib.sha256("\x00".join([str(size), *texts]).encode()).hexdigest()[:12]
-        directory = cache / f"tokenizer-{digest}"
-        if not directory.is_dir():
-            partial = directory.with_name(f".{directory.name}.{os.getpid()}.partial")
-            cache.mkdir(parents=True, exist_ok=True)
-            try:
-                train_tokenizer(texts, size, partial)
-                publish(partial, directory)
-            finally:
-                shutil.rmtree(partial, ignore_errors=True)
-        return directory, AutoTokenizer.from_pretrained(directory)
 
     def _choose_prompts(self) -> PolicyPrompts:
         config, data = self.config, self.config.data
@@ -276,4 +290,5 @@ class DataSource(Source):
             denoised=denoised,
             training=train,
             stopping=self.stopping(),
+            ptx=self._ptx,
         )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from cluster.config import RunConfig
 from preferences.config import DataConfig
-from preferences.models import check_context, check_model_directory, read_tokenizer
+from preferences.models import ModelDirectory, check_context, check_model_directory, read_tokenizer
 from tokens.errors import UserError
 
 if TYPE_CHECKING:
@@ -38,13 +38,18 @@ def given_model(key: str, name: str, data: DataConfig, max_response_tokens: int)
     Raises:
         UserError: if it is not there, cannot be trained here, or its context is too short.
     """
+    found = model_directory(key, name, data)
+    check_context(found, data.max_prompt_tokens, max_response_tokens)
+    return GivenModel(found.path, read_tokenizer(found.path))
+
+
+def model_directory(key: str, name: str, data: DataConfig) -> ModelDirectory:
+    """The same, whatever the length of its context; arguments and errors as there."""
     if not Path(name).expanduser().is_dir():
         if not data.allow_hub:
             raise UserError(f"{key} {name!r} is not a directory; to fetch it from the hub set data.allow_hub to true")
         name = _download(key, name)
-    found = check_model_directory(name, reward=True)
-    check_context(found, data.max_prompt_tokens, max_response_tokens)
-    return GivenModel(found.path, read_tokenizer(found.path))
+    return check_model_directory(name, reward=True)
 
 
 def given_base(name: str, config: RunConfig, policy: bool) -> GivenModel:
@@ -98,29 +103,47 @@ def refuse_base_of_a_run(base: GivenModel, tokenizer: Any, whose: str) -> None:
     Raises:
         UserError: if the base has another tokenizer, or its hidden states see what comes after them.
     """
-    from rm.checkpoints import check_same_vocabulary, is_pooled_here
+    from rm.checkpoints import is_pooled_here
 
     remedy = "Give `run` a decoder with the policy's tokenizer; `reward` and `strength` take any model"
-    special = [
-        f"{name} {own} and {other}"
-        for name, own, other in (
-            ("bos_token_id", tokenizer.bos_token_id, base.tokenizer.bos_token_id),
-            ("eos_token_id", tokenizer.eos_token_id, base.tokenizer.eos_token_id),
-            ("pad_token_id", tokenizer.pad_token_id, base.tokenizer.pad_token_id),
-        )
-        if own != other
-    ]
-    try:
-        check_same_vocabulary(tokenizer, base.tokenizer, (f"{whose} policy", f"reward.base {base.path}"))
-    except UserError as error:
-        raise UserError(f"{error} {remedy}") from error
-    if special:
-        raise UserError(f"{whose} policy and reward.base {base.path} differ in {', '.join(special)}. {remedy}")
+    refuse_other_tokenizer(base, f"reward.base {base.path}", tokenizer, f"{whose} policy", remedy)
     if not is_pooled_here(_shape(base.path)):
         raise UserError(
             f"reward.base {base.path} is an encoder: `run` makes the critic of the reward model, and a value must not depend on "
             f"later tokens. {remedy}"
         )
+
+
+def refuse_other_tokenizer(given: GivenModel, name: str, tokenizer: Any, whose: str, remedy: str) -> None:
+    """Token ids go from one model to the other: equal tokens must have equal ids.
+
+    Args:
+        given: the model.
+        name: of it, in words.
+        tokenizer: of the other.
+        whose: the other, in words.
+        remedy: a sentence for the message.
+
+    Raises:
+        UserError: if they have not.
+    """
+    from rm.checkpoints import check_same_vocabulary
+
+    special = [
+        f"{name} {own} and {other}"
+        for name, own, other in (
+            ("bos_token_id", tokenizer.bos_token_id, given.tokenizer.bos_token_id),
+            ("eos_token_id", tokenizer.eos_token_id, given.tokenizer.eos_token_id),
+            ("pad_token_id", tokenizer.pad_token_id, given.tokenizer.pad_token_id),
+        )
+        if own != other
+    ]
+    try:
+        check_same_vocabulary(tokenizer, given.tokenizer, (whose, name))
+    except UserError as error:
+        raise UserError(f"{error} {remedy}") from error
+    if special:
+        raise UserError(f"{whose} and {name} differ in {', '.join(special)}. {remedy}")
 
 
 def _shape(path: Path) -> PreTrainedModel:

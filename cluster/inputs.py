@@ -17,6 +17,7 @@ from tokens.records import Pair, Prompt
 
 if TYPE_CHECKING:
     from preferences.sets import DroppedRow, PreferenceSet
+    from preferences.texts import Example
 
 SANDBOX = "sandbox"
 
@@ -38,6 +39,7 @@ class Inputs:
         denoised: training pairs counted by what ``data.denoise`` did to them; empty where it does nothing.
         training: the pairs of D as text, with what was done to them.
         stopping: held-out pairs that early stopping goes by, where these are not ``validation``.
+        ptx: texts of PPO's language-modelling loss; none where ``policy.ptx_coef`` is 0.
     """
 
     sft_dir: Path
@@ -52,12 +54,13 @@ class Inputs:
     denoised: dict[str, int]
     training: PreferenceSet
     stopping: dict[str, tuple[Pair, ...]]
+    ptx: tuple[Example, ...]
 
     @property
     def fingerprint(self) -> str:
         """SHA-256 of pairs and prompts: a run that is continued must be given the same."""
         prompts = (self.meta_prompts, self.policy_prompts, self.eval_prompts)
-        named = (self.stopping,) if self.stopping else ()
+        named = tuple(each for each in (self.stopping, self.ptx) if each)
         return hashlib.sha256(repr((self.pairs, self.validation, prompts, *named)).encode()).hexdigest()
 
 

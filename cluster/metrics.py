@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +85,12 @@ class Metrics:
             self._write(index, step, "reward", dict(values), len(report.steps))
         for step, values in report.measurements:
             self._write(index, step - 1, "validation", dict(values), len(report.steps))
+
+    def dpo(self, index: int, rows: Sequence[dict[str, float]]) -> None:
+        """What DPO logged."""
+        for row in rows:
+            values: dict[str, float | None] = {name: value for name, value in row.items() if name != "step"}
+            self._write(index, int(row["step"]) - 1, "dpo", values, int(rows[-1]["step"]))
 
     def evaluation(self, index: int, summary: dict[str, Any]) -> None:
         """The judgement of a round; -1 is SFT's."""

@@ -14,7 +14,7 @@ from ray.util.placement_group import PlacementGroup, placement_group, remove_pla
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from actors.config import Share
-from actors.learner import PolicyLearner
+from actors.learner import Example, PolicyLearner
 from actors.preparer import Preparer, Recipe
 from actors.process import Identity, ProcessSetup, engine_environment, environment
 from actors.ranks import Meeting
@@ -29,6 +29,7 @@ from cluster.rota import OwnDevices, Process, Rota, SharedDevice
 from cluster.signals import obey_termination
 from cluster.sync import DELIVERIES, Sync, together
 from cluster.waiting import POLL_S, Pending, Room, Waiter
+from policy.config import DPOConfig
 from rm.config import RewardConfig
 from tokens.errors import UserError
 from tokens.records import Pair, Prompt, Rollout
@@ -155,9 +156,9 @@ class LearnerHandle(Ranked):
         return self._all(lambda actor: actor.load.remote(actors))
 
     def begin_round(
-        self, index: int, calibration: Sequence[float], critic: Path | None, policy: Path | None, reference: Path | None
+        self, index: int, calibration: Sequence[float] | None, critic: Path | None, policy: Path | None, reference: Path | None
     ) -> Pending[None]:
-        """Set critic, policy and reference where they are given, and the reward moments."""
+        """Set critic, policy, reference and the reward moments where they are given."""
         return self._all(lambda actor: actor.begin_round.remote(index, calibration, critic, policy, reference))
 
     def warm_up(self, rollouts: Sequence[Rollout], scores: Sequence[float], steps: int) -> Pending[float]:
@@ -167,6 +168,10 @@ class LearnerHandle(Ranked):
     def update(self, rollouts: Sequence[Rollout], scores: Sequence[float]) -> Pending[dict[str, float]]:
         """One PPO update."""
         return self._all(lambda actor: actor.update.remote(rollouts, scores))
+
+    def prefer(self, pairs: Sequence[Pair], dpo: DPOConfig, out_dir: Path, seed: int) -> Pending[list[dict[str, float]]]:
+        """Train the policy by DPO, from SFT, and save it."""
+        return self._all(lambda actor: actor.prefer.remote(pairs, dpo, out_dir, seed))
 
     def send(self, after: Sequence[Any]) -> Pending[Parcels]:
         """Send the policy's weights, or lay them out; they go from learner to engines without passing the driver.
@@ -303,6 +308,7 @@ class Stage:
         base_dir: Path,
         pairs: Sequence[Pair],
         validation: Mapping[str, Sequence[Pair]],
+        ptx: Sequence[Example],
         max_model_len: int,
         resume: Path | None,
         first_reward: Path,
@@ -314,6 +320,7 @@ class Stage:
             base_dir: what reward models start from.
             pairs: D.
             validation: held-out pairs by the name of their set.
+            ptx: texts of PPO's language-modelling loss; may be none.
             max_model_len: longest prompt + response, tokens.
             resume: the last committed round, which the learner continues from; None = begin with SFT.
             first_reward: where the first round's reward model is, or will be.
@@ -332,7 +339,7 @@ class Stage:
         shares = config.resources
         actors += self._trainers(base_dir, pairs, validation, config.reward)
         actors.append(self._spawn(EnsembleScorer, "scorer", 0, "scorer", config.scorer))
-        learner = (config.policy, config.rollout.temperature, sft_dir, resume, config.seed, first_reward, transfer)
+        learner = (config.policy, config.rollout.temperature, sft_dir, resume, config.seed, first_reward, transfer, ptx)
         actors += [self._spawn(PolicyLearner, "learner", i, "learner", *learner) for i in range(shares.learner.num_ranks)]
         counts = {
             "rollout": config.rollout.num_engines,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from actors.reward_trainer import RewardReport
 from actors.scorer import Scores
@@ -59,6 +59,8 @@ class Theme:
     metrics: Metrics
     sft: Judgement
     version: int
+
+    choices: ClassVar[tuple[str, ...]] = CHOICES
 
     def run(self) -> None:
         """Play every round that is not committed yet."""
@@ -165,13 +167,13 @@ class Theme:
 
     def commit(self, index: int, draft: Path, report: RewardReport, judgement: Judgement) -> None:
         """Save what the next round needs and make the round part of the run, in one step."""
-        self.wait("commit", self.roles.learner.save(draft))
+        self.save(draft)
         flat = self.config.model_dump(mode="json")
         entry: dict[str, Any] = {
             "round": index,
             "committed_at": now(),
             "policy_version": self.version,
-            "choices": {key: str(look_up(flat, key)) for key in CHOICES},
+            "choices": {key: str(look_up(flat, key)) for key in self.choices},
             "seconds": {phase: round(seconds, 3) for phase, seconds in self.wait.seconds.items()},
             "reward": {**report.summary, "validation_accuracy": report.validation_accuracy},
             "evaluation": judgement.summary,
@@ -181,6 +183,10 @@ class Theme:
         }
         self.directory.commit_round(draft, entry)
         self.console.show(round_table(self.directory.ledger))
+
+    def save(self, draft: Path) -> None:
+        """The learner's models and all that moves, which the next round continues from."""
+        self.wait("commit", self.roles.learner.save(draft))
 
 
 def look_up(tree: dict[str, Any], dotted: str) -> Any:

@@ -95,7 +95,10 @@ def connected() -> Iterator[bool]:
 
 def warnings(config: RunConfig) -> list[str]:
     """What the config asks for and a user should know before hours have passed."""
-    found = []
+    from cluster.baselines import note
+
+    said = note(config)
+    found = [] if said is None else [said]
     reshaped, policy = config.rollout.reshaped(), config.policy
     if reshaped:
         found.append(
@@ -125,9 +128,9 @@ def play(
     fixed: bool,
 ) -> None:
     """Place the roles, make what must be made first, and play the rounds."""
+    from cluster.baselines import theme_of
     from cluster.metrics import Metrics
     from cluster.roles import Stage
-    from cluster.rounds import Theme
     from cluster.sampling import sampling
     from cluster.start import begin
     from cluster.timeline import Timeline
@@ -153,8 +156,8 @@ def play(
             resume = directory.round_path(directory.num_committed - 1) if directory.num_committed else None
             validation = {ORIGINAL: inputs.validation} | inputs.stopping
             first_reward = directory.round_path(0) / "reward"
-            started = stage.start(inputs.sft_dir, inputs.base_dir, inputs.pairs, validation, longest, resume, first_reward)
-            roles = wait("start_roles", started)
+            given = (inputs.sft_dir, inputs.base_dir, inputs.pairs, validation, inputs.ptx)
+            roles = wait("start_roles", stage.start(*given, longest, resume, first_reward))
             for ranked in (roles.reward, roles.learner):
                 if len(ranked.ranks) > 1:
                     wait("start_roles", ranked.join(wait("start_roles", ranked.open())))
@@ -163,7 +166,7 @@ def play(
         write_file(directory.path / "processes.json", json.dumps({"driver": {"pid": os.getpid()}, **processes}, indent=1))
         sft, version = begin(config, directory, inputs, roles, wait, console, metrics)
         batches = sampling(config, inputs.policy_prompts, roles.rollout, wait)
-        Theme(config, directory, inputs, roles, batches, wait, console, metrics, sft, version).run()
+        theme_of(config)(config, directory, inputs, roles, batches, wait, console, metrics, sft, version).run()
     finally:
         metrics.close()
         timeline.close()

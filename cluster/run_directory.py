@@ -30,6 +30,8 @@ from tokens.errors import UserError
 FORMAT = 1
 MAY_CHANGE = ("storage", "resources", "rounds")
 """Sections of the config that may differ when a run is continued: they change where and how long, not what."""
+WHAT_IS_PLAYED = {"baseline": "none", "best_of": None}
+"""Keys of ``rounds`` that do change what is learned, with their defaults."""
 
 
 def storage_root(config: RunConfig) -> Path:
@@ -118,7 +120,10 @@ def config_sha256(config: RunConfig) -> str:
 
 
 def _kept(tree: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in tree.items() if key not in MAY_CHANGE}
+    kept = {key: value for key, value in tree.items() if key not in MAY_CHANGE}
+    rounds = tree["rounds"]
+    played = {key: rounds[key] for key in WHAT_IS_PLAYED if key in rounds and rounds[key] != WHAT_IS_PLAYED[key]}
+    return kept | ({"rounds": played} if played else {})
 
 
 def versions() -> dict[str, str | None]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cluster.config import RunConfig
-from cluster.given_model import GivenModel, given_base, refuse_base_of_a_run
+from cluster.given_model import GivenModel, given_base, given_model, refuse_base_of_a_run, refuse_other_tokenizer
 from cluster.inputs import SANDBOX, Inputs, Source
+from cluster.texts import longest_text, ptx_texts, sandbox_texts
 from policy.config import SFTConfig
 from preferences.sets import PreferenceSet, count_reasons
 from sandbox.build import WorldFiles, build, world_directory
@@ -33,9 +34,14 @@ class WorldRecipe:
     cache: Path
 
     @property
+    def own_sft(self) -> SFTConfig:
+        """How the world's own SFT policy, whose responses the pairs are made of, is trained; a given model has no part in it."""
+        return self.sft.model_copy(update={"model": None, "data": None})
+
+    @property
     def directory(self) -> Path:
         """Where the world is, or will be."""
-        return world_directory(self.world, self.sft, self.cache)
+        return world_directory(self.world, self.own_sft, self.cache)
 
     def __call__(self, on_progress: Callable[[str, int, int], None]) -> Path:
         """Build it, or find it in the cache."""
@@ -46,7 +52,7 @@ class WorldRecipe:
         """The same, as the sandbox's own record."""
         from policy.sft import fit_language_model
 
-        return build(self.world, self.sft, self.cache, fit_language_model, on_progress)
+        return build(self.world, self.own_sft, self.cache, fit_language_model, on_progress)
 
 
 class SandboxSource(Source):
@@ -60,17 +66,17 @@ class SandboxSource(Source):
 
     def __init__(self, config: RunConfig, cache: Path, policy: bool = True) -> None:
         super().__init__(config)
-        if config.sft.model is not None:
-            raise UserError(
-                f"data.preferences sandbox trains its own SFT policy; sft.model must be null, got {config.sft.model!r}"
-            )
         self.recipe = self.world_recipe = WorldRecipe(config.world, config.sft, cache)
         self.world = World(config.world)
+        self.given = given_sft(config, self.world)
+        tokenizer = make_tokenizer(self.world.vocabulary)
+        own = partial(sandbox_texts, self.world, tokenizer, longest_text(config))
+        self._ptx = ptx_texts(config, tokenizer, own) if policy else ()
         self.base: GivenModel | None = None
         if config.reward.base is not None:
             self.base = given_base(config.reward.base, config, policy)
             if policy:
-                refuse_base_of_a_run(self.base, make_tokenizer(self.world.vocabulary), "the sandbox's")
+                refuse_base_of_a_run(self.base, tokenizer, "the sandbox's")
         self._domains(config.meta.prompts, "meta.prompts")
         self._domains(config.policy.prompts, "policy.prompts")
 
@@ -98,7 +104,7 @@ class SandboxSource(Source):
 
     @property
     def sft_dir(self) -> Path:
-        return self.files.sft_dir
+        return self.files.sft_dir if self.given is None else self.given.path
 
     @property
     def base_dir(self) -> Path:
@@ -155,7 +161,30 @@ class SandboxSource(Source):
             denoised={} if strengths is None else count_actions(train),
             training=train,
             stopping=self.stopping(),
+            ptx=self._ptx,
         )
+
+
+def given_sft(config: RunConfig, world: World) -> GivenModel | None:
+    """The model that ``sft.model`` names, checked: it must speak the sandbox's language.
+
+    Args:
+        config: of the command.
+        world: the sandbox's.
+
+    Returns:
+        The model; None where the world's own is used.
+
+    Raises:
+        UserError: as ``given_model``, or if it has another tokenizer.
+    """
+    if config.sft.model is None:
+        return None
+    longest = max(config.data.max_response_tokens, config.rollout.max_new_tokens)
+    given = given_model("sft.model", config.sft.model, config.data, longest)
+    remedy = "With data.preferences sandbox, sft.model is null or what `python -m cluster sft` made of this config"
+    refuse_other_tokenizer(given, f"sft.model {given.path}", make_tokenizer(world.vocabulary), "the sandbox", remedy)
+    return given
 
 
 def as_set(pairs: list[LabelledPair]) -> PreferenceSet:

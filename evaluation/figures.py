@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from evaluation.baseline_figure import dpo_figure
 from evaluation.curves import curve, legend, round_ticks, spread, step_and_round, step_axis
 from evaluation.differences import gain, pair_differences
 from evaluation.meta_figure import META_CAPTION, META_HEIGHT, META_NARROW_HEIGHT, META_SERIES, META_TITLE, draw_meta, has_meta
@@ -42,6 +43,7 @@ def all_figures(run: Run) -> tuple[Drawing, ...]:
     made = (
         _reward_by_round(run),
         _reward_by_step(run),
+        dpo_figure(run),
         _outcomes(run),
         _time_by_phase(run),
         _kl(run),
@@ -90,6 +92,7 @@ def _reward_by_step(run: Run) -> Drawing | None:
     score, gold = series(run, "policy", "policy/score"), series(run, "policy", "policy/gold")
     if not score:
         return None
+    jump = "" if run.baseline else "A jump of the score there is the new reward model, not the policy. "
 
     def draw(figure: "Figure", narrow: bool) -> None:
         axes = figure.subplots(2 if gold else 1, 1, sharex=True, squeeze=False)[:, 0]
@@ -103,8 +106,8 @@ def _reward_by_step(run: Run) -> Drawing | None:
     return drawing(
         "reward-step",
         "Reward by step",
-        "Means over each rollout batch (pale) and their running mean. Dotted lines part the rounds. A jump of the score there is "
-        "the new reward model, not the policy. Good: both rise, then flatten.",
+        f"Means over each rollout batch (pale) and their running mean. Dotted lines part the rounds. {jump}Good: both rise, then "
+        "flatten.",
         TALL,
         draw,
     )

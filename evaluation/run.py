@@ -85,7 +85,7 @@ class MetricRow:
 
 @dataclass(frozen=True)
 class Run:
-    """All that the report needs of a run directory."""
+    """All that the report needs of a run directory. A baseline trains no reward model on S_k and has no ``meta_rows``."""
 
     directory: Path
     config: str
@@ -96,6 +96,12 @@ class Run:
     round_rows: tuple[tuple[EvaluationRow, ...], ...]
     meta_rows: tuple[tuple[MetaRow, ...], ...]
     timeline: tuple[Span, ...]
+
+    @property
+    def baseline(self) -> str | None:
+        """What was played in place of the rounds (``rounds.baseline``); None where the rounds were."""
+        choices = self.ledger.rounds[-1].choices
+        return choices["rounds.baseline"] if "rounds.baseline" in choices else None
 
 
 def read_run(directory: Path) -> Run:
@@ -133,7 +139,10 @@ def read_run(directory: Path) -> Run:
         metrics=_metrics(directory / "metrics.jsonl", {round.index for round in ledger.rounds}),
         start_rows=read_rows(directory / "start" / "evaluation.parquet", EvaluationRow),
         round_rows=tuple(read_rows(folder / "evaluation.parquet", EvaluationRow) for folder in folders),
-        meta_rows=tuple(read_rows(folder / "meta_rollouts.parquet", MetaRow) for folder in folders),
+        meta_rows=tuple(
+            () if "rounds.baseline" in round.choices else read_rows(folder / "meta_rollouts.parquet", MetaRow)
+            for round, folder in zip(ledger.rounds, folders, strict=True)
+        ),
         timeline=tuple(span for span in read_timeline(directory / "timeline.jsonl") if span.round in played),
     )
 

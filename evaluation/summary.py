@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from evaluation.baseline_words import description, judges_too, subject
 from evaluation.fit_words import collapsed, inflation
 from evaluation.run import Evaluation, Run, series
 from evaluation.text import TextStats, text_stats
@@ -62,7 +63,7 @@ def headline(run: Run) -> Headline:
     """
     rounds = run.ledger.rounds
     e = rounds[-1].evaluation
-    after = f"After {len(rounds)} round{'s' if len(rounds) > 1 else ''} the policy"
+    after = subject(rounds[-1].choices, len(rounds))
     if e.win is None or e.lose is None or e.margin is None or e.margin_low is None or e.margin_high is None:
         return Headline("warn", "Not compared with SFT", f"{after} has not been compared with SFT.", "The ledger has no outcome.")
     text = f"{after} wins {e.win:.0%} and loses {e.lose:.0%} against SFT under {judge_in_words(e.judge)}."
@@ -93,7 +94,8 @@ def findings(run: Run) -> tuple[Finding, ...]:
     """
     start, last = run.ledger.start, run.ledger.rounds[-1].evaluation
     found: list[Finding | None] = [
-        _judge(last),
+        _baseline(run),
+        _judge(run),
         _over_optimised(run),
         _collapsed(run),
         _unfinished(start, last),
@@ -123,10 +125,17 @@ def texts_of(run: Run) -> tuple[TextStats, ...]:
     )
 
 
-def _judge(last: Evaluation) -> Finding | None:
-    if last.judge == "gold":
+def _baseline(run: Run) -> Finding | None:
+    text = description(run.ledger.rounds[-1].choices)
+    return None if text is None else Finding("note", text)
+
+
+def _judge(run: Run) -> Finding | None:
+    last = run.ledger.rounds[-1]
+    if last.evaluation.judge == "gold":
         return None
-    return Finding("note", "The judge is the reward ensemble, which also trained the policy: it can be fooled along with it.")
+    why = judges_too(last.choices)
+    return Finding("note", f"The judge is the reward ensemble, {why}: it can be fooled along with it.")
 
 
 def _over_optimised(run: Run) -> Finding | None:
@@ -179,7 +188,7 @@ def _meta(run: Run) -> Finding | None:
         if r.reward.j_before is not None and r.reward.j_after is not None
     ]
     if not rises:
-        return Finding("note", "The reward models were trained without MetaRM.")
+        return None if run.baseline else Finding("note", "The reward models were trained without MetaRM.")
     idle = [index for index, before, after in rises if after <= before]
     if idle:
         return Finding("warn", f"The meta step did not raise J in round {', '.join(map(str, idle))}: meta.eta may be too small.")

@@ -30,16 +30,47 @@ class ModelShape(Section):
 
 
 class SFTConfig(Section):
-    """The first stage: where the SFT model comes from. All but ``model`` says how to train one from scratch."""
+    """The first stage: where the SFT model comes from, and how `sft` (or `run`, from scratch) trains it."""
 
     model: str | None = None
-    """A model directory or hub name that is already fine-tuned; null = train one from scratch on the texts."""
+    """A model directory or hub name. `run` takes it as it is, already fine-tuned (by `sft`: STORAGE/sft/NAME); `sft` starts from
+    it. null = one made from scratch and trained on the texts."""
+    data: str | None = None
+    """What `sft` trains on, a data set of its own (prompt and completion, messages, or text; a path or hub name); null = the
+    texts of the config's data: the chosen responses, or the sandbox's texts. `run` does not read it."""
     shape: ModelShape = ModelShape()
     """Of the model made from scratch; also what ``plan`` counts while ``model`` is not there."""
     epochs: float = Field(1.0, gt=0)
     lr: float = Field(2e-5, gt=0)
     batch_size: int = Field(32, ge=1)
+    microbatch_size: int | None = Field(None, ge=1)
+    """Texts per backward pass; divides batch_size. Changes memory, not the result; null = the whole batch."""
     warmup_ratio: float = Field(0.1, ge=0, lt=1)
+
+    @model_validator(mode="after")
+    def _batches_divide(self) -> "SFTConfig":
+        if self.microbatch_size is not None and self.batch_size % self.microbatch_size:
+            raise ValueError(f"microbatch_size must divide batch_size ({self.batch_size}), got {self.microbatch_size}")
+        return self
+
+
+class DPOConfig(Section):
+    """The outside comparison ``rounds.baseline: dpo``: direct preference optimisation of the SFT model on D, by TRL."""
+
+    beta: float = Field(0.1, gt=0)
+    """Strength of the pull to the SFT model."""
+    lr: float = Field(5e-7, gt=0)
+    epochs: float = Field(1.0, gt=0)
+    batch_size: int = Field(32, ge=1)
+    """Pairs per optimizer step."""
+    microbatch_size: int | None = Field(None, ge=1)
+    """Pairs per backward pass; divides batch_size. Changes memory, not the result; null = the whole batch."""
+
+    @model_validator(mode="after")
+    def _batches_divide(self) -> "DPOConfig":
+        if self.microbatch_size is not None and self.batch_size % self.microbatch_size:
+            raise ValueError(f"microbatch_size must divide batch_size ({self.batch_size}), got {self.microbatch_size}")
+        return self
 
 
 class KLConfig(Section):
@@ -121,6 +152,9 @@ class PolicyConfig(Section):
     """Entropy bonus: -coef * entropy is part of the policy loss, nats per token. The whole distribution's, at the temperature."""
     ptx_coef: float = Field(0.0, ge=0)
     """Weight of a language-modelling loss on supervised texts beside PPO's (Ouyang et al. 2022, PPO-ptx)."""
+    ptx_data: str | None = None
+    """The texts of it, a data set of its own (as sft.data); null = those that SFT learns from: the chosen responses of D, or the
+    sandbox's texts."""
     ptx_batch_size: int = Field(32, ge=1)
     """Texts of it per optimizer step."""
     max_update_kl: float | None = Field(None, gt=0)

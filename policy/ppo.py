@@ -125,18 +125,18 @@ class PPO:
     def begin_round(
         self,
         round_index: int,
-        score_calibration: Tensor,
+        score_calibration: Tensor | None,
         policy: PreTrainedModel | None = None,
         critic: Critic | None = None,
         reference: nn.Module | None = None,
     ) -> None:
-        """Start a round: models that are given replace the old ones, and the score moments are measured anew.
+        """Start a round: models that are given replace the old ones, and the score moments are measured anew where scores are.
 
         Optimizer moments restart with their model; the KL controller and the update counter go on.
 
         Args:
             round_index: for error messages.
-            score_calibration: [n] float, r_k's scores of S_k.
+            score_calibration: [n] float, r_k's scores of S_k; None where the reward model is the old one: the moments go on.
             policy: given where the policy restarts (``policy.start: sft``).
             critic: given where the critic restarts from r_k (``policy.critic_start: reward``).
             reference: given where KL is re-anchored (``policy.reference: previous``), and in the first round of a resumed run.
@@ -144,9 +144,10 @@ class PPO:
         Raises:
             ValueError: if there are no scores or one is not finite, or the reference is the policy itself.
         """
-        moments = RunningMoments()
-        moments.update(score_calibration)
-        self.moments = moments
+        if score_calibration is not None:
+            moments = RunningMoments()
+            moments.update(score_calibration)
+            self.moments = moments
         self.round = round_index
         if policy is not None:
             self._set_policy(policy)

@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING
 import torch
 
 from policy.config import ModelShape, SFTConfig
+from policy.held_out import held_out_loss
 from tokens.errors import UserError
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+    import transformers
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 Example = tuple[list[int], list[int]]
 """Ids of a prompt, and of its response with EOS."""
@@ -28,6 +30,10 @@ def fit_language_model(
     config: SFTConfig,
     seed: int,
     on_progress: Callable[[int, int], None] | None = None,
+    *,
+    held_out: Sequence[Example] = (),
+    bfloat16: bool | None = None,
+    on_loss: Callable[[int, float], None] | None = None,
 ) -> dict[str, float]:
     """Train a causal language model on examples, and save it with its tokenizer as a Hugging Face directory.
 
@@ -44,13 +50,17 @@ def fit_language_model(
         config: ``model`` names the weights to start from; null = a fresh Llama of ``shape``.
         seed: of the initial weights and of the order of the examples.
         on_progress: called with (steps done, steps in all).
+        held_out: examples that are measured before and after, and never trained on.
+        bfloat16: True computes products in bfloat16, weights staying float32; None = on a GPU.
+        on_loss: called with (steps done, mean loss since the last call, nats per token), about twenty times.
 
     Returns:
         ``first_loss`` and ``loss`` (first and last logged mean, nats per token), ``steps``, ``tokens`` (trained on,
-        prompts included), ``parameters``, ``seconds``.
+        prompts included), ``parameters``, ``seconds``; with ``held_out`` also ``held_out_before`` and ``held_out_after``,
+        nats per response token.
 
     Raises:
-        UserError: if there are no examples, one does not fit the context, or pad and eos are one token.
+        UserError: if there are no examples, one does not fit the context, or pad and eos are one token; a held-out one likewise.
 
     Padding contract: batches are padded on the right; padding neither is attended to nor counts in the loss.
     """
@@ -60,7 +70,10 @@ def fit_language_model(
 
     progress.disable_progress_bar()
     model = _load_or_make(tokenizer, config, seed)
-    _check(examples, tokenizer, int(model.config.max_position_embeddings))
+    context = int(model.config.max_position_embeddings)
+    _check(examples, tokenizer, context)
+    if held_out:
+        _check(held_out, tokenizer, context)
     began = time.monotonic()
     from_scratch = config.model is None
     data = Dataset.from_dict(
@@ -74,15 +87,22 @@ def fit_language_model(
     logging.getLogger("trl").setLevel(logging.ERROR)
     trainer = trl.SFTTrainer(
         model=model,
-        args=_arguments(config, out_dir, steps, seed),
+        args=_arguments(config, out_dir, steps, seed, torch.cuda.is_available() if bfloat16 is None else bfloat16),
         train_dataset=data,
         processing_class=tokenizer,
         data_collator=trl.trainer.sft_trainer.DataCollatorForLanguageModeling(int(tokenizer.pad_token_id)),
     )
-    losses = _listen(trainer, on_progress)
+    losses = listen(trainer, on_progress, "loss", on_loss)
+
+    def measure(name: str) -> dict[str, float]:
+        batch_size = config.microbatch_size or config.batch_size
+        return {name: held_out_loss(trainer.model, held_out, int(tokenizer.pad_token_id), batch_size)} if held_out else {}
+
+    measured = measure("held_out_before")
     trainer.train()
-    _save(trainer.model, tokenizer, out_dir)
-    return {
+    measured |= measure("held_out_after")
+    save(trainer.model, tokenizer, out_dir)
+    return measured | {
         "first_loss": losses[0],
         "loss": losses[-1],
         "steps": float(steps),
@@ -200,22 +220,25 @@ def _check(examples: Sequence[Example], tokenizer: PreTrainedTokenizerFast, cont
             )
 
 
-def _arguments(config: SFTConfig, out_dir: Path, steps: int, seed: int) -> object:
-    """TRL's arguments: quiet, no checkpoints, batches of like length, float32 on a CPU."""
+def _arguments(config: SFTConfig, out_dir: Path, steps: int, seed: int, bfloat16: bool) -> object:
+    """TRL's arguments: quiet, no checkpoints, batches of like length."""
     import trl
 
+    at_once = config.microbatch_size or config.batch_size
     accelerated = torch.cuda.is_available()
     return trl.SFTConfig(
         output_dir=str(out_dir),
         max_steps=steps,
-        per_device_train_batch_size=config.batch_size,
+        per_device_train_batch_size=at_once,
+        gradient_accumulation_steps=config.batch_size // at_once,
         learning_rate=config.lr,
         lr_scheduler_type="cosine",
         warmup_steps=round(config.warmup_ratio * steps),
         adam_beta2=0.98,
         weight_decay=0.0,
         seed=seed,
-        bf16=accelerated,
+        bf16=bfloat16,
+        use_cpu=not accelerated,
         gradient_checkpointing=config.model is not None,
         train_sampling_strategy="group_by_length",
         length_column_name="length",
@@ -229,13 +252,30 @@ def _arguments(config: SFTConfig, out_dir: Path, steps: int, seed: int) -> objec
     )
 
 
-def _listen(trainer: object, on_progress: Callable[[int, int], None] | None) -> list[float]:
-    """Silence the trainer, pass its progress on, and return the list that its logged losses will be written to."""
-    import transformers
-    import trl
+def listen(
+    trainer: transformers.Trainer,
+    on_progress: Callable[[int, int], None] | None,
+    name: str,
+    on_value: Callable[[int, float], None] | None = None,
+) -> list[float]:
+    """Silence a trainer, pass its progress on, and follow what it logs under one name.
 
-    assert isinstance(trainer, trl.SFTTrainer)
-    losses: list[float] = []
+    Source: none; a callback of transformers' ``Trainer``.
+
+    Args:
+        trainer: about to train.
+        on_progress: called with (steps done, steps in all).
+        name: of the logged value, as ``loss``.
+        on_value: called with (steps done, the value).
+
+    Returns:
+        The list that the values will be written to.
+
+    Padding contract: there is none.
+    """
+    import transformers
+
+    values: list[float] = []
 
     class Listener(transformers.TrainerCallback):
         def on_step_end(self, args: object, state: transformers.TrainerState, control: object, **kwargs: object) -> None:
@@ -244,16 +284,28 @@ def _listen(trainer: object, on_progress: Callable[[int, int], None] | None) -> 
 
         def on_log(self, args: object, state: transformers.TrainerState, control: object, **kwargs: object) -> None:
             last = state.log_history[-1]
-            if "loss" in last:
-                losses.append(float(last["loss"]))
+            if name in last:
+                values.append(float(last[name]))
+                if on_value is not None:
+                    on_value(state.global_step, values[-1])
 
     trainer.remove_callback(transformers.PrinterCallback)
     trainer.add_callback(Listener())
-    return losses
+    return values
 
 
-def _save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, out_dir: Path) -> None:
-    """Weights as safetensors, and a generation config that holds the special ids and nothing else."""
+def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, out_dir: Path) -> None:
+    """Write weights as safetensors, the tokenizer, and a generation config that holds the special ids and nothing else.
+
+    Source: none; transformers' ``save_pretrained``.
+
+    Args:
+        model: trained.
+        tokenizer: its own.
+        out_dir: a directory, which then is a Hugging Face one.
+
+    Padding contract: there is none.
+    """
     from transformers import GenerationConfig
 
     model.config.use_cache = True

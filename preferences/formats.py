@@ -257,7 +257,7 @@ def _read_messages(row: Mapping[str, Any], template: Template) -> Texts:
     """Prompt messages through the template; the responses are what one assistant message each says."""
     from trl import maybe_extract_prompt
 
-    plain: dict[str, Any] = {column: value if isinstance(value, str) else _plain(value) for column, value in row.items()}
+    plain: dict[str, Any] = {column: value if isinstance(value, str) else plain_messages(value) for column, value in row.items()}
     parts = maybe_extract_prompt(plain)
     if not parts["prompt"]:
         raise BadRowError("chosen and rejected do not start with the same messages", plain["chosen"][0]["content"])
@@ -285,10 +285,10 @@ def read_prompt(value: Any, template: Template | None) -> str:
     if isinstance(value, str):
         return value
     assert template is not None
-    return template.render(_plain(value))
+    return template.render(plain_messages(value))
 
 
-def _plain(messages: list[dict[str, Any]]) -> Messages:
+def plain_messages(messages: list[dict[str, Any]]) -> Messages:
     """Role and content alone: other fields (of Arrow's union of all rows) mean nothing here."""
     if any(message is None or message["role"] is None or message["content"] is None for message in messages):
         raise BadRowError("a message without role or content", messages)

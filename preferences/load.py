@@ -32,7 +32,7 @@ def load_preferences(config: DataConfig, tokenizer: PreTrainedTokenizerBase | No
     """
     source = open_source(config.preferences, config.split, config.allow_hub)
     format_ = detect_format(source)
-    template = _template(source, tokenizer) if format_ == "conversational" else None
+    template = chat_template(source, tokenizer) if format_ == "conversational" else None
 
     def read(row: Mapping[str, Any]) -> dict[str, str]:
         texts = read_pair(row, format_, template)
@@ -132,7 +132,7 @@ def load_prompts(
     kinds = column_kinds(opened, ("prompt",))
     if "prompt" not in kinds:
         raise UserError(f"{source}: no column 'prompt'; columns found: {', '.join(opened.rows.column_names)}; see docs/data.md")
-    template = _template(opened, tokenizer) if kinds["prompt"] == "messages" else None
+    template = chat_template(opened, tokenizer) if kinds["prompt"] == "messages" else None
 
     def read(row: Mapping[str, Any]) -> dict[str, str]:
         return {"prompt": read_prompt(row["prompt"], template)}
@@ -143,7 +143,16 @@ def load_prompts(
     return PromptSet(distinct_prompts(rows), source, template is not None, dropped)
 
 
-def _template(source: Source, tokenizer: PreTrainedTokenizerBase | None) -> ChatTemplate:
+def chat_template(source: Source, tokenizer: PreTrainedTokenizerBase | None) -> ChatTemplate:
+    """The tokenizer's template, for conversational data.
+
+    Args:
+        source: of the data, for the message.
+        tokenizer: whose template is used.
+
+    Raises:
+        UserError: if it has none.
+    """
     if tokenizer is None or not tokenizer.chat_template:
         which = "no tokenizer was given" if tokenizer is None else f"the tokenizer {tokenizer.name_or_path!r} has none"
         raise UserError(

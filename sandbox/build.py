@@ -132,7 +132,8 @@ def world_directory(config: WorldConfig, sft: Section, cache_root: Path) -> Path
 
 
 def _recipe(config: WorldConfig, sft: Section) -> dict[str, object]:
-    return {"recipe": RECIPE, "world": config.model_dump(mode="json"), "sft": sft.model_dump(mode="json")}
+    made_by = sft.model_dump(mode="json", exclude={"data", "microbatch_size"})  # the one is not read here, the other saves memory
+    return {"recipe": RECIPE, "world": config.model_dump(mode="json"), "sft": made_by}
 
 
 def _move(unfinished: Path, target: Path) -> None:

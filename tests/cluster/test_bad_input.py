@@ -90,7 +90,41 @@ CONFIGS = {
         ["evaluation.judge", "ensemble"],
     ),
     "unknown domain": ({"policy": {"prompts": "sandbox:nowhere"}}, ["policy.prompts", "nowhere"]),
-    "a model beside the sandbox": ({"sft": {"model": "/tmp"}}, ["sft.model", "null"]),
+    "a model beside the sandbox": ({"sft": {"model": "nowhere"}}, ["sft.model", "nowhere", "allow_hub"]),
+    "n without best of n": ({"rounds": {"best_of": 4}}, ["rounds: best_of is 4", "baseline none", "neither"]),
+    "best of n without n": ({"rounds": {"baseline": "best_of_n", "num_rounds": 1}}, ["best_of is None", "best_of_n"]),
+    "two rounds of best of n": (
+        {"rounds": {"baseline": "best_of_n", "best_of": 4, "num_rounds": 2}}, ["best_of_n is one round", "num_rounds is 2"],
+    ),
+    "two rounds of DPO": ({"rounds": {"baseline": "dpo", "num_rounds": 2}}, ["dpo is one round", "num_rounds is 2"]),
+    "an unknown baseline": ({"rounds": {"baseline": "grpo"}}, ["rounds.baseline", "grpo", "vanilla_ppo"]),
+    "vanilla PPO that starts over": (
+        {"rounds": {"baseline": "vanilla_ppo"}, "policy": {"start": "sft"}}, ["policy.start is 'sft'", "vanilla_ppo"],
+    ),
+    "vanilla PPO with members that are fitted anew": (
+        {"rounds": {"baseline": "vanilla_ppo"}, "scorer": {"refresh": "each_round"}}, ["scorer.refresh", "vanilla_ppo"],
+    ),
+    "best of n with PPO's controller": (
+        {"rounds": {"baseline": "best_of_n", "best_of": 4, "num_rounds": 1}, "policy": {"kl": {"controller": "adaptive"}}},
+        ["policy.kl.controller is 'adaptive'", "best_of_n", "'fixed'"],
+    ),
+    "best of n with texts for PPO": (
+        {"rounds": {"baseline": "best_of_n", "best_of": 4, "num_rounds": 1}, "policy": {"ptx_coef": 0.1}},
+        ["policy.ptx_coef is 0.1", "best_of_n"],
+    ),
+    "DPO on soft labels": (
+        {"rounds": {"baseline": "dpo", "num_rounds": 1}, "data": {"denoise": {"method": "soft"}}},
+        ["data.denoise.method is soft", "dpo"],
+    ),
+    "DPO on two ranks": (
+        {"rounds": {"baseline": "dpo", "num_rounds": 1}, "resources": {"learner": {"num_ranks": 2}}}, ["learner.num_ranks is 2"],
+    ),
+    "DPO's microbatch": ({"dpo": {"microbatch_size": 5}}, ["dpo: microbatch_size", "32", "5"]),
+    "SFT's microbatch": ({"sft": {"batch_size": 32, "microbatch_size": 5}}, ["sft: microbatch_size", "32", "5"]),
+    "texts for PPO that are not there": (
+        {"policy": {"ptx_coef": 0.1, "ptx_data": "x.jsonl"}, "data": {"max_prompt_tokens": 24, "max_response_tokens": 40}},
+        ["x.jsonl", "no such file"],
+    ),
     "theta' without MetaRM": ({"meta": {"enabled": False, "deploy": "theta_prime"}}, ["meta.deploy", "meta.enabled"]),
     "recorded samples without MetaRM": ({"meta": {"enabled": False, "samples": "x"}}, ["meta.samples", "meta.enabled"]),
     "recorded samples in a run": ({"meta": {"samples": "x.parquet"}}, ["meta.samples", "`reward`"]),
@@ -216,6 +250,75 @@ def test_data(content: bytes | None, words: list[str], tmp_path: Path, storage: 
         (tmp_path / "d.jsonl").write_bytes(content)
     message = refused(capsys, storage, "run", str(TINY), "--data.preferences", str(tmp_path / "d.jsonl"), *REAL)
     assert all(word in message for word in words), message
+
+
+TEXTS: dict[str, tuple[bytes | None, list[str]]] = {
+    "missing file": (None, ["t.jsonl", "no such file"]),
+    "empty file": (b"", ["t.jsonl", "empty"]),
+    "missing columns": (jsonl([{"question": "a", "answer": "b"}] * 3), ["prompt and completion", "answer", "docs/sft.md"]),
+    "pairs": (jsonl([dict(row) for row in GOOD]), ["columns found", "data.preferences"]),
+    "text and messages": (
+        jsonl([{"prompt": "a", "completion": [{"role": "assistant", "content": "b"}]}] * 9),
+        ["both", "prompt: text, completion: messages"],
+    ),
+    "an empty text": (jsonl([{"text": "a b c"}, {"text": " "}] * 9), ["9 of 18 rows", "line 2", "text is empty"]),
+    "no chat template": (
+        jsonl([{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}] * 9), ["chat template"],
+    ),
+    "longer than the context": (
+        jsonl([{"prompt": f"say {i}", "completion": "word " * (100 if i == 3 else 2)} for i in range(9)]),
+        ["line 4", "longer than the context", "72", "data.drop_bad"],
+    ),
+    "nothing to hold out": (jsonl([{"prompt": "a", "completion": "b"}] * 9), ["hold out", "validation_fraction"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("content", "words"), TEXTS.values(), ids=TEXTS.keys())
+def test_texts(
+    content: bytes | None, words: list[str], tmp_path: Path, storage: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if content is not None:
+        (tmp_path / "t.jsonl").write_bytes(content)
+    small = ["--sft.shape.vocab_size", "300"]
+    message = refused(capsys, storage, "sft", str(TINY), "--sft.data", str(tmp_path / "t.jsonl"), *small)
+    assert all(word in message for word in words), message
+
+
+def test_texts_for_ppo_that_are_too_long(tmp_path: Path, storage: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "t.jsonl").write_bytes(jsonl([{"text": "a b c"}, {"text": "kettle " * 100}]))
+    texts = ["--policy.ptx_coef", "0.1", "--policy.ptx_data", str(tmp_path / "t.jsonl")]
+    message = refused(capsys, storage, "run", str(TINY), *texts)
+    assert all(word in message for word in ("t.jsonl", "line 2", "longer than the context", "64")), message
+    assert load_config(TINY, ["--policy.ptx_data", "nowhere"]).policy.ptx_coef == 0, "nobody looks where it is off"
+
+
+def test_a_model_to_fine_tune(tmp_path: Path, storage: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from policy.config import ModelShape
+    from policy.sft import make_model, train_tokenizer
+
+    tokenizer = train_tokenizer(["a b c"], 300, tmp_path / "model")
+    make_model(tokenizer, ModelShape(hidden_size=32, num_heads=1, num_layers=1, context_length=72), 0).save_pretrained(
+        tmp_path / "model"
+    )
+    tokenizer.pad_token = tokenizer.eos_token
+    (tmp_path / "t.jsonl").write_bytes(jsonl([{"prompt": f"say {i}", "completion": "a b c"} for i in range(9)]))
+    capsys.readouterr()
+    texts = ["--sft.data", str(tmp_path / "t.jsonl")]
+    missing = refused(capsys, storage, "sft", str(TINY), "--sft.model", str(tmp_path / "nowhere"), *texts)
+    assert "sft.model" in missing and "nowhere" in missing and "allow_hub" in missing
+    other = refused(capsys, storage, "run", str(TINY), "--sft.model", str(tmp_path / "model"))
+    assert "different vocabularies" in other and "python -m cluster sft" in other
+    tokenizer.save_pretrained(tmp_path / "model")
+    message = refused(capsys, storage, "sft", str(TINY), "--sft.model", str(tmp_path / "model"), *texts)
+    assert "pad_token" in message and "add_special_tokens" in message
+
+
+def test_a_directory_that_sft_did_not_write(storage: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (storage / "sft" / "tiny").mkdir(parents=True)
+    (storage / "sft" / "tiny" / "notes.txt").write_text("mine")
+    assert main(["sft", str(TINY)]) == 2
+    assert "choose another name" in capsys.readouterr().err
+    assert (storage / "sft" / "tiny" / "notes.txt").read_text() == "mine"
 
 
 def strengths(path: Path, rows: list[dict[str, str]]) -> Path:

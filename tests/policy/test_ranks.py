@@ -22,8 +22,8 @@ from policy.ppo import PPO
 from policy.statistics import sequence_statistics
 from tokens.config import AdapterConfig
 from tokens.lora import WithoutAdapters
-from tokens.packing import PACKED
 from tokens.offload import move_module
+from tokens.packing import PACKED
 from tokens.ranks import ALONE, Ranks
 from tokens.records import Rollout
 

@@ -4,9 +4,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from policy.config import ModelShape, SFTConfig
+from policy.held_out import held_out_loss
 from policy.sft import Example, fit_language_model, make_model, train_tokenizer
 from tokens.errors import UserError
 
@@ -67,6 +69,42 @@ def test_a_given_model_is_continued_on_the_responses_only(tokenizer: PreTrainedT
     batch = fit_language_model(examples[:6], tokenizer, tmp_path / "one", config, 0)
     assert batch["first_loss"] == pytest.approx(_mean_loss(tmp_path / "start", examples[:6]), rel=1e-3)
     assert result["steps"] == 2
+
+
+def test_held_out_texts_are_measured_before_and_after_and_change_nothing(
+    tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    make_model(tokenizer, SHAPE, 0).save_pretrained(tmp_path / "start")
+    examples, held_out, curve = _examples(tokenizer, 12), _examples(tokenizer, 3), []
+    config = SFTConfig(model=str(tmp_path / "start"), lr=1e-2, batch_size=6)
+    plain = fit_language_model(examples, tokenizer, tmp_path / "plain", config, 0)
+    fit = fit_language_model(
+        examples, tokenizer, tmp_path / "end", config, 0, held_out=held_out, on_loss=lambda step, loss: curve.append((step, loss))
+    )
+    assert fit["held_out_before"] == pytest.approx(_mean_loss(tmp_path / "start", held_out), rel=1e-5)
+    assert fit["held_out_after"] == pytest.approx(_mean_loss(tmp_path / "end", held_out), rel=1e-5)
+    assert curve == [(1, plain["first_loss"]), (2, plain["loss"])]
+    weights = [load_file(tmp_path / name / "model.safetensors") for name in ("plain", "end")]
+    assert all(weights[0][key].equal(weights[1][key]) for key in weights[0])
+    with pytest.raises(UserError, match="got 60"):
+        fit_language_model(examples, tokenizer, tmp_path / "long", config, 0, held_out=[([1] * 60, [2] * 5)])
+
+
+def test_held_out_loss_does_not_depend_on_the_batch(tokenizer: PreTrainedTokenizerFast) -> None:
+    model, examples = make_model(tokenizer, SHAPE, 0), [*_examples(tokenizer, 3), ([1, 5], [6, 2])]
+    losses = [held_out_loss(model, examples, 0, size) for size in (1, 3, 4)]
+    assert losses == pytest.approx([losses[0]] * 3, rel=1e-6) and model.training
+    with pytest.raises(ValueError, match="got 0"):
+        held_out_loss(model, [], 0, 1)
+
+
+def test_microbatches_change_memory_alone(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    config = SFTConfig(shape=SHAPE, lr=1e-3, batch_size=6)
+    whole = fit_language_model(_examples(tokenizer, 12), tokenizer, tmp_path / "whole", config, 0)
+    parts = fit_language_model(
+        _examples(tokenizer, 12), tokenizer, tmp_path / "parts", config.model_copy(update={"microbatch_size": 2}), 0
+    )
+    assert parts["steps"] == whole["steps"] and parts["loss"] == pytest.approx(whole["loss"], rel=1e-4)
 
 
 def test_equal_seeds_train_equal_models(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:

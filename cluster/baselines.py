@@ -1,0 +1,191 @@
+"""What the round loop is compared with: the same house, other episodes.
+
+vanilla_ppo is one long PPO against one reward model; best_of_n leaves the policy alone and picks among its samples; dpo trains it
+on the pairs without a reward model. Each is committed and judged as a round is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from actors.reward_trainer import RewardReport
+from actors.scorer import Scores
+from cluster.config import Baseline, RunConfig
+from cluster.judging import EVALUATION_SEED, Judgement, judge, meta_rows
+from cluster.roles import ScorerHandle
+from cluster.rounds import CHOICES, Theme
+from cluster.seeds import derive
+from cluster.waiting import Pending, RoleFailed
+from evaluation.best_of_n import best_of_n_kl, pick_best
+from evaluation.records import write_rows
+from tokens.records import Rollout
+
+NO_SCORES = Scores((), (), (), (), ())
+"""Where nothing is scored: the reward moments go on."""
+
+
+class FirstMember(ScorerHandle):
+    """The scorer, but what PPO is paid by is r_0 alone; the other members still say what they think."""
+
+    def score(self, rollouts: Sequence[Rollout]) -> Pending[Scores]:
+        """Score rollouts with every member."""
+        asked = super().score(rollouts)
+        return replace(asked, combine=lambda answers: first_alone(asked.combine(answers)))
+
+
+def first_alone(scores: Scores) -> Scores:
+    """Scores whose aggregate is member 0's.
+
+    Raises:
+        RoleFailed: if member 0's were not finite and it was left out.
+    """
+    if 0 not in scores.ids:
+        raise RoleFailed("the reward model that vanilla PPO is paid by gave scores that are not finite")
+    column = scores.ids.index(0)
+    return replace(scores, aggregated=tuple(row[column] for row in scores.members))
+
+
+@dataclass
+class VanillaPPO(Theme):
+    """One reward model, trained on D in the first round and never again; later rounds go on where the one before stopped."""
+
+    choices = ("rounds.baseline", *(key for key in CHOICES if not key.startswith("meta.")), "policy.prompts")
+
+    def run(self) -> None:
+        """Play every round that is not committed yet."""
+        self.roles = replace(self.roles, scorer=FirstMember(self.roles.scorer.process, self.roles.scorer.rota))
+        if self.directory.num_committed:
+            self.wait("score", self.roles.scorer.load(0, self.directory.round_path(0) / "reward"))
+        super().run()
+
+    def sample_shifted(self, index: int) -> list[Rollout]:
+        """S_0, which the reward moments start from; nothing later."""
+        return [] if index else super().sample_shifted(index)
+
+    def train_reward(self, index: int, draft: Path, shifted: Sequence[Rollout]) -> RewardReport:
+        """r_0, without MetaRM; later rounds keep it, and have no fit to report."""
+        return kept(self.directory.ledger["rounds"][0]["reward"]) if index else super().train_reward(index, draft, shifted)
+
+    def score_shifted(self, shifted: Sequence[Rollout], draft: Path) -> Scores:
+        """What r_0 says of S_0."""
+        return super().score_shifted(shifted, draft) if shifted else NO_SCORES
+
+    def begin_policy(self, index: int, draft: Path, scores: Scores) -> None:
+        """The first round's start; later nothing starts: policy, critic, reference, optimizers and moments go on."""
+        if index:
+            self.wait("policy", self.roles.learner.begin_round(index, None, None, None, None))
+        else:
+            super().begin_policy(index, draft, scores)
+
+    def warm_up(self, index: int, rollouts: Sequence[Rollout], rewards: Scores) -> None:
+        """Of the new critic, in the first round."""
+        if not index:
+            super().warm_up(index, rollouts, rewards)
+
+
+def kept(reward: dict[str, float | None]) -> RewardReport:
+    """The report of a round that trained no reward model: r_0's accuracy, and nothing of a fit.
+
+    Args:
+        reward: the ledger's entry of round 0.
+    """
+    summary: dict[str, float | None] = {name: None for name in reward if name != "validation_accuracy"}
+    return RewardReport(summary, (), (), reward["validation_accuracy"])
+
+
+@dataclass
+class OneRound(Theme):
+    """A comparison without rounds: a reward model to judge by, a policy, its judgement."""
+
+    def run(self) -> None:
+        """Make it."""
+        self.wait.begin("round 0")
+        self.console.say(f"[bold]{self.config.rounds.baseline}[/]")
+        with self.directory.draft(self.directory.round_path(0)) as draft:
+            report = self.train_reward(0, draft, ())
+            self.improve(draft)
+            judgement = self.evaluate(0, draft)
+            self.commit(0, draft, report, judgement)
+
+    def improve(self, draft: Path) -> None:
+        """Make the policy better than SFT, where it is trained."""
+
+    def save(self, draft: Path) -> None:
+        """There is no learner's state to go on from."""
+
+
+@dataclass
+class BestOfN(OneRound):
+    """The SFT policy as it is; of its n samples to a prompt the ensemble's favourite is its answer."""
+
+    choices = ("rounds.baseline", "rounds.best_of", "scorer.aggregate", "reward.base", "data.denoise.method")
+
+    def evaluate(self, index: int, draft: Path) -> Judgement:
+        """The best of n for each held-out prompt, judged against one response of SFT; all n are written down.
+
+        The KL of the summary is log n - (n - 1) / n: the rows' log-probs are SFT's, whose samples they are.
+        """
+        number = self.config.rounds.best_of
+        assert number is not None
+        prompts = self.inputs.eval_prompts[: self.config.evaluation.num_prompts]
+        with self.console.bar(f"evaluate: best of {number}", "samples") as bar:
+            samples = self.wait("evaluate", self.roles.rollout.sample(prompts, number, EVALUATION_SEED, self.version), bar)
+            scores = self.wait("evaluate", self.roles.scorer.score(samples))
+            best = [samples[i] for i in pick_best(scores.aggregated, number)]
+            judgement = judge(self.config, self.inputs, self.roles, self.wait, self.version, self.sft, rollouts=best)
+        judgement = replace(judgement, summary=judgement.summary | {"kl": best_of_n_kl(number)})
+        write_rows(draft / "samples.parquet", meta_rows(samples, scores, vanilla=None))
+        write_rows(draft / "evaluation.parquet", judgement.rows)
+        self.metrics.evaluation(index, judgement.summary)
+        return judgement
+
+
+@dataclass
+class DPO(OneRound):
+    """The policy trained on D by TRL's DPOTrainer; the reward model only judges."""
+
+    choices = ("rounds.baseline", "dpo.beta", "dpo.lr", "dpo.epochs", "dpo.batch_size", "reward.base", "data.denoise.method")
+
+    def improve(self, draft: Path) -> None:
+        """Train it from SFT, in the learner."""
+        seed = derive(self.config.seed, "dpo")
+        with self.console.bar("policy (DPO)", "steps") as bar:
+            pending = self.roles.learner.prefer(self.inputs.pairs, self.config.dpo, draft, seed)
+            rows = self.wait("policy", pending, bar)
+        self.metrics.dpo(0, rows)
+        self.sync()
+
+
+THEMES: dict[Baseline, type[Theme]] = {"none": Theme, "vanilla_ppo": VanillaPPO, "best_of_n": BestOfN, "dpo": DPO}
+
+
+def theme_of(config: RunConfig) -> type[Theme]:
+    """What ``rounds.baseline`` plays.
+
+    Args:
+        config: of the run.
+    """
+    return THEMES[config.rounds.baseline]
+
+
+NOTES: dict[Baseline, str] = {
+    "vanilla_ppo": "one reward model, trained on D in round 0 without MetaRM, pays PPO in every round; critic, reference and "
+    "reward moments go on. meta.* is switched off, and scorer.aggregate says nothing of PPO: the other members only judge",
+    "best_of_n": "the policy stays SFT, and the favourite of the ensemble among rounds.best_of samples is its answer. meta.* is "
+    "switched off, and of policy.* only prompts and microbatch_size are used",
+    "dpo": "TRL's DPOTrainer trains the policy on D, and the reward models only judge it. meta.* is switched off, and of "
+    "policy.* only prompts and microbatch_size are used",
+}
+"""What a user should know of each."""
+
+
+def note(config: RunConfig) -> str | None:
+    """What a user should know of the baseline before it starts; None without one.
+
+    Args:
+        config: of the run.
+    """
+    kind = config.rounds.baseline
+    return f"rounds.baseline {kind}: {NOTES[kind]}" if kind in NOTES else None
