@@ -5,27 +5,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from tokens.section import Section
-
-
-class ModelShape(Section):
-    """A small Llama-shaped model to train from scratch, where no model directory is given."""
-
-    vocab_size: int = Field(512, ge=16)
-    """Entries of the tokenizer; where the tokenizer is given, its own size is used."""
-    hidden_size: int = Field(128, ge=16)
-    intermediate_size: int = Field(384, ge=16)
-    num_layers: int = Field(5, ge=1)
-    num_heads: int = Field(4, ge=1)
-    context_length: int = Field(128, ge=8)
-    """Longest prompt + response, in tokens."""
-
-    @model_validator(mode="after")
-    def _heads_divide(self) -> "ModelShape":
-        if self.hidden_size % self.num_heads or (self.hidden_size // self.num_heads) % 16:
-            raise ValueError(
-                f"hidden_size / num_heads must be a multiple of 16 (vLLM's attention), got {self.hidden_size} / {self.num_heads}"
-            )
-        return self
+from tokens.shape import ModelShape
 
 
 class SFTConfig(Section):
@@ -86,6 +66,9 @@ class PolicyConfig(Section):
     steps_per_round: int = Field(2000, ge=1)
     prompts_per_step: int = Field(32, ge=1)
     samples_per_prompt: int = Field(1, ge=1)
+    max_lag: int = Field(0, ge=0)
+    """Updates by which the weights that sampled a batch may be older than those that learn from it. 0 is on-policy; from 1 on the
+    engines sample the next batches while the learner trains."""
     epochs: int = Field(1, ge=1)
     """Passes over each rollout batch."""
     minibatch_size: int = Field(32, ge=1)

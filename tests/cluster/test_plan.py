@@ -21,10 +21,10 @@ from cluster.plan import (
     place,
     reward_bundles,
 )
-from policy.config import ModelShape
 from policy.sft import make_model
 from sandbox.tokenizer import make_tokenizer
 from tests.cluster.command import ROOT, TINY
+from tokens.shape import ModelShape
 
 HH_7B = ROOT / "configs" / "hh_7b.yaml"
 SANDBOX = [ROOT / "configs" / name for name in ("quickstart.yaml", "new_domain.yaml", "hh_tiny.yaml")]
