@@ -35,8 +35,8 @@ class Bundle:
         memory: estimate of what its weights, gradients, optimizer and activations need, bytes; on the GPU where it has one.
         why: what that memory is made of, in a few words.
         parts: the same, part by part.
-        host: bytes of the machine's memory that a process with a GPU holds at worst: the whole model while it is loaded, and on the
-            learner's rank 0 the optimizer's state while it is saved.
+        host: bytes of the machine's memory that a process with a GPU holds at worst: the whole model while it is loaded, and on
+            the learner's rank 0 the optimizer's state while it is saved.
     """
 
     role: str
@@ -202,7 +202,8 @@ def _shortfall(bundle: Bundle, nodes: Sequence[Node], cpus: list[float], gpus: l
     if bundle.num_gpus and any(node.num_gpus for node in nodes):
         largest = max(node.gpu_memory for node in nodes if node.num_gpus)
         if bundle.memory > bundle.num_gpus * largest * GPU_USABLE:
-            return f"{needs}: more than {GPU_USABLE:.0%} of its {bundle.num_gpus:g} GPU of {largest / GIB:.0f} GiB; {LESS[bundle.role]}"
+            has = f"{GPU_USABLE:.0%} of its {bundle.num_gpus:g} GPU of {largest / GIB:.0f} GiB"
+            return f"{needs}: more than {has}; {LESS[bundle.role]}"
     if bundle.host:
         needs += f", and {(PROCESS + bundle.host) / GIB:.1f} GiB of its machine's memory"
     if not nodes:

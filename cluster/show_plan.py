@@ -43,13 +43,13 @@ def show_plan(config: RunConfig, options: Namespace) -> int:
     plan = place(bundles(config, size), nodes)
     console = Console(soft_wrap=True, highlight=False)
     console.print(
-        f"{config.name}: {config.rounds.num_rounds} rounds, a policy of {size.parameters / 1e6:,.1f} M parameters, reward models and "
-        f"critic of {critic.parameters / 1e6:,.1f} M, {options.nodes} node(s) of {node.num_cpus:g} CPU, {node.num_gpus:g} GPU, "
+        f"{config.name}: {config.rounds.num_rounds} rounds, a policy of {size.parameters / 1e6:,.1f} M parameters, reward models "
+        f"and critic of {critic.parameters / 1e6:,.1f} M, {options.nodes} node(s) of {node.num_cpus:g} CPU, {node.num_gpus:g} GPU, "
         f"{node.memory / GIB:.0f} GiB"
     )
     _show_placement(config, plan, console)
     _show_memory(plan, node, console)
-    _show_cache(config, cache, console)
+    _show_cache(cache, console)
     num_pairs = _num_pairs(config, options)
     across = frozenset(role for role in ("reward", "learner") if len(_nodes_of(plan, role)) > 1)
     clock = times.Clock(config, size, critic, speeds, lengths, num_pairs, cache, across)
@@ -162,8 +162,8 @@ def _show_memory(plan: Plan, node: Node, console: Console) -> None:
         table.add_row("", f"[bold]all{place_}[/]", f"[bold]{bundle.memory / gpus / GIB:.2f}[/]", share, end_section=True)
     console.print(table)
     console.print(
-        "Memory is an upper estimate (docs/planning.md): weights, gradients, optimizer, and activations of the longest sequences; "
-        f"each process holds {PROCESS / GIB:g} GiB of its machine's memory besides."
+        "Memory is an upper estimate (docs/planning.md): weights, gradients, optimizer, and activations of the longest "
+        f"sequences; each process holds {PROCESS / GIB:g} GiB of its machine's memory besides."
     )
     loading = [bundle for bundle in plan.bundles if bundle.host]
     if loading:
@@ -174,48 +174,49 @@ def _show_memory(plan: Plan, node: Node, console: Console) -> None:
         )
 
 
-def _show_cache(config: RunConfig, cache: Cache, console: Console) -> None:
+def _show_cache(cache: Cache, console: Console) -> None:
     fit = "they fit at once" if cache.samples <= cache.sequences else "they are run in turns"
     console.print(
-        f"KV cache of an engine: {cache.bytes / GIB:.2f} GiB, {cache.token_bytes / 1024:,.1f} KiB a token; {cache.tokens:,} tokens, "
-        f"{cache.sequences:,} sequences of {cache.sequence_tokens} tokens. A step asks one engine for {cache.samples:,}: {fit}."
+        f"KV cache of an engine: {cache.bytes / GIB:.2f} GiB, {cache.token_bytes / 1024:,.1f} KiB a token; {cache.tokens:,} "
+        f"tokens, {cache.sequences:,} sequences of {cache.sequence_tokens} tokens. A step asks one engine for {cache.samples:,}: "
+        f"{fit}."
     )
 
 
 def _show_times(clock: times.Clock, console: Console) -> None:
-    config, speeds, lengths = clock.config, clock.speeds, clock.lengths
-    shares = config.resources
-    on_cpus = [role for role in ("rollout", "reward", "scorer", "learner") if not getattr(shares, role).num_gpus]
+    shares = clock.config.resources
+    roles = {"rollout": shares.rollout, "reward": shares.reward, "scorer": shares.scorer, "learner": shares.learner}
+    on_cpus = [role for role, share in roles.items() if not share.num_gpus]
     if on_cpus:
         console.print(f"Times are planned for GPUs only, and {', '.join(on_cpus)} would compute on CPUs: none are given.")
         return
     planned = clock.times()
-    table = Table("phase", "bound by", "seconds", "share")
-    for phase in planned.step:
-        table.add_row(phase.name, phase.bound, f"{phase.seconds:,.2f}", f"{phase.seconds / planned.synchronous:.0%}")
-    table.add_row("[bold]a step[/]", "", f"[bold]{planned.synchronous:,.2f}[/]", "100%")
-    table.add_row(
-        "a step, overlapped",
-        "",
-        f"{planned.overlapped:,.2f}",
-        f"{planned.overlapped / planned.synchronous:.0%}",
-        end_section=True,
-    )
-    step = planned.overlapped if planned.max_lag else planned.synchronous
-    rows = (*planned.round, times.Phase(f"{planned.steps} steps", planned.steps * step, "compute"))
-    for phase in rows:
-        bound = "" if phase is rows[-1] else phase.bound
-        table.add_row(phase.name, bound, f"{phase.seconds:,.0f}", f"{phase.seconds / planned.per_round:.0%}")
-    table.add_row("[bold]a round[/]", "", f"[bold]{planned.per_round:,.0f}[/]", f"{planned.per_round / 3600:,.1f} h")
-    console.print(table)
+    console.print(_times_table(planned))
+    speeds, lengths = clock.speeds, clock.lengths
     chosen = "what this config asks for" if planned.max_lag else "with policy.max_lag 1 or more"
     console.print(
-        f"Overlapped ({chosen}): the longer of sampling ({planned.sampling:,.2f} s) and of all else. Each time is a lower bound at the "
-        f"assumed efficiency: {speeds.name}, {speeds.tflops:g} TFLOP/s in bfloat16 of which training reaches {speeds.mfu:.0%} and "
-        f"forward passes {speeds.scoring_mfu:.0%}, {speeds.bandwidth_tbs:g} TB/s; links of {speeds.link_gbs:g} GB/s a GPU between "
-        f"nodes and {speeds.nvlink_gbs:g} within one. Prompts of {lengths.prompt:g} and responses of {lengths.response:g} tokens, "
-        f"{clock.num_pairs:,} pairs. `plan --help` says how to change each."
+        f"Overlapped ({chosen}): the longer of sampling ({planned.sampling:,.2f} s) and of all else. Each time is a lower bound "
+        f"at the assumed efficiency: {speeds.name}, {speeds.tflops:g} TFLOP/s in bfloat16 of which training reaches "
+        f"{speeds.mfu:.0%} and forward passes {speeds.scoring_mfu:.0%}, {speeds.bandwidth_tbs:g} TB/s; links of "
+        f"{speeds.link_gbs:g} GB/s a GPU between nodes and {speeds.nvlink_gbs:g} within one. Prompts of {lengths.prompt:g} and "
+        f"responses of {lengths.response:g} tokens, {clock.num_pairs:,} pairs. `plan --help` says how to change each."
     )
+
+
+def _times_table(planned: times.Times) -> Table:
+    table = Table("phase", "bound by", "seconds", "share")
+    step, whole = planned.synchronous, planned.per_round
+    for phase in planned.step:
+        table.add_row(phase.name, phase.bound, f"{phase.seconds:,.2f}", f"{phase.seconds / step:.0%}")
+    table.add_row("[bold]a step[/]", "", f"[bold]{step:,.2f}[/]", "100%")
+    overlapped = planned.overlapped
+    table.add_row("a step, overlapped", "", f"{overlapped:,.2f}", f"{overlapped / step:.0%}", end_section=True)
+    for phase in planned.round:
+        table.add_row(phase.name, phase.bound, f"{phase.seconds:,.0f}", f"{phase.seconds / whole:.0%}")
+    steps = planned.steps * (overlapped if planned.max_lag else step)
+    table.add_row(f"{planned.steps} steps", "", f"{steps:,.0f}", f"{steps / whole:.0%}")
+    table.add_row("[bold]a round[/]", "", f"[bold]{whole:,.0f}[/]", f"{whole / 3600:,.1f} h")
+    return table
 
 
 def _show_members(config: RunConfig, critic: ModelSize, nodes: Sequence[Node], console: Console) -> tuple[str, ...]:

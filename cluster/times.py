@@ -28,7 +28,7 @@ LINK_GBS = 50.0
 NVLINK_GBS = 450.0
 """Between the GPUs of a node, one direction: NVLink 4, data sheet."""
 TRAINING_MFU = 0.40
-"""Share of the peak that training reaches: assumed, as Llama 3 reports 38 to 43 % (arXiv:2407.21783, table 4); not measured here."""
+"""Share of the peak that training reaches: assumed (Llama 3 reports 38 to 43 %, arXiv:2407.21783, table 4); not measured here."""
 SCORING_MFU = 0.40
 """Share of the peak that forward passes reach: assumed equal to training's; not measured here."""
 SECOND_ORDER = 2
@@ -267,8 +267,10 @@ class Clock:
         return bounded(name, flops / self.speeds.training(share.dtype), link=link)
 
     def train_reward(self) -> Phase:
-        """6 N T (8 with recomputation) of two responses a pair, and of S_k's share a step: 1 + m with MetaRM, m = meta tokens / pair
-        tokens. Every member where all are fitted anew."""
+        """6 N T (8 with recomputation) of two responses a pair and of S_k's share in a step, for every member that is fitted.
+
+        So a step takes 1 + m times as long with MetaRM, m = tokens of S_k / tokens of pairs.
+        """
         share, reward, meta = self.config.resources.reward, self.config.reward, self.config.meta
         views = 1 if reward.contrastive.method == "none" else 2
         steps = reward.epochs * -(-self.num_pairs // reward.batch_size)
