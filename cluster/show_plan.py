@@ -44,8 +44,8 @@ def show_plan(config: RunConfig, options: Namespace) -> int:
     console = Console(soft_wrap=True, highlight=False)
     console.print(
         f"{config.name}: {config.rounds.num_rounds} rounds, a policy of {size.parameters / 1e6:,.1f} M parameters, reward models "
-        f"and critic of {critic.parameters / 1e6:,.1f} M, {options.nodes} node(s) of {node.num_cpus:g} CPU, {node.num_gpus:g} GPU, "
-        f"{node.memory / GIB:.0f} GiB"
+        f"and critic of {critic.parameters / 1e6:,.1f} M, {options.nodes} node(s) of {node.num_cpus:g} CPU, {node.num_gpus:g} "
+        f"GPU, {node.memory / GIB:.0f} GiB"
     )
     _show_placement(config, plan, console)
     _show_memory(plan, node, console)
@@ -130,6 +130,11 @@ def _alike(bundles_: Sequence[Bundle], where: Sequence[int | None]) -> Iterator[
         yield name, each[0], node
 
 
+def _gib(number: float) -> str:
+    """Bytes as GiB, with as many digits as a small model needs."""
+    return f"{number / GIB:.2f}" if number >= GIB / 10 else f"{number / GIB:.4f}"
+
+
 def _show_placement(config: RunConfig, plan: Plan, console: Console) -> None:
     table = Table("process", "node", "CPU", "GPU", "threads", "memory (GiB)", "for")
     shares = config.resources
@@ -141,7 +146,7 @@ def _show_placement(config: RunConfig, plan: Plan, console: Console) -> None:
             f"{bundle.num_cpus:g}",
             f"{bundle.num_gpus:g}",
             str(threads[bundle.role].threads),
-            f"{bundle.memory / GIB:.2f}" + (" on GPU" if bundle.num_gpus else ""),
+            _gib(bundle.memory) + (" on GPU" if bundle.num_gpus else ""),
             bundle.why,
         )
     console.print(table)
@@ -157,9 +162,9 @@ def _show_memory(plan: Plan, node: Node, console: Console) -> None:
         gpus = max(1.0, bundle.num_gpus)
         place_ = "" if not bundle.num_gpus else " a GPU"
         for number, part in enumerate(bundle.parts):
-            table.add_row("" if number else bundle.name, part.name, f"{part.bytes / gpus / GIB:.2f}", part.why)
+            table.add_row("" if number else bundle.name, part.name, _gib(part.bytes / gpus), part.why)
         share = f"{bundle.memory / gpus / node.gpu_memory:.0%} of it" if bundle.num_gpus else ""
-        table.add_row("", f"[bold]all{place_}[/]", f"[bold]{bundle.memory / gpus / GIB:.2f}[/]", share, end_section=True)
+        table.add_row("", f"[bold]all{place_}[/]", f"[bold]{_gib(bundle.memory / gpus)}[/]", share, end_section=True)
     console.print(table)
     console.print(
         "Memory is an upper estimate (docs/planning.md): weights, gradients, optimizer, and activations of the longest "
