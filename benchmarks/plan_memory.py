@@ -5,8 +5,8 @@
 Each case in a process of its own: two updates (the second has the optimizers' moments from the start) of a policy and a critic
 made from scratch, on responses of full length. By how much the process's resident memory grows at most above what it held before
 there was a model (Python, torch, transformers, one update of a very small model), sampled every 2 ms, against the sum of the
-parts that `cluster.memory.learner_parts` gives. glibc is told to hand freed tensors back at once (MALLOC_MMAP_THRESHOLD_), so that
-what is seen is tensors that live, and not holes between them. Prints the rows and appends them to
+parts that `cluster.memory.learner_parts` gives. glibc is told to hand freed tensors back at once (MALLOC_MMAP_THRESHOLD_), so
+that what is seen is tensors that live, and not holes between them. Prints the rows and appends them to
 benchmarks/results/plan_memory.jsonl.
 """
 
