@@ -13,6 +13,9 @@ class RolloutConfig(Section):
     """The vLLM pool and the distribution it samples from."""
 
     num_engines: int = Field(1, ge=1)
+    tensor_parallel: int = Field(1, ge=1)
+    """GPUs of one node that share an engine's weights and cache; ``resources.rollout.num_gpus`` is then as many. Divides the
+    policy's heads."""
     temperature: float = Field(0.8, gt=0)
     top_p: float = Field(1.0, gt=0, le=1)
     """Below 1 the sampler draws from the likeliest tokens alone, and its log-probs are of that distribution, which the learner

@@ -102,10 +102,16 @@ class Role:
         return {"float32": torch.float32, "bfloat16": torch.bfloat16}[self.setup.dtype]
 
     def compute(self) -> AbstractContextManager[Any]:
-        """Context in which models run: trained weights stay float32, bfloat16 is what their products are computed in."""
+        """Context in which models run: trained weights stay float32, bfloat16 is what their products are computed in.
+
+        Autocast would keep the bfloat16 copy of each weight until the context ends. Whole updates and fits run in one context, so
+        every step after the first would compute with the weights that the first one began with: nothing is kept.
+        """
         import torch
 
-        return torch.autocast(self.setup.device, torch.bfloat16) if self.setup.dtype == "bfloat16" else nullcontext()
+        if self.setup.dtype != "bfloat16":
+            return nullcontext()
+        return torch.autocast(self.setup.device, torch.bfloat16, cache_enabled=False)
 
     def rest(self, parts: Sequence[str]) -> None:
         """Leave the device to others: move parts of what is held there to host memory.

@@ -66,6 +66,10 @@ class RolloutEngine(Role):
             # A prompt cut into chunks makes vLLM turn back the request's random generator, which torch's CPU one cannot.
             whole = {"enable_chunked_prefill": False, "max_num_batched_tokens": max(2048, max_model_len)}
             placement = {"kv_cache_memory_bytes": config.kv_cache_mib << 20, **whole}
+        if config.tensor_parallel > 1:
+            # Said outright: within a placement group vLLM would make Ray actors of its own. The workers are processes on the
+            # GPUs that Ray has given this one, which they see by the CUDA_VISIBLE_DEVICES that they inherit.
+            placement |= {"tensor_parallel_size": config.tensor_parallel, "distributed_executor_backend": "mp"}
         self.config = config
         self.line = Line(transfer.deadline_s)
         self.version: int | None = None

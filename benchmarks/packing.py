@@ -44,7 +44,8 @@ def model(attention: str | None) -> LlamaForCausalLM:
     )  # fmt: skip
     shape._attn_implementation = attention or "sdpa"
     with torch.device("cuda"):
-        made = LlamaForCausalLM(shape).to(torch.bfloat16).train(False)
+        made = LlamaForCausalLM(shape).train(False)
+        made.bfloat16()
     for layer in made.model.layers:
         checkpoint(layer)
     return made

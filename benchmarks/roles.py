@@ -26,11 +26,11 @@ from actors.process import ProcessSetup, engine_environment
 from actors.rollout import RolloutEngine
 from actors.transfer import STORED, lay_out
 from cluster.run_directory import versions
-from policy.config import ModelShape
 from policy.sft import make_model
 from sandbox.tokenizer import make_tokenizer
 from tokens.logprobs import response_logprobs
 from tokens.records import Prompt, Rollout, SequenceBatch
+from tokens.shape import ModelShape
 
 SHAPE = ModelShape(hidden_size=192, intermediate_size=640, num_layers=2, num_heads=6, context_length=128)
 NUM_PROMPTS, SAMPLES, MAX_TOKENS, REPETITIONS = 64, 4, 64, 7

@@ -21,10 +21,10 @@ import torch
 from actors.transfer import Parcels, lay_out
 from benchmarks.roles import gap, start_engine, timed
 from cluster.run_directory import versions
-from policy.config import ModelShape
 from policy.sft import make_model
 from sandbox.tokenizer import make_tokenizer
 from tokens.records import Prompt
+from tokens.shape import ModelShape
 
 SHAPE = ModelShape(hidden_size=512, intermediate_size=1408, num_layers=8, num_heads=8, context_length=128)
 SIZES = {"one tensor": 1, "1 MiB": 1 << 20, "16 MiB": 16 << 20, "256 MiB": 256 << 20}

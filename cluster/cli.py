@@ -151,12 +151,7 @@ def _parser() -> argparse.ArgumentParser:
         "--studies", nargs="+", metavar="NAME", default=None, help="which (default: all); an unknown one lists them"
     )
     study.add_argument("--seeds", type=int, default=3, help="fits of each arm (default 3)")
-    plan = recipe("plan", "say what would run where, and start nothing")
-    plan.add_argument("--nodes", type=int, default=1, help="machines of the cluster (default 1)")
-    plan.add_argument("--node-cpus", type=float, default=None, help="CPUs of each (default: this machine's)")
-    plan.add_argument("--node-gpus", type=float, default=None, help="GPUs of each (default: this machine's)")
-    plan.add_argument("--node-memory-gib", type=float, default=None, help="memory of each (default: this machine's)")
-    plan.add_argument("--gpu-memory-gib", type=float, default=80.0, help="memory of one GPU (default 80)")
+    _add_plan_options(recipe("plan", "say what would run where, in how much memory and how fast, and start nothing"))
     relabel = commands.add_parser("relabel", help="ask a second labeller about preference pairs, in both orders")
     relabel.add_argument("pairs", metavar="PAIRS", help="a preference data set (docs/data.md), or sandbox:CONFIG.yaml")
     relabel.add_argument("--judge", required=True, help="gold, gold:CONFIG.yaml, reward:DIR or openai:BASE_URL#MODEL")
@@ -174,3 +169,26 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("directory", type=Path, metavar="DIRECTORY", help="e.g. ~/rondo/runs/quickstart")
     commands.add_parser("keys", help="list every config key with its default and meaning")
     return parser
+
+
+def _add_plan_options(plan: argparse.ArgumentParser) -> None:
+    plan.add_argument("--nodes", type=int, default=1, help="machines of the cluster (default 1)")
+    plan.add_argument("--node-cpus", type=float, default=None, help="CPUs of each (default: this machine's)")
+    plan.add_argument("--node-gpus", type=float, default=None, help="GPUs of each (default: this machine's)")
+    plan.add_argument("--node-memory-gib", type=float, default=None, help="memory of each (default: this machine's)")
+    plan.add_argument("--gpu-memory-gib", type=float, default=80.0, help="memory of one GPU (default 80)")
+    plan.add_argument(
+        "--gpu-tflops", type=float, default=None, help="dense bfloat16 peak of one GPU, TFLOP/s (default: an H100's or H200's)"
+    )
+    plan.add_argument("--gpu-bandwidth-tbs", type=float, default=None, help="memory bandwidth of a GPU, TB/s (default: likewise)")
+    plan.add_argument("--link-gbs", type=float, default=None, help="between nodes, for each GPU, GB/s (default 50)")
+    plan.add_argument(
+        "--nvlink-gbs", type=float, default=None, help="between GPUs of one node, one direction, GB/s (default 450)"
+    )
+    plan.add_argument("--mfu", type=float, default=None, help="share of the peak that training reaches (default 0.4, assumed)")
+    plan.add_argument("--scoring-mfu", type=float, default=None, help="share that forward passes reach (default 0.4, assumed)")
+    plan.add_argument("--mean-prompt", type=float, default=None, help="tokens of a prompt (default: data.max_prompt_tokens)")
+    plan.add_argument("--mean-response", type=float, default=None, help="tokens of a response (default: rollout.max_new_tokens)")
+    plan.add_argument(
+        "--num-pairs", type=int, default=None, help="preference pairs (default: world.num_pairs, data.max_pairs, or 10000)"
+    )

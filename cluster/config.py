@@ -246,6 +246,21 @@ class RunConfig(Section):
             self.refuse_short_context()
         return self
 
+    @model_validator(mode="after")
+    def _engines_have_their_gpus(self) -> "RunConfig":
+        parallel, gpus = self.rollout.tensor_parallel, self.resources.rollout.num_gpus
+        if parallel > 1 and gpus == 0:
+            raise ValueError(
+                f"rollout.tensor_parallel is {parallel} and resources.rollout.num_gpus 0: on the CPU an engine is one process; "
+                "set tensor_parallel to 1, or give the engines GPUs"
+            )
+        if max(parallel, gpus) > 1 and parallel != gpus:
+            raise ValueError(
+                f"rollout.tensor_parallel is {parallel} and resources.rollout.num_gpus {gpus:g}: an engine computes on as many "
+                "GPUs as it is given; set both to the same number"
+            )
+        return self
+
     def refuse_short_context(self) -> None:
         """Check that the SFT model that is made here sees a whole prompt and response.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Hashable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -132,10 +132,18 @@ def _words(problem: dict[str, Any]) -> str:
 def _section(path: Sequence[str]) -> type[BaseModel]:
     section: type[BaseModel] = RunConfig
     for key in path:
-        annotation = section.model_fields[key].annotation
-        assert isinstance(annotation, type) and issubclass(annotation, BaseModel)
-        section = annotation
+        found = _as_section(section.model_fields[key].annotation)
+        assert found is not None
+        section = found
     return section
+
+
+def _as_section(annotation: Any) -> type[BaseModel] | None:
+    """The section that a key holds, also where it may be null; None for a plain value."""
+    for kind in (annotation, *get_args(annotation)):
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            return kind
+    return None
 
 
 def all_keys(section: type[BaseModel] = RunConfig, prefix: str = "") -> dict[str, tuple[str, str]]:
@@ -150,8 +158,9 @@ def all_keys(section: type[BaseModel] = RunConfig, prefix: str = "") -> dict[str
     """
     keys: dict[str, tuple[str, str]] = {}
     for name, info in section.model_fields.items():
-        if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
-            keys |= all_keys(info.annotation, f"{prefix}{name}.")
+        inner = _as_section(info.annotation)
+        if inner is not None:
+            keys |= all_keys(inner, f"{prefix}{name}.")
         else:
             default = "required" if info.is_required() else repr(info.default)
             keys[prefix + name] = (default, " ".join((info.description or "").split()))

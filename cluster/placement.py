@@ -83,14 +83,17 @@ def _fraction(number: int) -> float:
 def _shared(index: int, group: Sequence[Bundle]) -> Bundle:
     names, needs = ", ".join(process.name for process in group), [process.memory for process in group]
     others = (len(group) - 1) * PROCESS
+    largest = max(group, key=lambda process: process.memory)
     cpus = sum(process.num_cpus for process in group)
     if not group[0].num_gpus:
-        return Bundle("shared", f"shared-{index}", cpus, 0.0, sum(needs), names, others)
+        parts = tuple(part for process in group for part in process.parts)
+        return Bundle("shared", f"shared-{index}", cpus, 0.0, sum(needs), names, parts, others)
     why = (
         f"{names} in turn, {_fraction(len(group)):g} GPU each, so that Ray puts all of them on this one; "
         f"up to {sum(needs) / GIB:.1f} GiB rest in host memory"
     )
-    return Bundle("shared", f"shared-{index}", cpus, 1.0, max(needs), why, others + sum(needs))
+    resting = others + sum(needs) + max(process.host for process in group)
+    return Bundle("shared", f"shared-{index}", cpus, 1.0, largest.memory, why, largest.parts, resting)
 
 
 def weight_transfer(config: RunConfig) -> Backend:

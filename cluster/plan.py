@@ -12,10 +12,11 @@ from pathlib import Path
 
 from actors.config import Share
 from cluster.config import RunConfig
+from cluster.memory import MASTER, Part, engine_parts, frozen_part, learner_parts, reward_parts
+from cluster.model_sizes import ModelSize, reward_size
 from tokens.errors import UserError
 
 GIB = 1 << 30
-BYTES = {"float32": 4, "bfloat16": 2}
 PROCESS = 3 * GIB // 4
 """What a process of ours holds before it holds a model: Python, torch, transformers (0.4 to 0.8 GiB seen)."""
 GPU_USABLE = 0.9
@@ -32,8 +33,10 @@ class Bundle:
         num_cpus: Ray CPUs, fractions allowed.
         num_gpus: Ray GPUs.
         memory: estimate of what its weights, gradients, optimizer and activations need, bytes; on the GPU where it has one.
-        why: what that memory is made of.
-        host: memory that is needed on its machine besides, bytes: models that rest there, other processes of the bundle.
+        why: what that memory is made of, in a few words.
+        parts: the same, part by part.
+        host: memory that is needed on its machine besides, bytes: with a GPU the whole model while it is loaded, and on the
+            learner's rank 0 the optimizer's state while it is saved; models that rest there, other processes of the bundle.
     """
 
     role: str
@@ -42,6 +45,7 @@ class Bundle:
     num_gpus: float
     memory: int
     why: str
+    parts: tuple[Part, ...] = ()
     host: int = 0
 
     @property
@@ -70,90 +74,9 @@ class Plan:
     shortfalls: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class ModelSize:
-    """What memory depends on: the shape of the policy, which all roles' models share."""
-
-    parameters: int
-    num_layers: int
-    hidden_size: int
-    vocab_size: int
-
-
-def model_size(config: RunConfig) -> ModelSize:
-    """The size of the policy model, from its directory or from the shape it will be made with.
-
-    Args:
-        config: of the run.
-
-    Returns:
-        The size; a tied embedding is counted once.
-    """
-    shape = config.sft.shape
-    if config.sft.model is None or not Path(config.sft.model).is_dir():
-        vocabulary, hidden, inner = shape.vocab_size, shape.hidden_size, shape.intermediate_size
-        layers, key_value, tied = shape.num_layers, hidden, config.sft.model is None
-    else:
-        from transformers import AutoConfig
-
-        stored = AutoConfig.from_pretrained(config.sft.model)
-        try:
-            vocabulary, hidden, inner = stored.vocab_size, stored.hidden_size, stored.intermediate_size
-            layers, tied = stored.num_hidden_layers, stored.tie_word_embeddings
-            key_value = hidden * stored.num_key_value_heads // stored.num_attention_heads
-        except AttributeError as error:
-            raise UserError(f"{config.sft.model}: the config of a decoder-only model is expected, and {error}") from error
-    per_layer = 2 * hidden * hidden + 2 * hidden * key_value + 3 * hidden * inner + 2 * hidden
-    return ModelSize(vocabulary * hidden * (1 if tied else 2) + layers * per_layer + hidden, layers, hidden, vocabulary)
-
-
-def activations(size: ModelSize, share: Share, sequences: float, length: int, at_once: int, with_logits: bool) -> int:
-    """Upper estimate of what one rank keeps for the backward pass, bytes.
-
-    About 34 numbers of hidden size per token and layer (Korthikanti et al. 2022, section 4.1, attention matrices not kept), or
-    one with recomputation, and then the full amount for the layer that is being recomputed; plus logits, their log-softmax
-    and their gradient in float32.
-
-    Args:
-        size: of the model.
-        share: of the role.
-        sequences: kept at the same time, over all ranks.
-        length: longest prompt + response, tokens.
-        at_once: sequences of one forward pass.
-        with_logits: True for a language model.
-
-    Returns:
-        The bytes.
-    """
-    tokens, together = sequences * length / share.num_ranks, min(at_once, sequences / share.num_ranks) * length
-    unit = size.hidden_size * BYTES[share.dtype]
-    kept = tokens * size.num_layers + 34 * together if share.recompute_activations else 34 * tokens * size.num_layers
-    return int(kept * unit + (3 * 4 * together * size.vocab_size if with_logits else 0))
-
-
-def reward_size(config: RunConfig, size: ModelSize) -> ModelSize:
-    """The size of a reward model: of ``reward.base`` where it is a directory, else the policy's.
-
-    Args:
-        config: of the run.
-        size: of the policy.
-    """
-    base = config.reward.base
-    if base is None or not Path(base).expanduser().is_dir():
-        return size
-    import torch
-    from transformers import AutoConfig, AutoModel
-
-    stored = AutoConfig.from_pretrained(Path(base).expanduser())
-    with torch.device("meta"):
-        model = AutoModel.from_config(stored)
-    text = stored.get_text_config()
-    return ModelSize(sum(p.numel() for p in model.parameters()), text.num_hidden_layers, text.hidden_size, text.vocab_size)
-
-
-def _memory(share: Share, frozen: float, trained: float, active: int) -> int:
-    """Bytes of one rank: frozen parameters; weights, gradient and two moments of the trained ones in float32; the rest."""
-    return int((frozen * BYTES[share.dtype] + trained * 16) / share.num_ranks + active)
+def _bundle(role: str, rank: int, share: Share, parts: tuple[Part, ...], why: str, host: int = 0) -> Bundle:
+    memory = sum(part.bytes for part in parts)
+    return Bundle(role, f"{role}-{rank}", share.num_cpus, share.num_gpus, memory, why, parts, host if share.num_gpus else 0)
 
 
 def reward_bundles(config: RunConfig, size: ModelSize, metarm: bool) -> tuple[Bundle, ...]:
@@ -164,23 +87,11 @@ def reward_bundles(config: RunConfig, size: ModelSize, metarm: bool) -> tuple[Bu
         size: of the reward model.
         metarm: whether there are shifted samples to ascend on.
     """
-    share, reward, meta = config.resources.reward, config.reward, config.meta
-    longest = config.data.max_prompt_tokens + config.data.max_response_tokens
-    shifted = meta.prompts_per_step * meta.samples_per_prompt if metarm else 0
-    views = 1 if reward.contrastive.method == "none" else 2
-    active = activations(size, share, max(2 * views * reward.batch_size, shifted), longest, reward.microbatch_size, False)
-    if reward.lora.rank:
-        adapters = 2 * 7 * reward.lora.rank * size.hidden_size * size.num_layers  # an upper estimate: A and B of seven matrices
-        frozen, trained, what = size.parameters * 4 / BYTES[share.dtype], float(adapters), "reward model, adapters' AdamW"
-    else:
-        frozen, trained, what = 0.0, float(size.parameters), "reward model, AdamW"
-    if metarm:
-        frozen += trained * 2 * 4 / BYTES[share.dtype]  # theta, and the ascent's direction, in float32
-        what += ", MetaRM's copies"
-    memory = _memory(share, frozen, trained, active)
-    return tuple(
-        Bundle("reward", f"reward-{rank}", share.num_cpus, share.num_gpus, memory, what) for rank in range(share.num_ranks)
-    )
+    share = config.resources.reward
+    parts = reward_parts(config, size, metarm)
+    why = "reward model, " + ("adapters' AdamW" if config.reward.lora.rank else "AdamW") + (", MetaRM's copies" if metarm else "")
+    host = MASTER * size.parameters
+    return tuple(_bundle("reward", rank, share, parts, why, host) for rank in range(share.num_ranks))
 
 
 def member_bundle(config: RunConfig, size: ModelSize) -> Bundle | None:
@@ -214,33 +125,24 @@ def bundles(config: RunConfig, size: ModelSize) -> tuple[Bundle, ...]:
     Returns:
         The bundles: engines, reward trainer's ranks, scorer, learner's ranks.
     """
-    shares, policy, data = config.resources, config.policy, config.data
-    number, scorers = size.parameters, reward_size(config, size)
-
-    def make(role: str, share: Share, rank: int, frozen: float, trained: float, active: int, why: str) -> Bundle:
-        memory = _memory(share, frozen, trained, active)
-        return Bundle(role, f"{role}-{rank}", share.num_cpus, share.num_gpus, memory, why)
-
-    engine = config.rollout.kv_cache_mib << 20 if not shares.rollout.num_gpus else 0
-    rollout = data.max_prompt_tokens + config.rollout.max_new_tokens
-    learner = activations(
-        size, shares.learner, policy.microbatch_size * shares.learner.num_ranks, rollout, policy.microbatch_size, True
-    )
-    members = config.scorer.num_members
-    references = 2 if policy.reference == "previous" else 1
+    shares, scorers = config.resources, reward_size(config, size)
+    parallel, members = config.rollout.tensor_parallel, config.scorer.num_members
+    if size.num_heads % parallel:
+        raise UserError(f"rollout.tensor_parallel is {parallel} and the policy has {size.num_heads} heads: it must divide them")
+    engine = "engine; its cache takes what is left" if shares.rollout.num_gpus else "engine"
+    ensemble = (frozen_part(f"{members} reward models", members * scorers.parameters, shares.scorer),)
+    learner = learner_parts(config, size, scorers)
+    loading = MASTER * max(size.parameters, scorers.parameters)
+    saving = MASTER * size.parameters + 2 * MASTER * (size.parameters + scorers.parameters)
     return (
-        *(
-            make("rollout", shares.rollout, i, number, 0, engine, "engine" + ("" if engine else "; its cache takes what is left"))
-            for i in range(config.rollout.num_engines)
-        ),
+        *(_bundle("rollout", i, shares.rollout, engine_parts(config, size), engine) for i in range(config.rollout.num_engines)),
         *reward_bundles(config, scorers, config.meta.enabled),
-        make("scorer", shares.scorer, 0, members * scorers.parameters, 0, 0, f"{members} reward models"),
+        _bundle("scorer", 0, shares.scorer, ensemble, ensemble[0].name, ensemble[0].bytes // members),
         *(
-            make("learner", shares.learner, i, references * number, number + scorers.parameters, learner,
-                 "policy, critic, AdamW, reference")
-            for i in range(shares.learner.num_ranks)
+            _bundle("learner", rank, shares.learner, learner, "policy, critic, AdamW, reference", loading if rank else saving)
+            for rank in range(shares.learner.num_ranks)
         ),
-    )  # fmt: skip
+    )
 
 
 def this_machine() -> Node:
@@ -285,17 +187,25 @@ def place(bundles_: Sequence[Bundle], nodes: Sequence[Node]) -> Plan:
     return Plan(tuple(bundles_), tuple(nodes), tuple(placed), tuple(shortfalls))
 
 
+LESS = {
+    "member": "each is trained in one process: set strength.members to lora, or name strengths in data.denoise.strength",
+    "scorer": "all members are in one process: lower scorer.num_members, or name a smaller model in reward.base",
+    "rollout": "raise rollout.tensor_parallel and resources.rollout.num_gpus with it",
+    "reward": "raise resources.reward.num_ranks",
+    "learner": "raise resources.learner.num_ranks",
+}
+"""What makes a process of a role need less of one GPU."""
+
+
 def _shortfall(bundle: Bundle, nodes: Sequence[Node], cpus: list[float], gpus: list[float], memory: list[float]) -> str:
     needs = f"{bundle.name} needs {bundle.num_cpus:g} CPU, {bundle.num_gpus:g} GPU, {bundle.memory / GIB:.1f} GiB ({bundle.why})"
     if bundle.num_gpus and any(node.num_gpus for node in nodes):
         largest = max(node.gpu_memory for node in nodes if node.num_gpus)
         if bundle.memory > bundle.num_gpus * largest * GPU_USABLE:
-            less = (
-                "each is trained in one process: set strength.members to lora, or name strengths in data.denoise.strength"
-                if bundle.role == "member"
-                else f"raise resources.{bundle.role}.num_ranks"
-            )
-            return f"{needs}: more than {GPU_USABLE:.0%} of its {bundle.num_gpus:g} GPU of {largest / GIB:.0f} GiB; {less}"
+            has = f"{GPU_USABLE:.0%} of its {bundle.num_gpus:g} GPU of {largest / GIB:.0f} GiB"
+            return f"{needs}: more than {has}; {LESS[bundle.role]}"
+    if bundle.host:
+        needs += f", and {(PROCESS + bundle.host) / GIB:.1f} GiB of its machine's memory"
     if not nodes:
         return f"{needs}: the cluster has no node"
     best = max(range(len(nodes)), key=lambda n: (gpus[n], cpus[n], memory[n]))

@@ -14,7 +14,8 @@ from cluster.config import RunConfig
 from cluster.console import Console
 from cluster.denoising import check_strengths, ensure_strengths, in_words
 from cluster.inputs import Source, check_batches, check_stopping, open_source
-from cluster.plan import Bundle, model_size, reward_bundles, reward_size
+from cluster.model_sizes import model_size, reward_size
+from cluster.plan import Bundle, reward_bundles
 from cluster.reward_directory import RewardDirectory
 from cluster.reward_inputs import RewardInputs, load_inputs, pairs_sha256, read_samples
 from cluster.roles import RewardHandle, Stage

@@ -15,7 +15,8 @@ from cluster.console import Console
 from cluster.denoising import check_strengths, ensure_strengths, in_words
 from cluster.inputs import Source, check_batches, check_stopping, open_source
 from cluster.judging import comparable
-from cluster.plan import Bundle, bundles, model_size
+from cluster.model_sizes import model_size
+from cluster.plan import Bundle, bundles
 from cluster.run_directory import RunDirectory, space_errors, storage_root, write_file
 from cluster.signals import terminate
 from tokens.errors import UserError

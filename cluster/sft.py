@@ -11,7 +11,9 @@ from typing import Any
 
 from cluster.config import RunConfig
 from cluster.console import Console
-from cluster.plan import Bundle, activations, model_size
+from cluster.memory import activations, logits, trained_parts
+from cluster.model_sizes import model_size
+from cluster.plan import Bundle
 from cluster.roles import Stage
 from cluster.run import connected
 from cluster.run_directory import now, space_errors, storage_root
@@ -104,8 +106,10 @@ def sft_bundle(config: RunConfig) -> Bundle:
     share, size = config.resources.learner.model_copy(update={"num_ranks": 1}), model_size(config)
     at_once = config.sft.microbatch_size or config.sft.batch_size
     longest = config.data.max_prompt_tokens + config.data.max_response_tokens
-    memory = 16 * size.parameters + activations(size, share, at_once, longest, at_once, True)
-    return Bundle("learner", "learner-0", share.num_cpus, share.num_gpus, int(memory), "SFT model, AdamW")
+    kept = (activations(size, share, at_once, longest, at_once), logits(size, at_once * longest))
+    parts = (*trained_parts("model", size.parameters, share), *kept)
+    memory = sum(part.bytes for part in parts)
+    return Bundle("learner", "learner-0", share.num_cpus, share.num_gpus, memory, "SFT model, AdamW", parts)
 
 
 def train(config: RunConfig, console: Console, directory: SFTDirectory, texts: Texts, draft: Path, fixed: bool) -> dict[str, Any]:

@@ -6,27 +6,7 @@ from pydantic import Field, model_validator
 
 from tokens.config import AdapterConfig
 from tokens.section import Section
-
-
-class ModelShape(Section):
-    """A small Llama-shaped model to train from scratch, where no model directory is given."""
-
-    vocab_size: int = Field(512, ge=16)
-    """Entries of the tokenizer; where the tokenizer is given, its own size is used."""
-    hidden_size: int = Field(128, ge=16)
-    intermediate_size: int = Field(384, ge=16)
-    num_layers: int = Field(5, ge=1)
-    num_heads: int = Field(4, ge=1)
-    context_length: int = Field(128, ge=8)
-    """Longest prompt + response, in tokens."""
-
-    @model_validator(mode="after")
-    def _heads_divide(self) -> "ModelShape":
-        if self.hidden_size % self.num_heads or (self.hidden_size // self.num_heads) % 16:
-            raise ValueError(
-                f"hidden_size / num_heads must be a multiple of 16 (vLLM's attention), got {self.hidden_size} / {self.num_heads}"
-            )
-        return self
+from tokens.shape import ModelShape
 
 
 class SFTConfig(Section):

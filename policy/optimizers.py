@@ -4,6 +4,7 @@ import math
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from tokens.offload import move_optimizer
 from tokens.ranks import clip_gradients, full, shard_like
@@ -19,7 +20,7 @@ class NamedAdamW:
     """AdamW (betas .9, .95, no weight decay) over one module's parameters, with gradient clipping by global norm.
 
     Where several ranks share the model (``Ranks.shard``), all of them must call ``clip``, ``state`` and ``load``. The state is
-    whole, so that any number of ranks can continue from it.
+    whole, on rank 0, so that any number of ranks can continue from it.
 
     Args:
         module: the model; already sharded where it will be.
@@ -71,14 +72,18 @@ class NamedAdamW:
         move_optimizer(self._adamw, device)
 
     def state(self) -> dict[str, Tensor]:
-        """Copies on the CPU of every moment and step count, keyed ``parameter/moment``; empty before the first step."""
-        state = self._adamw.state
-        return {
-            f"{name}/{moment}": full(state[p][moment].detach()).to("cpu", copy=True).contiguous()
-            for name, p in self._parameters.items()
-            if p in state
-            for moment in MOMENTS
-        }
+        """Copies on the CPU of every moment and step count, keyed ``parameter/moment``; empty before the first step.
+
+        Where several ranks share the model, rank 0 has them and the others nothing: eight bytes a parameter are more than a
+        machine can hold once for each of its GPUs.
+        """
+        kept: dict[str, Tensor] = {}
+        for name, p in self._parameters.items():
+            for moment in MOMENTS if p in self._adamw.state else ():
+                whole = full(self._adamw.state[p][moment].detach())
+                if not isinstance(p, DTensor) or p.device_mesh.get_local_rank() == 0:
+                    kept[f"{name}/{moment}"] = whole.to("cpu", copy=True).contiguous()
+        return kept
 
     def load(self, tensors: dict[str, Tensor]) -> None:
         """Take over a saved state.

@@ -253,7 +253,10 @@ class PPO:
         return losses
 
     def state(self) -> PPOState:
-        """All that moves between updates, apart from the weights (save those with ``save_pretrained``). Whole on every rank."""
+        """All that moves between updates, apart from the weights (save those with ``save_pretrained``).
+
+        Where ranks share the models, rank 0 has the tensors and the others none.
+        """
         tensors = {f"policy/{name}": x for name, x in self.policy_optimizer.state().items()}
         tensors |= {f"critic/{name}": x for name, x in self.critic_optimizer.state().items()}
         counters: dict[str, float] = {"round": self.round, "num_updates": self.num_updates}

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from policy.config import ModelShape, SFTConfig
+from policy.config import SFTConfig
 from policy.held_out import held_out_loss
 from tokens.errors import UserError
+from tokens.shape import ModelShape
 
 if TYPE_CHECKING:
     import transformers
@@ -182,7 +183,7 @@ def make_model(tokenizer: PreTrainedTokenizerFast, shape: ModelShape, seed: int)
                 intermediate_size=shape.intermediate_size,
                 num_hidden_layers=shape.num_layers,
                 num_attention_heads=shape.num_heads,
-                num_key_value_heads=shape.num_heads,
+                num_key_value_heads=shape.key_value_heads,
                 max_position_embeddings=shape.context_length,
                 rms_norm_eps=1e-5,
                 initializer_range=shape.hidden_size**-0.5,  # tied embeddings of a small model: 0.02 is too faint to learn fast

@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 
 from tokens.config import AdapterConfig
 from tokens.section import Section
+from tokens.shape import ModelShape
 
 Pooling = Literal["last", "eos", "mean", "max"]
 Aggregate = Literal["primary", "mean", "worst", "mean_minus_std"]
@@ -48,6 +49,8 @@ class RewardConfig(Section):
     base: str | None = None
     """A model directory to start from instead of the SFT model: a language model, an encoder, or a reward model (TRL's too).
     `reward` and `strength` take any; `run` needs one with the policy's tokenizer."""
+    shape: ModelShape | None = None
+    """What `plan` counts while the directory ``base`` is not there; null = the policy's shape."""
     pooling: Pooling = "last"
     """Hidden state the score is read from: the last token's (Hugging Face's own), the response's first EOS's, or the mean or the
     elementwise maximum over the response's tokens."""
@@ -86,6 +89,15 @@ class RewardConfig(Section):
     """Share of the steps over which the learning rate rises; it then falls linearly to 0."""
     max_grad_norm: float = Field(1.0, gt=0)
     """Global gradient norm is clipped to this."""
+
+    @model_validator(mode="after")
+    def _shape_is_of_the_base(self) -> "RewardConfig":
+        if self.shape is not None and self.base is None:
+            raise ValueError(
+                "shape says how large reward.base is, and base is null: reward models start from the SFT model, whose shape is "
+                "sft.shape. Set base, or leave shape out"
+            )
+        return self
 
     @model_validator(mode="after")
     def _stopping_needs_patience(self) -> "RewardConfig":

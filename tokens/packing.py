@@ -207,7 +207,7 @@ def _varlen(
             f"torch {torch.__version__} has no torch.nn.attention.varlen, which packed sequences need on a GPU in half "
             "precision: install torch 2.11 or newer, or set policy.packing to false"
         ) from error
-    grouped = {"enable_gqa": True} if query.shape[1] != key.shape[1] and _asks_for_gqa(varlen_attn) else {}
+    grouped: dict[str, Any] = {"enable_gqa": True} if query.shape[1] != key.shape[1] and _asks_for_gqa(varlen_attn) else {}
     output = varlen_attn(
         query,
         key,

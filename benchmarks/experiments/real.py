@@ -31,9 +31,10 @@ import numpy as np
 from benchmarks.experiments.reading import compared, drawn_for_a_reader, sheet
 from cluster.run_directory import versions
 from evaluation.compare import mean_interval
-from policy.config import ModelShape, SFTConfig
+from policy.config import SFTConfig
 from preferences.config import DataConfig
 from rm.config import MetaConfig, RewardConfig
+from tokens.shape import ModelShape
 
 if TYPE_CHECKING:
     from preferences.sets import PreferenceSet

@@ -15,12 +15,12 @@ from safetensors.torch import load_file, save_file
 
 from actors.process import ProcessSetup
 from actors.strength_scorer import MAX_DEATHS, ScoringJob, StrengthScorer, attempt
-from policy.config import ModelShape
 from policy.sft import make_model
 from preferences.encode import encode_prompt, encode_response
 from rm.batches import score_sequences
 from rm.model import RewardModel
 from sandbox.tokenizer import make_tokenizer
+from tokens.shape import ModelShape
 
 WORDS = [f"w{i}" for i in range(30)]
 ROWS = {

@@ -79,7 +79,8 @@ CONFIGS = {
         {"policy": {"max_lag": 1, "importance_cap": None}}, ["policy.max_lag 1", "policy.importance_cap null"],
     ),
     "ahead on a shared device": (
-        {"policy": {"max_lag": 1}, "resources": {"placement": "colocated"}}, ["policy.max_lag is 1", "colocated", "disaggregated"],
+        {"policy": {"max_lag": 1}, "resources": {"placement": "colocated"}},
+        ["policy.max_lag is 1", "colocated", "disaggregated"],
     ),
     "meta batch over S_k": ({"meta": {"num_prompts": 2, "prompts_per_step": 3}}, ["meta.prompts_per_step", "3", "2"]),
     "spread of one member": ({"scorer": {"num_members": 1}}, ["mean_minus_std", "num_members"]),
@@ -293,8 +294,8 @@ def test_texts_for_ppo_that_are_too_long(tmp_path: Path, storage: Path, capsys: 
 
 
 def test_a_model_to_fine_tune(tmp_path: Path, storage: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from policy.config import ModelShape
     from policy.sft import make_model, train_tokenizer
+    from tokens.shape import ModelShape
 
     tokenizer = train_tokenizer(["a b c"], 300, tmp_path / "model")
     make_model(tokenizer, ModelShape(hidden_size=32, num_heads=1, num_layers=1, context_length=72), 0).save_pretrained(

@@ -2,30 +2,25 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from cluster.cli import main
 from cluster.load_config import load_config
-from cluster.plan import (
-    GIB,
-    PROCESS,
-    Bundle,
-    ModelSize,
-    Node,
-    activations,
-    bundles,
-    member_bundle,
-    model_size,
-    place,
-    reward_bundles,
-)
-from policy.config import ModelShape
+from cluster.model_sizes import model_size, reward_size, size_of_shape
+from cluster.plan import GIB, PROCESS, Bundle, Node, bundles, member_bundle, place, reward_bundles
 from policy.sft import make_model
 from sandbox.tokenizer import make_tokenizer
 from tests.cluster.command import ROOT, TINY
+from tokens.errors import UserError
+from tokens.shape import ModelShape
 
+HH_70B = ROOT / "configs" / "hh_70b.yaml"
 HH_7B = ROOT / "configs" / "hh_7b.yaml"
 SANDBOX = [ROOT / "configs" / name for name in ("quickstart.yaml", "new_domain.yaml", "hh_tiny.yaml")]
 
@@ -58,23 +53,35 @@ def test_number_of_parameters_is_the_models_own() -> None:
     assert model_size(load_config(HH_7B)).parameters == 6_738_415_616, "Llama-2 7B"
 
 
-def test_memory_by_hand() -> None:
-    words = ["--meta.enabled", "false", "--resources.learner.recompute_activations", "false"]
-    config = load_config(HH_7B, words)
-    size = ModelSize(parameters=1_000_000, num_layers=2, hidden_size=100, vocab_size=1000)
-    memory = {b.name: b.memory for b in bundles(config, size)}
-    assert memory["rollout-0"] == 2 * 1_000_000  # bfloat16 weights
-    assert memory["scorer-0"] == 4 * 2 * 1_000_000
-    # learner: policy and critic with AdamW, reference, over 4 ranks; 4 sequences of 1024 tokens of 2 layers of 34 * 100; logits
-    per_rank = (2 * 16_000_000 + 2_000_000) / 4
-    assert memory["learner-0"] == int(per_rank + 34 * 4 * 1024 * 2 * 100 * 2 + 3 * 4 * 4 * 1024 * 1000)
+def test_grouped_heads_are_made_and_counted(tmp_path: Path) -> None:
+    shape = ModelShape(hidden_size=64, intermediate_size=96, num_layers=3, num_heads=4, num_kv_heads=2)
+    tokenizer = make_tokenizer([f"w{i}" for i in range(508)])
+    model = make_model(tokenizer, shape, seed=0)
+    size = size_of_shape(shape, tied=True)
+    assert size.parameters == sum(p.numel() for p in model.parameters()) and model.config.num_key_value_heads == 2
+    layer = sum(p.numel() for p in model.model.layers[0].parameters())
+    assert (size.layer, size.root) == (layer, size.parameters - 3 * layer)
+    model.save_pretrained(tmp_path / "model")
+    stored = model_size(load_config(TINY, ["--sft.model", str(tmp_path / "model")]))
+    assert stored == size and stored.products == size.parameters
+    config = load_config(TINY, ["--reward.base", str(tmp_path / "model"), "--reward.shape.num_layers", "9"])
+    assert reward_size(config, size).products == 3 * layer + 64, "the directory is there, so its stand-in is not read"
 
 
-def test_recomputing_keeps_one_value_per_token_and_layer() -> None:
-    size = ModelSize(parameters=0, num_layers=10, hidden_size=8, vocab_size=7)
-    share = load_config(HH_7B).resources.reward  # two ranks, bfloat16, recompute
-    kept, layer = 6 * 16 * 10, 34 * 2 * 16  # 12 sequences of 16 tokens over two ranks; two at once
-    assert activations(size, share, 12, 16, 2, with_logits=False) == (kept + layer) * 8 * 2
+def test_shapes_that_stand_in() -> None:
+    config = load_config(HH_70B)
+    policy = model_size(config)
+    critic = reward_size(config, policy)
+    assert policy.parameters == 70_553_706_496, "Llama-3 70B"
+    assert critic.parameters == 8_030_261_248 - 128_256 * 4096, "Llama-3 8B without its head"
+    assert policy.products == policy.parameters - 128_256 * 8192 and critic.products == critic.parameters - 128_256 * 4096
+    for words, said in (
+        (["--reward.shape.num_layers", "3"], "reward.base"),
+        (["--reward.base", "X", "--reward.shape.num_layer", "3"], "did you mean num_layers"),
+        (["--sft.shape.num_kv_heads", "3"], "num_heads must be a multiple of num_kv_heads, got 2 and 3"),
+    ):
+        with pytest.raises(UserError, match=said):
+            load_config(HH_7B if "kv" not in words[0] else TINY, words)
 
 
 def test_placing() -> None:
@@ -89,6 +96,92 @@ def test_placing() -> None:
     full = place([bundle("a", 0.1, memory=8 * GIB - PROCESS + 1)], nodes[:1])
     assert full.placed == (None,), "a process needs memory of its own"
     assert place([], []).shortfalls == ()
+
+
+def test_a_model_passes_through_its_machines_memory() -> None:
+    rank = replace(bundle("a", 1, gpus=1, memory=60 * GIB), host=20 * GIB)
+    plan = place([rank, replace(rank, name="b")], [Node(4, 4, 30 * GIB, 80 * GIB)])
+    assert plan.placed == (0, None) and "20.8 GiB of its machine's memory" in plan.shortfalls[0]
+    seven, size = load_config(HH_7B), model_size(load_config(HH_7B))
+    hosts = {b.name: b.host for b in bundles(seven, size)}
+    critic = size.without_head().parameters
+    assert hosts["learner-1"] == 4 * size.parameters and hosts["reward-0"] == 4 * critic and hosts["scorer-0"] == 2 * critic
+    assert hosts["learner-0"] == 4 * size.parameters + 8 * (size.parameters + critic), "the policy and both optimizers"
+
+
+def test_70b_fits_on_eight_nodes_of_eight_gpus(capsys: pytest.CaptureFixture[str]) -> None:
+    nodes = ["plan", str(HH_70B), "--nodes", "8", "--node-cpus", "112", "--node-gpus", "8", "--node-memory-gib", "2048"]
+    for memory in ("80", "141"):
+        assert main([*nodes, "--gpu-memory-gib", memory]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "70,553.7 M parameters" in printed and "7,504.9 M" in printed and "Asked of Ray: 548 CPU, 61 GPU" in printed
+    config = load_config(HH_70B)
+    plan = place(bundles(config, model_size(config)), (Node(112, 8, 2048 * GIB, 80 * GIB),) * 8)
+    engines = [node for bundle, node in zip(plan.bundles, plan.placed, strict=True) if bundle.role == "rollout"]
+    assert len(set(engines)) == 3, "an engine's eight GPUs are one node's"
+    learners = [node for bundle, node in zip(plan.bundles, plan.placed, strict=True) if bundle.role == "learner"]
+    assert max(learners.count(node) for node in set(learners)) == 7
+    assert main([*nodes, "--gpu-memory-gib", "40"]) == 1
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "raise resources.learner.num_ranks" in printed and "lower scorer.num_members" in printed
+    assert main([*nodes, "--gpu-memory-gib", "141", "--rollout.tensor_parallel", "1", "--resources.rollout.num_gpus", "1"]) == 1
+    assert "raise rollout.tensor_parallel" in " ".join(capsys.readouterr().out.split())
+
+
+def test_engines_over_several_gpus_are_asked_for_clearly() -> None:
+    assert load_config(HH_7B, ["--rollout.tensor_parallel", "2", "--resources.rollout.num_gpus", "2"])
+    for config, words, said in (
+        (TINY, ["--rollout.tensor_parallel", "2"], "on the CPU an engine is one process"),
+        (HH_7B, ["--rollout.tensor_parallel", "4"], "rollout.tensor_parallel is 4 and resources.rollout.num_gpus 1"),
+        (HH_7B, ["--resources.rollout.num_gpus", "2"], "rollout.tensor_parallel is 1 and resources.rollout.num_gpus 2"),
+    ):
+        with pytest.raises(UserError, match=said):
+            load_config(config, words)
+    three = load_config(HH_7B, ["--rollout.tensor_parallel", "3", "--resources.rollout.num_gpus", "3"])
+    with pytest.raises(UserError, match="the policy has 32 heads"):
+        bundles(three, model_size(three))
+
+
+def test_plan_says_what_a_process_holds_and_how_long_a_step_takes(capsys: pytest.CaptureFixture[str]) -> None:
+    assert (
+        main(
+            ["plan", str(HH_7B), "--node-cpus", "64", "--node-gpus", "8", "--node-memory-gib", "1000", "--gpu-memory-gib", "141"]
+        )
+        == 0
+    )
+    printed = " ".join(capsys.readouterr().out.split())
+    for said in ("policy optimizer", "MetaRM's copies", "512.0 KiB a token", "225 sequences of 1024 tokens", "they fit at once"):
+        assert said in printed
+    for said in ("sample: responses │ memory │ 6.91", "score │ compute │ 17.52", "policy: update │ compute │ 8.85", "an H200"):
+        assert said in printed, printed
+    assert "a lower bound at the assumed efficiency" in printed and "with policy.max_lag 1 or more" in printed
+    assert main(["plan", str(SANDBOX[0]), "--node-cpus", "2", "--node-memory-gib", "8"]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "Times are planned for GPUs only, and rollout, reward, scorer, learner would compute on CPUs" in printed
+    assert "seconds" not in printed
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--mfu", "1.5"], "--mfu is 1.5: a share above 0 and at most 1"),
+        (["--gpu-tflops", "0"], "--gpu-tflops is 0: a number above 0"),
+        (["--mean-response", "600"], "--mean-response is 600: a number above 0 and at most rollout.max_new_tokens \\(512\\)"),
+        (["--num-pairs", "0"], "--num-pairs is 0"),
+        (["--gpu-tflop", "3"], "unknown key gpu_tflop"),
+    ],
+)
+def test_options_that_make_no_sense(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", str(HH_7B), "--node-gpus", "8", *words]) == 2
+    assert re.search(said, capsys.readouterr().err)
+
+
+def test_plan_needs_no_torch() -> None:
+    heavy = "{'torch', 'transformers', 'ray'}"
+    code = f"import sys\nfrom cluster.cli import main\nmain(sys.argv[1:])\nassert not {heavy} & set(sys.modules)"
+    command = [sys.executable, "-c", code, "plan", str(HH_7B), "--node-gpus", "8"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr
 
 
 def test_shape_must_suit_the_engine() -> None:

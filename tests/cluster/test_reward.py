@@ -19,7 +19,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, Bert
 from cluster.cli import main
 from cluster.inputs import open_source
 from cluster.load_config import load_config
-from cluster.plan import model_size, reward_size
+from cluster.model_sizes import model_size, reward_size
 from cluster.reward_inputs import load_inputs
 from cluster.sandbox_source import SandboxSource
 from evaluation.records import MetaRow, write_rows

@@ -6,11 +6,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
-from policy.config import DPOConfig, ModelShape
+from policy.config import DPOConfig
 from policy.dpo import fit_dpo
 from policy.sft import make_model, train_tokenizer
 from tokens.logprobs import response_logprobs
 from tokens.records import Pair, SequenceBatch
+from tokens.shape import ModelShape
 
 GOOD, BAD = ("the cat sat down .", "a dog ran home ."), ("no no no no no no .", "it is it is it is .")
 SHAPE = ModelShape(hidden_size=32, intermediate_size=64, num_layers=1, num_heads=1, context_length=64)

@@ -7,10 +7,11 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
-from policy.config import ModelShape, SFTConfig
+from policy.config import SFTConfig
 from policy.held_out import held_out_loss
 from policy.sft import Example, fit_language_model, make_model, train_tokenizer
 from tokens.errors import UserError
+from tokens.shape import ModelShape
 
 TEXTS = ["the cat sat on the mat .", "a dog ran to the park .", "the bird sang a song ."] * 20
 SHAPE = ModelShape(hidden_size=32, intermediate_size=64, num_layers=1, num_heads=1, context_length=64)
