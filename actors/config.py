@@ -7,6 +7,8 @@ from pydantic import Field, model_validator
 from tokens.section import Section
 
 Dtype = Literal["float32", "bfloat16"]
+Backend = Literal["store", "nccl", "ipc"]
+"""How weights reach the engines; see ``actors.transfer``."""
 
 
 class RolloutConfig(Section):

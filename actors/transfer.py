@@ -15,17 +15,18 @@ import queue
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import ray
 from ray.exceptions import GetTimeoutError
+
+from actors.config import Backend
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from tokens.ranks import Ranks
 
-Backend = Literal["store", "nccl", "ipc"]
 Weights = Callable[[], Iterable[tuple[str, "Tensor"]]]
 """Makes a fresh pass over (name, whole tensor), in which all ranks take part."""
 STORE = "rondo_store"

@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from actors.transfer import Backend
+from actors.config import Backend
 from cluster.config import RunConfig
 from cluster.plan import GIB, PROCESS, Bundle
 

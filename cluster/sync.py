@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from actors.transfer import Backend, Live, Parcels
+from actors.config import Backend
+from actors.transfer import Live, Parcels
 from cluster.waiting import Pending
 
 T = TypeVar("T")

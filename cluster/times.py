@@ -27,8 +27,9 @@ LINK_GBS = 50.0
 """Between nodes, for each GPU: 400 Gb/s InfiniBand."""
 NVLINK_GBS = 450.0
 """Between the GPUs of a node, one direction: NVLink 4, data sheet."""
-TRAINING_MFU = 0.40
-"""Share of the peak that training reaches: assumed (Llama 3 reports 38 to 43 %, arXiv:2407.21783, table 4); not measured here."""
+TRAINING_MFU = 0.25
+"""Share of the peak that training reaches: 23 to 27 % were measured on one H200 for 1B and (with adapters) 7B parameters, in
+benchmarks/results/gpu.jsonl. Llama 3 reports 38 to 43 % (arXiv:2407.21783, table 4)."""
 SCORING_MFU = 0.40
 """Share of the peak that forward passes reach: assumed equal to training's; not measured here."""
 SECOND_ORDER = 2
