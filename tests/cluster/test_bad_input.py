@@ -79,7 +79,7 @@ CONFIGS = {
         {"policy": {"max_lag": 1, "importance_cap": None}}, ["policy.max_lag 1", "policy.importance_cap null"],
     ),
     "ahead on a shared device": (
-        {"policy": {"max_lag": 1}, "resources": {"placement": "colocated"}}, ["policy.max_lag is 1", "colocated", "disaggregated"],
+        {"policy": {"max_lag": 1}, "resources": {"placement": "colocated"}}, ["max_lag is 1", "colocated", "disaggregated"],
     ),
     "meta batch over S_k": ({"meta": {"num_prompts": 2, "prompts_per_step": 3}}, ["meta.prompts_per_step", "3", "2"]),
     "spread of one member": ({"scorer": {"num_members": 1}}, ["mean_minus_std", "num_members"]),
