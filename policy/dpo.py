@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from policy.config import DPOConfig
-from policy.sft import listen, save
+from policy.library import listen, save
 from tokens.records import Pair
 
 if TYPE_CHECKING:
