@@ -8,6 +8,7 @@ timed ``REPETITIONS`` times; the median counts. Useful FLOPs are counted, whatev
     policy and critic: 6 N T an epoch (4 N T with adapters: no gradient of frozen weights), and 2 N T to evaluate each of
     policy, critic and reference before
     reward model: 6 N T of the pairs, and 6 N T_S more for MetaRM's ascent on its samples
+    scorer: 2 N T
 
 N: parameters that multiply (embeddings left out), T: real tokens. Attention's own products are not counted. MFU is against the
 datasheet's dense bfloat16 peak, and against a matrix product measured in the same process.
@@ -31,6 +32,7 @@ from policy.config import PolicyConfig
 from policy.critic import Critic
 from policy.lora import add_adapters
 from policy.ppo import PPO
+from rm.batches import score_sequences
 from rm.config import MetaConfig, RewardConfig
 from rm.model import RewardModel
 from rm.training import fit_reward_model
@@ -38,7 +40,9 @@ from tokens.config import AdapterConfig
 from tokens.lora import WithoutAdapters
 from tokens.offload import move_module
 from tokens.packing import PACKED
+from tokens.ranks import ALONE
 from tokens.records import Pair, Prompt, Rollout
+from tokens.weights import cast, in_chunks
 
 PEAK = 989e12
 """Dense bfloat16 FLOP/s of an H100 SXM and an H200, as their datasheets say."""
@@ -156,18 +160,8 @@ def learner_step(size: str, packed: bool, recompute: bool, rank: int, entropy: b
     seconds, spread, memory = timed(work)
     training = 4 if rank else 6
     flops = tokens * ((training + 2) * n_policy + (training + 2) * n_critic + 2 * n_policy)
-    move: dict[str, float] = {}
-    if not rank:
-        began = time.perf_counter()
-        move_module(policy, "cpu")
-        out = time.perf_counter() - began
-        began = time.perf_counter()
-        move_module(policy, DEVICE)
-        back = time.perf_counter() - began
-        num_bytes = sum(p.numel() * p.element_size() for p in policy.parameters())
-        move = {"offload_gb_per_s": num_bytes / out / 1e9, "onload_gb_per_s": num_bytes / back / 1e9}
     return {"seconds": seconds, "spread": spread, "tokens": tokens, "tokens_per_s": tokens / seconds, "flops": flops,
-            "peak_gib": memory, "parameters": n_policy, **move}  # fmt: skip
+            "peak_gib": memory, "parameters": n_policy}  # fmt: skip
 
 
 def reward_step(size: str, packed: bool, recompute: bool, meta: bool) -> dict[str, Any]:
@@ -211,6 +205,90 @@ def reward_step(size: str, packed: bool, recompute: bool, meta: bool) -> dict[st
             "parameters": multiplying(model)}  # fmt: skip
 
 
+def scorer(size: str) -> dict[str, Any]:
+    """One reward model scores 64 responses, as the scorer does it."""
+    model = RewardModel(make(LlamaForSequenceClassification, size, torch.bfloat16, "sdpa"), "last", (1,))
+    rollouts = draw_rollouts(0)[0] + draw_rollouts(1)[0]
+    sequences = [(r.prompt.token_ids, r.response_ids) for r in rollouts]
+    tokens = sum(len(p) + len(r) for p, r in sequences)
+
+    def work() -> None:
+        with compute():
+            score_sequences(model, sequences, 16, 0, ALONE)
+
+    seconds, spread, memory = timed(work)
+    n = multiplying(model)
+    return {"seconds": seconds, "spread": spread, "tokens": tokens, "tokens_per_s": tokens / seconds, "flops": 2 * n * tokens,
+            "peak_gib": memory, "parameters": n}  # fmt: skip
+
+
+def sync(size: str) -> dict[str, Any]:
+    """Weights on their way, in bfloat16 and pieces of 256 MiB, without an engine at the other end.
+
+    ``store``: gathered, cast and packed into host memory, which is the learner's part of ``rollout.sync: store``. ``ipc``: packed on
+    the GPU and copied by another process from there, which is what passes between learner and engine with ``ipc``. ``rest`` and
+    ``wake``: policy, critic, reference and both optimizers to pinned host memory and back, the first time and the second.
+    """
+    policy = make(LlamaForCausalLM, size, torch.float32, "sdpa")
+    value_model = make(LlamaForSequenceClassification, size, torch.float32, "sdpa")
+    reference = make(LlamaForCausalLM, size, torch.bfloat16, "sdpa")
+    config = PolicyConfig.model_validate({"prompts_per_step": ROLLOUTS, "minibatch_size": ROLLOUTS, "microbatch_size": 8})
+    ppo = PPO(policy, Critic(value_model), reference, config, temperature=1.0, pad_id=0, seed=0)
+    rollouts, scores = draw_rollouts(0)
+    with compute():
+        ppo.update(rollouts, scores)
+
+    def stream() -> Any:
+        return in_chunks(cast(ALONE.stream(policy), torch.bfloat16), 256 << 20)
+
+    num_bytes = sum(chunk.num_bytes for chunk in stream())
+    store, spread, _ = timed(lambda: sum(chunk.num_bytes for chunk in stream()))
+    row: dict[str, Any] = {"seconds": store, "spread": spread, "bytes": num_bytes, "store_gb_per_s": num_bytes / store / 1e9}
+    row["ipc_gb_per_s"] = num_bytes / _ipc_seconds(policy) / 1e9
+    trained = sum(4 * 3 * p.numel() for m in (policy, value_model) for p in m.parameters())
+    held = trained + sum(2 * p.numel() for p in reference.parameters())
+    for cycle in ("first", "second"):
+        for name, device in (("rest", "cpu"), ("wake", DEVICE)):
+            began = time.perf_counter()
+            move_module(policy, device)
+            ppo.move_training_state(device)
+            row[f"{name}_{cycle}_gb_per_s"] = held / (time.perf_counter() - began) / 1e9
+            row.setdefault(f"{name}_gib_allocated", torch.cuda.memory_allocated() / 2**30)
+    return row
+
+
+def _ipc_seconds(policy: torch.nn.Module) -> float:
+    """Median seconds that another process takes to copy all weights from this one's memory."""
+    context = torch.multiprocessing.get_context("spawn")
+    pieces, taken = context.Queue(), context.Queue()
+    child = context.Process(target=_take, args=(pieces, taken), daemon=True)
+    child.start()
+
+    def once() -> None:
+        piece: list[torch.Tensor] = []
+        for number, (_, tensor) in enumerate(ALONE.stream(policy), 1):
+            piece.append(tensor.to(torch.bfloat16).flatten())
+            if sum(x.numel() for x in piece) >= 128 << 20 or number == len(policy.state_dict()):
+                packed = torch.cat(piece)
+                torch.cuda.synchronize()
+                pieces.put(packed)
+                taken.get()
+                piece.clear()
+
+    seconds, _, _ = timed(once)
+    pieces.put(None)
+    child.join(20)
+    return seconds
+
+
+def _take(pieces: Any, taken: Any) -> None:
+    while (piece := pieces.get()) is not None:
+        torch.empty_like(piece).copy_(piece)
+        torch.cuda.synchronize()
+        del piece
+        taken.put(True)
+
+
 def _now() -> float:
     torch.cuda.synchronize()
     return time.perf_counter()
@@ -226,6 +304,8 @@ CASES: dict[str, Callable[[], dict[str, Any]]] = {
     "learner-1B-packed-entropy": lambda: learner_step("1B", True, False, 0, entropy=True),
     "learner-1B-packed-lora": lambda: learner_step("1B", True, False, 16),
     "learner-7B-packed-recompute-lora": lambda: learner_step("7B", True, True, 16),
+    "scorer-1B": lambda: scorer("1B"),
+    "sync-1B": lambda: sync("1B"),
     "reward-1B": lambda: reward_step("1B", False, False, False),
     "reward-1B-packed": lambda: reward_step("1B", True, False, False),
     "reward-1B-metarm": lambda: reward_step("1B", False, False, True),
@@ -256,9 +336,13 @@ def main() -> None:
         except torch.cuda.OutOfMemoryError as error:
             print(f"{name}: out of memory ({str(error).splitlines()[0]})", flush=True)
             continue
-        row |= {"mfu": row["flops"] / row["seconds"] / PEAK, "mfu_of_gemm": row["flops"] / row["seconds"] / roof}
+        if "flops" in row:
+            row |= {"mfu": row["flops"] / row["seconds"] / PEAK, "mfu_of_gemm": row["flops"] / row["seconds"] / roof}
         with options.out.open("a") as file:
             file.write(json.dumps({"case": name, **row, **common}) + "\n")
+        if "mfu" not in row:
+            print(f"{name}: " + ", ".join(f"{key} {value:.1f}" for key, value in row.items() if "_per_s" in key), flush=True)
+            continue
         print(
             f"{name}: {row['seconds']:.3f} s (spread {row['spread']:.0%}), MFU {row['mfu']:.1%} ({row['mfu_of_gemm']:.1%} of the "
             f"product), peak {row['peak_gib']:.1f} GiB",
