@@ -182,7 +182,8 @@ def value_loss(
         return ValueLoss(masked_sum(free, mask, denominator), zero)
     clipped = _error(old_values + (values - old_values).clamp(-clip, clip) - returns, kind)
     with torch.no_grad():
-        num_clipped = masked_sum((clipped > free).float(), mask)
+        moved = (values - old_values).abs() > clip  # within the clip the two differ by rounding
+        num_clipped = masked_sum((moved & (clipped > free)).float(), mask)
     return ValueLoss(masked_sum(torch.maximum(free, clipped), mask, denominator), num_clipped)
 
 
