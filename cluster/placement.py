@@ -8,10 +8,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from actors.transfer import Backend
 from cluster.config import RunConfig
 from cluster.plan import GIB, PROCESS, Bundle
+
+if TYPE_CHECKING:
+    from actors.transfer import Backend  # it imports Ray, which takes a second
 
 
 @dataclass(frozen=True)
