@@ -225,7 +225,7 @@ def scorer(size: str) -> dict[str, Any]:
 def sync(size: str) -> dict[str, Any]:
     """Weights on their way, in bfloat16 and pieces of 256 MiB, without an engine at the other end.
 
-    ``store``: gathered, cast and packed into host memory, which is the learner's part of ``rollout.sync: store``. ``ipc``: packed on
+    ``store``: gathered, cast and packed into host memory, the learner's part of ``rollout.sync: store``. ``ipc``: packed on
     the GPU and copied by another process from there, which is what passes between learner and engine with ``ipc``. ``rest`` and
     ``wake``: policy, critic, reference and both optimizers to pinned host memory and back, the first time and the second.
     """

@@ -5,6 +5,7 @@ Letters: N parameters that a token is multiplied by, T tokens, B sequences, P pr
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -238,9 +239,9 @@ class Clock:
 
     def experience(self, rollouts: int) -> Phase:
         """Log-probs of policy and reference, and values: 2 N T each."""
-        share, micro = self.config.resources.learner, self.config.policy.microbatch_size
+        share = self.config.resources.learner
         tokens = rollouts * self.lengths.whole / share.num_ranks
-        passes = -(-rollouts // (share.num_ranks * micro))
+        passes = self._passes(rollouts)
         models = (self.policy, self.policy, self.reward)
         flops = tokens * sum(token_flops(size, self.lengths.whole) for size in models)
         link = passes * sum(self._gathered(size, share) for size in models) / self._rate("learner")
@@ -260,12 +261,21 @@ class Clock:
     def _learn(self, name: str, models: tuple[ModelSize, ...], sequences: int) -> Phase:
         share, policy = self.config.resources.learner, self.config.policy
         minibatches = sequences // policy.minibatch_size
-        micro = minibatches * -(-policy.minibatch_size // (share.num_ranks * policy.microbatch_size))
-        flops = sum(self._training_flops(size, share, sequences * self.lengths.whole) for size in models) / share.num_ranks
+        micro = minibatches * self._passes(policy.minibatch_size)
+        factor, tokens = 4 if policy.lora.rank else 6, sequences * self.lengths.whole
+        flops = sum(self._training_flops(size, share, tokens, factor) for size in models) / share.num_ranks
         link = (
             micro * sum(2 * self._gathered(size, share) + self._reduced(size, share) for size in models) / self._rate("learner")
         )
         return bounded(name, flops / self.speeds.training(share.dtype), link=link)
+
+    def _passes(self, sequences: int) -> int:
+        """Microbatches that a rank of the learner makes of so many sequences."""
+        policy, own = self.config.policy, sequences / self.config.resources.learner.num_ranks
+        at_once: float = policy.microbatch_size
+        if policy.microbatch_tokens is not None:
+            at_once = max(1.0, policy.microbatch_tokens // self.lengths.whole)
+        return math.ceil(own / at_once)
 
     def train_reward(self) -> Phase:
         """6 N T (8 with recomputation) of two responses a pair and of S_k's share in a step, for every member that is fitted.
@@ -286,8 +296,9 @@ class Clock:
         return bounded("reward model", flops / share.num_ranks / self.speeds.training(share.dtype), link=link)
 
     def sync(self) -> Phase:
-        """The learner's float32 weights once over a link: 4 N / rate."""
-        return bounded("sync", 0.0, link=MASTER * self.policy.parameters / (self.speeds.link_gbs * 1e9))
+        """The policy's weights, in the engines' dtype, once over a link: b N / rate."""
+        sent = BYTES[self.config.resources.rollout.dtype] * self.policy.parameters
+        return bounded("sync", 0.0, link=sent / (self.speeds.link_gbs * 1e9))
 
     def _training_flops(self, size: ModelSize, share: Share, tokens: float, factor: int = 6) -> float:
         passes = factor / 2 + (1 if share.recompute_activations else 0)

@@ -67,7 +67,7 @@ def test_a_rank_of_the_reward_trainer() -> None:
     assert parts["activations"] == 40 * 1024 * 2 * 100 * 2 + 2 * 8 * 1024 * layer
     assert "MetaRM's copies" not in of(reward_parts(seven(), SIZE, metarm=False))
     adapters = of(reward_parts(seven(reward__lora__rank=8), SIZE, metarm=False))
-    assert adapters["backbone"] == 2_000_000 and adapters["adapter weights"] == 2 * 7 * 8 * 100 * 2 * 4 // 2
+    assert adapters["backbone"] == 2_000_000 and adapters["adapter weights"] == 8 * 2 * (4 * 200 + 3 * 300) * 4 // 2
 
 
 @pytest.mark.parametrize(

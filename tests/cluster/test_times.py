@@ -59,7 +59,7 @@ def test_a_step_of_7b() -> None:
     assert phases["sample: prompts"].seconds == pytest.approx(prompts / scoring), "once for its four samples"
     read = 2 * 6_607_343_616 + 128 * 768 * 524_288
     assert phases["sample: responses"] == Phase("sample: responses", pytest.approx(512 * read / 4e12), "memory")
-    assert phases["sync"] == Phase("sync", pytest.approx(4 * 6_738_415_616 / 50e9), "link")
+    assert phases["sync"] == Phase("sync", pytest.approx(2 * 6_738_415_616 / 50e9), "link")
 
 
 def test_decoding_many_sequences_is_bound_by_compute_and_a_full_cache_by_turns() -> None:
@@ -93,6 +93,18 @@ def test_ranks_on_several_nodes_wait_for_the_link() -> None:
     models = 70_553_706_496 + 7_504_924_672
     per_pass = (2 + 2 + 4) * models * 31 / 32  # gathered twice in bfloat16, gradients once in float32
     assert across.seconds == pytest.approx(4 * per_pass / 50e9), "two minibatches of two passes"
+
+
+def test_adapters_need_no_gradient_of_the_frozen_weights() -> None:
+    words = ("--resources.learner.recompute_activations", "false")
+    whole, adapted = clock(*words).update(128), clock(*words, "--policy.lora.rank", "8").update(128)
+    assert adapted.seconds == pytest.approx(whole.seconds * 4 / 6)
+
+
+def test_microbatches_by_tokens() -> None:
+    across = {"recipe": "hh_70b", "across": frozenset({"learner"})}
+    by_size, by_tokens = clock(**across).update(256), clock("--policy.microbatch_tokens", "4100", **across).update(256)
+    assert by_tokens.seconds == pytest.approx(by_size.seconds / 2), "four sequences of 1024 tokens at once in place of two"
 
 
 def test_a_round() -> None:
