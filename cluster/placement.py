@@ -13,9 +13,6 @@ from actors.config import Backend
 from cluster.config import RunConfig
 from cluster.plan import GIB, PROCESS, Bundle
 
-if TYPE_CHECKING:
-    from actors.transfer import Backend  # it imports Ray, which takes a second
-
 
 @dataclass(frozen=True)
 class Seat:
