@@ -115,8 +115,8 @@ def merged_stream(
         weights: names in the model's state dict and whole tensors of any shapes; in any order, the state dict's holds least.
         dtype: of weights that an adapter was added to; None = W's own. bfloat16 drops what is smaller than its last digit.
 
-    Yields:
-        By the names of the model without adapters.
+    Returns:
+        Name and weight, by the names of the model without adapters.
     """
     layers = layers_with_adapters(model)
     parts: dict[str, str] = {}
