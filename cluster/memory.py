@@ -14,9 +14,8 @@ from cluster.model_sizes import ModelSize
 BYTES = {"float32": 4, "bfloat16": 2}
 MASTER = 4
 """Bytes of a trained weight, of its gradient and of either moment: always float32."""
-LOGIT_COPIES = 4
-"""Float32 tensors of vocabulary size a token at the worst moment of the backward pass: the scaled logits, the gradient that
-reaches them through the sampled token, the one through the normaliser, and their sum."""
+CHUNK = 1 << 24
+"""Logits that are float32 at a time, as `tokens.softmax` has it (whose import would take seconds)."""
 ENGINE_TOKENS, ENGINE_SEQUENCES = 16384, 1024
 """What vLLM 0.32 computes at once by default on a GPU of 70 GiB or more (max_num_batched_tokens, max_num_seqs)."""
 
@@ -144,17 +143,23 @@ def activations(size: ModelSize, share: Share, sequences: float, length: int, at
     return Part("activations", int((tokens * size.num_layers + together) * layer), "of every layer, and gradients of one")
 
 
-def logits(size: ModelSize, tokens: float) -> Part:
-    """Logits and what comes of them, 4 copies of V float32 numbers a token; docs/planning.md has it measured.
+def logits(size: ModelSize, share: Share, tokens: float, entropy: bool) -> Part:
+    """Logits and what comes of them: b V for each token, as much for their gradient, and two float32 chunks of them.
+
+        2 b V tokens + 2 * 4 min(V tokens, 2^24)        3 in place of the first 2 with an entropy bonus
 
     Args:
         size: of the model.
-        tokens: of one forward pass.
+        share: of the role.
+        tokens: of one forward pass; all of them, since the columns of a padded batch reach from the first response to the last.
+        entropy: whether there is an entropy bonus, which has a gradient of its own.
 
     Returns:
         The part.
     """
-    return Part("logits", int(LOGIT_COPIES * MASTER * tokens * size.vocab_size), "and their gradients, float32")
+    number = size.vocab_size * tokens
+    kept = (3 if entropy else 2) * BYTES[share.dtype] * number + 2 * MASTER * min(number, CHUNK)
+    return Part("logits", int(kept), "and their gradient, " + share.dtype + "; two float32 chunks")
 
 
 @dataclass(frozen=True)
@@ -271,7 +276,7 @@ def learner_parts(config: RunConfig, size: ModelSize, critic: ModelSize) -> tupl
     if policy.microbatch_tokens is not None:
         at_once = max(1.0, policy.microbatch_tokens / length)
     each = (activations(model, share, at_once * share.num_ranks, length, at_once) for model in (size, critic))
-    kept = (max(each, key=lambda part: part.bytes), logits(size, at_once * length))
+    kept = (max(each, key=lambda part: part.bytes), logits(size, share, at_once * length, policy.entropy_coef > 0))
     largest = max(size, critic, key=lambda each: each.parameters)
     if policy.lora.rank:
         adapters = {name: adapter_parameters(model, policy.lora.rank) for name, model in (("policy", size), ("critic", critic))}

@@ -9,7 +9,7 @@ import pytest
 from actors.config import Share
 from cluster.config import RunConfig
 from cluster.load_config import load_config
-from cluster.memory import activations, cache_token_bytes, engine_cache, layer_bytes, learner_parts, logits, reward_parts
+from cluster.memory import CHUNK, activations, cache_token_bytes, engine_cache, layer_bytes, learner_parts, logits, reward_parts
 from cluster.model_sizes import ModelSize, model_size
 from cluster.plan import GIB, bundles
 from tests.cluster.command import ROOT, TINY
@@ -40,7 +40,7 @@ def test_a_rank_of_the_learner() -> None:
     layer = (1_000_000 - 200_100) // 2
     assert parts["gathered"] == 2 * (200_100 + 2 * layer) + (2 + 4) * layer
     assert parts["activations"] == 3 * 4096 * 2 * (13 * 100 + 4 * 200), "two layers, and the gradients of one"
-    assert parts["logits"] == 4 * 4 * 4096 * 1000
+    assert parts["logits"] == (2 * 2 + 2 * 4) * 4096 * 1000, "two in bfloat16, two float32 chunks"
     (first, *_) = [b for b in bundles(config, SIZE) if b.role == "learner"]
     assert first.memory == sum(parts.values()) and of(first.parts) == parts
     assert of(learner_parts(seven(policy__reference="previous"), SIZE, SIZE))["reference, SFT"] == 1_000_000
@@ -122,4 +122,8 @@ def test_more_of_anything_needs_more_and_more_ranks_need_less() -> None:
     assert learner(policy__microbatch_size=8) > usual < learner(rollout__max_new_tokens=1024)
     assert learner(resources__learner__num_ranks=8) < usual < learner(resources__learner__num_ranks=2)
     assert learner(resources__learner__recompute_activations="false") > usual
-    assert logits(SIZE, 10).bytes < logits(SIZE, 11).bytes
+    assert learner(policy__entropy_coef=0.1) - usual == 2 * 4096 * 1000
+    from tokens.softmax import CHUNK as OTHERS
+
+    assert CHUNK == OTHERS
+    assert logits(SIZE, SHARE, 1e6, False).bytes == 4 * 10**9 + 8 * CHUNK
