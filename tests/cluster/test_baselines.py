@@ -19,7 +19,8 @@ from cluster.console import Console
 from cluster.inputs import open_source
 from cluster.load_config import load_config
 from cluster.metrics import Metrics
-from cluster.plan import bundles, model_size
+from cluster.model_sizes import model_size
+from cluster.plan import bundles
 from cluster.roles import Stage
 from cluster.run import connected, warnings
 from cluster.run_directory import RunDirectory
