@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from cluster.plan import bundles
 from cluster.roles import Stage
 from cluster.run import connected, warnings
 from cluster.run_directory import RunDirectory
+from cluster.sampling import sampling
 from cluster.sft import sft, train
 from cluster.sft_directory import SFTDirectory
 from cluster.start import begin
@@ -95,9 +97,10 @@ def play(storage: Path, console: Console, fixed: bool) -> None:
                 else:
                     shutil.copytree(storage / "runs" / "best_of_n" / "start", directory.start_path)
                     directory.ledger["start"] = entry
-                theme = theme_of(config)(config, directory, inputs, roles, wait, console, metrics, sft_judged, version)
-                theme.run()
-                metrics.close()
+                batches = sampling(config, inputs.policy_prompts, roles.rollout, wait)
+                theme = theme_of(config)(config, directory, inputs, roles, batches, wait, console, metrics, sft_judged, version)
+                with closing(metrics):
+                    theme.run()
                 version = theme.version
     finally:
         stage.close()
