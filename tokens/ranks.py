@@ -155,14 +155,11 @@ class Ranks:
             module: the model.
 
         Returns:
-            (name, whole tensor), on every rank, without gradient, on the device that the module is on; a tied weight comes once,
-            under its first name, as in a Hugging Face directory.
+            (name, whole tensor), on every rank, without gradient, on the device that the module is on. A tied weight comes
+            under each of its names: vLLM's reload leaves a tied output head as it was where the weight comes once only.
         """
-        seen: set[int] = set()
         for name, tensor in module.state_dict(keep_vars=True).items():
-            if id(tensor) not in seen:
-                seen.add(id(tensor))
-                yield name, full(tensor.detach())
+            yield name, full(tensor.detach())
 
     def _reduced(self, x: Tensor, operation: distributed.ReduceOp.RedOpType) -> Tensor:
         total = x.detach().clone()

@@ -26,6 +26,7 @@ from actors.rollout import RolloutEngine, prompt_seed
 from actors.transfer import EngineClient, Live, Parcels, lay_out
 from sandbox.tokenizer import make_tokenizer
 from tokens.logprobs import response_logprobs
+from tokens.ranks import ALONE
 from tokens.records import Prompt, Rollout, SequenceBatch
 from tokens.weights import in_chunks
 
@@ -39,14 +40,14 @@ def language_model(seed: int) -> LlamaForCausalLM:
     torch.manual_seed(seed)
     shape = LlamaConfig(
         vocab_size=VOCABULARY, hidden_size=64, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
-        max_position_embeddings=512, pad_token_id=0, bos_token_id=1, eos_token_id=2,
+        max_position_embeddings=512, pad_token_id=0, bos_token_id=1, eos_token_id=2, tie_word_embeddings=True,
     )  # fmt: skip
     return LlamaForCausalLM(shape).eval()
 
 
 def parcels(model: LlamaForCausalLM) -> Parcels:
     """The weights in chunks that a layer does not fit into."""
-    laid_out = lay_out(model.state_dict().items(), 20_000)
+    laid_out = lay_out(ALONE.stream(model), 20_000)
     assert len(laid_out.refs) > 5 and laid_out.num_bytes == sum(x.nbytes for x in model.state_dict().values())
     return laid_out
 
@@ -102,7 +103,7 @@ def test_a_learner_that_drives_the_four_phases_itself(engine: Any) -> None:
     client.init_weight_transfer_engine({})
     loading = engine.load.remote(Live(), 12)
     client.start_weight_update()
-    for chunk in in_chunks(model.state_dict().items(), 20_000):
+    for chunk in in_chunks(ALONE.stream(model), 20_000):
         client.update_weights({"chunk": chunk})
     client.finish_weight_update()
     assert ray.get(loading) == 12

@@ -132,7 +132,7 @@ def on_rank(rank: int, port: int, folder: Path) -> None:
     result = learn(ppo, batches[:3])
     save(ppo, folder / "by_two")
     streamed, whole = dict(ranks.stream(ppo.policy)), ranks.full_state(ppo.policy)
-    assert len(streamed) == len(list(ppo.policy.parameters()))
+    assert len(streamed) == len(ppo.policy.state_dict())
     assert rank or all(torch.equal(streamed[name], whole[name]) for name in streamed)
     torch.save(result, folder / f"result_{rank}.pt")
     ppo = load(folder / "by_one", ranks)
