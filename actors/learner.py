@@ -29,7 +29,7 @@ class PolicyLearner(Rank):
     """Holds the policy from round to round; critic and reference change with the round.
 
     With adapters the frozen weights are not saved with a round: they are ``sft_dir``'s and, where the critic goes on,
-    ``first_reward``'s.
+    ``critic_base``'s.
 
     Several ranks share the three models. All of them are given the same calls, and give the same answers; rank 0 writes files.
     """
@@ -42,7 +42,7 @@ class PolicyLearner(Rank):
         sft_dir: Path,
         resume: Path | None,
         seed: int,
-        first_reward: Path,
+        critic_base: Path,
         transfer: TransferSetup,
         ptx: Sequence[Example] = (),
     ) -> None:
@@ -51,7 +51,7 @@ class PolicyLearner(Rank):
 
         self.transfer = transfer
         self.config, self.temperature, self.seed, self.resume = config, temperature, seed, resume
-        self.sft_dir, self.first_reward, self.ptx = sft_dir, first_reward, ptx
+        self.sft_dir, self.critic_base, self.ptx = sft_dir, critic_base, ptx
         self.tokenizer = AutoTokenizer.from_pretrained(sft_dir)
         self.ppo: Any = None
         self.policy: Any = None
@@ -125,7 +125,7 @@ class PolicyLearner(Rank):
             first = self.models.critic(critic)
         else:
             assert self.resume is not None
-            first = self.models.saved_critic(self.resume, self.first_reward)
+            first = self.models.saved_critic(self.resume, self.critic_base)
         ppo = PPO(
             self.policy,
             first,

@@ -142,7 +142,9 @@ class RolloutEngine(Role):
     def rest(self, parts: Sequence[str]) -> None:
         """Sleep: weights to host memory, keys and values discarded. On the CPU vLLM cannot, and nothing happens."""
         if self._sleeps():
-            self.engine.sleep(level=1)
+            self.engine.sleep(level=1)  # vLLM can only put all of it to sleep
+            if "weights" not in parts:
+                self.engine.wake_up(tags=["weights"])
 
     def wake(self, parts: Sequence[str], *rested: None) -> None:
         """Wake: ``weights`` before new ones arrive, ``kv_cache`` before anything is sampled."""

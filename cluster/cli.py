@@ -185,8 +185,8 @@ def _add_plan_options(plan: argparse.ArgumentParser) -> None:
     plan.add_argument(
         "--nvlink-gbs", type=float, default=None, help="between GPUs of one node, one direction, GB/s (default 450)"
     )
-    plan.add_argument("--mfu", type=float, default=None, help="share of the peak that training reaches (default 0.4, assumed)")
-    plan.add_argument("--scoring-mfu", type=float, default=None, help="share that forward passes reach (default 0.4, assumed)")
+    plan.add_argument("--mfu", type=float, default=None, help="share of the peak that training reaches (default 0.25, measured)")
+    plan.add_argument("--scoring-mfu", type=float, default=None, help="share that forward passes reach (default 0.31, measured)")
     plan.add_argument("--mean-prompt", type=float, default=None, help="tokens of a prompt (default: data.max_prompt_tokens)")
     plan.add_argument("--mean-response", type=float, default=None, help="tokens of a response (default: rollout.max_new_tokens)")
     plan.add_argument(

@@ -190,6 +190,11 @@ class RunConfig(Section):
                 "or all to 0 on a machine without"
             )
         on_gpus = bool(gpus["rollout"] and gpus["learner"])
+        if sync == "nccl" and min(gpus["rollout"], gpus["learner"]) < 1:
+            raise ValueError(
+                f"rollout.sync is nccl, got {asked}: NCCL refuses two processes on one GPU, so engines and learner need "
+                "whole ones; set rollout.sync to auto"
+            )
         wanted = {"nccl": "disaggregated", "ipc": "colocated"}
         if sync in wanted and (not on_gpus or shares.placement != wanted[sync]):
             raise ValueError(
@@ -201,6 +206,11 @@ class RunConfig(Section):
                 f"rollout.sync is ipc and rollout.num_engines {self.rollout.num_engines}: every engine must share the GPU of one "
                 f"of the learner's ranks, of which there are {shares.learner.num_ranks}; raise resources.learner.num_ranks, or "
                 "set rollout.sync to store"
+            )
+        if shares.learner.offload and self.policy.lora.rank:
+            raise ValueError(
+                f"resources.learner.offload is true and policy.lora.rank {self.policy.lora.rank}: the reference is the policy "
+                "without its adapters, so nothing can wait in host memory; set offload to false"
             )
         if shares.placement == "colocated" and self.policy.max_lag:
             raise ValueError(
@@ -230,6 +240,12 @@ class RunConfig(Section):
         if self.scorer.min_members is not None and self.scorer.min_members > self.scorer.num_members:
             raise ValueError(
                 f"scorer.min_members ({self.scorer.min_members}) is larger than scorer.num_members ({self.scorer.num_members})"
+            )
+        ranks = self.resources.learner.num_ranks
+        if self.policy.ptx_coef and self.policy.ptx_batch_size % ranks:
+            raise ValueError(
+                f"policy.ptx_batch_size ({self.policy.ptx_batch_size}) is not a multiple of resources.learner.num_ranks "
+                f"({ranks}): every rank takes as many texts as the others"
             )
         if self.policy.minibatch_size % self.resources.learner.num_ranks:
             raise ValueError(

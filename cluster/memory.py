@@ -284,7 +284,7 @@ def learner_parts(config: RunConfig, size: ModelSize, critic: ModelSize) -> tupl
             frozen_part("policy and reference", size.parameters, share),
             frozen_part("critic's backbone", critic.parameters, share),
             *(part for name, number in adapters.items() for part in trained_parts(f"{name} adapter", number, share)),
-            *_working(largest, max(adapters.values()), share, *kept),
+            *_working(largest, max(adapters.values()), share, *kept, frozen=True),
         )
     references = 2 if policy.reference == "previous" else 1
     return (
@@ -332,9 +332,12 @@ def reward_parts(config: RunConfig, size: ModelSize, metarm: bool) -> tuple[Part
     return (*frozen, *trained_parts(name, trained, share), *copies, *_working(size, trained, share, kept))
 
 
-def _working(size: ModelSize, trained: float, share: Share, *kept: Part) -> tuple[Part, ...]:
-    """What lives while the largest model computes, and what the optimizer's step needs beyond that."""
-    weights = working_weights(size, share)
+def _working(size: ModelSize, trained: float, share: Share, *kept: Part, frozen: bool = False) -> tuple[Part, ...]:
+    """What lives while the largest model computes, and what the optimizer's step needs beyond that.
+
+    Frozen weights lie in the role's dtype already: one process makes no copies of them.
+    """
+    weights = None if frozen and share.num_ranks == 1 else working_weights(size, share)
     parts = kept if weights is None else (weights, *kept)
     if not share.num_gpus or share.num_ranks > 1:
         return parts  # AdamW goes from tensor to tensor there

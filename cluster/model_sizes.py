@@ -92,10 +92,10 @@ def model_size(config: RunConfig) -> ModelSize:
     Returns:
         The size; a tied embedding is counted once.
     """
-    directory = config.sft.model
-    if directory is None or not Path(directory).is_dir():
+    directory = None if config.sft.model is None else Path(config.sft.model).expanduser()
+    if directory is None or not directory.is_dir():
         return size_of_shape(config.sft.shape, tied=directory is None)
-    return _stored_size(Path(directory))
+    return _stored_size(directory)
 
 
 def reward_size(config: RunConfig, size: ModelSize) -> ModelSize:

@@ -107,6 +107,6 @@ def weight_transfer(config: RunConfig) -> Backend:
         return rollout.sync
     if not (shares.rollout.num_gpus and shares.learner.num_gpus):
         return "store"
-    if shares.placement == "disaggregated":
-        return "nccl"
+    if shares.placement == "disaggregated":  # NCCL refuses two processes on one GPU
+        return "nccl" if min(shares.rollout.num_gpus, shares.learner.num_gpus) >= 1 else "store"
     return "ipc" if rollout.num_engines <= shares.learner.num_ranks else "store"

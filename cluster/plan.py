@@ -193,6 +193,7 @@ LESS = {
     "rollout": "raise rollout.tensor_parallel and resources.rollout.num_gpus with it",
     "reward": "raise resources.reward.num_ranks",
     "learner": "raise resources.learner.num_ranks",
+    "shared": "raise num_ranks of the largest of them, or set resources.placement to disaggregated",
 }
 """What makes a process of a role need less of one GPU."""
 

@@ -59,11 +59,12 @@ def run(config: RunConfig, console: Console) -> Path:
     with directory.open():
         console.say(f"[bold]Rondo[/] run {config.name} in {directory.path}")
         if source is None:
-            console.say(f"All {directory.num_committed} rounds are done; nothing to do. Raise rounds.num_rounds to go on.")
+            console.say(f"All {directory.num_committed} rounds are done; nothing to do.")
         else:
             for warning in warnings(config):
                 console.say(f"[yellow]note[/] {warning}")
-            asked = bundles(config, model_size(config))
+            there = config.sft if config.sft.model is None else config.sft.model_copy(update={"model": str(source.sft_dir)})
+            asked = bundles(config, model_size(config.model_copy(update={"sft": there})))
             strengths = ensure_strengths(config, console)
             with connected() as fixed, space_errors(directory.path):
                 play(config, console, directory, source, strengths, asked, fixed)
@@ -110,7 +111,7 @@ def warnings(config: RunConfig) -> list[str]:
         )
     elif not comparable(config):
         found.append("engine and learner do not both compute in float32: their log-probs are compared in policy/sampler_gap only")
-    if policy.max_lag:
+    if policy.max_lag and config.rounds.baseline in ("none", "vanilla_ppo"):
         found.append(
             f"policy.max_lag is {policy.max_lag}: batches are sampled by weights that may be as many updates old, and which "
             "tokens new weights draw depends on the clock, so the same seed does not give the same run. Look at policy/lag and "
@@ -156,9 +157,9 @@ def play(
             longest = config.data.max_prompt_tokens + config.rollout.max_new_tokens
             resume = directory.round_path(directory.num_committed - 1) if directory.num_committed else None
             validation = {ORIGINAL: inputs.validation} | inputs.stopping
-            first_reward = directory.round_path(0) / "reward"
+            critic_base = inputs.sft_dir if config.policy.critic_start == "sft" else directory.round_path(0) / "reward"
             given = (inputs.sft_dir, inputs.base_dir, inputs.pairs, validation, inputs.ptx)
-            roles = wait("start_roles", stage.start(*given, longest, resume, first_reward))
+            roles = wait("start_roles", stage.start(*given, longest, resume, critic_base))
             for ranked in (roles.reward, roles.learner):
                 if len(ranked.ranks) > 1:
                     wait("start_roles", ranked.join(wait("start_roles", ranked.open())))

@@ -242,6 +242,9 @@ class RunDirectory:
         for name in (".start.partial", *(() if self.ledger["start"] else ("start",))):
             if (self.path / name).exists():
                 shutil.rmtree(self.path / name)
+        timeline = self.path / "timeline.jsonl"
+        if timeline.exists() and not (text := timeline.read_text()).endswith("\n"):  # a kill cut its last line
+            write_file(timeline, text[: text.rfind("\n") + 1])
         metrics = self.path / "metrics.jsonl"
         if metrics.exists():
             rows = []

@@ -11,8 +11,6 @@ from typing import Any
 
 from cluster.config import RunConfig
 from cluster.console import Console
-from cluster.memory import MASTER, Part, activations, trained_parts
-from cluster.model_sizes import model_size
 from cluster.plan import Bundle
 from cluster.roles import Stage
 from cluster.run import connected
@@ -103,15 +101,8 @@ def sft_bundle(config: RunConfig) -> Bundle:
     Args:
         config: of the command.
     """
-    share, size = config.resources.learner.model_copy(update={"num_ranks": 1}), model_size(config)
-    at_once = config.sft.microbatch_size or config.sft.batch_size
-    longest = config.data.max_prompt_tokens + config.data.max_response_tokens
-    kept = activations(size, share, at_once, longest, at_once)
-    # The library's loss makes float32 logits of all tokens, and their gradient in steps of the same size.
-    logits = Part("logits", int(4 * MASTER * at_once * longest * size.vocab_size), "and their gradients, float32")
-    parts = (*trained_parts("model", size.parameters, share), kept, logits)
-    memory = sum(part.bytes for part in parts)
-    return Bundle("learner", "learner-0", share.num_cpus, share.num_gpus, memory, "SFT model, AdamW", parts)
+    share = config.resources.learner
+    return Bundle("learner", "learner-0", share.num_cpus, share.num_gpus, 0, "SFT model, AdamW")
 
 
 def train(config: RunConfig, console: Console, directory: SFTDirectory, texts: Texts, draft: Path, fixed: bool) -> dict[str, Any]:

@@ -48,6 +48,10 @@ def show_plan(config: RunConfig, options: Namespace) -> int:
         f"and critic of {critic.parameters / 1e6:,.1f} M, {options.nodes} node(s) of {node.num_cpus:g} CPU, {node.num_gpus:g} "
         f"GPU, {node.memory / GIB:.0f} GiB"
     )
+    if config.rounds.baseline != "none":
+        console.print(
+            f"Memory and times are those of rounds of PPO with MetaRM; rounds.baseline {config.rounds.baseline} needs less."
+        )
     _show_placement(config, plan, console)
     _show_memory(plan, node, console)
     _show_cache(cache, console)

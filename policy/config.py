@@ -190,6 +190,8 @@ class PolicyConfig(Section):
                 f"policy.truncated mask leaves cut responses out, so missing_eos_penalty {self.missing_eos_penalty:g} would do "
                 "nothing; set it to 0, or truncated to score"
             )
+        if self.ptx_data is not None and not self.ptx_coef:
+            raise ValueError(f"policy.ptx_data is {self.ptx_data!r} and ptx_coef 0: it would do nothing; raise ptx_coef")
         if self.length_free and not self.length_penalty:
             raise ValueError(
                 f"policy.length_free is {self.length_free} and length_penalty 0: it would do nothing; raise length_penalty"

@@ -78,6 +78,19 @@ CONFIGS = {
     "old rollouts, uncorrected": (
         {"policy": {"max_lag": 1, "importance_cap": None}}, ["policy.max_lag 1", "policy.importance_cap null"],
     ),
+    "texts that do not divide": (
+        {"policy": {"ptx_coef": 0.1, "ptx_batch_size": 3}, "resources": {"learner": {"num_ranks": 2}}},
+        ["policy.ptx_batch_size (3)", "resources.learner.num_ranks (2)"],
+    ),
+    "texts without a weight": ({"policy": {"ptx_data": "texts.jsonl"}}, ["policy.ptx_data", "ptx_coef 0"]),
+    "nccl on a part of a GPU": (
+        {"rollout": {"sync": "nccl"}, "resources": {role: {"num_gpus": 0.5} for role in ("rollout", "learner")}},
+        ["rollout.sync is nccl", "two processes on one GPU"],
+    ),
+    "nothing to offload": (
+        {"policy": {"lora": {"rank": 4}}, "resources": {"learner": {"offload": True}}},
+        ["resources.learner.offload", "policy.lora.rank 4"],
+    ),
     "ahead on a shared device": (
         {"policy": {"max_lag": 1}, "resources": {"placement": "colocated"}},
         ["policy.max_lag is 1", "colocated", "disaggregated"],

@@ -7,7 +7,7 @@ import pytest
 from cluster.cli import main
 from cluster.load_config import load_config
 from cluster.placement import Seat, colocated, disaggregated, weight_transfer
-from cluster.plan import GIB, PROCESS, Bundle
+from cluster.plan import GIB, PROCESS, Bundle, Node, place
 from tests.cluster.command import ROOT, TINY
 
 PROCESSES = tuple(
@@ -17,6 +17,11 @@ PROCESSES = tuple(
 )
 ON_GPUS = [x for role in ("rollout", "reward", "scorer", "learner") for x in (f"--resources.{role}.num_gpus", "1")]
 COLOCATED = ["--resources.placement", "colocated"]
+
+
+def test_what_takes_turns_and_does_not_fit_is_said_in_words() -> None:
+    plan = place([Bundle("shared", "shared-0", 4, 1, 200 * GIB, "all of them")], [Node(16, 1, 500 * GIB, 80 * GIB)])
+    assert "raise num_ranks of the largest of them" in plan.shortfalls[0]
 
 
 def test_apart_each_has_a_bundle_of_its_own() -> None:

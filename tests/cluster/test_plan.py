@@ -152,7 +152,7 @@ def test_plan_says_what_a_process_holds_and_how_long_a_step_takes(capsys: pytest
     printed = " ".join(capsys.readouterr().out.split())
     for said in ("policy optimizer", "MetaRM's copies", "512.0 KiB a token", "225 sequences of 1024 tokens", "they fit at once"):
         assert said in printed
-    for said in ("sample: responses │ memory │ 6.91", "score │ compute │ 17.52", "policy: update │ compute │ 14.16", "an H200"):
+    for said in ("sample: responses │ memory │ 6.91", "score │ compute │ 22.61", "policy: update │ compute │ 14.16", "an H200"):
         assert said in printed, printed
     assert "a lower bound at the assumed efficiency" in printed and "with policy.max_lag 1 or more" in printed
     assert main(["plan", str(SANDBOX[0]), "--node-cpus", "2", "--node-memory-gib", "8"]) == 0
