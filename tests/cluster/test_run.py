@@ -104,6 +104,8 @@ def test_a_killed_run_continues_after_the_last_committed_round(tiny_run: TinyRun
     state["config_sha256"] = config_sha256(load_config(TINY, ["--name", "tiny-killed"]))
     (copy / "ledger.json").write_text(json.dumps(state))  # round 1 was renamed into place, but the kill came before the ledger
     (copy / "rounds" / ".round_002.partial").mkdir()
+    with (copy / "timeline.jsonl").open("a") as file:
+        file.write('{"what": "sam')  # the kill cut a line
     done = command("run", str(TINY), "--name", "tiny-killed")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Round 2 of 2" in done.stdout and "Round 1 of 2" not in done.stdout
