@@ -264,11 +264,13 @@ def _ipc_seconds(policy: torch.nn.Module) -> float:
     child = context.Process(target=_take, args=(pieces, taken), daemon=True)
     child.start()
 
+    last = len(policy.state_dict())
+
     def once() -> None:
         piece: list[torch.Tensor] = []
         for number, (_, tensor) in enumerate(ALONE.stream(policy), 1):
             piece.append(tensor.to(torch.bfloat16).flatten())
-            if sum(x.numel() for x in piece) >= 128 << 20 or number == len(policy.state_dict()):
+            if sum(x.numel() for x in piece) >= 128 << 20 or number == last:
                 packed = torch.cat(piece)
                 torch.cuda.synchronize()
                 pieces.put(packed)

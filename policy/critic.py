@@ -139,8 +139,12 @@ class Critic(nn.Module):
         return hidden
 
     def _values(self, hidden: Tensor) -> Tensor:
-        values: Tensor = self.model.get_submodule("score")(hidden).squeeze(-1).float()
-        return values
+        """The head on hidden states, in float32 also where the backbone computes in bfloat16, as the reward model has it."""
+        head = self.model.get_submodule("score")
+        assert isinstance(head, nn.Linear)
+        with torch.autocast(hidden.device.type, enabled=False):
+            bias = None if head.bias is None else head.bias.float()
+            return nn.functional.linear(hidden.float(), head.weight.float(), bias).squeeze(-1)
 
     def save_pretrained(self, path: str | Path, ranks: Ranks = ALONE) -> None:
         """Save as a Hugging Face directory that ``from_pretrained`` reads.

@@ -27,8 +27,8 @@ class UpdateMetrics:
         score_clipped: share of scores at the clip after normalisation.
         reward: mean over rollouts of the summed token rewards (shaped score and KL penalty).
         kl: mean over rollouts of sum over tokens of log pi - log ref (k1).
-        kl_coef: coefficient that this update's rewards used.
-        loss: mean over minibatches of the policy loss.
+        kl_coef: coefficient of the KL in this update, be it in the reward or in the loss.
+        loss: mean over minibatches of PPO's surrogate; KL, entropy and PTX in the loss are left out.
         value_loss: mean over minibatches of the value loss.
         clip_fraction: share of tokens whose gradient a ratio clip removed.
         value_clip_fraction: share of tokens at which the clipped value gave the larger error.

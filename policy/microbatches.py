@@ -48,7 +48,7 @@ class Division:
         return self.ranks.gather(x[back], len(self.order))[order]
 
 
-def divide(lengths: Tensor, index: Tensor, ranks: Ranks, rows: int, tokens: int | None) -> Division:
+def divide(lengths: Tensor, index: Tensor, ranks: Ranks, rows: int, tokens: int | None, packed: bool) -> Division:
     """Divide rows among the ranks and each rank's into portions; equally many on all ranks, as FSDP2 needs, and without talking.
 
     By rows, each rank takes every so-manieth row and cuts its own, sorted by length, into portions of ``rows``. By tokens, the
@@ -60,12 +60,13 @@ def divide(lengths: Tensor, index: Tensor, ranks: Ranks, rows: int, tokens: int 
         index: [B] int64, the rows asked for.
         ranks: that share the model.
         rows: of a portion, where ``tokens`` is None.
-        tokens: most real tokens of a portion; a longer row is a portion by itself.
+        tokens: most tokens of a portion; a longer row is a portion by itself.
+        packed: whether only real tokens take room; False counts padding too.
 
     Returns:
         The division.
 
-    Padding contract: only real tokens are counted.
+    Padding contract: padding is counted where it is computed, which is up to the longest row of a portion.
     """
     if tokens is None:
         own = ranks.share(index)
@@ -74,6 +75,6 @@ def divide(lengths: Tensor, index: Tensor, ranks: Ranks, rows: int, tokens: int 
     order = lengths[index].argsort(stable=True)
     shares = [replace(ranks, rank=rank).share(index[order]) for rank in range(ranks.size)]
     each: list[list[int]] = [lengths[share].tolist() for share in shares]
-    most = max(len(token_groups(share, tokens)) for share in each)
-    groups = token_groups(each[ranks.rank], tokens, at_least=most)
+    most = max(len(token_groups(share, tokens, padded=not packed)) for share in each)
+    groups = token_groups(each[ranks.rank], tokens, at_least=most, padded=not packed)
     return Division(order, shares[ranks.rank], tuple(torch.tensor(group, device=index.device) for group in groups), ranks)

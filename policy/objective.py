@@ -46,9 +46,10 @@ def policy_terms(
 ) -> PolicyTerms:
     """The policy's loss on some rows.
 
-        loss = surrogate + kl_coef * sum_t kl_t / denominator - entropy_coef * sum_t H_t / denominator
+        loss = surrogate + kl_coef * sum_t w_t kl_t / denominator - entropy_coef * sum_t H_t / denominator
 
-    The second term is there where ``kl.place`` is ``loss``, the third where ``entropy_coef`` is above 0.
+    The second term is there where ``kl.place`` is ``loss``, the third where ``entropy_coef`` is above 0. w_t are the importance
+    weights; that the policy has moved since the update began is left out of the KL, as it is small within a clip.
 
     Source: Schulman et al. 2017 (arXiv:1707.06347), Eq. 7 and 9; Schulman 2020 for kl_t.
 
@@ -79,7 +80,7 @@ def policy_terms(
     surrogate = policy_loss(logprobs, old, advantages, learned, config.clip, denominator, weights, config.dual_clip)
     loss = surrogate.loss
     if config.kl.place == "loss" and kl_coef:
-        loss = loss + kl_coef * masked_sum(kl_estimate(logprobs, ref, config.kl.estimator), learned, denominator)
+        loss = loss + kl_coef * masked_sum(weights * kl_estimate(logprobs, ref, config.kl.estimator), learned, denominator)
     if entropy is not None:
         loss = loss - config.entropy_coef * entropy / denominator
     return PolicyTerms(loss, surrogate, None if entropy is None else entropy.detach())

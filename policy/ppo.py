@@ -172,7 +172,7 @@ class PPO:
         width, device = batch.input_ids.shape[1], self.policy.device
         parts: list[tuple[Tensor, Tensor, Tensor]] = []
         everyone = torch.arange(len(batch), device=batch.input_ids.device)
-        division = divide(batch.lengths(), everyone, self.ranks, microbatch, self.config.microbatch_tokens)
+        division = divide(batch.lengths(), everyone, self.ranks, microbatch, self.config.microbatch_tokens, self.config.packing)
         for index in division.rows():
             part = batch.rows(index).to(device)
             views = (
@@ -188,7 +188,7 @@ class PPO:
         """One PPO update of policy and critic on one batch of rollouts.
 
         Args:
-            rollouts: B rollouts, sampled by the current policy.
+            rollouts: B rollouts, sampled by the current policy, or by one that is at most ``max_lag`` updates older.
             scores: [B] float, the reward model's units, finite.
             on_progress: told after each minibatch.
 
@@ -218,8 +218,9 @@ class PPO:
     def warm_up_critic(self, rollouts: Sequence[Rollout], scores: Tensor, steps: int) -> list[float]:
         """Fit the critic to the rollouts' Monte Carlo returns before the policy moves.
 
-        The targets use lambda = 1, so they do not depend on a critic that is still wrong, and the plain squared error, so
-        that it may move far. Score moments are read as the following ``update`` of the same rollouts will, and left alone.
+        The targets use lambda = 1, so they do not depend on a critic that is still wrong, and the error without its
+        clip, so that it may move far. Score moments are read as the following ``update`` of the same rollouts will, and left
+        alone.
 
         Args:
             rollouts: B rollouts.
@@ -339,7 +340,8 @@ class PPO:
     def _microbatches(self, batch: SequenceBatch, minibatch: Tensor) -> list[Tensor]:
         """This rank's rows of a minibatch, like lengths together, so that little is spent on padding."""
         config = self.config
-        return divide(batch.lengths(), minibatch, self.ranks, config.microbatch_size, config.microbatch_tokens).rows()
+        at_once = (config.microbatch_size, config.microbatch_tokens, config.packing)
+        return divide(batch.lengths(), minibatch, self.ranks, *at_once).rows()
 
     def _step(self, data: Experience, minibatch: Tensor, number: int, steps: int, sums: Sums) -> bool:
         """One optimizer step of policy and critic; the denominator is the minibatch's, whatever the microbatches and ranks.

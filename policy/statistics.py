@@ -16,6 +16,7 @@ from policy.experience import rollout_batch
 from policy.microbatches import divide
 from tokens.logprobs import response_logprobs
 from tokens.lora import WithoutAdapters
+from tokens.packing import is_packed
 from tokens.ranks import ALONE, Ranks
 from tokens.records import Rollout
 
@@ -68,7 +69,7 @@ def sequence_statistics(
         temperature: applied to both models; the sampler's for an unbiased KL of what was sampled.
         microbatch: sequences per forward pass, where ``tokens`` is None.
         ranks: that share the two models; all must call this, with the same rollouts.
-        tokens: most real tokens of a forward pass of several sequences.
+        tokens: most tokens of a forward pass of several sequences, padding included where they are not packed.
 
     Returns:
         The sums, on the CPU.
@@ -80,7 +81,7 @@ def sequence_statistics(
     """
     batch = rollout_batch(rollouts, pad_id)
     sums: list[list[Tensor]] = [[], []]
-    division = divide(batch.lengths(), torch.arange(len(batch)), ranks, microbatch, tokens)
+    division = divide(batch.lengths(), torch.arange(len(batch)), ranks, microbatch, tokens, is_packed(model))
     for index in division.rows():
         part = batch.rows(index)
         for which, each in enumerate((model, sft)):

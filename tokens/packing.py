@@ -160,6 +160,12 @@ def check_packing(model: PreTrainedModel) -> None:
         UserError: if packed hidden states differ from those of PyTorch's own attention on each sequence alone.
     """
     backbone, name = model.base_model, type(model).__name__
+    settings = model.config.get_text_config().to_dict()
+    kinds = set(settings["layer_types"] or ()) if "layer_types" in settings else set()
+    if unknown := sorted(kinds - {"full_attention", "sliding_attention"}):
+        raise UserError(
+            f"{name} has layers of {', '.join(unknown)}, which packed attention does not know. Set policy.packing to false"
+        )
     a, b = [token for token in range(3) if token != model.config.pad_token_id][:2]
     sequences = ([a, b, a, a], [b, a, b], [a])
     together = PackedRow.of(SequenceBatch.from_ids([x[:1] for x in sequences], [x[1:] for x in sequences], a))
@@ -229,13 +235,14 @@ def _asks_for_gqa(kernel: Callable[..., Any]) -> bool:
     return "enable_gqa" in inspect.signature(kernel).parameters
 
 
-def token_groups(lengths: Sequence[int], limit: int, at_least: int = 1) -> list[list[int]]:
+def token_groups(lengths: Sequence[int], limit: int, at_least: int = 1, padded: bool = False) -> list[list[int]]:
     """Sequences in groups of at most ``limit`` tokens, like lengths together; a longer sequence is alone in its group.
 
     Args:
         lengths: of the sequences, at least one.
         limit: tokens.
         at_least: how many groups to make, at most as many as there are sequences; the largest are halved until there are.
+        padded: True counts every sequence of a group as long as its longest, which is what it takes without packing.
 
     Returns:
         Indices of each group; every index once.
@@ -246,13 +253,13 @@ def token_groups(lengths: Sequence[int], limit: int, at_least: int = 1) -> list[
     if at_least > len(lengths):
         raise ValueError(f"{len(lengths)} sequences do not make {at_least} groups")
     groups: list[list[int]] = []
-    room = 0
-    for i in sorted(range(len(lengths)), key=lambda i: lengths[i]):
-        if not groups or lengths[i] > room:
+    size = 0
+    for i in sorted(range(len(lengths)), key=lambda i: lengths[i]):  # i is the longest of its group so far
+        size = lengths[i] * (len(groups[-1]) + 1) if groups and padded else size + lengths[i]
+        if not groups or size > limit:
             groups.append([])
-            room = limit
+            size = lengths[i]
         groups[-1].append(i)
-        room -= lengths[i]
     while len(groups) < at_least:
         largest = max((g for g in range(len(groups)) if len(groups[g]) > 1), key=lambda g: sum(lengths[i] for i in groups[g]))
         group = groups[largest]

@@ -75,7 +75,8 @@ def test_each_option_changes_the_update(make: Learner, sample: Sample, option: s
     del changed["epochs"], changed["length_free"]
     given = {option: changed[option]} | ({"dual_clip": 1.01} if option == "dual_clip" else {})
     outcomes = []
-    for settings in ({}, given):
+    without: dict[str, Any] = {"kl": {"coef": 0.0}} if option == "kl" else {}
+    for settings in (without, given):
         ppo = make(reference=5, epochs=6, reward_clip=None, reward_normalisation="none", max_grad_norm=50.0, **settings)
         rollouts = sample(ppo.policy, seed=1)
         ppo.update(rollouts, scores_of(rollouts))

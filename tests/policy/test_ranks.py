@@ -47,8 +47,19 @@ def changed(recompute: bool = False, **settings: Any) -> Case:
 
 PLAIN, ADAPTED = Case(), changed(lora=AdapterConfig(rank=2, alpha=4))
 TOGETHER = {"packing": True, "microbatch_tokens": 19}
-CASES = {"whole": changed(recompute=True, **TOGETHER), "adapters": changed(recompute=True, lora=ADAPTED.config.lora, **TOGETHER)}
-"""Packed, in microbatches of so many tokens and recomputed; to be compared with what is none of the three."""
+OPTIONS: dict[str, Any] = {
+    "kl": KLConfig(coef=0.3, place="loss", estimator="k2"), "entropy_coef": 0.02, "ptx_coef": 0.5, "ptx_batch_size": 4,
+    "dual_clip": 3.0, "truncated": "mask", "value_loss": "huber",
+}  # fmt: skip
+TEXTS = [((2, 3), (4, 5, 6, 1)), ((7,), (8, 1)), ((9, 10, 11), (12, 13, 1)), ((2,), (14, 15, 16, 17, 1))]
+CASES = {
+    "whole": changed(recompute=True, **TOGETHER, **OPTIONS),
+    "adapters": changed(recompute=True, lora=ADAPTED.config.lora, **TOGETHER),
+    "stopped": changed(max_update_kl=0.002),
+}
+"""Packed, in microbatches of so many tokens and recomputed, with every option that adds to the loss; adapters likewise; an update
+that ends early. To be compared with one process that neither packs nor recomputes."""
+ALIKE = {"whole": changed(**OPTIONS), "adapters": ADAPTED, "stopped": CASES["stopped"]}
 
 
 def load(folder: Path, ranks: Ranks, case: Case = PLAIN) -> PPO:
@@ -68,7 +79,7 @@ def load(folder: Path, ranks: Ranks, case: Case = PLAIN) -> PPO:
             recompute_layers(model)
         if not isinstance(model, WithoutAdapters):
             ranks.shard(model)
-    ppo = PPO(policy, critic, reference, case.config, temperature=0.8, pad_id=0, seed=3, ranks=ranks)
+    ppo = PPO(policy, critic, reference, case.config, temperature=0.8, pad_id=0, seed=3, ranks=ranks, ptx=TEXTS)
     if (folder / "state.json").exists():
         ppo.load_state(load_file(folder / "state.safetensors"), json.loads((folder / "state.json").read_text()))
     return ppo
@@ -201,9 +212,11 @@ def test_two_ranks_learn_what_one_process_learns(
     for name, moment in one.state().tensors.items():
         torch.testing.assert_close(two.state().tensors[name], moment, atol=1e-5, rtol=1e-3)
 
-    for name, plain in (("whole", PLAIN), ("adapters", ADAPTED)):
+    for name, plain in ALIKE.items():
         wanted = whole_run(load(tmp_path / "start", ALONE, plain), batches)
         assert len(batches) * plain.config.epochs * 2 == 20
+        stopped = [row["policy/steps_taken"] for row in wanted["rows"]]
+        assert name == "adapters" or 0 < min(stopped) < 1, "minibatches of cut responses alone, or a policy that moved too far"
         got, other = (torch.load(tmp_path / f"{name}_{rank}.pt", weights_only=False) for rank in (0, 1))
         assert got["rows"] == other["rows"]
         close(wanted, got)
