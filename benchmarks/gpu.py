@@ -26,7 +26,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.distributed._composable import checkpoint
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from policy.config import PolicyConfig
 from policy.critic import Critic
@@ -96,6 +98,12 @@ def draw_rollouts(seed: int) -> tuple[list[Rollout], torch.Tensor]:
     return rollouts, torch.randn(ROLLOUTS, generator=generator)
 
 
+def recompute_layers(model: torch.nn.Module) -> None:
+    """As ``actors.ranks.recompute_layers``, which cannot be imported where there is no Ray."""
+    for layer in [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]:
+        checkpoint(layer)
+
+
 def compute() -> Any:
     """The context that the actors compute in with ``dtype: bfloat16``."""
     return torch.autocast(DEVICE, torch.bfloat16, cache_enabled=False)
@@ -138,12 +146,8 @@ def learner_step(size: str, packed: bool, recompute: bool, rank: int, entropy: b
     else:
         reference = make(LlamaForCausalLM, size, torch.bfloat16, attention)
     if recompute:
-        from torch.distributed._composable import checkpoint
-        from transformers.modeling_layers import GradientCheckpointingLayer
-
-        for model in (policy, value_model):
-            for layer in [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]:
-                checkpoint(layer)
+        recompute_layers(policy)
+        recompute_layers(value_model)
     settings = {"microbatch_tokens": 4096, "packing": True} if packed else {"microbatch_size": 8}
     config = PolicyConfig.model_validate(
         {"prompts_per_step": ROLLOUTS, "minibatch_size": ROLLOUTS, "entropy_coef": 0.01 if entropy else 0.0,
@@ -168,11 +172,7 @@ def reward_step(size: str, packed: bool, recompute: bool, meta: bool) -> dict[st
     """Steps of 16 pairs, with MetaRM on 4 prompts of 5 samples or without."""
     model = RewardModel(make(LlamaForSequenceClassification, size, torch.float32, "sdpa"), "last", (1,))
     if recompute:
-        from torch.distributed._composable import checkpoint
-        from transformers.modeling_layers import GradientCheckpointingLayer
-
-        for layer in [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]:
-            checkpoint(layer)
+        recompute_layers(model)
     steps, batch = 4, 16
     rollouts = [r for seed in range(2 * steps * batch // ROLLOUTS) for r in draw_rollouts(seed)[0]]
     pairs = [

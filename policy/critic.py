@@ -58,16 +58,7 @@ class Critic(nn.Module):
         Raises:
             UserError: if the directory holds no score head, so that values would come from random weights.
         """
-        model, info = AutoModelForSequenceClassification.from_pretrained(
-            path,
-            num_labels=1,
-            dtype=dtype,
-            attn_implementation=attention,
-            use_safetensors=True,
-            trust_remote_code=False,
-            output_loading_info=True,
-        )
-        missing = sorted(info["missing_keys"])
+        model, missing = _loaded(path, dtype, attention)
         if missing:
             raise UserError(
                 f"{path} is not a reward model: it has no weights for {', '.join(missing)}. "
@@ -90,20 +81,14 @@ class Critic(nn.Module):
         Raises:
             UserError: if weights other than the head's are missing.
         """
-        model, info = AutoModelForSequenceClassification.from_pretrained(
-            path,
-            num_labels=1,
-            dtype=dtype,
-            attn_implementation=attention,
-            use_safetensors=True,
-            trust_remote_code=False,
-            output_loading_info=True,
-        )
-        missing = sorted(name for name in info["missing_keys"] if not name.startswith("score."))
+        model, absent = _loaded(path, dtype, attention)
+        missing = [name for name in absent if not name.startswith("score.")]
         if missing:
             raise UserError(f"{path} has no weights for {', '.join(missing)}: expected the directory of a language model")
         critic = cls(model).train(False)
-        nn.init.zeros_(model.get_submodule("score").weight)
+        head = model.get_submodule("score")
+        assert isinstance(head, nn.Linear)
+        nn.init.zeros_(head.weight)
         return critic
 
     def forward(self, batch: SequenceBatch) -> Tensor:
@@ -156,3 +141,17 @@ class Critic(nn.Module):
         weights = ranks.full_state(self.model)
         if ranks.rank == 0:
             self.model.save_pretrained(path, state_dict=weights)
+
+
+def _loaded(path: str | Path, dtype: torch.dtype, attention: str | None) -> tuple[PreTrainedModel, list[str]]:
+    """A classifier with one label, and the names of weights that the directory does not hold."""
+    model, info = AutoModelForSequenceClassification.from_pretrained(
+        path,
+        num_labels=1,
+        dtype=dtype,
+        attn_implementation=attention,
+        use_safetensors=True,
+        trust_remote_code=False,
+        output_loading_info=True,
+    )
+    return model, sorted(info["missing_keys"])
