@@ -190,7 +190,7 @@ class RunConfig(Section):
                 "or all to 0 on a machine without"
             )
         on_gpus = bool(gpus["rollout"] and gpus["learner"])
-        if sync == "nccl" and min(gpus["rollout"], gpus["learner"]) < 1:
+        if sync == "nccl" and on_gpus and min(gpus["rollout"], gpus["learner"]) < 1:
             raise ValueError(
                 f"rollout.sync is nccl, got {asked}: NCCL refuses two processes on one GPU, so engines and learner need "
                 "whole ones; set rollout.sync to auto"

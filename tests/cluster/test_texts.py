@@ -11,7 +11,6 @@ from cluster.data_source import TextsRecipe
 from cluster.inputs import open_source
 from cluster.load_config import load_config
 from cluster.sandbox_source import SandboxSource
-from cluster.sft import sft_bundle
 from cluster.texts import sft_texts
 from sandbox.tokenizer import make_tokenizer
 from sandbox.world import World
@@ -60,8 +59,3 @@ def test_what_a_given_model_and_its_data_are_plays_no_part_in_the_world(tmp_path
     assert type(recipe)(recipe.world, other, recipe.cache).directory == recipe.directory
     longer = recipe.sft.model_copy(update={"epochs": 2.0})
     assert type(recipe)(recipe.world, longer, recipe.cache).directory != recipe.directory
-
-
-def test_the_memory_of_sft_counts_adamw_and_falls_with_the_microbatch() -> None:
-    whole, parts = (sft_bundle(load_config(TINY, ["--sft.microbatch_size", size])) for size in ("64", "8"))
-    assert whole.memory > parts.memory > 16 * 90_000 and whole.name == "learner-0"
