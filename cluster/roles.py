@@ -14,7 +14,9 @@ from ray.util.placement_group import PlacementGroup, placement_group, remove_pla
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from actors.config import Share
+from actors.demand import Request
 from actors.learner import Example, PolicyLearner
+from actors.pool import Seat
 from actors.preparer import Preparer, Recipe
 from actors.process import Identity, ProcessSetup, engine_environment, environment
 from actors.ranks import Meeting
@@ -25,6 +27,7 @@ from actors.transfer import Parcels, TransferSetup
 from cluster.config import RunConfig
 from cluster.placement import placed, weight_transfer
 from cluster.plan import Bundle
+from cluster.pool import ElasticPool, FixedPool, PhaseRota, RolloutPool, elastic_pool
 from cluster.rota import OwnDevices, Process, Rota, SharedDevice
 from cluster.signals import obey_termination
 from cluster.sync import DELIVERIES, Sync, together
@@ -32,7 +35,7 @@ from cluster.waiting import POLL_S, Pending, Room, Waiter
 from policy.config import DPOConfig
 from rm.config import RewardConfig
 from tokens.errors import UserError
-from tokens.records import Pair, Prompt, Rollout
+from tokens.records import Pair, Rollout
 
 
 def _only(answers: list[Any]) -> Any:
@@ -73,40 +76,6 @@ class Ranked:
     def join(self, meeting: Meeting) -> Pending[None]:
         """Bring the ranks together."""
         return _ask_all(self.ranks, lambda actor: actor.join.remote(meeting, self.timeout_s))
-
-
-class RolloutPool:
-    """The engines as one."""
-
-    def __init__(self, engines: Sequence[Process], rota: Rota) -> None:
-        self.engines, self.rota = engines, rota
-
-    def _all(self, refs: Sequence[Any], combine: Callable[[list[Any]], Any]) -> Pending[Any]:
-        asked = self.engines[: len(refs)]
-        names = tuple(engine.identity.name for engine in asked)
-        nodes = tuple(engine.identity.node for engine in asked)
-        return Pending(tuple(refs), names, nodes, combine, tuple(engine.actor for engine in asked))
-
-    def load(self, weights: Any, version: int, after: Sequence[Any]) -> Pending[int]:
-        """Give every engine new weights as policy ``version``.
-
-        Args:
-            weights: a ``Delivery``, or a reference to one.
-            version: of the policy.
-            after: references that must be there first.
-        """
-        return self._all([engine.actor.load.remote(weights, version, *after) for engine in self.engines], min)
-
-    def sample(self, prompts: Sequence[Prompt], samples_per_prompt: int, seed: int, version: int) -> Pending[list[Rollout]]:
-        """k responses to each prompt, prompt by prompt, shared out over the engines."""
-        size = -(-len(prompts) // len(self.engines))
-        parts = [prompts[i : i + size] for i in range(0, len(prompts), size)]
-        moves = self.rota.turn("rollout")
-        refs = [
-            engine.actor.sample.remote(part, samples_per_prompt, seed, version)
-            for engine, part in zip(self.engines, parts, strict=False)  # fewer prompts than engines leave some idle
-        ]
-        return moves.before(self._all(refs, lambda answers: [rollout for answer in answers for rollout in answer]))
 
 
 class RewardHandle(Ranked):
@@ -152,8 +121,7 @@ class LearnerHandle(Ranked):
 
     def load(self, engines: RolloutPool) -> Pending[None]:
         """Load policy and SFT model, once the ranks are together, and meet the engines."""
-        actors = [engine.actor for engine in engines.engines]
-        return self._all(lambda actor: actor.load.remote(actors))
+        return self._all(lambda actor: actor.load.remote(engines.actors))
 
     def begin_round(
         self, index: int, calibration: Sequence[float] | None, critic: Path | None, policy: Path | None, reference: Path | None
@@ -228,6 +196,7 @@ class Stage:
         placement = placed(config, bundles)
         self.config, self.bundles, self.seats, self.logs, self.say = config, placement.bundles, placement.seats, logs, say
         self.actors: list[Any] = []
+        self.closing: list[Callable[[], None]] = []
         if fixed:
             self._refuse_what_cannot_fit()
         self.group: PlacementGroup = placement_group(
@@ -267,6 +236,13 @@ class Stage:
         return {"rollout": shares.rollout, "reward": shares.reward, "scorer": shares.scorer, "learner": shares.learner}[role]
 
     def _spawn(self, actor_class: Any, role: str, rank: int, bundle_of: str, *arguments: Any) -> Any:
+        options, arguments = self._order(role, rank, bundle_of, *arguments)
+        actor = actor_class.options(**options).remote(*arguments)
+        self.actors.append(actor)
+        return actor
+
+    def _order(self, role: str, rank: int, bundle_of: str, *arguments: Any) -> tuple[dict[str, Any], tuple[Any, ...]]:
+        """What Ray is told of an actor, and what the actor is; one that has no seat in the group is placed by itself."""
         share = self._share(bundle_of)
         setup = ProcessSetup(
             name=f"{role}-{rank}",
@@ -281,16 +257,15 @@ class Stage:
             shares_device=self.config.resources.placement == "colocated",
         )
         variables = engine_environment if role == "rollout" else environment
-        seat = self.seats[f"{bundle_of}-{rank}"]
-        actor = actor_class.options(
-            name=f"{self.config.name}/{setup.name}",
-            num_cpus=share.num_cpus,
-            num_gpus=seat.num_gpus,
-            scheduling_strategy=PlacementGroupSchedulingStrategy(self.group, placement_group_bundle_index=seat.bundle),
-            runtime_env={"env_vars": variables(setup, self.config.data.allow_hub)},
-        ).remote(setup, *arguments)
-        self.actors.append(actor)
-        return actor
+        process = f"{bundle_of}-{rank}"
+        place: dict[str, Any] = {"num_gpus": share.num_gpus, "scheduling_strategy": "DEFAULT"}
+        if process in self.seats:
+            seat = self.seats[process]
+            inside = PlacementGroupSchedulingStrategy(self.group, placement_group_bundle_index=seat.bundle)
+            place = {"num_gpus": seat.num_gpus, "scheduling_strategy": inside}
+        environment_of = {"env_vars": variables(setup, self.config.data.allow_hub)}
+        options = {"name": f"{self.config.name}/{setup.name}", "num_cpus": share.num_cpus, "runtime_env": environment_of, **place}
+        return options, (setup, *arguments)
 
     def prepare(self, recipe: Recipe, place: str = "learner") -> tuple[Any, Pending[Path]]:
         """Run a recipe in a role's place. The actor must be released before the role starts."""
@@ -332,10 +307,8 @@ class Stage:
         backend = weight_transfer(config)
         limit_s = config.resources.deadline_s
         transfer = TransferSetup(backend, config.resources.rollout.dtype, config.rollout.sync_chunk_mib << 20, limit_s)
-        actors = [
-            self._spawn(RolloutEngine, "rollout", i, "rollout", sft_dir, config.rollout, max_model_len, transfer)
-            for i in range(config.rollout.num_engines)
-        ]
+        engine = (sft_dir, config.rollout, max_model_len, transfer)
+        actors = [self._spawn(RolloutEngine, "rollout", i, "rollout", *engine) for i in range(config.rollout.num_engines)]
         shares = config.resources
         actors += self._trainers(base_dir, pairs, validation, config.reward)
         actors.append(self._spawn(EnsembleScorer, "scorer", 0, "scorer", config.scorer))
@@ -352,9 +325,9 @@ class Stage:
         def combine(identities: list[Identity]) -> Roles:
             started = iter(Process(a, i) for a, i in zip(actors, identities, strict=True))
             of = {role: list(islice(started, count)) for role, count in counts.items()}
-            rota: Rota = SharedDevice(of) if shares.placement == "colocated" else OwnDevices()
+            pool, rota = self._pool(of, engine)
             return Roles(
-                RolloutPool(of["rollout"], rota),
+                pool,
                 RewardHandle(of["reward"], limit_s, rota),
                 ScorerHandle(of["scorer"][0], rota),
                 LearnerHandle(of["learner"], limit_s, rota),
@@ -364,6 +337,26 @@ class Stage:
             )
 
         return Pending(tuple(actor.identity.remote() for actor in actors), names, ("",) * len(names), combine)
+
+    def _pool(self, of: Mapping[str, Sequence[Process]], engine: tuple[Any, ...]) -> tuple[RolloutPool, Rota]:
+        """The engines as the config wants them, and who moves when."""
+        config = self.config
+        if config.rollout.max_engines is None:
+            rota: Rota = SharedDevice(of) if config.resources.placement == "colocated" else OwnDevices()
+            return FixedPool(of["rollout"], rota), rota
+        num_engines = config.rollout.num_engines
+        seats = []
+        for i in range(config.rollout.max_engines):
+            options, arguments = self._order("rollout", i, "rollout", *engine)
+            name = options.pop("name")
+            seats.append(Seat(f"rollout-{i}", i >= num_engines, name, options, arguments))
+        extra = [bundle for bundle in self.bundles if bundle.role == "rollout"][:1] * (config.rollout.max_engines - num_engines)
+        asked = tuple(bundle.resources for bundle in (*self.bundles, *extra))
+        request = Request(asked, tuple({} for _ in asked))
+        pool = elastic_pool(config, seats, of["rollout"], request, self.logs, self.say)
+        self.actors.append(pool.actor)
+        self.closing.append(pool.close)
+        return pool, PhaseRota(pool)
 
     def _trainers(
         self, base_dir: Path, pairs: Sequence[Pair], validation: Mapping[str, Sequence[Pair]], reward: RewardConfig
@@ -392,6 +385,8 @@ class Stage:
 
     def close(self) -> None:
         """End every actor and give the room back."""
+        for close in self.closing:
+            close()
         for actor in self.actors:
             ray.kill(actor)
         remove_placement_group(self.group)

@@ -132,6 +132,7 @@ def play(
     """Place the roles, make what must be made first, and play the rounds."""
     from cluster.baselines import theme_of
     from cluster.metrics import Metrics
+    from cluster.notices import Notices
     from cluster.roles import Stage
     from cluster.sampling import sampling
     from cluster.start import begin
@@ -164,6 +165,8 @@ def play(
                 if len(ranked.ranks) > 1:
                     wait("start_roles", ranked.join(wait("start_roles", ranked.open())))
             wait("start_roles", roles.learner.load(roles.rollout))
+        roles.rollout.report_to(wait, metrics)
+        wait.look = Notices(roles.identities, console.say)
         processes = {identity.name: {"pid": identity.pid, "node": identity.node} for identity in roles.identities}
         write_file(directory.path / "processes.json", json.dumps({"driver": {"pid": os.getpid()}, **processes}, indent=1))
         sft, version = begin(config, directory, inputs, roles, wait, console, metrics)
