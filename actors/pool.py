@@ -22,7 +22,6 @@ from actors.demand import NAME as DEMAND
 from actors.demand import NAMESPACE, Request, demand, draining_nodes, time_left
 from actors.handout import MOST_TRIES, HandOut, Piece
 from actors.process import Identity, Progress, log_to
-from actors.rollout import RolloutEngine
 from actors.transfer import Parcels
 from tokens.records import Prompt, Rollout
 
@@ -31,7 +30,7 @@ log = logging.getLogger(__name__)
 NAME = "rollout-pool"
 POLL_S = 2.0
 """How often the cluster is asked which nodes are about to go, and is told what the run needs."""
-LEASE_S = 10.0
+LEASE_S = 6.0
 """How long the request for nodes outlives a run that was killed."""
 MOST_FAILURES = 3
 """Engines in a row that may fail in one place before they have answered anything; after that it stays empty for the phase."""
@@ -48,13 +47,15 @@ class Seat:
         name: of the engine there, e.g. ``rollout-2``.
         extra: True outside the placement group: filled only while the run samples.
         actor_name: what Ray calls the engine; from the second one on with its number.
+        actor_class: ``RolloutEngine``.
         options: what Ray is told of the actor.
-        arguments: of ``RolloutEngine``.
+        arguments: of its ``__init__``.
     """
 
     name: str
     extra: bool
     actor_name: str
+    actor_class: Any
     options: Mapping[str, Any]
     arguments: tuple[Any, ...]
 
@@ -99,11 +100,13 @@ class Sampled:
         rollouts: k of each prompt, prompt by prompt.
         work: who sampled them.
         engines: that serve when it is done.
+        redone: pieces that an engine died over, and another one sampled.
     """
 
     rollouts: list[Rollout]
     work: tuple[Work, ...]
     engines: int
+    redone: int
 
 
 class EngineLost(RuntimeError):
@@ -147,6 +150,7 @@ class _Asked:
 
     answer: asyncio.Future[Sampled]
     work: list[Work] = field(default_factory=list)
+    redone: int = 0
 
 
 @ray.remote(num_cpus=0)
@@ -335,8 +339,7 @@ class ElasticEngines:
                 await self.change.wait_for(lambda: chair.identity is None or chair.seat.extra or not self._drains(chair))
             chair.identity, chair.engines = None, chair.engines + 1
             name = chair.seat.actor_name + (f".{chair.engines}" if chair.engines > 1 else "")
-            actor: Any = RolloutEngine
-            chair.engine = actor.options(name=name, **chair.seat.options).remote(*chair.seat.arguments)
+            chair.engine = chair.seat.actor_class.options(name=name, **chair.seat.options).remote(*chair.seat.arguments)
             await self._note("asked", chair)
             chair.identity = await self._answer(chair.engine.identity.remote())
         while chair.version != self.version:
@@ -410,9 +413,10 @@ class ElasticEngines:
         whole = self.handout.done(piece, rollouts)
         if piece.batch in self.asked:
             self.asked[piece.batch].work.append(work)
+            self.asked[piece.batch].redone += bool(piece.lost)
         if whole is not None:
             asked = self.asked.pop(piece.batch)
-            asked.answer.set_result(Sampled(whole, tuple(asked.work), self._serving()))
+            asked.answer.set_result(Sampled(whole, tuple(asked.work), self._serving(), asked.redone))
 
     def _redo(self, piece: Piece, chair: _Chair, lost: EngineLost) -> None:
         again = self.handout.again(piece, chair.seat.name)

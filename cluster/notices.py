@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 
+from ray.exceptions import RpcError
+
 from actors.demand import draining_nodes, time_left
 from actors.process import Identity
 
@@ -29,7 +31,12 @@ class Notices:
         if time.monotonic() - self.looked < LOOK_EVERY_S:
             return
         self.looked = time.monotonic()
-        for node, line in endangered(self.identities).items():
+        try:
+            found = endangered(self.identities)
+        except RpcError as error:
+            self.say(f"[yellow]note[/] which nodes are about to go was not learned: {error}")
+            return
+        for node, line in found.items():
             if node not in self.known:
                 self.say(f"[yellow]note[/] {line}")
             self.known.add(node)
@@ -48,7 +55,6 @@ def endangered(identities: Sequence[Identity]) -> dict[str, str]:
     for node, deadline in draining_nodes().items():
         names = [identity.name for identity in identities if identity.node == node]
         if names:
-            lines[node] = (
-                f"node {node[:8]} is being drained and goes {time_left(deadline, time.time())}; there: {', '.join(names)}"
-            )
+            left = time_left(deadline, time.time())
+            lines[node] = f"node {node[:8]} is being drained and goes {left}; there: {', '.join(names)}"
     return lines

@@ -124,7 +124,7 @@ class ElasticPool:
 
     def _note_batch(self, sampled: Sampled) -> None:
         took_part = len({work.engine for work in sampled.work})
-        self.note({"pool/engines": sampled.engines, "pool/took_part": took_part, "pool/pieces": len(sampled.work)})
+        self.note({"pool/engines": sampled.engines, "pool/took_part": took_part, "pool/redone": sampled.redone})
 
     def report_to(self, wait: Waiter, metrics: Metrics) -> None:
         """Say and write down who comes and goes, in whatever the driver waits for."""

@@ -27,7 +27,7 @@ from actors.transfer import Parcels, TransferSetup
 from cluster.config import RunConfig
 from cluster.placement import placed, weight_transfer
 from cluster.plan import Bundle
-from cluster.pool import ElasticPool, FixedPool, PhaseRota, RolloutPool, elastic_pool
+from cluster.pool import FixedPool, PhaseRota, RolloutPool, elastic_pool
 from cluster.rota import OwnDevices, Process, Rota, SharedDevice
 from cluster.signals import obey_termination
 from cluster.sync import DELIVERIES, Sync, together
@@ -349,7 +349,7 @@ class Stage:
         for i in range(config.rollout.max_engines):
             options, arguments = self._order("rollout", i, "rollout", *engine)
             name = options.pop("name")
-            seats.append(Seat(f"rollout-{i}", i >= num_engines, name, options, arguments))
+            seats.append(Seat(f"rollout-{i}", i >= num_engines, name, RolloutEngine, options, arguments))
         extra = [bundle for bundle in self.bundles if bundle.role == "rollout"][:1] * (config.rollout.max_engines - num_engines)
         asked = tuple(bundle.resources for bundle in (*self.bundles, *extra))
         request = Request(asked, tuple({} for _ in asked))
