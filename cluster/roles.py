@@ -199,12 +199,12 @@ class Stage:
         self.closing: list[Callable[[], None]] = []
         if fixed:
             self._refuse_what_cannot_fit()
-        selectors = [{} if fixed else dict(bundle.labels) for bundle in self.bundles]
+        self.selectors: list[dict[str, str]] = [{} if fixed else dict(bundle.labels) for bundle in self.bundles]
         self.group: PlacementGroup = placement_group(
             [bundle.resources for bundle in self.bundles],
             strategy="PACK",
             name=f"rondo-{config.name}",
-            bundle_label_selector=selectors if any(selectors) else None,
+            bundle_label_selector=self.selectors if any(self.selectors) else None,
         )
 
     def _refuse_what_cannot_fit(self) -> None:
@@ -240,13 +240,18 @@ class Stage:
         return {"rollout": shares.rollout, "reward": shares.reward, "scorer": shares.scorer, "learner": shares.learner}[role]
 
     def _spawn(self, actor_class: Any, role: str, rank: int, bundle_of: str, *arguments: Any) -> Any:
-        options, arguments = self._order(role, rank, bundle_of, *arguments)
-        actor = actor_class.options(**options).remote(*arguments)
+        seat = self.seats[f"{bundle_of}-{rank}"]
+        place = {
+            "num_gpus": seat.num_gpus,
+            "scheduling_strategy": PlacementGroupSchedulingStrategy(self.group, placement_group_bundle_index=seat.bundle),
+        }
+        options, setup = self._order(role, rank, bundle_of)
+        actor = actor_class.options(**options, **place).remote(setup, *arguments)
         self.actors.append(actor)
         return actor
 
-    def _order(self, role: str, rank: int, bundle_of: str, *arguments: Any) -> tuple[dict[str, Any], tuple[Any, ...]]:
-        """What Ray is told of an actor, and what the actor is; one that has no seat in the group is placed by itself."""
+    def _order(self, role: str, rank: int, bundle_of: str) -> tuple[dict[str, Any], ProcessSetup]:
+        """What Ray and the process are told, wherever it runs."""
         share = self._share(bundle_of)
         setup = ProcessSetup(
             name=f"{role}-{rank}",
@@ -261,15 +266,12 @@ class Stage:
             shares_device=self.config.resources.placement == "colocated",
         )
         variables = engine_environment if role == "rollout" else environment
-        process = f"{bundle_of}-{rank}"
-        place: dict[str, Any] = {"num_gpus": share.num_gpus, "scheduling_strategy": "DEFAULT"}
-        if process in self.seats:
-            seat = self.seats[process]
-            inside = PlacementGroupSchedulingStrategy(self.group, placement_group_bundle_index=seat.bundle)
-            place = {"num_gpus": seat.num_gpus, "scheduling_strategy": inside}
-        environment_of = {"env_vars": variables(setup, self.config.data.allow_hub)}
-        options = {"name": f"{self.config.name}/{setup.name}", "num_cpus": share.num_cpus, "runtime_env": environment_of, **place}
-        return options, (setup, *arguments)
+        options = {
+            "name": f"{self.config.name}/{setup.name}",
+            "num_cpus": share.num_cpus,
+            "runtime_env": {"env_vars": variables(setup, self.config.data.allow_hub)},
+        }
+        return options, setup
 
     def prepare(self, recipe: Recipe, place: str = "learner") -> tuple[Any, Pending[Path]]:
         """Run a recipe in a role's place. The actor must be released before the role starts."""
@@ -344,23 +346,32 @@ class Stage:
 
     def _pool(self, of: Mapping[str, Sequence[Process]], engine: tuple[Any, ...]) -> tuple[RolloutPool, Rota]:
         """The engines as the config wants them, and who moves when."""
-        config = self.config
-        if config.rollout.max_engines is None:
+        config, most = self.config, self.config.rollout.max_engines
+        if most is None:
             rota: Rota = SharedDevice(of) if config.resources.placement == "colocated" else OwnDevices()
             return FixedPool(of["rollout"], rota), rota
-        num_engines = config.rollout.num_engines
-        seats = []
-        for i in range(config.rollout.max_engines):
-            options, arguments = self._order("rollout", i, "rollout", *engine)
-            name = options.pop("name")
-            seats.append(Seat(f"rollout-{i}", i >= num_engines, name, RolloutEngine, options, arguments))
-        extra = [bundle for bundle in self.bundles if bundle.role == "rollout"][:1] * (config.rollout.max_engines - num_engines)
-        asked = tuple(bundle.resources for bundle in (*self.bundles, *extra))
-        request = Request(asked, tuple({} for _ in asked))
+        seats = [self._engine_seat(i, engine) for i in range(most)]
+        mine = self.seats["rollout-0"].bundle
+        more = [mine] * (most - config.rollout.num_engines)
+        bundles = [*range(len(self.bundles)), *more]
+        request = Request(tuple(self.bundles[i].resources for i in bundles), tuple(self.selectors[i] for i in bundles))
         pool = elastic_pool(config, seats, of["rollout"], request, self.logs, self.say)
         self.actors.append(pool.actor)
         self.closing.append(pool.close)
         return pool, PhaseRota(pool)
+
+    def _engine_seat(self, rank: int, engine: tuple[Any, ...]) -> Seat:
+        """A place for an engine: the first ones in the placement group, the others wherever there is room of the same kind."""
+        extra = rank >= self.config.rollout.num_engines
+        seat = self.seats[f"rollout-{0 if extra else rank}"]
+        options, setup = self._order("rollout", rank, "rollout")
+        name = options.pop("name")
+        inside = PlacementGroupSchedulingStrategy(self.group, placement_group_bundle_index=seat.bundle)
+        labels = self.selectors[seat.bundle]
+        place: dict[str, Any] = {"scheduling_strategy": inside}
+        if extra:
+            place = {"label_selector": labels} if labels else {}
+        return Seat(setup.name, extra, name, RolloutEngine, {**options, "num_gpus": seat.num_gpus, **place}, (setup, *engine))
 
     def _trainers(
         self, base_dir: Path, pairs: Sequence[Pair], validation: Mapping[str, Sequence[Pair]], reward: RewardConfig
