@@ -103,7 +103,7 @@ def draining_nodes() -> dict[str, float]:
     Returns:
         By the node's id: when it goes, Unix time, s; 0 where no time is given.
     """
-    from ray._raylet import GcsClient
+    from ray._raylet import GcsClient  # type: ignore[attr-defined]
 
     client = GcsClient(address=ray.get_runtime_context().gcs_address)
     return {node: deadline / 1000 for node, deadline in client.get_draining_nodes(timeout=5.0).items()}

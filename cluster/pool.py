@@ -28,8 +28,10 @@ CLOSE_S = 5.0
 class RolloutPool(Protocol):
     """The engines as one."""
 
-    actors: Sequence[Any]
-    """Handles of the engines that are there for the whole run."""
+    @property
+    def actors(self) -> Sequence[Any]:
+        """Handles of the engines that are there for the whole run."""
+        ...
 
     def load(self, weights: Any, version: int, after: Sequence[Any]) -> Pending[int]:
         """Give every engine new weights as policy ``version``.
@@ -60,7 +62,11 @@ class FixedPool:
 
     def __init__(self, engines: Sequence[Process], rota: Rota) -> None:
         self.engines, self.rota = engines, rota
-        self.actors = [engine.actor for engine in engines]
+
+    @property
+    def actors(self) -> Sequence[Any]:
+        """Of all engines."""
+        return [engine.actor for engine in self.engines]
 
     def _all(self, refs: Sequence[Any], combine: Callable[[list[Any]], Any]) -> Pending[Any]:
         asked = self.engines[: len(refs)]
@@ -102,8 +108,13 @@ class ElasticPool:
         self, actor: Any, identity: Identity, engines: Sequence[Process], room: Callable[[], Room], say: Callable[[str], None]
     ) -> None:
         self.actor, self.identity, self.room, self.say = actor, identity, room, say
-        self.actors = [engine.actor for engine in engines]
+        self.engines = engines
         self.note: Callable[[Mapping[str, float | str]], None] = lambda values: None
+
+    @property
+    def actors(self) -> Sequence[Any]:
+        """Of the placement group's engines, as they began."""
+        return [engine.actor for engine in self.engines]
 
     def _pending(self, ref: Any, combine: Callable[[list[Any]], Any], **more: Any) -> Pending[Any]:
         return Pending((ref,), (self.identity.name,), (self.identity.node,), combine, **more)
@@ -132,7 +143,7 @@ class ElasticPool:
 
         def on_answer(events: Sequence[Event]) -> None:
             for event in events:
-                self.note({"pool/engines": event.engines, "pool/wanted": event.wanted} | words_of(event))
+                self.note({"pool/engines": event.engines, "pool/wanted": event.wanted, **words_of(event)})
                 if event.kind not in ("asked", "left"):
                     self.say(f"  {in_words(event)}")
             listen()

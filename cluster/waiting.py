@@ -90,11 +90,11 @@ class Pending(Generic[T]):
         combine: makes the answer of the processes' answers.
         progress_of: the actors to ask how far they are; may be none.
         on_answer: called with each process's answer as it comes.
-        spans: who made an answer, from when to when, where that was not the process that gave it; None = it was.
         room: for work that may have to wait for room; no deadline runs while none of it has begun.
         log: name of the log file that the processes share; None where each has its own.
         step: PPO step that the work is for; None = that under way.
         submitted: when it was handed over, Unix time, s.
+        spans: who made an answer, from when to when, where that was not the process that gave it; None = it was.
     """
 
     refs: tuple[Any, ...]
@@ -103,11 +103,11 @@ class Pending(Generic[T]):
     combine: Callable[[list[Any]], T]
     progress_of: tuple[Any, ...] = ()
     on_answer: Callable[[Any], None] = lambda answer: None
-    spans: Callable[[Any], Sequence[tuple[str, float, float]]] | None = None
     room: Room | None = None
     log: str | None = None
     step: int | None = None
     submitted: float = field(default_factory=time.time)
+    spans: Callable[[Any], Sequence[tuple[str, float, float]]] | None = None
 
 
 class Waiter:

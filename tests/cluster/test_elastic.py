@@ -1,4 +1,4 @@
-"""A run whose engines come and go: a node appears while it samples, is killed while its engine has prompts, another one appears."""
+"""A run whose engines come and go: a node appears while it samples, is killed while its engine has prompts, another appears."""
 
 from __future__ import annotations
 
