@@ -123,7 +123,8 @@ def _kept(tree: dict[str, Any]) -> dict[str, Any]:
     kept = {key: value for key, value in tree.items() if key not in MAY_CHANGE}
     rounds = tree["rounds"]
     played = {key: rounds[key] for key in WHAT_IS_PLAYED if key in rounds and rounds[key] != WHAT_IS_PLAYED[key]}
-    return kept | ({"rounds": played} if played else {})
+    engines = {key: value for key, value in tree["rollout"].items() if key != "max_engines"}  # who samples changes no sample
+    return kept | {"rollout": engines} | ({"rounds": played} if played else {})
 
 
 def versions() -> dict[str, str | None]:

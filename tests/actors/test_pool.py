@@ -24,6 +24,7 @@ from actors.pool import LEASE_S, ElasticEngines, Event, Sampled, Seat
 from actors.process import Identity
 from actors.rollout import prompt_seed
 from actors.transfer import Parcels
+from cluster.notices import endangered
 from tokens.records import Prompt, Rollout
 
 pytestmark = pytest.mark.filterwarnings(  # Ray's own
@@ -246,6 +247,8 @@ def test_a_node_that_is_about_to_go(machine: str, tmp_path: Path) -> None:
             drain += ["--reason-message=spot", "--deadline-remaining-seconds=600"]
             subprocess.run([str(BIN / "ray"), *drain], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
             assert there in draining_nodes()
+            (line,) = endangered([Identity("learner-0", 1, there), Identity("scorer-0", 2, "elsewhere")]).values()
+            assert line.startswith(f"node {there[:8]} is being drained and goes in ") and line.endswith("there: learner-0")
             assert "goes in " in scene.until("draining", "e1").why
             (tmp_path / "hold-e1").unlink()
             assert "being drained" in scene.until("left", "e1").why

@@ -20,6 +20,7 @@ import pytest
 
 from cluster.load_config import load_config
 from cluster.placement import weight_transfer
+from cluster.run_directory import config_sha256
 from evaluation.records import EvaluationRow, MetaRow, read_rows
 from evaluation.timeline import DRIVER, read_timeline
 from tests.cluster.command import ROOT, TINY, Command
@@ -190,6 +191,7 @@ def test_what_an_elastic_pool_cannot_be() -> None:
     with pytest.raises(UserError, match=r"rollout\.max_engines is 3 and rollout\.sync nccl"):
         load_config(TINY, [*on_gpus, "--rollout.sync", "nccl"])
     assert weight_transfer(load_config(TINY, on_gpus)) == "store"
+    assert config_sha256(load_config(TINY, grows)) == config_sha256(load_config(TINY)), "a run may go on with another pool"
     assert weight_transfer(load_config(TINY, on_gpus[2:])) == "nccl"
 
 
