@@ -10,10 +10,10 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError, RpcError
@@ -22,6 +22,7 @@ from actors.demand import NAME as DEMAND
 from actors.demand import NAMESPACE, Request, demand, draining_nodes, time_left
 from actors.handout import MOST_TRIES, HandOut, Piece
 from actors.process import Identity, Progress, log_to
+from actors.seats import Chair, EngineFailed, EngineLost, Event, Kind, NoEngines, Sampled, Seat, Work, in_words
 from actors.transfer import Parcels
 from tokens.records import Prompt, Rollout
 
@@ -35,113 +36,6 @@ LEASE_S = 6.0
 MOST_FAILURES = 3
 """Engines in a row that may fail in one place before they have answered anything; after that it stays empty for the phase."""
 PHASE_OVER = "the sampling phase is over"
-
-Kind = Literal["asked", "joined", "left", "draining", "died", "given up"]
-
-
-@dataclass(frozen=True)
-class Seat:
-    """A place for an engine.
-
-    Args:
-        name: of the engine there, e.g. ``rollout-2``.
-        extra: True outside the placement group: filled only while the run samples.
-        actor_name: what Ray calls the engine; from the second one on with its number.
-        actor_class: ``RolloutEngine``.
-        options: what Ray is told of the actor.
-        arguments: of its ``__init__``.
-    """
-
-    name: str
-    extra: bool
-    actor_name: str
-    actor_class: Any
-    options: Mapping[str, Any]
-    arguments: tuple[Any, ...]
-
-
-@dataclass(frozen=True)
-class Event:
-    """An engine that comes or goes.
-
-    Args:
-        kind: what happened.
-        engine: its name.
-        node: where it runs; "" where that is not known yet.
-        why: in words; may be empty.
-        engines: that serve now.
-        wanted: places that are to be filled now.
-        at: Unix time, s.
-    """
-
-    kind: Kind
-    engine: str
-    node: str
-    why: str
-    engines: int
-    wanted: int
-    at: float
-
-
-@dataclass(frozen=True)
-class Work:
-    """A piece that an engine has answered: who, and from when to when, Unix time, s."""
-
-    engine: str
-    start: float
-    end: float
-
-
-@dataclass(frozen=True)
-class Sampled:
-    """A batch.
-
-    Args:
-        rollouts: k of each prompt, prompt by prompt.
-        work: who sampled them.
-        engines: that serve when it is done.
-        redone: pieces that an engine died over, and another one sampled.
-    """
-
-    rollouts: list[Rollout]
-    work: tuple[Work, ...]
-    engines: int
-    redone: int
-
-
-class EngineLost(RuntimeError):
-    """An engine's process or node has died."""
-
-
-class EngineFailed(RuntimeError):
-    """An engine refused a piece of a batch, or could not make it."""
-
-
-class NoEngines(RuntimeError):
-    """A batch cannot be sampled: its engines die."""
-
-
-def in_words(error: RayTaskError) -> str:
-    """What an engine raised."""
-    return f"{type(error.cause).__name__}: {error.cause}"
-
-
-@dataclass
-class _Chair:
-    """A place and who is on it."""
-
-    seat: Seat
-    engine: Any = None
-    identity: Identity | None = None
-    version: int | None = None
-    wanted: bool = False
-    serving: bool = False
-    leaving: str = ""
-    draining: str = ""
-    lost: str = ""
-    failures: int = 0
-    engines: int = 0
-    task: asyncio.Task[None] | None = None
 
 
 @dataclass
@@ -177,7 +71,7 @@ class ElasticEngines:
     ) -> None:
         log_to(log_path)
         self.run, self.request = run, request
-        self.chairs = [_Chair(seat) for seat in seats]
+        self.chairs = [Chair(seat) for seat in seats]
         for chair, engine, identity in zip(self.chairs, engines, identities, strict=False):  # the extra seats are empty
             chair.engine, chair.identity, chair.engines, chair.wanted = engine, identity, 1, True
         self.handout = HandOut(len(seats))
@@ -303,7 +197,7 @@ class ElasticEngines:
     def _serving(self) -> int:
         return sum(chair.serving for chair in self.chairs)
 
-    async def _note(self, kind: Kind, chair: _Chair, why: str = "") -> None:
+    async def _note(self, kind: Kind, chair: Chair, why: str = "") -> None:
         node = "" if chair.identity is None else chair.identity.node
         wanted = sum(each.wanted for each in self.chairs)
         event = Event(kind, chair.seat.name, node, why, self._serving(), wanted, time.time())
@@ -311,7 +205,7 @@ class ElasticEngines:
         self.events.append(event)
         await self._tell_all()
 
-    async def _man(self, chair: _Chair) -> None:
+    async def _man(self, chair: Chair) -> None:
         """Keep a place filled as long as it is wanted."""
         try:
             while chair.wanted:
@@ -331,7 +225,7 @@ class ElasticEngines:
             self._empty(chair)
             self._refuse_if_nobody_comes()
 
-    async def _bring_in(self, chair: _Chair) -> None:
+    async def _bring_in(self, chair: Chair) -> None:
         """An engine on its place, with the weights of now. No await lies between the last look at the version and serving."""
         first = chair.engine is not None
         if not first:
@@ -351,7 +245,7 @@ class ElasticEngines:
         if not first:
             await self._note("joined", chair, f"with policy version {chair.version}")
 
-    async def _serve(self, chair: _Chair) -> None:
+    async def _serve(self, chair: Chair) -> None:
         while (piece := await self._next(chair)) is not None:
             began = time.time()
             try:
@@ -369,7 +263,7 @@ class ElasticEngines:
                 chair.failures = 0
                 self._take_in(piece, rollouts, Work(chair.seat.name, began, time.time()))
 
-    async def _next(self, chair: _Chair) -> Piece | None:
+    async def _next(self, chair: Chair) -> Piece | None:
         """The next piece for an engine; None when it has to leave.
 
         Raises:
@@ -381,12 +275,12 @@ class ElasticEngines:
                 raise EngineLost(chair.lost)
             return None if self._must_leave(chair) else self.handout.take()
 
-    def _must_leave(self, chair: _Chair) -> bool:
+    def _must_leave(self, chair: Chair) -> bool:
         """An engine on a node that is about to go leaves once another serves; the last one stays as long as it can."""
         others = any(each.serving and not each.draining for each in self.chairs if each is not chair)
         return bool(chair.leaving) or (bool(chair.draining) and others)
 
-    async def _reload(self, chair: _Chair) -> None:
+    async def _reload(self, chair: Chair) -> None:
         try:
             chair.version = await self._answer(chair.engine.load.remote(self.parcels, self.version))
         except EngineLost as lost:
@@ -418,7 +312,7 @@ class ElasticEngines:
             asked = self.asked.pop(piece.batch)
             asked.answer.set_result(Sampled(whole, tuple(asked.work), self._serving(), asked.redone))
 
-    def _redo(self, piece: Piece, chair: _Chair, lost: EngineLost) -> None:
+    def _redo(self, piece: Piece, chair: Chair, lost: EngineLost) -> None:
         again = self.handout.again(piece, chair.seat.name)
         if len(again.lost) >= MOST_TRIES:
             names = ", ".join(prompt.id for prompt in piece.prompts[:3])
@@ -439,23 +333,23 @@ class ElasticEngines:
             for number in list(self.asked):
                 self._fail(number, NoEngines("no engine is left, and none could be started"))
 
-    async def _see_off(self, chair: _Chair, kind: Kind, why: str) -> None:
+    async def _see_off(self, chair: Chair, kind: Kind, why: str) -> None:
         self._end(chair)
         await self._note(kind, chair, why)
 
-    def _empty(self, chair: _Chair) -> None:
+    def _empty(self, chair: Chair) -> None:
         self._end(chair)
         chair.identity = None
 
     @staticmethod
-    def _end(chair: _Chair) -> None:
+    def _end(chair: Chair) -> None:
         """End the engine, also one that still waits for room. The chair remembers its node until another one comes."""
         if chair.engine is not None:
             ray.kill(chair.engine)
         chair.engine, chair.version, chair.serving = None, None, False
         chair.draining, chair.lost = "", ""
 
-    def _drains(self, chair: _Chair) -> bool:
+    def _drains(self, chair: Chair) -> bool:
         return chair.identity is not None and chair.identity.node in self.drained
 
     async def _watch_nodes(self) -> None:

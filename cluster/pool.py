@@ -12,9 +12,10 @@ from ray.exceptions import GetTimeoutError, RayActorError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from actors.demand import Request
-from actors.pool import NAME, ElasticEngines, Event, Sampled, Seat
+from actors.pool import NAME, ElasticEngines
 from actors.process import Identity
 from actors.rollout import occurrences
+from actors.seats import Event, Sampled, Seat
 from cluster.config import RunConfig
 from cluster.metrics import Metrics
 from cluster.rota import Moves, Process, Rota

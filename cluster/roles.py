@@ -16,13 +16,13 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from actors.config import Share
 from actors.demand import Request
 from actors.learner import Example, PolicyLearner
-from actors.pool import Seat
 from actors.preparer import Preparer, Recipe
 from actors.process import Identity, ProcessSetup, engine_environment, environment
 from actors.ranks import Meeting
 from actors.reward_trainer import Groups, RewardReport, RewardTrainer, Study
 from actors.rollout import RolloutEngine
 from actors.scorer import EnsembleScorer, Scores
+from actors.seats import Seat
 from actors.transfer import Parcels, TransferSetup
 from cluster.config import RunConfig
 from cluster.placement import placed, weight_transfer

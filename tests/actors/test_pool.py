@@ -20,9 +20,10 @@ from ray.experimental.internal_kv import _internal_kv_get
 
 from actors.demand import NAME as DEMAND
 from actors.demand import NAMESPACE, Request, draining_nodes
-from actors.pool import LEASE_S, ElasticEngines, Event, Sampled, Seat
+from actors.pool import LEASE_S, ElasticEngines
 from actors.process import Identity
 from actors.rollout import prompt_seed
+from actors.seats import Event, Sampled, Seat
 from actors.transfer import Parcels
 from cluster.notices import endangered
 from tokens.records import Prompt, Rollout
