@@ -235,6 +235,28 @@ def test_an_engine_that_finds_no_room_is_no_longer_asked_for_when_the_phase_is_o
     ray.kill(scene.pool)
 
 
+DRIVER = """
+import sys, time
+from pathlib import Path
+import ray
+from tests.actors.test_pool import NAMES, Scene
+ray.init(address=sys.argv[1], log_to_driver=False, configure_logging=False)
+scene = Scene(Path(sys.argv[2]))
+ray.get(scene.sample(NAMES))
+time.sleep(600)
+"""
+
+
+def test_a_driver_that_is_killed_asks_for_nothing_any_more(machine: str, tmp_path: Path) -> None:
+    wait_until(lambda: requested() == "[]", LEASE_S + 20)  # of the pools before
+    driver = subprocess.Popen([sys.executable, "-c", DRIVER, machine, str(tmp_path)], cwd=ROOT, start_new_session=True)
+    wait_until(lambda: '"CPU": 1.0' in requested())
+    os.killpg(driver.pid, signal.SIGKILL)
+    driver.wait()
+    wait_until(lambda: requested() == "[]", LEASE_S + 20)
+    wait_until(lambda: {"name": DEMAND, "namespace": NAMESPACE} not in ray.util.list_named_actors(all_namespaces=True))
+
+
 def test_a_node_that_is_about_to_go(machine: str, tmp_path: Path) -> None:
     start = [str(BIN / "ray"), "start", f"--address={machine}", "--block", "--num-cpus=1", '--resources={"other": 1}']
     node = subprocess.Popen(start, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
@@ -259,33 +281,3 @@ def test_a_node_that_is_about_to_go(machine: str, tmp_path: Path) -> None:
     finally:
         os.killpg(node.pid, signal.SIGKILL)
         node.wait()
-
-
-DRIVER = """
-import sys, time
-from pathlib import Path
-import ray
-from tests.actors.test_pool import NAMES, Scene
-ray.init(address=sys.argv[1], log_to_driver=False, configure_logging=False)
-scene = Scene(Path(sys.argv[2]))
-ray.get(scene.sample(NAMES))
-print("sampled", flush=True)
-time.sleep(600)
-"""
-
-
-def test_a_driver_that_is_killed_asks_for_nothing_any_more(machine: str, tmp_path: Path) -> None:
-    driver = subprocess.Popen(
-        [sys.executable, "-c", DRIVER, machine, str(tmp_path)],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    assert driver.stdout is not None and driver.stdout.readline() == "sampled\n"
-    wait_until(lambda: '"CPU": 1.0' in requested())
-    os.killpg(driver.pid, signal.SIGKILL)
-    driver.wait()
-    driver.stdout.close()
-    wait_until(lambda: requested() == "[]", LEASE_S + 20)
-    wait_until(lambda: {"name": DEMAND, "namespace": NAMESPACE} not in ray.util.list_named_actors(all_namespaces=True))
