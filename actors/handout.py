@@ -42,6 +42,9 @@ class Piece:
     version: int
     lost: tuple[str, ...] = ()
 
+    def __str__(self) -> str:
+        return f"prompts {self.start} to {self.start + len(self.prompts) - 1} of batch {self.batch}"
+
 
 @dataclass
 class _Batch:
@@ -138,8 +141,8 @@ class HandOut:
         asked = [(prompt.id, sample) for prompt in piece.prompts for sample in range(piece.samples_per_prompt)]
         if [(rollout.prompt.id, rollout.sample) for rollout in rollouts] != asked:
             raise RuntimeError(
-                f"prompts {piece.start} to {piece.start + len(piece.prompts) - 1} of a batch came back with {len(rollouts)} "
-                f"rollouts, or in another order: {piece.samples_per_prompt} of each of the {len(piece.prompts)} were asked for"
+                f"{piece} came back with {len(rollouts)} rollouts, or in another order: {piece.samples_per_prompt} of each of "
+                f"the {len(piece.prompts)} were asked for"
             )
         batch = self._batches[piece.batch]
         batch.answers[piece.start] = rollouts

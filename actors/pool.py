@@ -248,6 +248,7 @@ class ElasticEngines:
     async def _serve(self, chair: Chair) -> None:
         while (piece := await self._next(chair)) is not None:
             began = time.time()
+            log.info("%s takes %s", chair.seat.name, piece)
             try:
                 rollouts = await self._answer(
                     chair.engine.sample.remote(
@@ -261,6 +262,7 @@ class ElasticEngines:
                 self._fail(piece.batch, EngineFailed(f"{chair.seat.name}: {in_words(error)}"))
             else:
                 chair.failures = 0
+                log.info("%s answers %s", chair.seat.name, piece)
                 self._take_in(piece, rollouts, Work(chair.seat.name, began, time.time()))
 
     async def _next(self, chair: Chair) -> Piece | None:
