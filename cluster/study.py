@@ -23,8 +23,9 @@ from cluster.denoising import check_columns
 from cluster.differences import refuse_differences
 from cluster.inputs import Source, open_source
 from cluster.run import connected
-from cluster.run_directory import space_errors, storage_root, write_file
+from cluster.run_directory import space_errors, write_file
 from cluster.seeds import derive
+from cluster.storage import storage_root
 from cluster.strength import strength
 from cluster.strength_directory import StrengthDirectory
 from cluster.strength_work import refuse_what_cannot_fit, resources_of, setup_of, share_of_a_fit
