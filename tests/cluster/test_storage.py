@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
 import threading
 import time
 import uuid
@@ -11,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file
 
 from cluster.claims import ENDED, FOLDER, LIVE, Pace
 from cluster.cli import main
@@ -18,7 +20,7 @@ from cluster.load_config import load_config
 from cluster.mirror import StoreMirror
 from cluster.run_directory import RunDirectory
 from cluster.storage import Store
-from tests.cluster.command import TINY
+from tests.cluster.command import TINY, Command
 from tests.cluster.object_store import ObjectStore, served
 from tokens.errors import UserError
 
@@ -312,13 +314,15 @@ def test_a_storage_name_that_is_wrong(
     assert not (tmp_path / "scratch").exists()
 
 
-def test_a_missing_bucket_and_a_server_that_is_not_there(server: ObjectStore, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_bucket_that_is_missing_or_may_not_be_seen(server: ObjectStore, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["run", str(TINY), "--storage", server.uri("x", bucket="nowhere")]) == 2
     message = capsys.readouterr().err
     assert "there is no bucket 'nowhere'" in message and message.count("\n") == 1
-    assert main(["run", str(TINY), "--storage", "s3://models/x?endpoint_override=http://127.0.0.1:9&region=us-east-1"]) == 2
+    with server.refusing(lambda method, path: 403):
+        assert main(["run", str(TINY), "--storage", server.uri("x")]) == 2
     message = capsys.readouterr().err
-    assert "does not let the bucket be looked up" in message and message.count("\n") == 1
+    assert "does not let the bucket be looked up" in message and "ACCESS_DENIED" in message and message.count("\n") == 1
+    assert "unsaid" not in message
 
 
 def test_a_bucket_that_may_not_be_written(place: Place, server: ObjectStore) -> None:
@@ -348,3 +352,29 @@ def test_the_endpoint_may_come_from_the_environment(place: Place, server: Object
     there = Store("s3://models/by-environment?region=us-east-1", ())
     there.write("x", "y")
     assert there.read("x") == "y" and ("PUT", "/models/by-environment/x") in server.requests
+
+
+def test_a_real_run_goes_on_from_the_store_on_an_empty_machine(
+    tiny_run: tuple[Path, subprocess.CompletedProcess[str]], command: Command, place: Place
+) -> None:
+    run, _ = tiny_run
+    shutil.copytree(run, place.tmp_path / "a" / "runs" / "tiny")
+    state = json.loads((run / "ledger.json").read_text())
+    (place.tmp_path / "a" / "runs" / "tiny" / "ledger.json").write_text(json.dumps(state | {"rounds": state["rounds"][:1]}))
+    with place.run("a").open():
+        assert rounds(place.there()) == [0]
+    shutil.copytree(command.storage / "cache", place.tmp_path / "b" / "cache")  # can be made again; that takes a while
+    done = command("run", str(TINY), "--storage", place.uri, "--scratch", str(place.tmp_path / "b"))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Round 2 of 2" in done.stdout and "Round 1 of 2" not in done.stdout and "fetch rounds/round_000" in done.stdout
+    assert rounds(place.there()) == [0, 1]
+    again = command("run", str(TINY), "--storage", place.uri, "--scratch", str(place.tmp_path / "c"), seconds=120)
+    assert again.returncode == 0 and "rounds are done" in again.stdout, again.stdout + again.stderr
+    last = place.tmp_path / "c" / "runs" / "tiny"
+    assert (last / "report.html").stat().st_size > 10_000
+    for name in ("policy/model", "reward/model", "critic/model", "learner"):
+        ours, theirs = (load_file(each / "rounds" / "round_001" / f"{name}.safetensors") for each in (last, run))
+        assert ours.keys() == theirs.keys() and all(ours[key].equal(theirs[key]) for key in ours), name
+    assert "unsaid" not in done.stdout + done.stderr
+    for file in last.rglob("*"):
+        assert not file.is_file() or b"unsaid" not in file.read_bytes(), file
