@@ -91,7 +91,7 @@ class Claim:
         Raises:
             UserError: if another driver took it for dead.
         """
-        if self.incarnation + ENDED in self.store.list(self.folder):
+        if self.incarnation + ENDED in self.store.names(self.folder):
             raise UserError(
                 f"another driver took over {self.run}: this one gave no sign of life for {self.pace.lease_s:.0f} s. Nothing of "
                 "it was written there since; let the other one finish"
@@ -108,7 +108,7 @@ class Claim:
 
     def _others(self) -> dict[str, str]:
         """Claims of drivers that have not ended, by incarnation, as text."""
-        names = self.store.list(self.folder)
+        names = self.store.names(self.folder)
         ended = {name.removesuffix(ENDED) for name in names if name.endswith(ENDED)}
         live = {name.removesuffix(LIVE) for name in names if name.endswith(LIVE)} - ended - {self.incarnation}
         read = {name: self.store.read(self._key(name, LIVE)) for name in sorted(live)}

@@ -15,7 +15,7 @@ import json
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -35,15 +35,26 @@ NUM_HANDS = 4
 Ledger = dict[str, Any]
 
 
+@dataclass(frozen=True)
+class Mirrored:
+    """A run that is in a mirror.
+
+    Args:
+        place: its address, for people.
+        ledger: what is committed there.
+        config: that it was written with, as YAML.
+    """
+
+    place: str
+    ledger: Ledger
+    config: str
+
+
 class Mirror(Protocol):
     """Where else a run's commits go."""
 
-    @property
-    def place(self) -> str | None:
-        """Its address, for people; None if there is none."""
-
-    def read(self) -> tuple[Ledger, str] | None:
-        """The ledger that is there, and the config it was written with; None if there is no run."""
+    def read(self) -> Mirrored | None:
+        """What is there; None if there is no run."""
 
     def held(self) -> contextlib.AbstractContextManager[None]:
         """Keep other drivers out of it meanwhile."""
@@ -63,8 +74,6 @@ class Mirror(Protocol):
 
 class NoMirror:
     """The storage is the working directory itself."""
-
-    place: str | None = None
 
     def read(self) -> None:
         """There is none."""
@@ -101,14 +110,14 @@ class StoreMirror:
 
     def __init__(self, store: Store, folder: str, path: Path, say: Callable[[str], None], pace: Pace = PACE) -> None:
         self.store, self.folder, self.path, self.say, self.pace = store, folder, path, say, pace
-        self.place: str | None = f"{store.name}/{folder}"
+        self.place = f"{store.name}/{folder}"
         self.hands = ThreadPoolExecutor(NUM_HANDS)
         self.claim: Claim | None = None
         self.seen: str | None = None
         self.sent: dict[Path, tuple[int, int]] = {}
 
-    def read(self) -> tuple[Ledger, str] | None:
-        """The ledger that is there, and the config it was written with; None if there is no run.
+    def read(self) -> Mirrored | None:
+        """What is there; None if there is no run.
 
         Raises:
             UserError: if the store does not answer, or has no such bucket.
@@ -120,7 +129,7 @@ class StoreMirror:
         config = self.store.read(self._key(CONFIG))
         if config is None:
             raise UserError(f"{self.place} has a {LEDGER} and no {CONFIG}: it is no run of ours; choose another name or storage")
-        return json.loads(self.seen), config
+        return Mirrored(self.place, json.loads(self.seen), config)
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:

@@ -191,9 +191,8 @@ class RunDirectory:
                 raise UserError(f"{self.path} is not empty and not a run directory; choose another name or storage root")
         mirrored = self.mirror.read()
         if mirrored is not None:
-            self.there, config = mirrored
-            self._refuse_others(self.mirror.place, self.there, config)
-            self.ledger = newer(self.here, self.there, self.path, self.mirror.place)
+            self._refuse_others(mirrored.place, mirrored.ledger, mirrored.config)
+            self.there, self.ledger = mirrored.ledger, newer(self.here, mirrored.ledger, self.path, mirrored.place)
 
     def _refuse_others(self, place: Path | str, ledger: Ledger, config: str) -> None:
         if ledger["config_sha256"] != config_sha256(self.config):

@@ -79,6 +79,23 @@ def storage_root(config: RunConfig) -> Path:
     return root
 
 
+def refuse_store(config: RunConfig, command: str) -> None:
+    """Stop a command that writes to a directory only.
+
+    Args:
+        config: of the command.
+        command: its name.
+
+    Raises:
+        UserError: if the storage is an object store.
+    """
+    if is_store(name := storage_name(config)):
+        raise UserError(
+            f"storage is {name!r}: only `run` keeps its results in an object store. Set storage to a directory for `{command}`, "
+            "and copy what it leaves there"
+        )
+
+
 @dataclass(frozen=True)
 class Digest:
     """What a file holds.
@@ -132,7 +149,7 @@ class Store:
                 f"storage {self.name}: there is no bucket {bucket!r}, or these credentials may not see it; make it first"
             )
 
-    def list(self, folder: str) -> list[str]:
+    def names(self, folder: str) -> list[str]:
         """Names of the objects right under a folder, sorted; none if there is no such folder."""
         chosen = FileSelector(self._key(folder), allow_not_found=True)
         found = self._try(f"{folder} be listed", lambda: self.files.get_file_info(chosen))

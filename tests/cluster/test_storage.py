@@ -117,7 +117,7 @@ def test_an_empty_directory_goes_on_with_what_the_store_has(place: Place) -> Non
     with place.run("a").open() as run:  # the first machine is back, and one round behind
         assert run.num_committed == 2
     assert tree(first / "rounds") == tree(second / "rounds")
-    assert place.there().list(f"runs/tiny/{FOLDER}") == [], "claims are taken back"
+    assert place.there().names(f"runs/tiny/{FOLDER}") == [], "claims are taken back"
 
 
 def test_what_only_the_directory_has_is_sent_when_the_run_is_opened(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -256,7 +256,7 @@ def test_a_dead_drivers_claim_is_taken_over(place: Place) -> None:
     with place.run("a").open() as run:
         assert time.monotonic() - began >= QUICK.lease_s
         start(run)
-    assert place.there().list(f"runs/tiny/{FOLDER}") == [incarnation + ENDED]
+    assert place.there().names(f"runs/tiny/{FOLDER}") == [incarnation + ENDED]
     assert any("process 7 on gone: waiting" in line for line in place.said)
 
 
@@ -265,8 +265,8 @@ def test_who_holds_the_directorys_lock_does_not_wait_for_its_last_driver(place: 
         start(run)
     incarnation = left_by_a_dead_driver(place, (run.path / ".working_directory").read_text())
     with place.run("a").open():
-        assert place.there().list(f"runs/tiny/{FOLDER}")[-1].endswith((LIVE, ENDED))
-    assert place.there().list(f"runs/tiny/{FOLDER}") == [incarnation + ENDED] and not any(
+        assert place.there().names(f"runs/tiny/{FOLDER}")[-1].endswith((LIVE, ENDED))
+    assert place.there().names(f"runs/tiny/{FOLDER}") == [incarnation + ENDED] and not any(
         "waiting" in line for line in place.said
     )
 
@@ -274,7 +274,7 @@ def test_who_holds_the_directorys_lock_does_not_wait_for_its_last_driver(place: 
 def test_a_driver_that_was_taken_for_dead_writes_nothing_more(place: Place) -> None:
     with place.run("a").open() as run:
         start(run)
-        (own,) = [name.removesuffix(LIVE) for name in place.there().list(f"runs/tiny/{FOLDER}")]
+        (own,) = [name.removesuffix(LIVE) for name in place.there().names(f"runs/tiny/{FOLDER}")]
         place.there().write(f"runs/tiny/{FOLDER}/{own}{ENDED}", "{}")
         with pytest.raises(UserError, match="another driver took over s3://"):
             play(run, 0)
@@ -341,6 +341,14 @@ def test_scratch_belongs_to_a_store(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "scratch is" in capsys.readouterr().err
     assert main(["run", str(TINY), "--storage", "s3://models/x", "--scratch", "here"]) == 2
     assert "absolute" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["strength", "reward", "study", "sft"])
+def test_what_only_writes_to_directories_says_so(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([command, str(TINY), "--storage", "s3://models/x"]) == 2
+    assert (
+        f"only `run` keeps its results in an object store. Set storage to a directory for `{command}`" in capsys.readouterr().err
+    )
 
 
 def test_a_file_uri_is_its_directory(tmp_path: Path) -> None:
