@@ -221,7 +221,7 @@ class Stage:
         bundles: the processes, and what each needs.
         logs: directory of log files.
         say: prints a line.
-        fixed: True on a cluster that cannot grow: what does not fit is an error at once.
+        fixed: True on a cluster of one node that cannot grow: what does not fit is an error at once, and labels mean nothing.
     """
 
     def __init__(self, config: RunConfig, bundles: Sequence[Bundle], logs: Path, say: Callable[[str], None], fixed: bool) -> None:
@@ -230,8 +230,12 @@ class Stage:
         self.actors: list[Any] = []
         if fixed:
             self._refuse_what_cannot_fit()
+        selectors = [{} if fixed else dict(bundle.labels) for bundle in self.bundles]
         self.group: PlacementGroup = placement_group(
-            [b.resources for b in self.bundles], strategy="PACK", name=f"rondo-{config.name}"
+            [bundle.resources for bundle in self.bundles],
+            strategy="PACK",
+            name=f"rondo-{config.name}",
+            bundle_label_selector=selectors if any(selectors) else None,
         )
 
     def _refuse_what_cannot_fit(self) -> None:

@@ -8,8 +8,10 @@ from dataclasses import replace
 from itertools import groupby
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
+from actors.labels import in_words
 from cluster import times
 from cluster.config import RunConfig
 from cluster.memory import Cache, engine_cache
@@ -63,7 +65,7 @@ def show_plan(config: RunConfig, options: Namespace) -> int:
     if short:
         console.print("[red]Does not fit:[/]")
         for shortfall in short:
-            console.print(f"  {shortfall}")
+            console.print(f"  {escape(shortfall)}")
         return 1
     console.print("[green]Everything fits.[/]")
     return 0
@@ -153,11 +155,24 @@ def _show_placement(config: RunConfig, plan: Plan, console: Console) -> None:
             f"{bundle.num_gpus:g}",
             str(threads[bundle.role].threads),
             _gib(bundle.memory) + (" on GPU" if bundle.num_gpus else ""),
-            bundle.why,
+            escape(bundle.why),
         )
     console.print(table)
     asked = sum(b.num_cpus for b in plan.bundles), sum(b.num_gpus for b in plan.bundles)
     console.print(f"Asked of Ray: {asked[0]:g} CPU, {asked[1]:g} GPU. CPUs, GPUs, threads and memory are of each process.")
+    _show_labels(plan, console)
+
+
+def _show_labels(plan: Plan, console: Console) -> None:
+    """Which nodes the processes may run on, where that is said."""
+    names: dict[str, list[str]] = {}
+    for name, bundle, _ in _alike(plan.bundles, (None,) * len(plan.bundles)):
+        if bundle.labels:
+            names.setdefault(in_words(bundle.labels), []).append(name)
+    if names:
+        asked = "; ".join(f"{', '.join(of)} on {selector}" for selector, of in names.items())
+        known = any(node.labels is not None for node in plan.nodes)
+        console.print(escape(f"Labels: {asked}." + ("" if known else " These nodes' labels are not known, and not looked at.")))
 
 
 def _show_memory(plan: Plan, node: Node, console: Console) -> None:
