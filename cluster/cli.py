@@ -53,7 +53,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         if not isinstance(error, RoleFailed):
             raise
-        print(f"{error.shown()}failed: {error}\nWhat was committed is intact; the same command continues after it.", file=sys.stderr)
+        print(
+            f"{error.shown()}failed: {error}\nWhat was committed is intact; the same command continues after it.", file=sys.stderr
+        )
         return EXIT_FAILED
 
 

@@ -1,4 +1,4 @@
-"""Every metric that a run exports, by name: what the registry makes, what docs/dashboard.md lists, what Grafana's panels may use."""
+"""Every metric that a run exports, by name: the registry makes them, docs/dashboard.md lists them, Grafana's panels show them."""
 
 from __future__ import annotations
 
@@ -142,7 +142,11 @@ REWARD = (
 
 DPO = _of_rows(
     "dpo",
-    {"loss": "DPO's loss", "accuracy": "share of pairs whose chosen response gained more", "margin": "mean difference of their gains"},
+    {
+        "loss": "DPO's loss",
+        "accuracy": "share of pairs whose chosen response gained more",
+        "margin": "mean difference of their gains",
+    },
 )
 """The baseline ``dpo``: known when it is over."""
 
