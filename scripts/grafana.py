@@ -2,7 +2,7 @@
 
     .venv/bin/python -m scripts.grafana
 
-The file is cluster/deploy/grafana/rondo.json. A test holds that it is what this writes, and asks every query of a real Prometheus.
+The file is cluster/deploy/grafana/rondo.json. A test holds that this writes it, and asks every query of a real Prometheus.
 """
 
 from __future__ import annotations
