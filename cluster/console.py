@@ -21,7 +21,7 @@ from rich.progress import (
 from actors.process import Progress as Said
 
 LINE_EVERY_S = 10.0
-"""How often a phase says in a log how far it is; docs/design/0009 tells why these are no tqdm bars."""
+"""How often a phase says in a log how far it is; docs/design/0012 tells why these are no tqdm bars."""
 
 
 class Bar:
