@@ -52,9 +52,11 @@ class LocalCluster:
             cwd=ROOT, env=self.environment | environment, capture_output=True, text=True, timeout=400, check=False,
         )  # fmt: skip
 
-    def submit(self, storage: Path, *arguments: str, options: Sequence[str] = ()) -> subprocess.CompletedProcess[str]:
+    def submit(
+        self, storage: Path, *arguments: str, options: Sequence[str] = (), environment: str = "runtime_env.yaml"
+    ) -> subprocess.CompletedProcess[str]:
         """Submit the command line, as docs/jobs.md says."""
-        there = ["--working-dir", ".", "--runtime-env", str(DEPLOY / "runtime_env.yaml"), *options]
+        there = ["--working-dir", ".", "--runtime-env", str(DEPLOY / environment), *options]
         return self.job("submit", *there, "--", "python", "-m", "cluster", *arguments, "--storage", str(storage))
 
     def start(self, storage: Path, *arguments: str) -> str:
@@ -114,7 +116,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
 
 
 @contextmanager
-def head_node(log: Path, binaries: Path = BIN, **variables: str) -> Iterator[LocalCluster]:
+def head_node(log: Path, binaries: Path = BIN, options: Sequence[str] = (), **variables: str) -> Iterator[LocalCluster]:
     """Start a cluster of one node, and end it."""
     port, dashboard = free_port(), free_port()
     ours = ("RAY_ADDRESS", "PYTHONPATH", "RONDO_STORAGE", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
@@ -122,6 +124,7 @@ def head_node(log: Path, binaries: Path = BIN, **variables: str) -> Iterator[Loc
     environment |= {"PATH": f"{binaries}:{environment['PATH']}", "RAY_USAGE_STATS_ENABLED": "0", **variables}
     start = [str(binaries / "ray"), "start", "--head", "--block", f"--port={port}", "--num-cpus=2"]
     start += ["--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", f"--dashboard-agent-listen-port={free_port()}"]
+    start += options
     with log.open("w") as output:
         head = subprocess.Popen(start, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
     address = f"http://127.0.0.1:{dashboard}"
