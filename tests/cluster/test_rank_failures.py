@@ -20,7 +20,7 @@ from cluster.cli import main
 from cluster.console import Console
 from cluster.roles import Ranked
 from cluster.rota import OwnDevices, Process
-from cluster.signals import EXIT_TERMINATED, terminate
+from cluster.signals import EXIT_TERMINATED, listen
 from cluster.waiting import Pending, RoleFailed, Waiter
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::ResourceWarning")  # Ray's own
@@ -94,9 +94,11 @@ def test_the_one_to_blame_is_named(pairs_of_ranks: list[Ranked], tmp_path: Path)
 def terminable(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """SIGTERM as the application takes it; afterwards none has come."""
     monkeypatch.setattr("cluster.signals._received", [])
-    before = signal.signal(signal.SIGTERM, terminate)
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    listen()
     yield
-    signal.signal(signal.SIGTERM, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 def test_a_termination_that_a_finalizer_swallowed_ends_the_next_wait(local_ray: None, terminable: None, tmp_path: Path) -> None:
