@@ -29,7 +29,7 @@ def bundles(role: str, number: int, cpus: float, gpus: float, **labels: str) -> 
         (bundles("learner", 4, 4, 1, pool="trainer"), None),
         (
             bundles("rollout", 3, 8, 1, pool="rollout"),
-            "rollout-0 to 2 need 8 CPU, 1 GPU on pool=rollout each, and there may be room for 2 of them at most (2 x rollout: 8 CPU,",
+            "rollout-0 to 2 need 8 CPU, 1 GPU on pool=rollout each, and there may be room for 2 of them at most (2 x rollout",
         ),
         (
             bundles("rollout", 1, 8, 2, pool="rollout"),
