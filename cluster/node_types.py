@@ -88,11 +88,11 @@ def impossible(bundles: Sequence[Bundle], types: Sequence[NodeType]) -> tuple[st
         each = f"{names} need{'' if number > 1 else 's'} {in_resources(bundle.resources)}{_where(bundle)}"
         kinds = [kind for kind in types if kind.labels is None or satisfies(kind.labels, bundle.labels)]
         if not kinds:
-            found.append(f"{each}, and no node type has these labels ({names(types)})")
+            found.append(f"{each}, and no node type has these labels ({kinds_in_words(types)})")
         elif most:
-            found.append(f"{each} each, and there may be room for {most} of them at most ({names(kinds)})")
+            found.append(f"{each} each, and there may be room for {most} of them at most ({kinds_in_words(kinds)})")
         else:
-            found.append(f"{each}, and no node type can hold that ({names(kinds)})")
+            found.append(f"{each}, and no node type can hold that ({kinds_in_words(kinds)})")
     return tuple(found) or tuple(_too_much(bundles, types))
 
 
@@ -107,7 +107,7 @@ def _too_much(bundles: Sequence[Bundle], types: Sequence[NodeType]) -> Iterator[
             if asked > held + 1e-9:
                 names = ", ".join(names for names, _, _ in _alike(asking))
                 where = f" on {in_words(labels)}" if labels else ""
-                yield f"{names} need {asked:g} {key}{where} together, and there may be {held:g} at most ({names(holding)})"
+                yield f"{names} need {asked:g} {key}{where} together, and there may be {held:g} at most ({kinds_in_words(holding)})"
 
 
 def _first_of_labels(bundles: Iterable[Bundle]) -> list[Bundle]:
@@ -177,7 +177,7 @@ def _where(bundle: Bundle) -> str:
     return f" on {in_words(bundle.labels)}" if bundle.labels else ""
 
 
-def names(types: Iterable[NodeType]) -> str:
+def kinds_in_words(types: Iterable[NodeType]) -> str:
     """Node types and what they have of CPUs and GPUs."""
     said = []
     for kind in types:

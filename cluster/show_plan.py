@@ -17,7 +17,7 @@ from cluster.cluster_file import node_for, node_types, nodes_of
 from cluster.config import RunConfig
 from cluster.memory import Cache, engine_cache
 from cluster.model_sizes import ModelSize, model_size, reward_size
-from cluster.node_types import names
+from cluster.node_types import kinds_in_words
 from cluster.placement import placed
 from cluster.plan import GIB, PROCESS, Bundle, Node, Plan, bundles, member_bundle, place, this_machine
 from tokens.errors import UserError
@@ -80,7 +80,7 @@ def _nodes(options: Namespace) -> tuple[tuple[Node, ...], str]:
         nodes = nodes_of(types, int(options.gpu_memory_gib * GIB))
         if not nodes:
             raise UserError(f"{options.cluster} allows no node but the head: raise max_workers of its node types")
-        return nodes, f"the nodes that {options.cluster} allows: {names(types)}"
+        return nodes, f"the nodes that {options.cluster} allows: {kinds_in_words(types)}"
     node = _node(options)
     each = f"{node.num_cpus:g} CPU, {node.num_gpus:g} GPU, {node.memory / GIB:.0f} GiB"
     return (node,) * options.nodes, f"{options.nodes} node(s) of {each}"

@@ -1,4 +1,4 @@
-"""A cluster on this machine whose autoscaler makes real Ray nodes: ray_config.yaml with Ray's fake provider in the cloud's place."""
+"""A cluster on one machine whose autoscaler makes real Ray nodes: ray_config.yaml, with a fake provider in the cloud's place."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ import yaml
 from tests.cluster.command import ROOT
 
 BIN = Path(sys.executable).parent
-HEAD_ID = f"{0:0>56}".replace("0", "f")[:51] + "00000"
+HEAD_ID = "f" * 51 + "00000"
 HEAD_TYPE = "ray.head.default"  # the fake provider knows no other
 COMMANDS = [f"{part}setup_commands" for part in ("", "head_", "worker_")]
 EMPTY_LISTS = [

@@ -1,4 +1,4 @@
-"""From no node to what the quickstart needs, a whole run, and back to no node: our cluster file on Ray's autoscalers v1 and v2."""
+"""From no node to what the quickstart needs, a whole run, and back: our cluster file on Ray's autoscalers v1 and v2."""
 
 from __future__ import annotations
 
@@ -13,12 +13,15 @@ from tests.cluster.growing import IDLE_S, Growing, growing
 
 POOLS = {"rollout": "rollout", "reward": "trainer", "scorer": "scorer", "learner": "trainer"}
 ON_POOLS = [word for role, pool in POOLS.items() for word in (f"--resources.{role}.labels.pool", pool)]
-SHORT = [
-    "--rounds.num_rounds", "1", "--policy.steps_per_round", "1", "--policy.prompts_per_step", "16", "--policy.minibatch_size", "16",
-    "--policy.critic_warmup_steps", "0", "--world.num_texts", "2000", "--world.num_pairs", "128", "--world.num_prompts", "128",
-    "--world.num_eval_prompts", "32", "--world.num_validation_pairs", "32", "--meta.num_prompts", "32", "--evaluation.num_prompts",
-    "24", "--scorer.num_members", "2",
-]  # fmt: skip
+SMALL = {
+    "rounds": {"num_rounds": 1},
+    "world": {"num_texts": 2000, "num_pairs": 128, "num_prompts": 128, "num_eval_prompts": 32, "num_validation_pairs": 32},
+    "meta": {"num_prompts": 32},
+    "scorer": {"num_members": 2},
+    "policy": {"steps_per_round": 1, "prompts_per_step": 16, "minibatch_size": 16, "critic_warmup_steps": 0},
+    "evaluation": {"num_prompts": 24},
+}
+SHORT = [word for section, keys in SMALL.items() for key, value in keys.items() for word in (f"--{section}.{key}", str(value))]
 QUICKSTART = ["run", "configs/quickstart.yaml", "--name", "grown", *SHORT]
 LONGEST_S = 200
 
