@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -23,15 +24,16 @@ class Metrics:
         path: of the run.
         steps_per_round: PPO steps of a round; a global step is round * steps_per_round + step.
         first_round: round that this process begins with; TensorBoard forgets what an earlier process wrote of it.
+        steps_done: PPO steps of that round that stay, and its reward model with them.
         telemetry: Ray's metrics.
     """
 
-    def __init__(self, path: Path, steps_per_round: int, first_round: int, telemetry: Telemetry) -> None:
+    def __init__(self, path: Path, steps_per_round: int, first_round: int, steps_done: int, telemetry: Telemetry) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
         self.steps_per_round, self.telemetry = steps_per_round, telemetry
         self.file = (path / "metrics.jsonl").open("a", buffering=1)
-        self.writer, self.path, self.first_round = SummaryWriter, path / "tensorboard", first_round
+        self.writer, self.path, self.first_round, self.steps_done = SummaryWriter, path / "tensorboard", first_round, steps_done
         self.boards: dict[str, SummaryWriter] = {}
         self.bar: Bar | None = None
         self.sampled: dict[tuple[int, int], tuple[float, float]] = {}
@@ -44,11 +46,21 @@ class Metrics:
         for board in self.boards.values():
             board.close()  # type: ignore[no-untyped-call]
 
-    def steps(self, index: int, number: int, console: Console) -> Iterator[int]:
-        """The PPO steps of a round, under one bar."""
+    def mark(self) -> int:
+        """Make the record durable as far as it goes.
+
+        Returns:
+            Its length, bytes.
+        """
+        self.file.flush()
+        os.fsync(self.file.fileno())
+        return os.fstat(self.file.fileno()).st_size
+
+    def steps(self, first: int, number: int, console: Console) -> Iterator[int]:
+        """The PPO steps of a round from ``first`` on, under one bar."""
         with console.bar("policy (PPO)", "steps") as bar:
             self.bar, self.updated = bar, time.perf_counter()
-            for step in range(number):
+            for step in range(first, number):
                 bar.update(step, number)
                 self.telemetry.set("rondo_step", step)
                 yield step
@@ -60,11 +72,17 @@ class Metrics:
         self.file.write(json.dumps(row) + "\n")
         self.telemetry.row(index, values)
         if phase not in self.boards:  # each phase has its own count of steps, and forgets what an earlier process wrote past it
-            purge = self.first_round * steps_per_round
+            purge = self.first_round * steps_per_round + self._kept(phase, steps_per_round)
             self.boards[phase] = self.writer(str(self.path / phase), purge_step=purge)  # type: ignore[no-untyped-call]
         for name, value in values.items():
             if value is not None:
                 self.boards[phase].add_scalar(name, value, index * steps_per_round + step)  # type: ignore[no-untyped-call]
+
+    def _kept(self, phase: str, steps_per_round: int) -> int:
+        """Steps of the first round that an earlier process wrote, and that stay."""
+        if phase in ("policy", "sample", "sync"):
+            return self.steps_done
+        return steps_per_round if self.steps_done and phase != "evaluation" else 0
 
     def policy(self, index: int, step: int, update: dict[str, float], rewards: Scores, gold: float | None) -> None:
         """One PPO update."""

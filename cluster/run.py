@@ -6,7 +6,6 @@ import contextlib
 import json
 import logging
 import os
-import signal
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,7 +18,7 @@ from cluster.judging import comparable
 from cluster.model_sizes import model_size
 from cluster.plan import Bundle, bundles
 from cluster.run_directory import RunDirectory, space_errors, storage_root, write_file
-from cluster.signals import terminate
+from cluster.signals import listen
 from evaluation.timeline import Span
 from tokens.errors import UserError
 
@@ -93,7 +92,7 @@ def connected() -> Iterator[bool]:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     else:
         ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
-    signal.signal(signal.SIGTERM, terminate)
+    listen()
     try:
         yield not address
     finally:
@@ -157,7 +156,9 @@ def play(
     from rm.validation import ORIGINAL
 
     timeline, telemetry = Timeline(directory.path), telemetry_of(config, directory, asked)
-    metrics = Metrics(directory.path, config.policy.steps_per_round, directory.num_committed, telemetry)
+    paused = directory.paused
+    steps_done = 0 if paused is None else paused.steps
+    metrics = Metrics(directory.path, config.policy.steps_per_round, directory.num_committed, steps_done, telemetry)
 
     def record(span: Span) -> None:
         timeline(span)
@@ -178,11 +179,10 @@ def play(
             console.say(in_words(inputs.denoised, strengths))
         with console.bar("start the five roles") as bar:
             longest = config.data.max_prompt_tokens + config.rollout.max_new_tokens
-            resume = directory.round_path(directory.num_committed - 1) if directory.num_committed else None
             validation = {ORIGINAL: inputs.validation} | inputs.stopping
-            critic_base = inputs.sft_dir if config.policy.critic_start == "sft" else directory.round_path(0) / "reward"
+            critic_base = inputs.sft_dir if config.policy.critic_start == "sft" else directory.critic_reward_path
             given = (inputs.sft_dir, inputs.base_dir, inputs.pairs, validation, inputs.ptx)
-            roles = wait("start_roles", stage.start(*given, longest, resume, critic_base), bar)
+            roles = wait("start_roles", stage.start(*given, longest, directory.learner_path, critic_base), bar)
             for ranked in (roles.reward, roles.learner):
                 if len(ranked.ranks) > 1:
                     wait("start_roles", ranked.join(wait("start_roles", ranked.open())))

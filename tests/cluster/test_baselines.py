@@ -91,7 +91,7 @@ def play(storage: Path, console: Console, fixed: bool) -> None:
         for baseline in BASELINES:
             config = config_of(baseline, storage)
             with RunDirectory(config).open() as directory:
-                metrics = Metrics(directory.path, config.policy.steps_per_round, 0, telemetry_of(config, directory, asked))
+                metrics = Metrics(directory.path, config.policy.steps_per_round, 0, 0, telemetry_of(config, directory, asked))
                 if sft_judged is None:
                     sft_judged, version = begin(config, directory, inputs, roles, wait, console, metrics)
                     entry = directory.ledger["start"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import secrets
 import shutil
 import subprocess
 import tempfile
@@ -23,7 +24,7 @@ from grafana_foundation_sdk.models.dashboard import Dashboard
 from cluster.exported import EXPORTED, exported_as
 from scripts.grafana import OUT, as_json
 from tests.cluster.command import ROOT, Command
-from tests.cluster.local_cluster import LocalCluster, answers, free_port, head_node, new_token
+from tests.cluster.test_job import LocalCluster, free_port, head_node
 
 RUN = "watched"
 OVERRIDES = ("--name", RUN, "--rounds.num_rounds", "1", "--reward.evaluate_every", "4")
@@ -70,11 +71,13 @@ def watched(command: Command, tmp_path_factory: pytest.TempPathFactory) -> Itera
         pytest.skip("no prometheus on the PATH; Debian's package has it")
     folder = tmp_path_factory.mktemp("watched")
     session = Path(tempfile.mkdtemp(prefix="rondo-", dir="/tmp"))  # short: Ray puts sockets there
-    token = new_token(folder / "token")
+    token = folder / "token"
+    token.write_text(secrets.token_hex(32))
+    token.chmod(0o600)
     # exported often, and kept for twice as long after the driver's end
     variables = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), "RAY_metrics_report_interval_ms": "4000"}
     try:
-        with head_node(folder / "head.log", [f"--temp-dir={session}"], **variables) as cluster:
+        with head_node(folder / "head.log", options=[f"--temp-dir={session}"], **variables) as cluster:
             config = session / "session_latest" / "metrics" / "prometheus" / "prometheus.yml"
             with prometheus(config, folder) as address:
                 began = time.time()
@@ -111,7 +114,7 @@ class prometheus:  # noqa: N801
                 ["prometheus", *options, f"--web.listen-address={self.address}"], stdout=log, stderr=subprocess.STDOUT
             )
         deadline = time.monotonic() + 30
-        while not answers(f"http://{self.address}/-/ready"):
+        while not ready(self.address):
             assert self.server.poll() is None and time.monotonic() < deadline, (self.folder / "prometheus.log").read_text()
             time.sleep(0.2)
         return f"http://{self.address}"
@@ -119,6 +122,14 @@ class prometheus:  # noqa: N801
     def __exit__(self, *raised: object) -> None:
         self.server.terminate()
         self.server.wait(timeout=30)
+
+
+def ready(address: str) -> bool:
+    """True if Prometheus answers queries."""
+    try:
+        return bool(urllib.request.urlopen(f"http://{address}/-/ready", timeout=2).status == 200)
+    except OSError:
+        return False
 
 
 def test_every_number_of_the_run_is_scraped(watched: Watched) -> None:

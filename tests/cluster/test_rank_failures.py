@@ -22,7 +22,7 @@ from cluster.cli import main
 from cluster.console import Console
 from cluster.roles import Ranked
 from cluster.rota import OwnDevices, Process
-from cluster.signals import EXIT_TERMINATED, terminate
+from cluster.signals import EXIT_TERMINATED, listen
 from cluster.waiting import Pending, RoleFailed, Waiter
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::ResourceWarning")  # Ray's own
@@ -132,9 +132,11 @@ def test_what_a_role_raises_is_in_its_log_and_its_end_is_shown(pairs_of_ranks: l
 def terminable(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """SIGTERM as the application takes it; afterwards none has come."""
     monkeypatch.setattr("cluster.signals._received", [])
-    before = signal.signal(signal.SIGTERM, terminate)
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    listen()
     yield
-    signal.signal(signal.SIGTERM, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 def test_a_termination_that_a_finalizer_swallowed_ends_the_next_wait(local_ray: None, terminable: None, tmp_path: Path) -> None:
