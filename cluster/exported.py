@@ -179,7 +179,7 @@ RUN = (
     Exported("rondo_rounds_committed", "rounds that are committed"),
     Exported("rondo_steps_per_round", "PPO steps of a round"),
     Exported("rondo_pairs", "preference pairs that reward models learn from"),
-    Exported("rondo_engines", "rollout engines in the pool"),
+    Exported("rondo_pool_engines", "rollout engines that serve"),
     Exported("rondo_role_failures", "failures of a role's processes since the driver started", ("role",)),
     Exported("rondo_room_wait_seconds", "that the run waited for room on the cluster"),
     Exported("rondo_gpus", "GPUs that the run holds"),

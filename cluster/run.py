@@ -187,7 +187,7 @@ def play(
                 if len(ranked.ranks) > 1:
                     wait("start_roles", ranked.join(wait("start_roles", ranked.open())))
             wait("start_roles", roles.learner.load(roles.rollout), bar)
-        telemetry.follow("rondo_engines", lambda: len(roles.rollout.engines))
+        telemetry.set("rondo_pool_engines", config.rollout.num_engines)
         telemetry.set("rondo_pairs", len(inputs.pairs))
         processes = {identity.name: {"pid": identity.pid, "node": identity.node} for identity in roles.identities}
         write_file(directory.path / "processes.json", json.dumps({"driver": {"pid": os.getpid()}, **processes}, indent=1))

@@ -34,7 +34,7 @@ class Telemetry:
 
     Args:
         run: its name, the tag of everything.
-        gpus: GPUs of one process, by role.
+        gpus: GPUs of one process, by role; what is not a role holds none.
     """
 
     def __init__(self, run: str, gpus: Mapping[str, float]) -> None:
@@ -106,7 +106,7 @@ class Telemetry:
         where = {"round": place, "phase": span.what, "role": role}
         total = self._added(seconds, "rondo_role_seconds", place, span.what, role)
         self.set("rondo_role_seconds", total, **where)
-        self.set("rondo_gpu_seconds", total * self.gpus[role], **where)
+        self.set("rondo_gpu_seconds", total * (self.gpus[role] if role in self.gpus else 0.0), **where)
 
     def refresh(self) -> None:
         """Set what is followed, and what grows by itself."""

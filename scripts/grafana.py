@@ -66,7 +66,7 @@ ROWS: dict[str, tuple[Shown, ...]] = {
         one("Round under way", "round", "Counted from 0, as in the run directory."),
         one("Step under way", "step", "Counted from 0."),
         one("Steps per round", "steps_per_round"),
-        one("Engines", "engines"),
+        one("Engines", "pool_engines"),
         one("GPUs held", "gpus"),
         Shown("Failures", (("", f"sum(ray_rondo_role_failures{RUN})"),), kind="number", width=3),
     ),

@@ -157,7 +157,7 @@ def test_time_counts_and_engines_are_scraped(watched: Watched) -> None:
     for phase, seconds in ledger["seconds"].items():
         if phase != "commit":  # its wait ends the round, and the ledger is written meanwhile
             assert last(f'ray_rondo_phase_seconds{{{of_run}, round="0", phase="{phase}"}}') == pytest.approx(seconds, abs=0.5)
-    assert last(f"ray_rondo_engines{{{of_run}}}") == 1 and last(f"ray_rondo_pairs{{{of_run}}}") == 128
+    assert last(f"ray_rondo_pool_engines{{{of_run}}}") == 1 and last(f"ray_rondo_pairs{{{of_run}}}") == 128
     assert last(f"ray_rondo_updates_total{{{of_run}}}") == len(rows) == 2
     assert last(f"ray_rondo_rollouts_total{{{of_run}}}") == 2 * 16 * 2
     assert last(f"ray_rondo_rollout_tokens_total{{{of_run}}}") == sum(row["policy/tokens"] for row in rows)
