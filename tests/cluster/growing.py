@@ -86,13 +86,20 @@ class Growing:
             self.seen.append(now)
         return now
 
-    def start(self, storage: Path, *arguments: str) -> subprocess.Popen[str]:
-        """``python -m cluster`` on this cluster, as a driver on its head."""
-        return subprocess.Popen(
-            [sys.executable, "-m", "cluster", *arguments],
-            cwd=ROOT, env=self.environment | {"RAY_ADDRESS": self.gcs, "RONDO_STORAGE": str(storage)},
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
-        )  # fmt: skip
+    @contextmanager
+    def driver(self, storage: Path, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
+        """``python -m cluster`` on this cluster, as a driver on its head; what it prints is STORAGE/printed."""
+        with (storage / "printed").open("w") as output:
+            run = subprocess.Popen(
+                [sys.executable, "-m", "cluster", *arguments],
+                cwd=ROOT, env=self.environment | {"RAY_ADDRESS": self.gcs, "RONDO_STORAGE": str(storage)},
+                stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
+            )  # fmt: skip
+        try:
+            yield run
+        finally:
+            run.kill()
+            run.wait()
 
 
 @contextmanager

@@ -34,16 +34,17 @@ def cluster(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 def test_the_quickstart_makes_the_cluster_grow_and_lets_it_shrink(cluster: Growing, tmp_path: Path) -> None:
     assert cluster.workers() == (), "an empty cluster, but for its head"
-    run = cluster.start(tmp_path, *QUICKSTART, *ON_POOLS)
-    deadline = time.monotonic() + LONGEST_S
-    while run.poll() is None:
-        cluster.workers()
-        assert time.monotonic() < deadline, (run.terminate(), run.communicate()[0], cluster.seen)
-        time.sleep(0.3)
-    printed, _ = run.communicate()
-    assert run.returncode == 0, printed
-    assert set(cluster.seen[-1]) == {"rollout", "scorer", "trainer"}, cluster.seen
-    assert max(len(seen) for seen in cluster.seen) == 3, f"one node for each pool, and none that nobody asked for: {cluster.seen}"
+    with cluster.driver(tmp_path, *QUICKSTART, *ON_POOLS) as run:
+        deadline = time.monotonic() + LONGEST_S
+        while run.poll() is None:
+            cluster.workers()
+            assert time.monotonic() < deadline, (cluster.seen, (tmp_path / "printed").read_text())
+            time.sleep(0.3)
+    assert run.returncode == 0, (cluster.seen, (tmp_path / "printed").read_text())
+    assert cluster.seen[-1] == ("rollout", "scorer", "trainer"), cluster.seen
+    assert max(len(pools) for pools in cluster.seen) == 3, (
+        f"one node for each pool, and none that nobody asked for: {cluster.seen}"
+    )
     ledger = json.loads((tmp_path / "runs" / "grown" / "ledger.json").read_text())
     assert len(ledger["rounds"]) == 1
     ended = time.monotonic()
@@ -54,8 +55,9 @@ def test_the_quickstart_makes_the_cluster_grow_and_lets_it_shrink(cluster: Growi
 
 def test_what_no_node_type_can_hold_is_refused_at_once(cluster: Growing, tmp_path: Path) -> None:
     asked = ["--rollout.num_engines", "9", *(f"--resources.{role}.num_cpus=1" for role in POOLS)]
-    run = cluster.start(tmp_path, *QUICKSTART, *ON_POOLS, *asked)
-    printed, _ = run.communicate(timeout=90)
+    with cluster.driver(tmp_path, *QUICKSTART, *ON_POOLS, *asked) as run:
+        run.wait(timeout=90)
+    printed = (tmp_path / "printed").read_text()
     assert run.returncode == 2, printed
     (error,) = [line for line in printed.splitlines() if line.startswith("error: ")]
     assert (
