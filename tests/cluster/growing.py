@@ -27,7 +27,8 @@ EMPTY_LISTS = [
     *COMMANDS, "initialization_commands", "head_start_ray_commands", "worker_start_ray_commands", "cluster_synced_files",
     "rsync_exclude", "rsync_filter",
 ]  # fmt: skip
-IDLE_S = 15
+IDLE_S = 30
+"""Longer than this machine needs to start three nodes, one after the other: one that waits for the others is idle."""
 
 
 def fake(file: Path, gcs: str) -> dict[str, Any]:
@@ -124,10 +125,10 @@ def growing(directory: Path, version: int) -> Iterator[Growing]:
         "RAY_CLOUD_INSTANCE_ID": HEAD_ID,
         "RAY_OVERRIDE_NODE_ID_FOR_TESTING": HEAD_ID,
         "RAY_NODE_TYPE_NAME": HEAD_TYPE,
-        "RAY_OVERRIDE_LABELS": '{"pool": "head"}',
     }
     host, port = gcs.split(":")
     start = [str(BIN / "ray"), "start", "--head", "--block", f"--port={port}", f"--node-ip-address={host}", "--num-cpus=0"]
+    start += ["--labels=pool=head"]
     start += [f"--ray-client-server-port={free_port()}", "--include-dashboard=false", f"--autoscaling-config={file}"]
     log = directory / "head.log"
     with log.open("w") as output:
