@@ -128,7 +128,7 @@ def growing(directory: Path, version: int) -> Iterator[Growing]:
     }
     host, port = gcs.split(":")
     start = [str(BIN / "ray"), "start", "--head", "--block", f"--port={port}", f"--node-ip-address={host}", "--num-cpus=0"]
-    start += ["--labels=pool=head"]
+    start += ["--labels=pool=head", f"--dashboard-agent-listen-port={free_port()}"]
     start += [f"--ray-client-server-port={free_port()}", "--include-dashboard=false", f"--autoscaling-config={file}"]
     log = directory / "head.log"
     with log.open("w") as output:
