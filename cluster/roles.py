@@ -237,12 +237,13 @@ class Stage:
             unseen = self.growth.unseen(self.bundles)
             if unseen is not None:
                 say(f"[yellow]note[/] {unseen}")
-        selectors = [dict(bundle.labels) for bundle in self.bundles]
+        self.asked = [self.growth.asked(bundle) for bundle in self.bundles]
+        self.selectors = [dict(bundle.labels) for bundle in self.bundles]
         self.group: PlacementGroup = placement_group(
-            [self.growth.asked(bundle) for bundle in self.bundles],
+            self.asked,
             strategy="PACK",
             name=f"rondo-{config.name}",
-            bundle_label_selector=selectors if any(selectors) else None,
+            bundle_label_selector=self.selectors if any(self.selectors) else None,
         )
 
     def _refuse_what_cannot_fit(self) -> None:

@@ -27,7 +27,8 @@ EMPTY_LISTS = [
     *COMMANDS, "initialization_commands", "head_start_ray_commands", "worker_start_ray_commands", "cluster_synced_files",
     "rsync_exclude", "rsync_filter",
 ]  # fmt: skip
-IDLE_S = 15
+IDLE_S = 30
+"""Longer than this machine needs to start three nodes, one after the other: one that waits for the others is idle."""
 
 
 def fake(file: Path, gcs: str) -> dict[str, Any]:
@@ -86,13 +87,20 @@ class Growing:
             self.seen.append(now)
         return now
 
-    def start(self, storage: Path, *arguments: str) -> subprocess.Popen[str]:
-        """``python -m cluster`` on this cluster, as a driver on its head."""
-        return subprocess.Popen(
-            [sys.executable, "-m", "cluster", *arguments],
-            cwd=ROOT, env=self.environment | {"RAY_ADDRESS": self.gcs, "RONDO_STORAGE": str(storage)},
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
-        )  # fmt: skip
+    @contextmanager
+    def driver(self, storage: Path, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
+        """``python -m cluster`` on this cluster, as a driver on its head; what it prints is STORAGE/printed."""
+        with (storage / "printed").open("w") as output:
+            run = subprocess.Popen(
+                [sys.executable, "-m", "cluster", *arguments],
+                cwd=ROOT, env=self.environment | {"RAY_ADDRESS": self.gcs, "RONDO_STORAGE": str(storage)},
+                stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
+            )  # fmt: skip
+        try:
+            yield run
+        finally:
+            run.kill()
+            run.wait()
 
 
 @contextmanager
@@ -117,10 +125,10 @@ def growing(directory: Path, version: int) -> Iterator[Growing]:
         "RAY_CLOUD_INSTANCE_ID": HEAD_ID,
         "RAY_OVERRIDE_NODE_ID_FOR_TESTING": HEAD_ID,
         "RAY_NODE_TYPE_NAME": HEAD_TYPE,
-        "RAY_OVERRIDE_LABELS": '{"pool": "head"}',
     }
     host, port = gcs.split(":")
     start = [str(BIN / "ray"), "start", "--head", "--block", f"--port={port}", f"--node-ip-address={host}", "--num-cpus=0"]
+    start += ["--labels=pool=head", f"--dashboard-agent-listen-port={free_port()}"]
     start += [f"--ray-client-server-port={free_port()}", "--include-dashboard=false", f"--autoscaling-config={file}"]
     log = directory / "head.log"
     with log.open("w") as output:
