@@ -14,6 +14,9 @@ from actors.scorer import Scores
 from cluster.console import Bar, Console
 from cluster.sync import Sync
 
+STEP_PHASES = ("policy", "sync")
+"""What has a row for each PPO step."""
+
 
 class Metrics:
     """Writes both.
@@ -33,6 +36,7 @@ class Metrics:
         self.writer, self.path, self.first_round, self.steps_done = SummaryWriter, path / "tensorboard", first_round, steps_done
         self.boards: dict[str, SummaryWriter] = {}
         self.bar: Bar | None = None
+        self.bar_first = 0
 
     def close(self) -> None:
         """Flush and close."""
@@ -53,11 +57,11 @@ class Metrics:
     def steps(self, first: int, number: int, console: Console) -> Iterator[int]:
         """The PPO steps of a round from ``first`` on, under one bar."""
         with console.bar("policy (PPO)", "steps") as bar:
-            self.bar = bar
+            self.bar, self.bar_first = bar, first
             for step in range(first, number):
-                bar.update(step, number)
+                bar.update(step - first, number - first)
                 yield step
-            bar.update(number, number)
+            bar.update(number - first, number - first)
         self.bar = None
 
     def _write(self, index: int, step: int, phase: str, values: dict[str, float | None], steps_per_round: int) -> None:
@@ -72,7 +76,7 @@ class Metrics:
 
     def _kept(self, phase: str, steps_per_round: int) -> int:
         """Steps of the first round that an earlier process wrote, and that stay."""
-        if phase in ("policy", "sync"):
+        if phase in STEP_PHASES:
             return self.steps_done
         return steps_per_round if self.steps_done and phase != "evaluation" else 0
 
@@ -91,7 +95,7 @@ class Metrics:
             note = f"score {values['policy/score']:.2f}  KL {values['policy/kl']:.2f}" + (
                 "" if gold is None else f"  gold {gold:.2f}"
             )
-            self.bar.update(step + 1, self.steps_per_round, note=note)
+            self.bar.update(step + 1 - self.bar_first, self.steps_per_round - self.bar_first, note=note)
 
     def sync(self, index: int, step: int, took: Sync) -> None:
         """What it took to give the engines the weights of a step."""
