@@ -176,6 +176,13 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_plan_options(plan: argparse.ArgumentParser) -> None:
+    plan.add_argument(
+        "--cluster",
+        type=Path,
+        default=None,
+        metavar="FILE",
+        help="plan on the node types of a cluster file, e.g. ray_config.yaml",
+    )
     plan.add_argument("--nodes", type=int, default=1, help="machines of the cluster (default 1)")
     plan.add_argument("--node-cpus", type=float, default=None, help="CPUs of each (default: this machine's)")
     plan.add_argument("--node-gpus", type=float, default=None, help="GPUs of each (default: this machine's)")

@@ -195,6 +195,7 @@ def stream(config: RunConfig, console: Console, job: ScoringJob, parts: Sequence
         compute=ActorPoolStrategy(size=job.num_workers),
         num_cpus=share.num_cpus,
         num_gpus=share.num_gpus,
+        label_selector=share.labels or None,
         runtime_env={"env_vars": environment(job.setup, config.data.allow_hub)},
     )
     before = set(logs.glob(SCORER_LOGS))

@@ -144,6 +144,7 @@ def train(
                 name=job.name,
                 num_cpus=share.num_cpus,
                 num_gpus=share.num_gpus,
+                label_selector=share.labels or None,
                 runtime_env={"env_vars": environment(setup, config.data.allow_hub)},
             )
             refs.append(task.remote(setup, job, held, folds if job.fold is not None else None, commit_member, board))

@@ -22,6 +22,7 @@ from cluster.console import Console
 from cluster.denoising import check_columns
 from cluster.differences import refuse_differences
 from cluster.inputs import Source, open_source
+from cluster.placement import on_this_machine
 from cluster.run import connected
 from cluster.run_directory import space_errors, storage_root, write_file
 from cluster.seeds import derive
@@ -91,6 +92,7 @@ def study(config: RunConfig, names: Sequence[str] | None, seeds: int, console: C
             with connected() as fixed:
                 if fixed:
                     refuse_what_cannot_fit(config)
+                    config = on_this_machine(config)
                 _fit(config, console, directory.logs, book, missing, material)
     return directory.path
 
@@ -249,7 +251,8 @@ def _fit(
     board = cast(Any, Board).remote(dict.fromkeys(jobs, num_pairs * reward.epochs))
     held, validation = ray.put(material.pairs), ray.put(dict(material.validation))
     variables = {"env_vars": environment(setup, config.data.allow_hub)}
-    asked = {"num_cpus": share.num_cpus, "num_gpus": share.num_gpus, "runtime_env": variables}
+    place = {"num_cpus": share.num_cpus, "num_gpus": share.num_gpus, "label_selector": share.labels or None}
+    asked = place | {"runtime_env": variables}
     refs = tuple(fit_arm.options(name=name, **asked).remote(setup, job, held, validation, board) for name, job in jobs.items())
 
     def write(report: StudyReport) -> None:

@@ -69,14 +69,18 @@ class Room:
         due, late = now - self.said >= SAY_EVERY_S, self.limit_s is not None and now - self.began >= self.limit_s
         if not (due or late):
             return
-        free = ray.available_resources()
-        short = ", ".join(
-            f"{amount:g} {key} asked, {free[key] if key in free else 0.0:g} free" for key, amount in self.asked.items()
-        )
+        short = self.short()
         if late:
             raise UserError(f"the cluster found no room within resources.wait_limit_s = {self.limit_s:g} s: {short}")
         self.said = now
         self.say(f"  waiting for the cluster ({now - self.began:.0f} s): {short}")
+
+    def short(self) -> str:
+        """What is asked and what is free."""
+        free = ray.available_resources()
+        return ", ".join(
+            f"{amount:g} {key} asked, {free[key] if key in free else 0.0:g} free" for key, amount in self.asked.items()
+        )
 
 
 @dataclass(frozen=True)
