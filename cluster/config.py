@@ -198,6 +198,12 @@ class RunConfig(Section):
                 f"resources.placement is colocated, got {asked}: roles that take turns share whole GPUs; set all four to 1, "
                 "or all to 0 on a machine without"
             )
+        if shares.placement == "colocated" and any(share.labels != shares.learner.labels for share in roles.values()):
+            labels = ", ".join(f"resources.{name}.labels {share.labels}" for name, share in roles.items())
+            raise ValueError(
+                f"resources.placement is colocated, got {labels}: roles that take turns are on the same nodes; set all four to "
+                "the same"
+            )
         on_gpus = bool(gpus["rollout"] and gpus["learner"])
         if sync == "nccl" and on_gpus and min(gpus["rollout"], gpus["learner"]) < 1:
             raise ValueError(

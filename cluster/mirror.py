@@ -59,14 +59,23 @@ class Mirror(Protocol):
     def held(self) -> contextlib.AbstractContextManager[None]:
         """Keep other drivers out of it meanwhile."""
 
+    def has(self, name: str) -> bool:
+        """Whether a directory is there, whole."""
+
     def fetch(self, name: str, into: Path) -> None:
-        """Bring a committed directory here."""
+        """Bring a directory here."""
 
     def fetch_rest(self) -> None:
         """Bring all else that is there: numbers, logs, the report."""
 
     def send(self, names: list[str], ledger: Ledger) -> None:
         """Copy committed directories there, and the ledger after them."""
+
+    def send_pause(self, name: str) -> None:
+        """Copy the draft of a round that was laid down."""
+
+    def drop(self, name: str) -> None:
+        """Remove a directory."""
 
     def send_rest(self) -> None:
         """Copy what changed of all that is not committed: numbers, logs, the report."""
@@ -83,6 +92,10 @@ class NoMirror:
         """The directory's own lock is enough."""
         yield
 
+    def has(self, name: str) -> bool:
+        """It has nothing."""
+        return False
+
     def fetch(self, name: str, into: Path) -> None:
         """Nothing can be missing."""
         raise AssertionError(f"{name} cannot be anywhere else")
@@ -92,6 +105,12 @@ class NoMirror:
 
     def send(self, names: list[str], ledger: Ledger) -> None:
         """It is where it belongs."""
+
+    def send_pause(self, name: str) -> None:
+        """It is where it belongs."""
+
+    def drop(self, name: str) -> None:
+        """It was never there."""
 
     def send_rest(self) -> None:
         """It is where it belongs."""
@@ -149,8 +168,12 @@ class StoreMirror:
                 self.store.stopped.set()
                 self.hands.shutdown(cancel_futures=True)
 
+    def has(self, name: str) -> bool:
+        """Whether a directory is there, whole: its manifest is put after its files."""
+        return self.store.read(self._manifest(name)) is not None
+
     def fetch(self, name: str, into: Path) -> None:
-        """Bring a committed directory here, and compare it with its manifest.
+        """Bring a directory here, and compare it with its manifest.
 
         Args:
             name: of the directory in the run, such as rounds/round_000.
@@ -205,9 +228,27 @@ class StoreMirror:
         self.store.write(self._key(LEDGER), text)
         self.seen = text
 
-    def _send_directory(self, name: str) -> None:
+    def send_pause(self, name: str) -> None:
+        """Copy the draft of a round that was laid down, after the numbers that it goes on from.
+
+        Args:
+            name: of the draft in the run.
+
+        Raises:
+            UserError: as ``send``.
+        """
+        assert self.claim is not None, "a mirror is written to while it is held"
+        self.claim.check()
+        self.send_rest()
+        self._send_directory(name)
+
+    def drop(self, name: str) -> None:
+        """Remove a directory, its manifest first."""
         self.store.remove(self._manifest(name))
-        self.store.remove_folder(self._key(name))  # left there by a driver that did not come to its ledger
+        self.store.remove_folder(self._key(name))
+
+    def _send_directory(self, name: str) -> None:
+        self.drop(name)  # left there by a driver that did not come to its ledger
         files = _files(self.path / name)
         keys = [self._key(file.relative_to(self.path).as_posix()) for file in files]
         sent = self.hands.map(self.store.upload, files, keys)

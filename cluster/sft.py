@@ -103,7 +103,7 @@ def sft_bundle(config: RunConfig) -> Bundle:
         config: of the command.
     """
     share = config.resources.learner
-    return Bundle("learner", "learner-0", share.num_cpus, share.num_gpus, 0, "SFT model, AdamW")
+    return Bundle("learner", "learner-0", share.num_cpus, share.num_gpus, 0, "SFT model, AdamW", labels=share.labels)
 
 
 def train(config: RunConfig, console: Console, directory: SFTDirectory, texts: Texts, draft: Path, fixed: bool) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import numpy as np
 from cluster.config import RunConfig
 from cluster.console import Console
 from cluster.inputs import Source, open_source
+from cluster.placement import on_this_machine
 from cluster.run import connected
 from cluster.run_directory import space_errors, write_file
 from cluster.storage import storage_root
@@ -76,6 +77,7 @@ def _measure(config: RunConfig, console: Console, directory: StrengthDirectory, 
 
     if fixed:
         refuse_what_cannot_fit(config)
+        config = on_this_machine(config)
     prepare_s = _prepare(config, console, directory, source)
     training, validation = source.preferences()
     directory.belong_to(fingerprint(training, validation))
@@ -122,6 +124,7 @@ def _prepare(config: RunConfig, console: Console, directory: StrengthDirectory, 
         num_cpus=share.num_cpus,
         num_gpus=share.num_gpus,
         runtime_env={"env_vars": environment(setup, config.data.allow_hub)},
+        label_selector=share.labels or None,
     ).remote(setup)
     wait = Waiter(console, directory.logs, config.resources.deadline_s)
     with console.bar("prepare the SFT model") as bar:

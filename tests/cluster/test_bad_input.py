@@ -57,6 +57,7 @@ def config(**sections: object) -> dict[str, object]:
     return tree | sections
 
 
+HALF = {"num_gpus": 0.5, "fraction_reason": "a test"}
 CONFIGS = {
     "unknown key": ({"polciy": {}}, ["unknown key polciy", "policy"]),
     "unknown nested key": ({"policy": {"kl": {"coeff": 0.1}}}, ["policy.kl.coeff", "did you mean coef"]),
@@ -85,7 +86,7 @@ CONFIGS = {
     ),
     "texts without a weight": ({"policy": {"ptx_data": "texts.jsonl"}}, ["policy.ptx_data", "ptx_coef 0"]),
     "nccl on a part of a GPU": (
-        {"rollout": {"sync": "nccl"}, "resources": {role: {"num_gpus": 0.5} for role in ("rollout", "learner")}},
+        {"rollout": {"sync": "nccl"}, "resources": dict.fromkeys(("rollout", "learner"), HALF)},
         ["rollout.sync is nccl", "two processes on one GPU"],
     ),
     "nothing to offload": (
@@ -190,6 +191,21 @@ CONFIGS = {
         ["data.denoise.strength", "nowhere", "python -m cluster strength"],
     ),
     "a base that is not there": ({"reward": {"base": "nowhere"}}, ["reward.base", "nowhere", "allow_hub"]),
+    "a fraction without a reason": (
+        {"resources": {"scorer": {"num_gpus": 0.5}}}, ["resources.scorer: num_gpus is 0.5", "fraction_reason", "num_gpus to 1"],
+    ),
+    "a blank reason": ({"resources": {"scorer": {"num_gpus": 0.5, "fraction_reason": " "}}}, ["fraction_reason says nothing"]),
+    "a reason without a fraction": (
+        {"resources": {"scorer": {"num_gpus": 1, "fraction_reason": "x"}}}, ["num_gpus is 1, no fraction", "leave it out"],
+    ),
+    "a GPU and a half": ({"resources": {"scorer": {"num_gpus": 1.5, "fraction_reason": "x"}}}, ["is 1.5", "set it to 1"]),
+    "a label that is none": (
+        {"resources": {"learner": {"labels": {"pool": "-trainer"}}}}, ["resources.learner.labels", "pool asks for '-trainer'"],
+    ),
+    "a label's key that is none": ({"resources": {"learner": {"labels": {"po ol": "x"}}}}, ["learner.labels", "'po ol'"]),
+    "labels apart, roles together": (
+        {"resources": {"placement": "colocated", "learner": {"labels": {"pool": "trainer"}}}}, ["colocated", "same nodes"],
+    ),
     "a share of nothing": ({"resources": {"learner": {"num_cpus": 0}}}, ["num_cpus and num_gpus are both 0"]),
 }  # fmt: skip
 

@@ -18,6 +18,7 @@ from cluster.claims import ENDED, FOLDER, LIVE, Pace
 from cluster.cli import main
 from cluster.load_config import load_config
 from cluster.mirror import StoreMirror
+from cluster.pause import Pause, lay_down
 from cluster.run_directory import RunDirectory
 from cluster.storage import Store
 from tests.cluster.command import TINY, Command
@@ -159,6 +160,48 @@ def test_a_store_that_fails_now_and_then_is_asked_again(place: Place, server: Ob
         play(run, 0)
     assert next(failures, None) is None, "it did fail"
     assert rounds(place.there()) == [0]
+
+
+def lay_down_round(run: RunDirectory, index: int, steps: int) -> None:
+    with run.draft(run.round_path(index)) as draft:
+        (draft / "reward").mkdir(exist_ok=True)
+        (draft / "reward" / "model.safetensors").write_bytes(b"r")
+        mark = (run.path / "metrics.jsonl").stat().st_size
+        pause = Pause(steps, 7, {"J": 1.0}, 0.5, {"policy": 2.0}, mark)
+        lay_down(draft, pause, lambda place: (place / "learner.safetensors").touch())
+        run.keep_pause()
+
+
+def test_a_round_that_was_laid_down_goes_on_elsewhere(place: Place) -> None:
+    with place.run("a").open() as run:
+        start(run)
+        play(run, 0)
+        lay_down_round(run, 1, steps=3)
+        first = tree(run.path / "rounds")
+    with place.run("b").open() as run:
+        assert run.num_committed == 1 and run.paused is not None and run.paused.steps == 3 and tree(run.path / "rounds") == first
+        lay_down_round(run, 1, steps=5)
+    with place.run("c").open() as run:
+        assert run.paused is not None and run.paused.steps == 5
+        play(run, 1)
+        assert run.paused is None
+    with place.run("d").open() as run:
+        assert run.paused is None and run.num_committed == 2
+    assert not [name for name in place.there().tree("runs/tiny") if "partial" in name], "nothing of the draft is left there"
+
+
+def test_a_pause_that_is_cut_short_is_not_seen(place: Place, server: ObjectStore) -> None:
+    with place.run("a").open() as run:
+        start(run)
+        play(run, 0)
+        refusing = server.refusing(
+            lambda method, path: 403 if method in ("PUT", "POST") and "learner.safetensors" in path else None
+        )
+        with refusing, pytest.raises(UserError, match="does not let"):
+            lay_down_round(run, 1, steps=3)
+        assert run.paused is not None, "it is laid down here all the same"
+    with place.run("b").open() as run:
+        assert run.paused is None and run.num_committed == 1
 
 
 def test_two_histories_are_not_mixed(place: Place) -> None:
