@@ -257,6 +257,10 @@ class Stage:
                     f"or rollout.num_engines, or connect to a larger cluster. `python -m cluster plan CONFIG` shows the shares"
                 )
 
+    def num_gpus(self) -> float:
+        """GPUs of the placement group."""
+        return sum(bundle.num_gpus for bundle in self.bundles)
+
     def wait_for_room(self) -> None:
         """Wait for the placement group; every 30 s say which bundles are short, and of what.
 

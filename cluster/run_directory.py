@@ -25,6 +25,8 @@ import yaml
 
 from cluster.config import RunConfig
 from cluster.differences import flat, refuse_differences
+from cluster.durable import commit_directory, write_file
+from cluster.pause import Pause, drop, latest, tidy
 from tokens.errors import UserError
 
 FORMAT = 1
@@ -61,52 +63,9 @@ def storage_root(config: RunConfig) -> Path:
     return root
 
 
-def write_file(path: Path, text: str) -> None:
-    """Replace a file in one step: written beside, synced, renamed.
-
-    Args:
-        path: to replace.
-        text: its new content.
-    """
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
-    _sync(path.parent)
-
-
 def now() -> str:
     """The time in UTC, ISO 8601; for people, nothing is decided by it."""
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-
-
-def _sync(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def commit_directory(partial: Path, final: Path) -> None:
-    """Make a written directory durable and move it to its place in one step.
-
-    Args:
-        partial: the directory, on the same file system.
-        final: its place; must not exist.
-    """
-    for folder, _, files in os.walk(partial):
-        for name in files:
-            descriptor = os.open(Path(folder) / name, os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
-        _sync(Path(folder))
-    os.replace(partial, final)
-    _sync(final.parent)
 
 
 def config_text(config: RunConfig) -> str:
@@ -235,9 +194,12 @@ class RunDirectory:
             yield self
 
     def _discard_uncommitted(self) -> None:
-        committed = {self.round_path(entry["round"]).name for entry in self.ledger["rounds"]}
+        kept, paused = {self.round_path(entry["round"]).name for entry in self.ledger["rounds"]}, self.paused
+        if paused is not None:
+            tidy(self.draft_path, paused)
+            kept.add(self.draft_path.name)
         for folder in (self.path / "rounds").iterdir():
-            if folder.name not in committed:
+            if folder.name not in kept:
                 shutil.rmtree(folder)
         for name in (".start.partial", *(() if self.ledger["start"] else ("start",))):
             if (self.path / name).exists():
@@ -247,11 +209,13 @@ class RunDirectory:
             write_file(timeline, text[: text.rfind("\n") + 1])
         metrics = self.path / "metrics.jsonl"
         if metrics.exists():
+            text, mark = metrics.read_text(), 0 if paused is None else paused.metrics_bytes
             rows = []
-            for line in metrics.read_text().splitlines():
+            for line in text[mark:].splitlines():
                 with contextlib.suppress(json.JSONDecodeError):  # the last line, if a kill cut it
                     rows.append(json.loads(line))
-            write_file(metrics, "".join(json.dumps(row) + "\n" for row in rows if row["round"] < self.num_committed))
+            later = "".join(json.dumps(row) + "\n" for row in rows if row["round"] < self.num_committed)
+            write_file(metrics, text[:mark] + later)
 
     @property
     def num_committed(self) -> int:
@@ -272,9 +236,41 @@ class RunDirectory:
         """Where a committed round lies."""
         return self.path / "rounds" / f"round_{index:03d}"
 
+    @property
+    def draft_path(self) -> Path:
+        """Where the next round to be committed is written."""
+        return _draft_of(self.round_path(self.num_committed))
+
+    @property
+    def paused(self) -> Pause | None:
+        """How far the next round to be committed is; None = it has not begun."""
+        return latest(self.draft_path)
+
+    @property
+    def policy_version(self) -> int:
+        """That of the weights that the run goes on from."""
+        if (paused := self.paused) is not None:
+            return paused.policy_version
+        return int(self.ledger["rounds"][-1]["policy_version"]) if self.num_committed else 0
+
+    @property
+    def learner_path(self) -> Path | None:
+        """What the learner goes on from: a round under way, else the last one; None = it begins with SFT."""
+        if (paused := self.paused) is not None:
+            return paused.place(self.draft_path)
+        return self.round_path(self.num_committed - 1) if self.num_committed else None
+
+    @property
+    def critic_reward_path(self) -> Path:
+        """The reward model that a critic which goes on began from, where that was one."""
+        begins_each_round = self.config.policy.critic_start == "reward" and (self.draft_path / "reward").exists()
+        if self.paused is not None and (begins_each_round or not self.num_committed):
+            return self.draft_path / "reward"
+        return self.round_path(0) / "reward"
+
     @contextlib.contextmanager
     def draft(self, final: Path) -> Iterator[Path]:
-        """A directory to write ``final``'s content into, beside it; gone again if it is not committed.
+        """A directory to write ``final``'s content into, beside it; gone again if it is neither committed nor laid down.
 
         Args:
             final: ``start_path`` or a ``round_path``.
@@ -282,13 +278,14 @@ class RunDirectory:
         Raises:
             UserError: if the disk is full. What was committed before stays as it was.
         """
-        partial = final.with_name(f".{final.name}.partial")
+        partial = _draft_of(final)
         try:
             with space_errors(self.path):
-                partial.mkdir()
+                partial.mkdir(exist_ok=latest(partial) is not None)
                 yield partial
         finally:
-            shutil.rmtree(partial, ignore_errors=True)
+            if latest(partial) is None:
+                shutil.rmtree(partial, ignore_errors=True)
 
     def commit_start(self, partial: Path, entry: dict[str, Any]) -> None:
         """Commit ``start/`` and its ledger entry."""
@@ -297,12 +294,17 @@ class RunDirectory:
     def commit_round(self, partial: Path, entry: dict[str, Any]) -> None:
         """Commit the next round and its ledger entry; ``entry["round"]`` must be its index."""
         assert entry["round"] == self.num_committed
+        drop(partial)
         self._commit(partial, self.round_path(entry["round"]), self.ledger | {"rounds": [*self.ledger["rounds"], entry]})
 
     def _commit(self, partial: Path, final: Path, ledger: dict[str, Any]) -> None:
         commit_directory(partial, final)
         write_file(self.path / "ledger.json", json.dumps(ledger, indent=1))
         self.ledger = ledger
+
+
+def _draft_of(final: Path) -> Path:
+    return final.with_name(f".{final.name}.partial")
 
 
 @contextlib.contextmanager

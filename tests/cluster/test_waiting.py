@@ -16,6 +16,7 @@ import ray
 from rich.console import Console as RichConsole
 
 from actors.members import Board
+from actors.process import Progress
 from cluster import waiting
 from cluster.console import Console
 from cluster.load_config import load_config
@@ -73,6 +74,28 @@ class Holder:
 
     def here(self) -> bool:
         return True
+
+
+def test_a_log_gets_a_line_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr("cluster.console.time.perf_counter", lambda: now[0])
+    console = Console()
+    console.rich = RichConsole(file=io.StringIO(), width=140, soft_wrap=True)
+    with console.bar("reward model", "pairs") as bar:
+        for now[0] in (100.5, 104.0, 109.9):
+            bar.show([Progress(20, 160, "pairs")])
+        assert console.rich.file.getvalue() == "", "a short phase has one line, at its end"
+        for now[0] in (110.5, 111.0, 119.0):
+            bar.show([Progress(20, 80, "pairs"), Progress(20, 80, "pairs")])
+        now[0] = 121.0
+        bar.show([])
+        now[0] = 124.0
+    lines = console.rich.file.getvalue().splitlines()
+    assert [" ".join(line.split()) for line in lines] == [
+        "… reward model 10 s 40 of 160 pairs (25%), 3.8 pairs/s, 32 s left",
+        "… reward model 21 s 40 of 160 pairs (25%), 1.9 pairs/s, 63 s left",
+        "✓ reward model 24.0 s 40 pairs, 1.7 pairs/s",
+    ]
 
 
 def test_a_run_that_waits_says_for_which_bundles(machine: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
