@@ -60,26 +60,24 @@ def drive(cluster: Growing, storage: Path, *arguments: str) -> Driver:
         return Driver(storage, run.poll(), (storage / "printed").read_text())
 
 
-def play(directory: Path, version: int) -> Played:
+def play(cluster: Growing, directory: Path) -> Played:
     """The run, and while the nodes of it go, one that asks for too much."""
-    directory.mkdir()
-    with growing(directory, version) as cluster:
-        before = cluster.workers()
-        run = drive(cluster, directory / "run", *QUICKSTART)
-        ended, during = time.monotonic(), cluster.workers()
-        refused = drive(cluster, directory / "refused", *QUICKSTART, *TOO_MUCH)
-        while cluster.workers() and time.monotonic() < ended + IDLE_S + 60:
-            time.sleep(0.3)
-        return Played(before, cluster.seen, during, run, refused, time.monotonic() - ended)
+    before = cluster.workers()
+    run = drive(cluster, directory / "run", *QUICKSTART)
+    ended, during = time.monotonic(), cluster.workers()
+    refused = drive(cluster, directory / "refused", *QUICKSTART, *TOO_MUCH)
+    while cluster.workers() and time.monotonic() < ended + IDLE_S + 60:
+        time.sleep(0.3)
+    return Played(before, cluster.seen, during, run, refused, time.monotonic() - ended)
 
 
 @pytest.fixture(scope="module")
 def played(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Played]:
     """Both versions side by side: most of it is waiting."""
-    directory = tmp_path_factory.mktemp("growing")
-    with ThreadPoolExecutor(2) as pool:
-        both = {name: pool.submit(play, directory / name, version) for name, version in (("v1", 1), ("v2", 2))}
-        return {name: future.result() for name, future in both.items()}
+    directories = [tmp_path_factory.mktemp(name) for name in ("v1", "v2")]
+    with growing(directories[0], 1) as first, growing(directories[1], 2) as second, ThreadPoolExecutor(2) as pool:
+        v1, v2 = pool.map(play, (first, second), directories)
+    return {"v1": v1, "v2": v2}
 
 
 @pytest.mark.parametrize("version", ["v1", "v2"])
