@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -25,13 +25,14 @@ from actors.scorer import EnsembleScorer, Scores
 from actors.seats import Seat
 from actors.transfer import Parcels, TransferSetup
 from cluster.config import RunConfig
+from cluster.growth import UNKNOWN, RoomFor, growth
 from cluster.placement import placed, weight_transfer
 from cluster.plan import Bundle
 from cluster.pool import FixedPool, PhaseRota, RolloutPool, elastic_pool
 from cluster.rota import OwnDevices, Process, Rota, SharedDevice
 from cluster.signals import obey_termination
 from cluster.sync import DELIVERIES, Sync, together
-from cluster.waiting import POLL_S, Pending, Room, Waiter
+from cluster.waiting import POLL_S, Pending, Waiter
 from policy.config import DPOConfig
 from rm.config import RewardConfig
 from tokens.errors import UserError
@@ -193,15 +194,22 @@ class Stage:
     """
 
     def __init__(self, config: RunConfig, bundles: Sequence[Bundle], logs: Path, say: Callable[[str], None], fixed: bool) -> None:
-        placement = placed(config, bundles)
+        placement = placed(config, [replace(bundle, labels={}) for bundle in bundles] if fixed else bundles)
         self.config, self.bundles, self.seats, self.logs, self.say = config, placement.bundles, placement.seats, logs, say
         self.actors: list[Any] = []
         self.closing: list[Callable[[], None]] = []
+        self.growth = UNKNOWN if fixed else growth()
         if fixed:
             self._refuse_what_cannot_fit()
-        self.selectors: list[dict[str, str]] = [{} if fixed else dict(bundle.labels) for bundle in self.bundles]
+        else:
+            self.growth.refuse_what_cannot_fit(self.bundles)
+            unseen = self.growth.unseen(self.bundles)
+            if unseen is not None:
+                say(f"[yellow]note[/] {unseen}")
+        self.asked = [self.growth.asked(bundle) for bundle in self.bundles]
+        self.selectors = [dict(bundle.labels) for bundle in self.bundles]
         self.group: PlacementGroup = placement_group(
-            [bundle.resources for bundle in self.bundles],
+            self.asked,
             strategy="PACK",
             name=f"rondo-{config.name}",
             bundle_label_selector=self.selectors if any(self.selectors) else None,
@@ -218,18 +226,18 @@ class Stage:
                     f"or rollout.num_engines, or connect to a larger cluster. `python -m cluster plan CONFIG` shows the shares"
                 )
 
+    def num_gpus(self) -> float:
+        """GPUs of the placement group."""
+        return sum(bundle.num_gpus for bundle in self.bundles)
+
     def wait_for_room(self) -> None:
-        """Wait for the placement group; every 30 s say what is short.
+        """Wait for the placement group; every 30 s say which bundles are short, and of what.
 
         Raises:
             UserError: when ``resources.wait_limit_s`` has passed.
             SystemExit: if SIGTERM has come.
         """
-        asked: dict[str, float] = {}
-        for bundle in self.bundles:
-            for key, amount in bundle.resources.items():
-                asked[key] = asked.get(key, 0.0) + amount
-        room = Room(self.say, asked, self.config.resources.wait_limit_s)
+        room = RoomFor(self.say, self.bundles, self.config.resources.wait_limit_s, self.growth)
         ready = self.group.ready()
         while not ray.wait([ready], timeout=POLL_S)[0]:
             obey_termination()
@@ -354,7 +362,7 @@ class Stage:
         mine = self.seats["rollout-0"].bundle
         more = [mine] * (most - config.rollout.num_engines)
         bundles = [*range(len(self.bundles)), *more]
-        request = Request(tuple(self.bundles[i].resources for i in bundles), tuple(self.selectors[i] for i in bundles))
+        request = Request(tuple(self.asked[i] for i in bundles), tuple(self.selectors[i] for i in bundles))
         pool = elastic_pool(config, seats, of["rollout"], request, self.logs, self.say)
         self.actors.append(pool.actor)
         self.closing.append(pool.close)
@@ -367,10 +375,11 @@ class Stage:
         options, setup = self._order("rollout", rank, "rollout")
         name = options.pop("name")
         inside = PlacementGroupSchedulingStrategy(self.group, placement_group_bundle_index=seat.bundle)
-        labels = self.selectors[seat.bundle]
         place: dict[str, Any] = {"scheduling_strategy": inside}
         if extra:
-            place = {"label_selector": labels} if labels else {}
+            labels, asked = self.selectors[seat.bundle], self.asked[seat.bundle]
+            marks = {key: amount for key, amount in asked.items() if key not in ("CPU", "GPU")}
+            place = ({"label_selector": labels} if labels else {}) | ({"resources": marks} if marks else {})
         return Seat(setup.name, extra, name, RolloutEngine, {**options, "num_gpus": seat.num_gpus, **place}, (setup, *engine))
 
     def _trainers(
