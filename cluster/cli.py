@@ -75,6 +75,9 @@ def _with_config(chosen: argparse.Namespace, config: RunConfig) -> int:
 
         run(config, console)
         return 0
+    from cluster.storage import refuse_store
+
+    refuse_store(config, chosen.command)
     if chosen.command == "sft":
         from cluster.sft import sft
 

@@ -6,6 +6,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from actors.config import ResourcesConfig, RolloutConfig
+from cluster.store_uri import check_storage_name
 from evaluation.config import EvaluationConfig
 from policy.config import DPOConfig, PolicyConfig, SFTConfig
 from preferences.config import DataConfig
@@ -61,7 +62,10 @@ class RunConfig(Section):
     seed: int = Field(0, ge=0)
     """Every random number of the run follows from it, the sandbox's world apart (``world.seed``)."""
     storage: str | None = None
-    """Directory that holds runs and caches; null = the environment's RONDO_STORAGE, else ~/rondo."""
+    """Directory that holds runs and caches, or an object store for `run` (s3://bucket/prefix; docs/storage.md); null = the
+    environment's RONDO_STORAGE, else ~/rondo."""
+    scratch: str | None = None
+    """With an object store: the directory where the work is done, mounted by all nodes; null = RONDO_SCRATCH, else ~/rondo."""
     rounds: RoundsConfig = RoundsConfig()
     world: WorldConfig = WorldConfig()
     data: DataConfig = DataConfig()
@@ -82,6 +86,11 @@ class RunConfig(Section):
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name):
             raise ValueError(f"a run's name has letters, digits, '.', '_' and '-' only, 64 at most, got {name!r}")
         return name
+
+    @field_validator("storage")
+    @classmethod
+    def _storage_has_no_secret(cls, storage: str | None) -> str | None:
+        return storage if storage is None else check_storage_name(storage)
 
     @model_validator(mode="before")
     @classmethod

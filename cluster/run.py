@@ -17,8 +17,9 @@ from cluster.inputs import Source, check_batches, check_stopping, open_source
 from cluster.judging import comparable
 from cluster.model_sizes import model_size
 from cluster.plan import Bundle, bundles
-from cluster.run_directory import RunDirectory, space_errors, storage_root, write_file
+from cluster.run_directory import RunDirectory, space_errors, write_file
 from cluster.signals import listen
+from cluster.storage import storage_root
 from evaluation.timeline import Span
 from tokens.errors import UserError
 
@@ -53,7 +54,7 @@ def run(config: RunConfig, console: Console) -> Path:
             "reward.evaluate_every steps. Set it, or reward.patience to null"
         )
     root = storage_root(config)
-    directory = RunDirectory(config)
+    directory = RunDirectory(config, console.say)
     directory.inspect()
     source = None if directory.finished else open_source(config, root)
     if source is not None:

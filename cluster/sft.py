@@ -14,9 +14,10 @@ from cluster.console import Console
 from cluster.plan import Bundle
 from cluster.roles import Stage
 from cluster.run import connected
-from cluster.run_directory import now, space_errors, storage_root
+from cluster.run_directory import now, space_errors
 from cluster.seeds import derive
 from cluster.sft_directory import SFTDirectory
+from cluster.storage import storage_root
 from cluster.texts import Texts, sft_texts
 from cluster.waiting import Waiter
 from policy.config import SFTConfig

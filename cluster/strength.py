@@ -15,7 +15,8 @@ from cluster.console import Console
 from cluster.inputs import Source, open_source
 from cluster.placement import on_this_machine
 from cluster.run import connected
-from cluster.run_directory import space_errors, storage_root, write_file
+from cluster.run_directory import space_errors, write_file
+from cluster.storage import storage_root
 from cluster.strength_directory import StrengthDirectory
 from cluster.strength_parts import folds_of, plan_parts, write_texts
 from tokens.pair_store import PairStore

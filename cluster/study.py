@@ -25,8 +25,9 @@ from cluster.growth import room_for_tasks
 from cluster.inputs import Source, open_source
 from cluster.placement import on_this_machine
 from cluster.run import connected
-from cluster.run_directory import space_errors, storage_root, write_file
+from cluster.run_directory import space_errors, write_file
 from cluster.seeds import derive
+from cluster.storage import storage_root
 from cluster.strength import strength
 from cluster.strength_directory import StrengthDirectory
 from cluster.strength_work import refuse_what_cannot_fit, setup_of, share_of_a_fit

@@ -21,7 +21,8 @@ from cluster.load_config import load_config
 from cluster.reward import reward
 from cluster.reward_directory import RewardDirectory
 from cluster.reward_inputs import pairs_sha256
-from cluster.run_directory import RunDirectory, storage_root
+from cluster.run_directory import RunDirectory
+from cluster.storage import storage_root
 from cluster.strength import fingerprint, strength
 from cluster.strength_directory import StrengthDirectory
 from cluster.waiting import no_space
@@ -534,7 +535,7 @@ def test_full_disk(fails_in: str, monkeypatch: pytest.MonkeyPatch) -> None:
             (draft / "y").write_text("lost")
             if fails_in == "draft":
                 no_space()
-            monkeypatch.setattr("cluster.run_directory.os.fsync", no_space)
+            monkeypatch.setattr("cluster.durable.os.fsync", no_space)
             run.commit_round(draft, {"round": 0})
 
     with run.open():
