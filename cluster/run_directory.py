@@ -25,9 +25,10 @@ import yaml
 from cluster.config import RunConfig
 from cluster.differences import flat, refuse_differences
 from cluster.durable import commit_directory, write_file
-from cluster.mirror import IDENTITY, Ledger, entries, mirror_of, newer
+from cluster.mirror import IDENTITY, Ledger, entries, newer
 from cluster.pause import Pause, drop, latest, tidy
 from cluster.storage import storage_root
+from cluster.store_mirror import mirror_of
 from tokens.errors import UserError
 
 FORMAT = 1
