@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from actors.config import Share
@@ -25,6 +25,7 @@ from actors.transfer import Parcels, TransferSetup
 from cluster.config import RunConfig
 from cluster.placement import placed, weight_transfer
 from cluster.plan import Bundle
+from cluster.preflight import refuse_namesake
 from cluster.rota import OwnDevices, Process, Rota, SharedDevice
 from cluster.signals import obey_termination
 from cluster.sync import DELIVERIES, Sync, together
@@ -230,9 +231,11 @@ class Stage:
         self.actors: list[Any] = []
         if fixed:
             self._refuse_what_cannot_fit()
-        self.group: PlacementGroup = placement_group(
-            [b.resources for b in self.bundles], strategy="PACK", name=f"rondo-{config.name}"
-        )
+        group = f"rondo-{config.name}"
+        if not fixed:
+            refuse_namesake(config.name, group, say)
+        self.fixed = fixed
+        self.group: PlacementGroup = placement_group([b.resources for b in self.bundles], strategy="PACK", name=group)
 
     def _refuse_what_cannot_fit(self) -> None:
         there = ray.cluster_resources()
@@ -261,6 +264,12 @@ class Stage:
         while not ray.wait([ready], timeout=POLL_S)[0]:
             obey_termination()
             room.look(waiting=True)
+
+    def nodes(self) -> list[str]:
+        """Ids of the nodes that the processes got, once there is room; none on a cluster that is this machine alone."""
+        if self.fixed:
+            return []
+        return sorted(set(placement_group_table(self.group)["bundles_to_node_id"].values()))
 
     def _share(self, role: str) -> Share:
         shares = self.config.resources

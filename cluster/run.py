@@ -66,7 +66,7 @@ def run(config: RunConfig, console: Console) -> Path:
             there = config.sft if config.sft.model is None else config.sft.model_copy(update={"model": str(source.sft_dir)})
             asked = bundles(config, model_size(config.model_copy(update={"sft": there})))
             strengths = ensure_strengths(config, console)
-            with connected() as fixed, space_errors(directory.path):
+            with connected(config, console) as fixed, space_errors(directory.path):
                 play(config, console, directory, source, strengths, asked, fixed)
         report = write_report(directory.path)
     console.say(f"Report: {report}")
@@ -74,18 +74,27 @@ def run(config: RunConfig, console: Console) -> Path:
 
 
 @contextlib.contextmanager
-def connected() -> Iterator[bool]:
+def connected(config: RunConfig, console: Console) -> Iterator[bool]:
     """A Ray cluster: the one that RAY_ADDRESS names (a job's own), else one on this machine that ends with the run.
+
+    Args:
+        config: of the command.
+        console: to say what should be known of the cluster.
 
     Returns:
         True if the cluster is this machine alone and cannot grow.
+
+    Raises:
+        UserError: if RAY_ADDRESS names a cluster that cannot be used; see ``cluster.preflight``.
     """
     import ray
+
+    from cluster.preflight import connect
 
     address = os.environ.get("RAY_ADDRESS")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if address:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+        connect(address, config.resources.allow_open_dashboard, console.say)
     else:
         ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     signal.signal(signal.SIGTERM, terminate)
@@ -132,6 +141,7 @@ def play(
     """Place the roles, make what must be made first, and play the rounds."""
     from cluster.baselines import theme_of
     from cluster.metrics import Metrics
+    from cluster.preflight import check_nodes
     from cluster.roles import Stage
     from cluster.sampling import sampling
     from cluster.start import begin
@@ -145,6 +155,7 @@ def play(
     metrics = Metrics(directory.path, config.policy.steps_per_round, directory.num_committed)
     try:
         stage.wait_for_room()
+        check_nodes(stage.nodes(), directory.root, wait)
         if source.recipe is not None and not source.prepared:
             with console.bar("prepare the SFT policy") as bar:
                 actor, pending = stage.prepare(source.recipe)
