@@ -24,7 +24,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cluster.signals import obey_termination
-from cluster.waiting import Pending, RoleFailed, Waiter
+from cluster.waiting import Pending, Waiter
 from tokens.errors import UserError
 
 PROBE_S = 5.0
@@ -177,8 +177,8 @@ def refuse_namesake(name: str, group: str, say: Callable[[str], None], patience_
     while found := _namesakes(name, group):
         if time.monotonic() - began >= patience_s:
             raise UserError(
-                f"the cluster still holds {found} of a run {name}: it is running, or died and left them. Stop it (`ray job list`, "
-                "`ray job stop`), end detached actors with ray.kill, or choose another name"
+                f"the cluster still holds {found} of a run {name}: it is running, or died and left them. Stop it (`ray job "
+                "list`, `ray job stop`), end detached actors with ray.kill, or choose another name"
             )
         if not said:
             say(f"  waiting for the cluster to clear up after the last run {name}: {found}")

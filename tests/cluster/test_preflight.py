@@ -1,14 +1,9 @@
-"""The cluster looked at before any model is loaded: address and token, dashboard, namesakes, versions and storage of every node."""
+"""The cluster looked at before any model is loaded: address and token, dashboard, namesakes, versions, storage."""
 
 from __future__ import annotations
 
 import http.server
-import os
-import secrets
-import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -25,7 +20,6 @@ from cluster import preflight
 from cluster.console import Console
 from cluster.preflight import Sight, all_nodes, check_address, check_dashboard, check_nodes, connect, installed, refuse_namesake
 from cluster.waiting import Waiter
-from tests.cluster.command import ROOT
 from tokens.errors import UserError
 
 
