@@ -71,14 +71,14 @@ class WholeModels:
         model = AutoModelForCausalLM.from_pretrained(
             path, dtype=dtype, attn_implementation=self._attention(), use_safetensors=True
         ).eval()
-        return self._checked(model)
+        return self._checked(model, path)
 
     def _critic(self, path: Path, dtype: Any) -> Any:
         from policy.critic import Critic
 
         make = Critic.from_language_model if path == self.sft_dir else Critic.from_pretrained
         critic = make(path, dtype, self._attention())
-        self._checked(critic.model)
+        self._checked(critic.model, path)
         return critic
 
     def _attention(self) -> str | None:
@@ -86,9 +86,11 @@ class WholeModels:
 
         return PACKED if self.config.packing else None
 
-    def _checked(self, model: Any) -> Any:
+    def _checked(self, model: Any, path: Path) -> Any:
         from tokens.packing import check_packing
+        from tokens.weights import check_finite
 
+        check_finite(model, path)
         if self.config.packing:
             check_packing(model)
         return model

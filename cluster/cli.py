@@ -12,6 +12,7 @@ from cluster.config import RunConfig
 from cluster.load_config import all_keys, load_config
 from cluster.signals import EXIT_TERMINATED, terminate, terminated
 from tokens.errors import UserError
+from tokens.paths import check_path, printable
 
 EXIT_FAILED, EXIT_INPUT, EXIT_INTERRUPTED = 1, 2, 130
 
@@ -29,6 +30,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen, rest = parser.parse_known_args(arguments)
     signal.signal(signal.SIGTERM, terminate)
     try:
+        for given in vars(chosen).values():
+            if isinstance(given, Path):
+                check_path(str(given))
         if chosen.command == "keys":
             return _keys()
         if chosen.command in ("report", "relabel"):
@@ -43,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return EXIT_TERMINATED
         raise
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         return EXIT_INPUT
     except KeyboardInterrupt:
         print("interrupted: what was committed is intact; the same command continues after it", file=sys.stderr)

@@ -27,7 +27,7 @@ from cluster.signals import obey_termination
 from cluster.waiting import Pending, Waiter
 from tokens.errors import UserError
 
-PROBE_S = 5.0
+PROBE_S = 10.0
 """Longest wait for an answer of a port."""
 LINGER_S = 30.0
 """How long the cluster may take to clear away what a run that has just ended left."""

@@ -25,9 +25,10 @@ import yaml
 
 from cluster.config import RunConfig
 from cluster.differences import flat, refuse_differences
+from cluster.ledger import FORMAT, read_ledger
 from tokens.errors import UserError
+from tokens.paths import check_path
 
-FORMAT = 1
 MAY_CHANGE = ("storage", "resources", "rounds")
 """Sections of the config that may differ when a run is continued: they change where and how long, not what."""
 WHAT_IS_PLAYED = {"baseline": "none", "best_of": None}
@@ -47,7 +48,7 @@ def storage_root(config: RunConfig) -> Path:
         UserError: if it is not absolute, or cannot be made or written.
     """
     name = config.storage or os.environ.get("RONDO_STORAGE") or "~/rondo"
-    root = Path(name).expanduser()
+    root = Path(check_path(name)).expanduser()
     if not root.is_absolute():
         raise UserError(
             f"the storage root must be an absolute path (a job's current directory is a temporary copy), got {name!r}"
@@ -154,6 +155,12 @@ def is_there(path: Path) -> bool:
     """
     if path.is_symlink() or (path.exists() and not path.is_dir()):
         raise UserError(f"{path} is not a directory of ours; choose another name")
+    links = [entry for entry in (*path.glob("*"), *path.glob("rounds/*")) if entry.is_symlink()]
+    if links:
+        raise UserError(
+            f"{links[0]} is a symbolic link: what a run writes and clears away stays inside its own directory; put the directory "
+            "itself there, or choose another name"
+        )
     return path.is_dir()
 
 
@@ -202,7 +209,7 @@ class RunDirectory:
         if not is_there(self.path):
             return
         if (self.path / "ledger.json").exists():
-            stored = json.loads((self.path / "ledger.json").read_text())
+            stored = read_ledger(self.path)
             if stored["start"] is None:
                 return  # nothing was committed: nothing belongs to the old config
             if stored["config_sha256"] != self.ledger["config_sha256"]:
