@@ -34,8 +34,7 @@ def styled(text: str) -> Text:
     if head:
         line.append(printable(head[2]), head[1])
         rest = text[head.end() :]
-    blanks = " " * (len(rest) - len(rest.lstrip(" ")))
-    return line.append(blanks + printable(rest))
+    return line.append(printable(rest))
 
 
 class Bar:

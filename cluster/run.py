@@ -13,6 +13,7 @@ from pathlib import Path
 from cluster.config import RunConfig
 from cluster.console import Console
 from cluster.denoising import check_strengths, ensure_strengths, in_words
+from cluster.disk import check_space
 from cluster.inputs import Source, check_batches, check_stopping, open_source
 from cluster.judging import comparable
 from cluster.model_sizes import model_size
@@ -56,6 +57,10 @@ def run(config: RunConfig, console: Console) -> Path:
         check_batches(config, source)
         check_stopping(config, source)
         check_strengths(config, source)
+        there = config.sft if config.sft.model is None else config.sft.model_copy(update={"model": str(source.sft_dir)})
+        size = model_size(config.model_copy(update={"sft": there}))
+        check_space(config, directory.root, size, directory.num_committed, directory.ledger["start"] is not None)
+        asked = bundles(config, size)
     with directory.open():
         console.say(f"[bold]Rondo[/] run {config.name} in {directory.path}")
         if source is None:
@@ -63,8 +68,6 @@ def run(config: RunConfig, console: Console) -> Path:
         else:
             for warning in warnings(config):
                 console.say(f"[yellow]note[/] {warning}")
-            there = config.sft if config.sft.model is None else config.sft.model_copy(update={"model": str(source.sft_dir)})
-            asked = bundles(config, model_size(config.model_copy(update={"sft": there})))
             strengths = ensure_strengths(config, console)
             with connected(config, console) as fixed, space_errors(directory.path):
                 play(config, console, directory, source, strengths, asked, fixed)

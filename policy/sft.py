@@ -15,6 +15,7 @@ from policy.held_out import held_out_loss
 from policy.library import listen, save
 from tokens.errors import UserError
 from tokens.shape import ModelShape
+from tokens.weights import check_finite
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -202,6 +203,7 @@ def _load_or_make(tokenizer: PreTrainedTokenizerFast, config: SFTConfig, seed: i
     from transformers import AutoModelForCausalLM
 
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(config.model, dtype=torch.float32, use_safetensors=True)
+    check_finite(model, config.model)
     return model
 
 

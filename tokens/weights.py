@@ -169,6 +169,4 @@ def check_finite(model: nn.Module, path: object) -> None:
     """
     for name, weight in model.named_parameters():
         if not torch.isfinite(weight).all():
-            raise UserError(
-                f"the model in {path} has NaN or infinity in {name}: it was saved by a run that diverged. Use another"
-            )
+            raise UserError(f"the model in {path} has NaN or infinity in {name}: a run that diverged saved it. Use another")
