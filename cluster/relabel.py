@@ -24,6 +24,7 @@ from preferences.labels import LABEL, combine, label_tables, write_table
 from preferences.sources import TEXT_COLUMNS, Source, open_source
 from preferences.swap import as_table
 from tokens.errors import UserError
+from tokens.paths import check_path
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -136,7 +137,9 @@ def relabel(
             raise UserError(f"--{name} must be at least {least}, got {number}")
     if not timeout_s > 0:
         raise UserError(f"--timeout must be above 0, got {timeout_s:g}")
-    kind = judge.partition(":")[0]
+    kind, _, place = judge.partition(":")
+    for name in (pairs.removeprefix(SANDBOX), *([place] if kind in ("gold", "reward") and place else [])):
+        check_path(name)
     if kind not in ("gold", "reward", "openai"):
         raise UserError(
             f"no such judge: {judge!r}; expected gold, gold:CONFIG.yaml, reward:DIR or openai:BASE_URL#MODEL "
