@@ -93,6 +93,10 @@ class Counts:
         ]
 
 
+SPLITS = ("train", "validation", "validation_held_out")
+"""Of the sandbox's pairs."""
+
+
 def relabel(
     pairs: str,
     judge: str,
@@ -146,6 +150,8 @@ def relabel(
             "(for example openai:http://localhost:8000/v1#my-model)"
         )
     config = load_config(Path(pairs.removeprefix(SANDBOX))) if pairs.startswith(SANDBOX) else None
+    if config and split not in (None, *SPLITS):
+        raise UserError(f"the sandbox has the splits {', '.join(SPLITS[:2])} and {SPLITS[2]}, not {split!r}; set --split")
     target = _target(pairs, out, config, split)
     source = None if config else open_source(pairs, split or "train", allow_hub)
     format_ = detect_format(source) if source else "explicit"
@@ -199,10 +205,7 @@ def _sandbox_pairs(config: RunConfig, split: str | None, console: Console) -> So
     with console.bar("build the sandbox world") as bar:
         files = recipe.build(lambda phase, done, total: bar.update(done, total, note=phase))
     wanted = split or "validation"
-    rows = files.pairs(wanted)
-    if not rows:
-        raise UserError(f"the sandbox has the splits train, validation and validation_held_out, not {wanted!r}; set --split")
-    return Source(f"the sandbox's {wanted} pairs", as_set(rows).rows)
+    return Source(f"the sandbox's {wanted} pairs", as_set(files.pairs(wanted)).rows)
 
 
 def _open_judge(
