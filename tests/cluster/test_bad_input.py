@@ -53,7 +53,7 @@ CONFIGS = {
     "temperature 0": ({"rollout": {"temperature": 0}}, ["rollout.temperature", "greater than 0"]),
     "a KL target of 0": ({"policy": {"kl": {"target": 0}}}, ["policy.kl.target", "greater than 0"]),
     "an engine over GPUs that it is not given": (
-        {"rollout": {"tensor_parallel": 8}}, ["tensor_parallel is 8", "num_gpus 0"],
+        {"rollout": {"tensor_parallel": 8, "max_new_tokens": 32}}, ["tensor_parallel is 8", "num_gpus 0"],
     ),
     "more rounds than the disk holds": (
         {"rounds": {"num_rounds": 1000}, "sft": {"shape": {"hidden_size": 65536, "intermediate_size": 65536, "num_layers": 99}}},

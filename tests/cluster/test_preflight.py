@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.server
+import itertools
 import socket
 import threading
 import time
@@ -20,6 +21,7 @@ from cluster import preflight
 from cluster.console import Console
 from cluster.preflight import Sight, all_nodes, check_address, check_dashboard, check_nodes, connect, installed, refuse_namesake
 from cluster.waiting import Waiter
+from evaluation.timeline import Span
 from tokens.errors import UserError
 
 
@@ -130,6 +132,15 @@ def test_every_node_is_looked_at(two_nodes: Cluster, tmp_path: Path, monkeypatch
     with pytest.raises(UserError, match=r"node \S+ has vllm \S+ \(here 9\.9\).*; node \S+ has vllm"):
         check_nodes(nodes, tmp_path, wait)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_wait_does_not_go_by_the_clock(two_nodes: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spans: list[Span] = []
+    hours, right = itertools.cycle((3600.0, -3600.0)), time.time
+    monkeypatch.setattr(time, "time", lambda: right() + next(hours))
+    wait = Waiter(Console(), tmp_path, 60.0, spans.append)
+    check_nodes(all_nodes(), tmp_path, wait)
+    assert 0 < wait.seconds["preflight"] < 60 and len(spans) == 3
 
 
 def test_namesakes(two_nodes: Cluster) -> None:

@@ -1,4 +1,4 @@
-"""Every text of a run is hostile, and its page shows it as text: prompts, responses, domains, names, choices, versions, reasons."""
+"""Every text of a run is hostile, and its page shows it as text: responses, domains, names, choices, versions, reasons."""
 
 from __future__ import annotations
 
