@@ -229,6 +229,11 @@ def test_config_file(
     assert all(word in message for word in words), message
 
 
+def test_a_byte_order_mark_is_no_part_of_a_config(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_bytes(b"\xef\xbb\xbf" + TINY.read_bytes())
+    assert load_config(tmp_path / "c.yaml") == load_config(TINY)
+
+
 def test_config_comes_first(storage: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "right after run" in refused(capsys, storage, "run", "--seed", "1", str(TINY))
     assert load_config(TINY, ["--name", "2024"]).name == "2024"
@@ -487,6 +492,16 @@ def test_storage_root(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     (tmp_path / "file").write_text("")
     assert main(["run", str(TINY), "--storage", str(tmp_path / "file")]) == 2
     assert "cannot be made" in capsys.readouterr().err
+
+
+def test_a_storage_root_that_cannot_be_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert main(["run", str(TINY), "--storage", "/proc/rondo"]) == 2
+    assert "cannot be made" in capsys.readouterr().err
+    monkeypatch.setattr("cluster.run_directory.os.access", lambda path, mode: False)  # root may write everywhere
+    assert main(["run", str(TINY), "--storage", str(tmp_path)]) == 2
+    assert "cannot be written to" in capsys.readouterr().err
 
 
 def test_run_directory_of_another_config(storage: Path, capsys: pytest.CaptureFixture[str]) -> None:
