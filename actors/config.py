@@ -2,8 +2,9 @@
 
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from actors.labels import wrong_with
 from tokens.section import Section
 
 Dtype = Literal["float32", "bfloat16"]
@@ -67,6 +68,13 @@ class Share(Section):
 
     num_cpus: float = Field(1.0, ge=0)
     num_gpus: float = Field(0.0, ge=0)
+    fraction_reason: str | None = None
+    """Why the role takes part of a GPU: what else is on the rest of it, and that both fit. Needed where ``num_gpus`` is not
+    whole: Ray does not keep such processes from taking each other's memory. ``placement: colocated`` works its fractions out
+    itself."""
+    labels: dict[str, str] = Field({})
+    """Label selector of the nodes where the role's processes may run, e.g. ``{pool: trainer}``; a value may be ``in(a, b)``, or
+    stand behind ``!``. Not looked at where the command starts a Ray of its own: there is one node."""
     threads: int = Field(1, ge=1)
     """torch threads of the process."""
     num_ranks: int = Field(1, ge=1)
@@ -83,6 +91,31 @@ class Share(Section):
         if self.num_cpus == 0 and self.num_gpus == 0:
             raise ValueError("num_cpus and num_gpus are both 0: Ray would start any number of these at once")
         return self
+
+    @model_validator(mode="after")
+    def _fractions_have_a_reason(self) -> "Share":
+        whole = self.num_gpus == int(self.num_gpus)
+        if not whole and self.num_gpus > 1:
+            raise ValueError(f"num_gpus is {self.num_gpus:g}: above 1 Ray gives whole GPUs only; set it to {int(self.num_gpus)}")
+        if not whole and not (self.fraction_reason or "").strip():
+            raise ValueError(
+                f"num_gpus is {self.num_gpus:g}, a fraction, and fraction_reason says nothing: name what shares the GPU and why "
+                "its memory holds both, or set num_gpus to 1"
+            )
+        if whole and self.fraction_reason is not None:
+            raise ValueError(
+                f"fraction_reason is given and num_gpus is {self.num_gpus:g}, no fraction: leave it out, or set "
+                "num_gpus to the share that it is the reason of"
+            )
+        return self
+
+    @field_validator("labels")
+    @classmethod
+    def _labels_are_labels(cls, labels: dict[str, str]) -> dict[str, str]:
+        wrong = wrong_with(labels)
+        if wrong is not None:
+            raise ValueError(wrong)
+        return labels
 
 
 class ResourcesConfig(Section):

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import ray
 
@@ -73,7 +73,12 @@ class Identity:
 
 
 class Role:
-    """Base of the five roles: a log file of its own, and two questions answered while work goes on."""
+    """Base of the five roles: a log file of its own, and two questions answered while work goes on.
+
+    ``about`` says in a few words what the process does; Ray's dashboard shows it with the name, as the actor's repr.
+    """
+
+    about: ClassVar[str] = "works for a role"
 
     def __init__(self, setup: ProcessSetup) -> None:
         import torch
@@ -89,7 +94,8 @@ class Role:
         logging.getLogger(__name__).info("%s: process %d, %d threads, %s", setup.name, os.getpid(), setup.threads, setup.device)
 
     def __repr__(self) -> str:
-        return self.setup.name
+        place = f", rank {self.setup.rank} of {self.setup.num_ranks}" if self.setup.num_ranks > 1 else ""
+        return f"{self.setup.name} ({self.about}{place})"
 
     def tick(self, done: int, total: int, unit: str, tokens: int = 0) -> None:
         """Note how far the current call is."""

@@ -50,6 +50,8 @@ class RolloutEngine(Role):
     under way are kept, and go on with the new weights over the keys and values that they have.
     """
 
+    about = "samples from the policy with vLLM"
+
     def __init__(
         self,
         setup: ProcessSetup,

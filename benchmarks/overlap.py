@@ -37,8 +37,9 @@ from cluster.console import Console
 from cluster.load_config import load_config
 from cluster.roles import LearnerHandle, RolloutPool, together
 from cluster.rota import OwnDevices, Process
-from cluster.run_directory import storage_root, versions
+from cluster.run_directory import versions
 from cluster.sampling import Sampling, sampling
+from cluster.storage import storage_root
 from cluster.waiting import Waiter
 from evaluation.timeline import DRIVER, Span, read_timeline
 from evaluation.timeline_figure import draw_spans, phases_of

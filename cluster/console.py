@@ -37,13 +37,17 @@ def styled(text: str) -> Text:
     return line.append(printable(rest))
 
 
+LINE_EVERY_S = 10.0
+"""How often a phase says in a log how far it is; docs/design/0012 tells why these are no tqdm bars."""
+
+
 class Bar:
-    """One phase: a live bar on a terminal, one line at its end elsewhere."""
+    """One phase: a live bar on a terminal; elsewhere, as in a job's log, a line now and then, and one at its end."""
 
     def __init__(self, console: RichConsole, title: str, unit: str) -> None:
         self.console, self.title, self.unit = console, title, unit
         self.done, self.total, self.tokens, self.note = 0, 0, 0, ""
-        self.began = time.perf_counter()
+        self.began = self.said = time.perf_counter()
         self.live: Progress | None = None
         if console.is_terminal:
             self.live = Progress(
@@ -72,10 +76,27 @@ class Bar:
         self.unit, self.note = unit or self.unit, note or self.note
         if self.live:
             self.live.update(self.task, completed=done, total=total or None, rate=self._rate(), note=self.note)
+        else:
+            self.line()
+
+    def line(self) -> None:
+        """A line for a log, if it is time for one."""
+        now = time.perf_counter()
+        if now - self.said < LINE_EVERY_S:
+            return
+        self.said, seconds = now, now - self.began
+        count, left = "", ""
+        if self.total:
+            count = f"{self.done:,} of {self.total:,} {self.unit} ({self.done / self.total:.0%})"
+            left = f"{seconds * (self.total - self.done) / self.done:,.0f} s left" if self.done else ""
+        details = ", ".join(part for part in (count, self._rate(), left, self.note) if part)
+        self.console.print(f"  … {self.title:<28} {seconds:6.0f} s  [dim]{details}[/]", highlight=False)
 
     def show(self, said: Sequence[Said]) -> None:
-        """Say how far several processes are together."""
-        if said:
+        """Say how far several processes are together; of none, only that time passes."""
+        if not said:
+            self.line()
+        else:
             self.update(sum(p.done for p in said), sum(p.total for p in said), said[0].unit, sum(p.tokens for p in said))
 
     def _rate(self) -> str:

@@ -21,8 +21,9 @@ from cluster.reward_directory import RewardDirectory
 from cluster.reward_inputs import RewardInputs, load_inputs, pairs_sha256, read_samples
 from cluster.roles import RewardHandle, Stage
 from cluster.run import connected
-from cluster.run_directory import now, space_errors, storage_root, write_file
+from cluster.run_directory import now, space_errors, write_file
 from cluster.seeds import derive
+from cluster.storage import storage_root
 from cluster.study import LOOKS
 from cluster.waiting import Waiter
 from evaluation.records import MetaRow

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -23,13 +23,14 @@ from actors.rollout import RolloutEngine
 from actors.scorer import EnsembleScorer, Scores
 from actors.transfer import Parcels, TransferSetup
 from cluster.config import RunConfig
+from cluster.growth import UNKNOWN, RoomFor, growth
 from cluster.placement import placed, weight_transfer
 from cluster.plan import Bundle
 from cluster.preflight import refuse_namesake
 from cluster.rota import OwnDevices, Process, Rota, SharedDevice
 from cluster.signals import obey_termination
 from cluster.sync import DELIVERIES, Sync, together
-from cluster.waiting import POLL_S, Pending, Room, Waiter
+from cluster.waiting import POLL_S, Pending, Waiter
 from policy.config import DPOConfig
 from rm.config import RewardConfig
 from tokens.errors import UserError
@@ -222,20 +223,31 @@ class Stage:
         bundles: the processes, and what each needs.
         logs: directory of log files.
         say: prints a line.
-        fixed: True on a cluster that cannot grow: what does not fit is an error at once.
+        fixed: True on a cluster of one node that cannot grow: what does not fit is an error at once, and labels mean nothing.
     """
 
     def __init__(self, config: RunConfig, bundles: Sequence[Bundle], logs: Path, say: Callable[[str], None], fixed: bool) -> None:
-        placement = placed(config, bundles)
+        placement = placed(config, [replace(bundle, labels={}) for bundle in bundles] if fixed else bundles)
         self.config, self.bundles, self.seats, self.logs, self.say = config, placement.bundles, placement.seats, logs, say
         self.actors: list[Any] = []
+        self.growth = UNKNOWN if fixed else growth()
+        self.fixed, self.group_name = fixed, f"rondo-{config.name}"
         if fixed:
             self._refuse_what_cannot_fit()
-        group = f"rondo-{config.name}"
-        if not fixed:
-            refuse_namesake(config.name, group, say)
-        self.fixed = fixed
-        self.group: PlacementGroup = placement_group([b.resources for b in self.bundles], strategy="PACK", name=group)
+        else:
+            self.growth.refuse_what_cannot_fit(self.bundles)
+            unseen = self.growth.unseen(self.bundles)
+            if unseen is not None:
+                say(f"[yellow]note[/] {unseen}")
+            refuse_namesake(config.name, self.group_name, say)
+        self.asked = [self.growth.asked(bundle) for bundle in self.bundles]
+        self.selectors = [dict(bundle.labels) for bundle in self.bundles]
+        self.group: PlacementGroup = placement_group(
+            self.asked,
+            strategy="PACK",
+            name=self.group_name,
+            bundle_label_selector=self.selectors if any(self.selectors) else None,
+        )
 
     def _refuse_what_cannot_fit(self) -> None:
         there = ray.cluster_resources()
@@ -248,18 +260,18 @@ class Stage:
                     f"or rollout.num_engines, or connect to a larger cluster. `python -m cluster plan CONFIG` shows the shares"
                 )
 
+    def num_gpus(self) -> float:
+        """GPUs of the placement group."""
+        return sum(bundle.num_gpus for bundle in self.bundles)
+
     def wait_for_room(self) -> None:
-        """Wait for the placement group; every 30 s say what is short.
+        """Wait for the placement group; every 30 s say which bundles are short, and of what.
 
         Raises:
             UserError: when ``resources.wait_limit_s`` has passed.
             SystemExit: if SIGTERM has come.
         """
-        asked: dict[str, float] = {}
-        for bundle in self.bundles:
-            for key, amount in bundle.resources.items():
-                asked[key] = asked.get(key, 0.0) + amount
-        room = Room(self.say, asked, self.config.resources.wait_limit_s)
+        room = RoomFor(self.say, self.bundles, self.config.resources.wait_limit_s, self.growth)
         ready = self.group.ready()
         while not ray.wait([ready], timeout=POLL_S)[0]:
             obey_termination()

@@ -15,9 +15,10 @@ from cluster.plan import Bundle
 from cluster.preflight import check_nodes
 from cluster.roles import Stage
 from cluster.run import connected
-from cluster.run_directory import now, space_errors, storage_root
+from cluster.run_directory import now, space_errors
 from cluster.seeds import derive
 from cluster.sft_directory import SFTDirectory
+from cluster.storage import storage_root
 from cluster.texts import Texts, sft_texts
 from cluster.waiting import Waiter
 from policy.config import SFTConfig
@@ -103,7 +104,7 @@ def sft_bundle(config: RunConfig) -> Bundle:
         config: of the command.
     """
     share = config.resources.learner
-    return Bundle("learner", "learner-0", share.num_cpus, share.num_gpus, 0, "SFT model, AdamW")
+    return Bundle("learner", "learner-0", share.num_cpus, share.num_gpus, 0, "SFT model, AdamW", labels=share.labels)
 
 
 def train(config: RunConfig, console: Console, directory: SFTDirectory, texts: Texts, draft: Path, fixed: bool) -> dict[str, Any]:

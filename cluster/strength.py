@@ -13,8 +13,10 @@ import numpy as np
 from cluster.config import RunConfig
 from cluster.console import Console
 from cluster.inputs import Source, open_source
+from cluster.placement import on_this_machine
 from cluster.run import connected
-from cluster.run_directory import space_errors, storage_root, write_file
+from cluster.run_directory import space_errors, write_file
+from cluster.storage import storage_root
 from cluster.strength_directory import StrengthDirectory
 from cluster.strength_parts import folds_of, plan_parts, write_texts
 from tokens.pair_store import PairStore
@@ -77,6 +79,7 @@ def _measure(config: RunConfig, console: Console, directory: StrengthDirectory, 
 
     if fixed:
         refuse_what_cannot_fit(config)
+        config = on_this_machine(config)
     else:
         check_nodes(all_nodes(), storage_root(config), Waiter(console, directory.logs, config.resources.deadline_s))
     prepare_s = _prepare(config, console, directory, source)
@@ -125,6 +128,7 @@ def _prepare(config: RunConfig, console: Console, directory: StrengthDirectory, 
         num_cpus=share.num_cpus,
         num_gpus=share.num_gpus,
         runtime_env={"env_vars": environment(setup, config.data.allow_hub)},
+        label_selector=share.labels or None,
     ).remote(setup)
     wait = Waiter(console, directory.logs, config.resources.deadline_s)
     with console.bar("prepare the SFT model") as bar:

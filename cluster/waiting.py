@@ -16,6 +16,8 @@ from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from actors.process import Progress
 from cluster.console import Bar, Console
+from cluster.failures import Place
+from cluster.failures import RoleFailed as RoleFailed
 from cluster.signals import obey_termination
 from evaluation.timeline import DRIVER, Span
 from tokens.errors import UserError
@@ -34,10 +36,6 @@ def no_space(error: BaseException) -> bool:
     if isinstance(error, OSError):
         return error.errno in (errno.ENOSPC, errno.EDQUOT)
     return any(f"(os error {number})" in str(error) for number in (errno.ENOSPC, errno.EDQUOT))
-
-
-class RoleFailed(RuntimeError):
-    """A role died, raised or did not answer in time. Says which, where, in what phase, and where its log is."""
 
 
 class Room:
@@ -69,14 +67,18 @@ class Room:
         due, late = now - self.said >= SAY_EVERY_S, self.limit_s is not None and now - self.began >= self.limit_s
         if not (due or late):
             return
-        free = ray.available_resources()
-        short = ", ".join(
-            f"{amount:g} {key} asked, {free[key] if key in free else 0.0:g} free" for key, amount in self.asked.items()
-        )
+        short = self.short()
         if late:
             raise UserError(f"the cluster found no room within resources.wait_limit_s = {self.limit_s:g} s: {short}")
         self.said = now
         self.say(f"  waiting for the cluster ({now - self.began:.0f} s): {short}")
+
+    def short(self) -> str:
+        """What is asked and what is free."""
+        free = ray.available_resources()
+        return ", ".join(
+            f"{amount:g} {key} asked, {free[key] if key in free else 0.0:g} free" for key, amount in self.asked.items()
+        )
 
 
 @dataclass(frozen=True)
@@ -184,7 +186,7 @@ class Waiter:
             if waiting and time.perf_counter() - moved > self.deadline_s:
                 late = pending.refs.index(waiting[0])
                 what = f"no progress for {self.deadline_s:g} s (resources.deadline_s)"
-                raise RoleFailed(self._words(pending, late, phase, what))
+                raise self._place(pending, late, phase).failure(what)
             if bar:
                 bar.show(said)
         if bar:
@@ -224,11 +226,9 @@ class Waiter:
             if no_space(cause):
                 raise OSError(errno.ENOSPC, str(cause)) from error
             self._blame_the_dead(ref, pending, phase)
-            raise RoleFailed(self._words(pending, index, phase, f"{type(cause).__name__}: {cause}")) from error
-        except RayActorError as error:
-            raise RoleFailed(self._words(pending, index, phase, f"its process died ({error})")) from error
+            raise self._place(pending, index, phase).failure("", error) from error
         except RayError as error:
-            raise RoleFailed(self._words(pending, index, phase, f"{type(error).__name__}: {error}")) from error
+            raise self._place(pending, index, phase).failure("", error) from error
 
     def _blame_the_dead(self, failed: Any, pending: Pending[Any], phase: str) -> None:
         """Fail in the name of another process of the role that has died: the one that raised may only have waited for it."""
@@ -239,11 +239,9 @@ class Waiter:
             except RayTaskError:
                 continue
             except RayError as error:  # an actor's or a task's process, or the machine under it
-                index = pending.refs.index(ref)
-                what = f"its process died ({error})"
-                raise RoleFailed(self._words(pending, index, phase, what)) from error
+                raise self._place(pending, pending.refs.index(ref), phase).failure("", error) from error
 
-    def _words(self, pending: Pending[Any], index: int, phase: str, what: str) -> str:
-        name, node = pending.names[index], pending.nodes[index]
-        where = f" on node {node[:8]}" if node else ""
-        return f"{name}{where} failed in {self.place}, phase {phase}: {what}. Its log: {self.logs / (pending.log or name)}.log"
+    def _place(self, pending: Pending[Any], index: int, phase: str) -> Place:
+        """Where a process is, and what it does for which part of the run."""
+        name, step = pending.names[index], self.step if pending.step is None else pending.step
+        return Place(name, pending.nodes[index], self.place, step, phase, self.logs / f"{pending.log or name}.log")

@@ -26,7 +26,7 @@ def printable(text: str) -> str:
 
 
 def check_path(text: str) -> str:
-    """Refuse what cannot be meant as a path, or as the name of something on a hub or in an object store.
+    """Refuse what cannot be meant as a path, or as the name of something on a hub.
 
     Args:
         text: as the user wrote it.
@@ -35,7 +35,21 @@ def check_path(text: str) -> str:
         The same.
 
     Raises:
-        UserError: if it is empty, holds a control character, a variable or a password, or is longer than file systems take.
+        UserError: as ``check_name``, or if it is a URL with a password in it.
+    """
+    check_name(text)
+    _refuse_password(text)
+    return text
+
+
+def check_name(text: str) -> None:
+    """The same, whatever a URL holds.
+
+    Args:
+        text: as the user wrote it.
+
+    Raises:
+        UserError: if it is empty, holds a control character or a variable, or is longer than file systems take.
     """
     if not text.strip():
         raise UserError("a path must not be empty")
@@ -54,8 +68,6 @@ def check_path(text: str) -> str:
             f"{text!r} holds the variable {variable[0]}, and variables are not replaced here: write the path itself, or let the "
             "shell replace it"
         )
-    _refuse_password(text)
-    return text
 
 
 def _refuse_password(text: str) -> None:

@@ -21,7 +21,8 @@ from cluster.load_config import load_config
 from cluster.reward import reward
 from cluster.reward_directory import RewardDirectory
 from cluster.reward_inputs import pairs_sha256
-from cluster.run_directory import RunDirectory, storage_root
+from cluster.run_directory import RunDirectory
+from cluster.storage import storage_root
 from cluster.strength import fingerprint, strength
 from cluster.strength_directory import StrengthDirectory
 from cluster.waiting import no_space
@@ -38,6 +39,7 @@ def storage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "storage"
 
 
+HALF = {"num_gpus": 0.5, "fraction_reason": "a test"}
 CONFIGS = {
     "unknown key": ({"polciy": {}}, ["unknown key polciy", "policy"]),
     "unknown nested key": ({"policy": {"kl": {"coeff": 0.1}}}, ["policy.kl.coeff", "did you mean coef"]),
@@ -80,7 +82,7 @@ CONFIGS = {
     ),
     "texts without a weight": ({"policy": {"ptx_data": "texts.jsonl"}}, ["policy.ptx_data", "ptx_coef 0"]),
     "nccl on a part of a GPU": (
-        {"rollout": {"sync": "nccl"}, "resources": {role: {"num_gpus": 0.5} for role in ("rollout", "learner")}},
+        {"rollout": {"sync": "nccl"}, "resources": dict.fromkeys(("rollout", "learner"), HALF)},
         ["rollout.sync is nccl", "two processes on one GPU"],
     ),
     "nothing to offload": (
@@ -185,6 +187,21 @@ CONFIGS = {
         ["data.denoise.strength", "nowhere", "python -m cluster strength"],
     ),
     "a base that is not there": ({"reward": {"base": "nowhere"}}, ["reward.base", "nowhere", "allow_hub"]),
+    "a fraction without a reason": (
+        {"resources": {"scorer": {"num_gpus": 0.5}}}, ["resources.scorer: num_gpus is 0.5", "fraction_reason", "num_gpus to 1"],
+    ),
+    "a blank reason": ({"resources": {"scorer": {"num_gpus": 0.5, "fraction_reason": " "}}}, ["fraction_reason says nothing"]),
+    "a reason without a fraction": (
+        {"resources": {"scorer": {"num_gpus": 1, "fraction_reason": "x"}}}, ["num_gpus is 1, no fraction", "leave it out"],
+    ),
+    "a GPU and a half": ({"resources": {"scorer": {"num_gpus": 1.5, "fraction_reason": "x"}}}, ["is 1.5", "set it to 1"]),
+    "a label that is none": (
+        {"resources": {"learner": {"labels": {"pool": "-trainer"}}}}, ["resources.learner.labels", "pool asks for '-trainer'"],
+    ),
+    "a label's key that is none": ({"resources": {"learner": {"labels": {"po ol": "x"}}}}, ["learner.labels", "'po ol'"]),
+    "labels apart, roles together": (
+        {"resources": {"placement": "colocated", "learner": {"labels": {"pool": "trainer"}}}}, ["colocated", "same nodes"],
+    ),
     "a share of nothing": ({"resources": {"learner": {"num_cpus": 0}}}, ["num_cpus and num_gpus are both 0"]),
 }  # fmt: skip
 
@@ -499,7 +516,7 @@ def test_a_storage_root_that_cannot_be_written(
 ) -> None:
     assert main(["run", str(TINY), "--storage", "/proc/rondo"]) == 2
     assert "cannot be made" in capsys.readouterr().err
-    monkeypatch.setattr("cluster.run_directory.os.access", lambda path, mode: False)  # root may write everywhere
+    monkeypatch.setattr("cluster.storage.os.access", lambda path, mode: False)  # root may write everywhere
     assert main(["run", str(TINY), "--storage", str(tmp_path)]) == 2
     assert "cannot be written to" in capsys.readouterr().err
 
@@ -543,7 +560,7 @@ def test_full_disk(fails_in: str, monkeypatch: pytest.MonkeyPatch) -> None:
             (draft / "y").write_text("lost")
             if fails_in == "draft":
                 no_space()
-            monkeypatch.setattr("cluster.run_directory.os.fsync", no_space)
+            monkeypatch.setattr("cluster.durable.os.fsync", no_space)
             run.commit_round(draft, {"round": 0})
 
     with run.open():

@@ -30,7 +30,7 @@ from tokens.paths import check_path, printable
 from tokens.weights import check_finite
 
 PATH_KEYS = (
-    "storage", "data.preferences", "data.validation", "data.denoise.strength", "sft.model", "sft.data", "reward.base",
+    "storage", "scratch", "data.preferences", "data.validation", "data.denoise.strength", "sft.model", "sft.data", "reward.base",
     "meta.samples", "meta.prompts", "policy.prompts", "policy.ptx_data",
 )  # fmt: skip
 
@@ -62,7 +62,7 @@ def test_path(key: str, path: str, words: list[str], storage: Path, capsys: pyte
 
 @pytest.mark.parametrize("key", PATH_KEYS)
 def test_a_url_with_a_password_is_refused_and_not_shown(key: str, storage: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for url in ("s3://key:hunter2@bucket/x", "s3://bucket/x?secret=hunter2", "https://hunter2@host/x"):
+    for url in ("s3://key:hunter2@bucket/x", "s3://bucket/x?secret=hunter2", "s3://hunter2@host/x"):
         message = refused(capsys, storage, "run", str(TINY), f"--{key}", url)
         assert key in message and "environment" in message and "hunter2" not in message
 
@@ -70,7 +70,7 @@ def test_a_url_with_a_password_is_refused_and_not_shown(key: str, storage: Path,
 def test_every_key_that_names_a_place_is_checked() -> None:
     from cluster.load_config import all_keys
 
-    words = ("model", "data", "prompts", "base", "samples", "preferences", "validation", "strength", "storage", "ptx_data")
+    words = ("model", "data", "prompts", "base", "samples", "preferences", "validation", "strength", "storage", "scratch", "ptx_data")
     named = [key for key, (default, _) in all_keys().items() if key.split(".")[-1] in words and default in ("None", "'sandbox'")]
     assert sorted(named) == sorted(PATH_KEYS)
 
