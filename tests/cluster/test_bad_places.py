@@ -70,7 +70,19 @@ def test_a_url_with_a_password_is_refused_and_not_shown(key: str, storage: Path,
 def test_every_key_that_names_a_place_is_checked() -> None:
     from cluster.load_config import all_keys
 
-    words = ("model", "data", "prompts", "base", "samples", "preferences", "validation", "strength", "storage", "scratch", "ptx_data")
+    words = (
+        "model",
+        "data",
+        "prompts",
+        "base",
+        "samples",
+        "preferences",
+        "validation",
+        "strength",
+        "storage",
+        "scratch",
+        "ptx_data",
+    )
     named = [key for key, (default, _) in all_keys().items() if key.split(".")[-1] in words and default in ("None", "'sandbox'")]
     assert sorted(named) == sorted(PATH_KEYS)
 
