@@ -1,4 +1,4 @@
-"""The sixty kinds of bad input, and the tests that hold the one clear line that each of them gets; or why one cannot come about."""
+"""The sixty kinds of bad input, and the tests that hold the one clear line that each gets; or why one cannot come about."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ TABLE: dict[int, tuple[str, tuple[str, ...]]] = {
         ),
     ),
     38: (
-        "all labels one way: chosen and rejected are columns, so only a second labeller's can be, and they then make an empty set",
+        "all labels one way: chosen and rejected are columns; a second labeller's labels then make a set without pairs",
         (f"{INPUT}::test_a_set_to_stop_on_that_the_data_do_not_have",),
     ),
     39: ("training and evaluation overlap", (f"{INPUT}::test_held_out_pairs_of_their_own",)),
@@ -153,7 +153,7 @@ TABLE: dict[int, tuple[str, tuple[str, ...]]] = {
 
 
 @cache
-def tests_in(name: str) -> tuple[set[str], set[str]]:
+def found_in(name: str) -> tuple[set[str], set[str]]:
     """Names of a file's test functions, and every text in it."""
     tree = ast.parse((ROOT / name).read_text())
     functions = {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")}
@@ -171,13 +171,13 @@ def test_what_the_table_names_is_there(number: int) -> None:
         name, _, rest = test.partition("::")
         function, _, case = rest.partition("[")
         assert Path(ROOT / name).is_file(), f"{number}: there is no {name}"
-        functions, texts = tests_in(name)
+        functions, texts = found_in(name)
         assert function in functions, f"{number}: {name} has no {function}"
         if case:
             assert case.removesuffix("]") in texts, f"{number}: {function} has no case {case}"
 
 
 def test_a_name_that_is_not_there_is_noticed() -> None:
-    functions, texts = tests_in(INPUT)
+    functions, texts = found_in(INPUT)
     assert "test_config" in functions and "unknown key" in texts
     assert "test_nothing" not in functions and "an input that nobody tests" not in texts
