@@ -143,6 +143,9 @@ class ResourcesConfig(Section):
     reward: Share = Share()
     scorer: Share = Share()
     learner: Share = Share()
+    allow_open_dashboard: bool = False
+    """Run on a cluster although its dashboard listens on more than the loopback address and asks for no token: whoever reaches it
+    can run code on every node."""
     wait_limit_s: float | None = Field(None, gt=0)
     """Give up when the cluster has not found room by then; null = wait, and say every 30 s what is short."""
     deadline_s: float = Field(3600.0, gt=0)

@@ -13,6 +13,7 @@ from preferences.config import DataConfig
 from rm.config import MetaConfig, RewardConfig, ScorerConfig, StrengthConfig
 from sandbox.config import WorldConfig
 from tokens.errors import UserError
+from tokens.paths import PathText
 from tokens.section import Section
 
 Baseline = Literal["none", "vanilla_ppo", "best_of_n", "dpo"]
@@ -59,12 +60,12 @@ class RunConfig(Section):
 
     name: str
     """Name of the run; its directory is STORAGE/runs/NAME."""
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**32)
     """Every random number of the run follows from it, the sandbox's world apart (``world.seed``)."""
     storage: str | None = None
     """Directory that holds runs and caches, or an object store for `run` (s3://bucket/prefix; docs/storage.md); null = the
     environment's RONDO_STORAGE, else ~/rondo."""
-    scratch: str | None = None
+    scratch: PathText | None = None
     """With an object store: the directory where the work is done, mounted by all nodes; null = RONDO_SCRATCH, else ~/rondo."""
     rounds: RoundsConfig = RoundsConfig()
     world: WorldConfig = WorldConfig()

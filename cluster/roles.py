@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from actors.config import Share
@@ -29,6 +29,7 @@ from cluster.growth import UNKNOWN, RoomFor, growth
 from cluster.placement import placed, weight_transfer
 from cluster.plan import Bundle
 from cluster.pool import FixedPool, PhaseRota, RolloutPool, elastic_pool
+from cluster.preflight import refuse_namesake
 from cluster.rota import OwnDevices, Process, Rota, SharedDevice
 from cluster.signals import obey_termination
 from cluster.sync import DELIVERIES, Sync, together
@@ -199,6 +200,7 @@ class Stage:
         self.actors: list[Any] = []
         self.closing: list[Callable[[], None]] = []
         self.growth = UNKNOWN if fixed else growth()
+        self.fixed, self.group_name = fixed, f"rondo-{config.name}"
         if fixed:
             self._refuse_what_cannot_fit()
         else:
@@ -206,12 +208,13 @@ class Stage:
             unseen = self.growth.unseen(self.bundles)
             if unseen is not None:
                 say(f"[yellow]note[/] {unseen}")
+            refuse_namesake(config.name, self.group_name, say)
         self.asked = [self.growth.asked(bundle) for bundle in self.bundles]
         self.selectors = [dict(bundle.labels) for bundle in self.bundles]
         self.group: PlacementGroup = placement_group(
             self.asked,
             strategy="PACK",
-            name=f"rondo-{config.name}",
+            name=self.group_name,
             bundle_label_selector=self.selectors if any(self.selectors) else None,
         )
 
@@ -242,6 +245,12 @@ class Stage:
         while not ray.wait([ready], timeout=POLL_S)[0]:
             obey_termination()
             room.look(waiting=True)
+
+    def nodes(self) -> list[str]:
+        """Ids of the nodes that the processes got, once there is room; none on a cluster that is this machine alone."""
+        if self.fixed:
+            return []
+        return sorted(set(placement_group_table(self.group)["bundles_to_node_id"].values()))
 
     def _share(self, role: str) -> Share:
         shares = self.config.resources

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from urllib.parse import parse_qsl, urlsplit
 
+from tokens.paths import check_name
+
 SCHEMES = ("s3", "gs", "abfs", "abfss")
 """pyarrow's own; fsspec's follow ``fsspec+``."""
 OPTIONS = (
@@ -35,11 +37,12 @@ def check_storage_name(name: str) -> str:
     Raises:
         ValueError: if it has a scheme that nothing here opens, no bucket, or a secret in it.
     """
+    check_name(name)
     if not is_store(name):
         return name
     parts = urlsplit(name)
     user, _, host = parts.netloc.rpartition("@")
-    if ":" in user or (user and parts.scheme == "s3"):
+    if ":" in user or (user and parts.scheme.endswith("s3")):
         raise ValueError(
             f"storage {parts.scheme}://...@{host}{parts.path} has credentials in it, which would be written into the run's "
             "config: take them out, and give them by the environment (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY) or the "
