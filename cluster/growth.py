@@ -10,6 +10,7 @@ import psutil
 import ray
 import yaml
 
+from actors.config import Share
 from actors.labels import in_words, satisfies
 from cluster.node_types import LiveNode, NodeType, impossible, marked, of_cluster_file, shortages
 from cluster.plan import Bundle
@@ -126,6 +127,19 @@ def live_nodes() -> list[LiveNode]:
         for node in ray.nodes()
         if node["Alive"]
     ]
+
+
+def room_for_tasks(say: Callable[[str], None], name: str, share: Share, limit_s: float | None) -> RoomFor:
+    """A wait for room for the first of many tasks of a share.
+
+    Args:
+        say: prints a line.
+        name: of the task.
+        share: of the machine that each takes.
+        limit_s: longest wait; None = as long as it takes.
+    """
+    task = Bundle(name, name, share.num_cpus, share.num_gpus, 0, name, labels=share.labels)
+    return RoomFor(say, [task], limit_s, growth())
 
 
 class RoomFor(Room):

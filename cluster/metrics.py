@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,9 @@ from cluster.console import Bar, Console
 from cluster.sync import Sync
 from cluster.telemetry import Telemetry
 from evaluation.timeline import DRIVER, Span
+
+STEP_PHASES = ("policy", "sample", "sync")
+"""What has a row for each PPO step."""
 
 
 class Metrics:
@@ -38,6 +41,7 @@ class Metrics:
         self.bar: Bar | None = None
         self.sampled: dict[tuple[int, int], tuple[float, float]] = {}
         self.updated: float | None = None
+        self.bar_first = 0
 
     def close(self) -> None:
         """Flush and close."""
@@ -59,12 +63,12 @@ class Metrics:
     def steps(self, first: int, number: int, console: Console) -> Iterator[int]:
         """The PPO steps of a round from ``first`` on, under one bar."""
         with console.bar("policy (PPO)", "steps") as bar:
-            self.bar, self.updated = bar, time.perf_counter()
+            self.bar, self.bar_first, self.updated = bar, first, time.perf_counter()
             for step in range(first, number):
-                bar.update(step, number)
+                bar.update(step - first, number - first)
                 self.telemetry.set("rondo_step", step)
                 yield step
-            bar.update(number, number)
+            bar.update(number - first, number - first)
         self.bar = None
 
     def _write(self, index: int, step: int, phase: str, values: dict[str, float | None], steps_per_round: int) -> None:
@@ -80,7 +84,7 @@ class Metrics:
 
     def _kept(self, phase: str, steps_per_round: int) -> int:
         """Steps of the first round that an earlier process wrote, and that stay."""
-        if phase in ("policy", "sample", "sync"):
+        if phase in STEP_PHASES:
             return self.steps_done
         return steps_per_round if self.steps_done and phase != "evaluation" else 0
 
@@ -101,7 +105,7 @@ class Metrics:
             note = f"score {values['policy/score']:.2f}  KL {values['policy/kl']:.2f}" + (
                 "" if gold is None else f"  gold {gold:.2f}"
             )
-            self.bar.update(step + 1, self.steps_per_round, note=note)
+            self.bar.update(step + 1 - self.bar_first, self.steps_per_round - self.bar_first, note=note)
 
     def span(self, span: Span) -> None:
         """A wait of the driver, or the work of a process, that is over."""
@@ -130,6 +134,12 @@ class Metrics:
     def sync(self, index: int, step: int, took: Sync) -> None:
         """What it took to give the engines the weights of a step."""
         self._write(index, step, "sync", dict(took.as_dict()), self.steps_per_round)
+
+    def pool(self, index: int | None, step: int | None, values: Mapping[str, float | str]) -> None:
+        """A batch that an elastic pool has sampled, or an engine that came or went; -1 where there is no round or step."""
+        self.telemetry.set("rondo_pool_engines", float(values["pool/engines"]))
+        place = {"round": -1 if index is None else index, "step": -1 if step is None else step}
+        self.file.write(json.dumps({"time": round(time.time(), 3), **place, "phase": "pool", **values}) + "\n")
 
     def reward(self, index: int, report: RewardReport) -> None:
         """The steps of a reward model's fit."""

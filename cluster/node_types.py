@@ -107,7 +107,8 @@ def _too_much(bundles: Sequence[Bundle], types: Sequence[NodeType]) -> Iterator[
             if asked > held + 1e-9:
                 names = ", ".join(names for names, _, _ in _alike(asking))
                 where = f" on {in_words(labels)}" if labels else ""
-                yield f"{names} need {asked:g} {key}{where} together, and there may be {held:g} at most ({kinds_in_words(holding)})"
+                most = f"there may be {held:g} at most ({kinds_in_words(holding)})"
+                yield f"{names} need {asked:g} {key}{where} together, and {most}"
 
 
 def _first_of_labels(bundles: Iterable[Bundle]) -> list[Bundle]:

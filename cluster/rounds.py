@@ -136,6 +136,7 @@ class Theme:
         report, seconds, mark = begun.report, dict(self.wait.seconds), self.metrics.mark()
         state = Pause(begun.steps, self.version, report.summary, report.validation_accuracy, seconds, mark)
         lay_down(draft, state, lambda place: self.wait("commit", self.roles.learner.save(place)))
+        self.directory.keep_pause()
 
     def sample_shifted(self, index: int) -> list[Rollout]:
         """S_k: k responses of the current policy to each of the meta prompts."""

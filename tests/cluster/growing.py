@@ -27,7 +27,8 @@ EMPTY_LISTS = [
     *COMMANDS, "initialization_commands", "head_start_ray_commands", "worker_start_ray_commands", "cluster_synced_files",
     "rsync_exclude", "rsync_filter",
 ]  # fmt: skip
-IDLE_S = 15
+IDLE_S = 30
+"""Longer than this machine needs to start three nodes, one after the other: one that waits for the others is idle."""
 
 
 def fake(file: Path, gcs: str) -> dict[str, Any]:
@@ -72,27 +73,36 @@ class Growing:
 
     gcs: str
     environment: dict[str, str]
+    client: Any
+    """Ray's own, of the head."""
     seen: list[tuple[str, ...]] = field(default_factory=list)
     """The pools of the worker nodes, each time that they changed."""
 
     def workers(self) -> tuple[str, ...]:
         """The pools of the worker nodes that are alive, sorted; also written down."""
-        from ray._raylet import GcsClient
-
-        nodes = GcsClient(address=self.gcs).get_all_node_info().values()
-        labels = [dict(node.labels) for node in nodes if node.state == 0]
-        now = tuple(sorted(each["pool"] for each in labels if "pool" in each and each["pool"] != "head"))
+        now = tuple(sorted(pool for pool in self.pools() if pool != "head"))
         if not self.seen or self.seen[-1] != now:
             self.seen.append(now)
         return now
 
-    def start(self, storage: Path, *arguments: str) -> subprocess.Popen[str]:
-        """``python -m cluster`` on this cluster, as a driver on its head."""
-        return subprocess.Popen(
-            [sys.executable, "-m", "cluster", *arguments],
-            cwd=ROOT, env=self.environment | {"RAY_ADDRESS": self.gcs, "RONDO_STORAGE": str(storage)},
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
-        )  # fmt: skip
+    def pools(self) -> list[str]:
+        """The pools of all nodes that are alive, the head's too."""
+        return [dict(node.labels)["pool"] for node in self.client.get_all_node_info().values() if node.state == 0]
+
+    @contextmanager
+    def driver(self, storage: Path, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
+        """``python -m cluster`` on this cluster, as a driver on its head; what it prints is STORAGE/printed."""
+        with (storage / "printed").open("w") as output:
+            run = subprocess.Popen(
+                [sys.executable, "-m", "cluster", *arguments],
+                cwd=ROOT, env=self.environment | {"RAY_ADDRESS": self.gcs, "RONDO_STORAGE": str(storage)},
+                stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
+            )  # fmt: skip
+        try:
+            yield run
+        finally:
+            run.kill()
+            run.wait()
 
 
 @contextmanager
@@ -104,6 +114,7 @@ def growing(directory: Path, version: int) -> Iterator[Growing]:
         version: of Ray's autoscaler, 1 or 2.
     """
     from ray._private.services import get_node_ip_address
+    from ray._raylet import GcsClient
 
     gcs = f"{get_node_ip_address()}:{free_port()}"
     file = directory / "cluster.yaml"
@@ -117,20 +128,27 @@ def growing(directory: Path, version: int) -> Iterator[Growing]:
         "RAY_CLOUD_INSTANCE_ID": HEAD_ID,
         "RAY_OVERRIDE_NODE_ID_FOR_TESTING": HEAD_ID,
         "RAY_NODE_TYPE_NAME": HEAD_TYPE,
-        "RAY_OVERRIDE_LABELS": '{"pool": "head"}',
+        "RAY_agent_register_timeout_ms": "120000",
     }
     host, port = gcs.split(":")
     start = [str(BIN / "ray"), "start", "--head", "--block", f"--port={port}", f"--node-ip-address={host}", "--num-cpus=0"]
+    start += ["--labels=pool=head", f"--dashboard-agent-listen-port={free_port()}"]
     start += [f"--ray-client-server-port={free_port()}", "--include-dashboard=false", f"--autoscaling-config={file}"]
     log = directory / "head.log"
     with log.open("w") as output:
         head = subprocess.Popen(start, env=head_environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
-    cluster = Growing(gcs, environment)
     try:
-        deadline = time.monotonic() + 90
-        while not _answers(host, int(port)):
+        deadline = time.monotonic() + 120
+
+        def wait() -> None:
             assert head.poll() is None and time.monotonic() < deadline, log.read_text()
             time.sleep(0.2)
+
+        while not _answers(host, int(port)):
+            wait()
+        cluster = Growing(gcs, environment, GcsClient(address=gcs))
+        while not cluster.pools():
+            wait()
         yield cluster
     finally:
         family = psutil.Process(head.pid).children(recursive=True)

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
+from cluster.cli import main
 from cluster.load_config import load_config
 from cluster.model_sizes import model_size
 from cluster.node_types import impossible, of_cluster_file
@@ -155,3 +156,18 @@ def test_images_are_linted_and_run_as_nobody_special(kind: str) -> None:
     text = path.read_text()
     assert "\nUSER 1000\n" in text and f"setup.py {kind}" in text
     assert f"/{path.relative_to(ROOT)} " in text.replace("-f ", "/"), "its own first lines say how to build it"
+
+
+def test_plan_takes_a_cluster_file(capsys: pytest.CaptureFixture[str]) -> None:
+    plan = ["plan", str(ROOT / "configs" / "hh_70b.yaml"), "--cluster"]
+    assert main([*plan, str(VMS[0])]) == 1
+    said = capsys.readouterr().out
+    assert "8 x rollout: 8 CPU, 1 GPU; 2 x trainer: 192 CPU, 8 GPU" in said
+    assert "rollout-0 needs 16 CPU, 8 GPU" in said and "on pool=rollout; at most 8 CPU, 1 GPU" in said
+    for path, wrong in (
+        (ROOT / "configs" / "hh_7b.yaml", "is no cluster file: available_node_types is missing"),
+        (DEPLOY / "storage.yaml", "is a PersistentVolumeClaim: a RayCluster or RayJob is expected"),
+        (DEPLOY / "nowhere.yaml", "there is no config file"),
+    ):
+        assert main([*plan, str(path)]) == 2
+        assert wrong in capsys.readouterr().err

@@ -19,6 +19,8 @@ from cluster.metrics import Metrics
 from cluster.pause import Pause, drop, latest, lay_down, tidy
 from cluster.run_directory import RunDirectory
 from cluster.sync import Sync
+from cluster.telemetry import Telemetry
+from evaluation.timeline import Span
 from tests.cluster.command import ROOT, TINY
 from tokens.errors import UserError
 
@@ -142,22 +144,23 @@ def test_adapters_of_a_critic_are_put_on_the_reward_model_that_they_were_trained
 
 
 def test_tensorboard_keeps_the_steps_before_a_pause_and_shows_the_later_ones_once(tmp_path: Path) -> None:
-    update = {"policy/score": 0.0, "policy/kl": 0.0}
+    update = {"policy/score": 0.0, "policy/kl": 0.0, "policy/tokens": 8.0}
 
     def play(first: int, steps: range, value: float) -> None:
-        metrics = Metrics(tmp_path, 4, 1, first)
+        metrics = Metrics(tmp_path, 4, 1, first, Telemetry("paused", {}))
         for step in steps:
+            metrics.span(Span("sample", "rollout-0", 1, step, 0.0, value))
             metrics.policy(1, step, update | {"policy/loss": value}, SCORES, None)
             metrics.sync(1, step, Sync(1.0, 1))
         metrics.close()
 
     play(0, range(3), 1.0)  # step 2 was played after the pause, and is played again
     play(2, range(2, 4), 2.0)
-    for phase, name in (("policy", "policy/loss"), ("sync", "sync/bytes")):
+    for phase, name in (("policy", "policy/loss"), ("sample", "sample/seconds"), ("sync", "sync/bytes")):
         board = EventAccumulator(str(tmp_path / "tensorboard" / phase))
         board.Reload()
         assert [event.step for event in board.Scalars(name)] == [4, 5, 6, 7], phase
-        if phase == "policy":
+        if phase != "sync":
             assert [event.value for event in board.Scalars(name)] == [1.0, 1.0, 2.0, 2.0]
 
 
