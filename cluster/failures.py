@@ -92,7 +92,7 @@ def address_in(error: BaseException | None) -> str:
 
 
 def trace_of(error: BaseException | None) -> str:
-    """What an error of Ray carries for the log, without colours: the traceback in the process, or all that is known of its death."""
+    """For the log, without colours: the traceback in the process, or all that Ray knows of its death."""
     return COLOUR.sub("", str(error)) if isinstance(error, (RayTaskError, RayActorError)) else ""
 
 
