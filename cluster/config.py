@@ -236,6 +236,23 @@ class RunConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _pool_can_grow(self) -> "RunConfig":
+        rollout, placement = self.rollout, self.resources.placement
+        if rollout.max_engines is None:
+            return self
+        if placement == "colocated":
+            raise ValueError(
+                f"rollout.max_engines is {rollout.max_engines} and resources.placement colocated: roles that take turns on the "
+                "same GPUs have none for more engines; set max_engines to null, or resources.placement to disaggregated"
+            )
+        if rollout.sync == "nccl":
+            raise ValueError(
+                f"rollout.max_engines is {rollout.max_engines} and rollout.sync nccl: a group of NCCL cannot take in an engine "
+                "that joins later; set rollout.sync to auto or store, or max_engines to null"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _importance_is_known(self) -> "RunConfig":
         asked = [*self.rollout.reshaped(), *([f"policy.max_lag {self.policy.max_lag}"] if self.policy.max_lag else [])]
         if asked and self.policy.importance_cap is None:

@@ -161,6 +161,7 @@ def play(
     """Place the roles, make what must be made first, and play the rounds."""
     from cluster.baselines import theme_of
     from cluster.metrics import Metrics
+    from cluster.notices import Notices
     from cluster.preflight import check_nodes
     from cluster.roles import Stage
     from cluster.sampling import sampling
@@ -203,6 +204,8 @@ def play(
                     wait("start_roles", ranked.join(wait("start_roles", ranked.open())))
             wait("start_roles", roles.learner.load(roles.rollout), bar)
         telemetry.set("rondo_pool_engines", config.rollout.num_engines)
+        roles.rollout.report_to(wait, metrics)
+        wait.look = Notices(roles.identities, console.say)
         telemetry.set("rondo_pairs", len(inputs.pairs))
         processes = {identity.name: {"pid": identity.pid, "node": identity.node} for identity in roles.identities}
         write_file(directory.path / "processes.json", json.dumps({"driver": {"pid": os.getpid()}, **processes}, indent=1))

@@ -26,9 +26,10 @@ from cluster.config import RunConfig
 from cluster.differences import flat, refuse_differences
 from cluster.durable import commit_directory, write_file
 from cluster.ledger import FORMAT, read_ledger
-from cluster.mirror import IDENTITY, Ledger, entries, mirror_of, newer
+from cluster.mirror import IDENTITY, Ledger, entries, newer
 from cluster.pause import Pause, drop, latest, tidy
 from cluster.storage import storage_root
+from cluster.store_mirror import mirror_of
 from tokens.errors import UserError
 
 MAY_CHANGE = ("storage", "scratch", "resources", "rounds")
@@ -56,7 +57,8 @@ def _kept(tree: dict[str, Any]) -> dict[str, Any]:
     kept = {key: value for key, value in tree.items() if key not in MAY_CHANGE}
     rounds = tree["rounds"]
     played = {key: rounds[key] for key in WHAT_IS_PLAYED if key in rounds and rounds[key] != WHAT_IS_PLAYED[key]}
-    return kept | ({"rounds": played} if played else {})
+    engines = {key: value for key, value in tree["rollout"].items() if key != "max_engines"}  # who samples changes no sample
+    return kept | {"rollout": engines} | ({"rounds": played} if played else {})
 
 
 def versions() -> dict[str, str | None]:

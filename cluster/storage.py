@@ -2,7 +2,7 @@
 
 Everything happens in a directory: roles hand models to each other as paths, commits are renames, drivers exclude each other by a
 lock. Object stores have none of the three, so with ``storage: s3://...`` that directory is only where the work is done, and
-``cluster.mirror`` copies to the store what is committed. This module reads the two names and talks to the store.
+``cluster.store_mirror`` copies to the store what is committed. This module reads the two names and talks to the store.
 """
 
 from __future__ import annotations
@@ -141,7 +141,7 @@ class Store:
         Raises:
             UserError: if it is not, or does not answer.
         """
-        bucket = self.prefix.split("/")[0]
+        bucket = self.prefix.lstrip("/").split("/")[0]
         try:
             kind = self.files.get_file_info(bucket).type
         except OSError as error:
@@ -238,6 +238,7 @@ class Store:
         total, digest = 0, hashlib.sha256()
         with self.files.open_input_stream(self._key(key)) as stream:
             while piece := stream.read(PIECE):
+                self._refuse_to_go_on()
                 digest.update(piece)
                 total += len(piece)
         return Digest(total, digest.hexdigest())
@@ -258,6 +259,7 @@ class Store:
             total, digest = 0, hashlib.sha256()
             with self.files.open_input_stream(self._key(key)) as stream, target.open("wb") as file:
                 while piece := stream.read(PIECE):
+                    self._refuse_to_go_on()
                     file.write(piece)
                     digest.update(piece)
                     total += len(piece)

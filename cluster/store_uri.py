@@ -42,7 +42,7 @@ def check_storage_name(name: str) -> str:
         return name
     parts = urlsplit(name)
     user, _, host = parts.netloc.rpartition("@")
-    if ":" in user or (user and parts.scheme == "s3"):
+    if ":" in user or (user and parts.scheme.endswith("s3")):
         raise ValueError(
             f"storage {parts.scheme}://...@{host}{parts.path} has credentials in it, which would be written into the run's "
             "config: take them out, and give them by the environment (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY) or the "

@@ -17,10 +17,10 @@ from safetensors.torch import load_file
 from cluster.claims import ENDED, FOLDER, LIVE, Pace
 from cluster.cli import main
 from cluster.load_config import load_config
-from cluster.mirror import StoreMirror
 from cluster.pause import Pause, lay_down
 from cluster.run_directory import RunDirectory
 from cluster.storage import Store
+from cluster.store_mirror import StoreMirror
 from tests.cluster.command import TINY, Command
 from tests.cluster.object_store import ObjectStore, served
 from tokens.errors import UserError
@@ -379,6 +379,15 @@ def test_a_bucket_that_may_not_be_written(place: Place, server: ObjectStore) -> 
     assert time.monotonic() - began < 15, "another attempt would say the same"
 
 
+def test_a_file_system_of_fsspec(place: Place, tmp_path: Path) -> None:
+    place.uri = f"fsspec+memory://models/{uuid.uuid4().hex}"
+    with place.run("a").open() as run:
+        start(run)
+        play(run, 0)
+    with place.run("b").open() as run:
+        assert run.num_committed == 1
+
+
 def test_scratch_belongs_to_a_store(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["run", str(TINY), "--storage", str(tmp_path), "--scratch", str(tmp_path / "scratch")]) == 2
     assert "scratch is" in capsys.readouterr().err
@@ -417,6 +426,7 @@ def test_a_real_run_goes_on_from_the_store_on_an_empty_machine(
     shutil.copytree(command.storage / "cache", place.tmp_path / "b" / "cache")  # can be made again; that takes a while
     done = command("run", str(TINY), "--storage", place.uri, "--scratch", str(place.tmp_path / "b"))
     assert done.returncode == 0, done.stdout + done.stderr
+    assert f"rounds/round_001 is in {place.uri.split('?')[0]}/runs/tiny: " in done.stdout
     assert "Round 2 of 2" in done.stdout and "Round 1 of 2" not in done.stdout and "fetch rounds/round_000" in done.stdout
     assert rounds(place.there()) == [0, 1]
     with place.run("c").open() as fetched:
