@@ -24,7 +24,7 @@ WALL = {"time.time", "time.time_ns", "datetime.datetime.now", "datetime.now", "d
 MAY_READ = {
     "actors/pool.py": "when engines came, worked and went, for the timeline; and as cluster/notices.py",
     "cluster/metrics.py": "when a number was written",
-    "cluster/notices.py": "Ray says by the clock when a machine will be taken away; a wrong one makes it a death without notice",
+    "cluster/notices.py": "in words, how long a machine that will be taken away still has",
     "cluster/run_directory.py": "when a round was committed",
     "cluster/waiting.py": "when work began and ended, for the timeline",
 }
