@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+import sys
 import threading
 import time
 import uuid
@@ -21,7 +22,7 @@ from cluster.pause import Pause, lay_down
 from cluster.run_directory import RunDirectory
 from cluster.storage import Store
 from cluster.store_mirror import StoreMirror
-from tests.cluster.command import TINY, Command
+from tests.cluster.command import ROOT, TINY, Command
 from tests.cluster.object_store import ObjectStore, served
 from tokens.errors import UserError
 
@@ -150,6 +151,48 @@ def test_a_commit_that_is_cut_short_is_not_seen(until: str, place: Place, server
         tree(place.tmp_path / "a" / "runs" / "tiny" / "rounds").keys()
         > tree(place.tmp_path / "b" / "runs" / "tiny" / "rounds").keys()
     )
+
+
+DRIVER = """
+import sys
+from pathlib import Path
+from cluster.load_config import load_config
+from cluster.run_directory import RunDirectory
+
+with RunDirectory(load_config(Path(sys.argv[1]), ["--storage", sys.argv[2], "--scratch", sys.argv[3]])).open() as run:
+    with run.draft(run.start_path) as draft:
+        run.commit_start(draft, {"committed": True})
+    for index in range(2):
+        with run.draft(run.round_path(index)) as draft:
+            (draft / "model.safetensors").touch()
+            run.commit_round(draft, {"round": index})
+"""
+
+
+def test_a_driver_that_is_killed_while_it_sends_leaves_what_was_whole(place: Place, server: ObjectStore) -> None:
+    reached, killed = threading.Event(), threading.Event()
+
+    def hold(method: str, path: str) -> int | None:
+        if method != "PUT" or "round_001/model" not in path:
+            return None
+        reached.set()
+        killed.wait(60)
+        return 500
+
+    with server.refusing(hold):
+        driver = subprocess.Popen([sys.executable, "-c", DRIVER, str(TINY), place.uri, str(place.tmp_path / "a")], cwd=ROOT)
+        try:
+            assert reached.wait(60)
+        finally:
+            driver.kill()
+            driver.wait()
+            killed.set()
+    assert rounds(place.there()) == [0]
+    with place.run("b").open() as run:
+        assert run.num_committed == 1
+    with place.run("a").open() as run:  # it holds the lock of the killed driver's directory: it need not wait
+        assert run.num_committed == 2 and rounds(place.there()) == [0, 1]
+    assert len([line for line in place.said if "waiting" in line]) == 1, "the other machine had to"
 
 
 def test_a_store_that_fails_now_and_then_is_asked_again(place: Place, server: ObjectStore) -> None:
