@@ -16,6 +16,11 @@ class RolloutConfig(Section):
     """The vLLM pool and the distribution it samples from."""
 
     num_engines: int = Field(1, ge=1)
+    """Engines that are there for the whole run."""
+    max_engines: int | None = Field(None, ge=1)
+    """Engines that there may be while the run samples: those beyond ``num_engines`` are asked of the cluster when sampling
+    begins, join when they are ready, and end when the reward model trains. With it, prompts are handed out in pieces and an
+    engine that dies is replaced; null = always ``num_engines``, and one that dies ends the run. docs/elastic.md."""
     tensor_parallel: int = Field(1, ge=1)
     """GPUs of one node that share an engine's weights and cache; ``resources.rollout.num_gpus`` is then as many. Divides the
     policy's heads."""
@@ -42,6 +47,15 @@ class RolloutConfig(Section):
     """Weights travel in pieces of this size at most, one of which an engine holds at a time; a larger tensor is one by itself."""
     parity_bound: float = Field(1e-4, gt=0)
     """Largest difference allowed between the engine's and the learner's log-prob of one token after a sync, nats."""
+
+    @model_validator(mode="after")
+    def _grows(self) -> "RolloutConfig":
+        if self.max_engines is not None and self.max_engines < self.num_engines:
+            raise ValueError(
+                f"rollout.max_engines is {self.max_engines} and rollout.num_engines {self.num_engines}: the pool grows from the "
+                "second to the first; raise max_engines, or set it to null for a pool of one size"
+            )
+        return self
 
     @model_validator(mode="after")
     def _samples(self) -> "RolloutConfig":
@@ -129,6 +143,9 @@ class ResourcesConfig(Section):
     reward: Share = Share()
     scorer: Share = Share()
     learner: Share = Share()
+    allow_open_dashboard: bool = False
+    """Run on a cluster although its dashboard listens on more than the loopback address and asks for no token: whoever reaches it
+    can run code on every node."""
     wait_limit_s: float | None = Field(None, gt=0)
     """Give up when the cluster has not found room by then; null = wait, and say every 30 s what is short."""
     deadline_s: float = Field(3600.0, gt=0)

@@ -72,6 +72,15 @@ class Identity:
     node: str
 
 
+def log_to(path: Path) -> None:
+    """Have this process log to a file; what is there already stays."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handler = logging.FileHandler(path)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.getLogger().addHandler(handler)
+    logging.getLogger().setLevel(logging.INFO)
+
+
 class Role:
     """Base of the five roles: a log file of its own, and two questions answered while work goes on.
 
@@ -85,11 +94,7 @@ class Role:
 
         self.setup = setup
         self._progress = Progress(0, 0, "")
-        setup.log_path.parent.mkdir(parents=True, exist_ok=True)
-        handler = logging.FileHandler(setup.log_path)
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-        logging.getLogger().addHandler(handler)
-        logging.getLogger().setLevel(logging.INFO)
+        log_to(setup.log_path)
         torch.set_num_threads(setup.threads)
         logging.getLogger(__name__).info("%s: process %d, %d threads, %s", setup.name, os.getpid(), setup.threads, setup.device)
 

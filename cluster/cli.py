@@ -11,6 +11,7 @@ from cluster.config import RunConfig
 from cluster.load_config import all_keys, load_config
 from cluster.signals import EXIT_INTERRUPTED, Stopped, exit_code, listen, stop_asked
 from tokens.errors import UserError
+from tokens.paths import check_path, printable
 
 EXIT_FAILED, EXIT_INPUT = 1, 2
 CUT_SHORT = "what was committed is intact; the same command continues after it"
@@ -29,6 +30,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen, rest = parser.parse_known_args(arguments)
     listen()
     try:
+        for given in vars(chosen).values():
+            if isinstance(given, Path):
+                check_path(str(given))
         if chosen.command == "keys":
             return _keys()
         if chosen.command in ("report", "relabel"):
@@ -47,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"stopped: {CUT_SHORT}", file=sys.stderr)
         return exit_code()  # whatever code Ray gave it on the way
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         return EXIT_INPUT
     except KeyboardInterrupt:
         print(f"interrupted: {CUT_SHORT}", file=sys.stderr)

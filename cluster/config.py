@@ -13,6 +13,7 @@ from preferences.config import DataConfig
 from rm.config import MetaConfig, RewardConfig, ScorerConfig, StrengthConfig
 from sandbox.config import WorldConfig
 from tokens.errors import UserError
+from tokens.paths import PathText
 from tokens.section import Section
 
 Baseline = Literal["none", "vanilla_ppo", "best_of_n", "dpo"]
@@ -59,12 +60,12 @@ class RunConfig(Section):
 
     name: str
     """Name of the run; its directory is STORAGE/runs/NAME."""
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**32)
     """Every random number of the run follows from it, the sandbox's world apart (``world.seed``)."""
     storage: str | None = None
     """Directory that holds runs and caches, or an object store for `run` (s3://bucket/prefix; docs/storage.md); null = the
     environment's RONDO_STORAGE, else ~/rondo."""
-    scratch: str | None = None
+    scratch: PathText | None = None
     """With an object store: the directory where the work is done, mounted by all nodes; null = RONDO_SCRATCH, else ~/rondo."""
     rounds: RoundsConfig = RoundsConfig()
     world: WorldConfig = WorldConfig()
@@ -231,6 +232,23 @@ class RunConfig(Section):
             raise ValueError(
                 f"policy.max_lag is {self.policy.max_lag} and resources.placement colocated: roles that take turns on a device "
                 "cannot sample while they learn; set policy.max_lag to 0, or resources.placement to disaggregated"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _pool_can_grow(self) -> "RunConfig":
+        rollout, placement = self.rollout, self.resources.placement
+        if rollout.max_engines is None:
+            return self
+        if placement == "colocated":
+            raise ValueError(
+                f"rollout.max_engines is {rollout.max_engines} and resources.placement colocated: roles that take turns on the "
+                "same GPUs have none for more engines; set max_engines to null, or resources.placement to disaggregated"
+            )
+        if rollout.sync == "nccl":
+            raise ValueError(
+                f"rollout.max_engines is {rollout.max_engines} and rollout.sync nccl: a group of NCCL cannot take in an engine "
+                "that joins later; set rollout.sync to auto or store, or max_engines to null"
             )
         return self
 

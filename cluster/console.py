@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Sequence
 from types import TracebackType
@@ -17,8 +18,24 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.text import Text
 
 from actors.process import Progress as Said
+from tokens.paths import printable
+
+_HEAD = re.compile(r"\[(bold|yellow|bold red)\]([^\[\]]*)\[/\]")
+"""What a line may begin with."""
+
+
+def styled(text: str) -> Text:
+    """A line for the terminal: what comes from data or models must neither style it nor steer the terminal."""
+    head = _HEAD.match(text)
+    line, rest = Text(), text
+    if head:
+        line.append(printable(head[2]), head[1])
+        rest = text[head.end() :]
+    return line.append(printable(rest))
+
 
 LINE_EVERY_S = 10.0
 """How often a phase says in a log how far it is; docs/design/0012 tells why these are no tqdm bars."""
@@ -111,8 +128,12 @@ class Console:
             self.rich = RichConsole(soft_wrap=True, width=140)  # a log has no width; tables must not fold
 
     def say(self, text: str) -> None:
-        """Print a line."""
-        self.rich.print(text, highlight=False)
+        """Print a line.
+
+        Args:
+            text: one leading ``[style]words[/]`` is drawn; all that follows is shown as it stands, whatever it holds.
+        """
+        self.rich.print(styled(text), highlight=False)
 
     def show(self, thing: RenderableType) -> None:
         """Print a table."""

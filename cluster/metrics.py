@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -134,6 +134,12 @@ class Metrics:
     def sync(self, index: int, step: int, took: Sync) -> None:
         """What it took to give the engines the weights of a step."""
         self._write(index, step, "sync", dict(took.as_dict()), self.steps_per_round)
+
+    def pool(self, index: int | None, step: int | None, values: Mapping[str, float | str]) -> None:
+        """A batch that an elastic pool has sampled, or an engine that came or went; -1 where there is no round or step."""
+        self.telemetry.set("rondo_pool_engines", float(values["pool/engines"]))
+        place = {"round": -1 if index is None else index, "step": -1 if step is None else step}
+        self.file.write(json.dumps({"time": round(time.time(), 3), **place, "phase": "pool", **values}) + "\n")
 
     def reward(self, index: int, report: RewardReport) -> None:
         """The steps of a reward model's fit."""

@@ -117,8 +117,8 @@ def weight_transfer(config: RunConfig) -> Backend:
     shares, rollout = config.resources, config.rollout
     if rollout.sync != "auto":
         return rollout.sync
-    if not (shares.rollout.num_gpus and shares.learner.num_gpus):
-        return "store"
+    if rollout.max_engines is not None or not (shares.rollout.num_gpus and shares.learner.num_gpus):
+        return "store"  # which an engine that joins later can read as well
     if shares.placement == "disaggregated":  # NCCL refuses two processes on one GPU
         return "nccl" if min(shares.rollout.num_gpus, shares.learner.num_gpus) >= 1 else "store"
     return "ipc" if rollout.num_engines <= shares.learner.num_ranks else "store"

@@ -16,6 +16,7 @@ from cluster.denoising import check_strengths, ensure_strengths, in_words
 from cluster.inputs import Source, check_batches, check_stopping, open_source
 from cluster.model_sizes import model_size, reward_size
 from cluster.plan import Bundle, reward_bundles
+from cluster.preflight import check_nodes
 from cluster.reward_directory import RewardDirectory
 from cluster.reward_inputs import RewardInputs, load_inputs, pairs_sha256, read_samples
 from cluster.roles import RewardHandle, Stage
@@ -67,7 +68,7 @@ def reward(config: RunConfig, console: Console) -> Path:
             return directory.path
         strengths = ensure_strengths(config, console)
         asked = reward_bundles(config, reward_size(config, model_size(config)), metarm=bool(samples))
-        with connected() as fixed, directory.draft() as draft:
+        with connected(config, console) as fixed, directory.draft() as draft:
             training = Training(config, console, directory.logs, source, strengths)
             directory.commit(draft, training.run(draft, samples, asked, fixed))
     console.say(f"Model: {directory.path / 'model'}")
@@ -110,6 +111,7 @@ class Training:
         stage = Stage(config, asked, self.logs, console.say, fixed)
         try:
             stage.wait_for_room()
+            check_nodes(stage.nodes(), storage_root(config), wait)
             if self.source.recipe is not None and not self.source.prepared:
                 with console.bar("prepare the SFT model") as bar:
                     actor, pending = stage.prepare(self.source.recipe, "reward")

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from cluster.config import RunConfig
 from cluster.console import Console
 from cluster.denoising import check_strengths, ensure_strengths, in_words
+from cluster.disk import check_space
 from cluster.inputs import Source, check_batches, check_stopping, open_source
 from cluster.judging import comparable
 from cluster.model_sizes import model_size
@@ -61,6 +62,10 @@ def run(config: RunConfig, console: Console) -> Path:
         check_batches(config, source)
         check_stopping(config, source)
         check_strengths(config, source)
+        there = config.sft if config.sft.model is None else config.sft.model_copy(update={"model": str(source.sft_dir)})
+        size = model_size(config.model_copy(update={"sft": there}))
+        check_space(config, directory.root, size, directory.num_committed, directory.ledger["start"] is not None)
+        asked = bundles(config, size)
     with directory.open():
         console.say(f"[bold]Rondo[/] run {config.name} in {directory.path}")
         if source is None:
@@ -68,10 +73,8 @@ def run(config: RunConfig, console: Console) -> Path:
         else:
             for warning in warnings(config):
                 console.say(f"[yellow]note[/] {warning}")
-            there = config.sft if config.sft.model is None else config.sft.model_copy(update={"model": str(source.sft_dir)})
-            asked = bundles(config, model_size(config.model_copy(update={"sft": there})))
             strengths = ensure_strengths(config, console)
-            with connected() as fixed, space_errors(directory.path):
+            with connected(config, console) as fixed, space_errors(directory.path):
                 play(config, console, directory, source, strengths, asked, fixed)
         report = write_report(directory.path)
     console.say(f"Report: {report}")
@@ -79,18 +82,27 @@ def run(config: RunConfig, console: Console) -> Path:
 
 
 @contextlib.contextmanager
-def connected() -> Iterator[bool]:
+def connected(config: RunConfig, console: Console) -> Iterator[bool]:
     """A Ray cluster: the one that RAY_ADDRESS names (a job's own), else one on this machine that ends with the run.
+
+    Args:
+        config: of the command.
+        console: to say what should be known of the cluster.
 
     Returns:
         True if the cluster is this machine alone and cannot grow.
+
+    Raises:
+        UserError: if RAY_ADDRESS names a cluster that cannot be used; see ``cluster.preflight``.
     """
     import ray
+
+    from cluster.preflight import connect
 
     address = os.environ.get("RAY_ADDRESS")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if address:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+        connect(address, config.resources.allow_open_dashboard, console.say)
     else:
         ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     listen()
@@ -149,6 +161,8 @@ def play(
     """Place the roles, make what must be made first, and play the rounds."""
     from cluster.baselines import theme_of
     from cluster.metrics import Metrics
+    from cluster.notices import Notices
+    from cluster.preflight import check_nodes
     from cluster.roles import Stage
     from cluster.sampling import sampling
     from cluster.start import begin
@@ -170,6 +184,7 @@ def play(
     try:
         with telemetry.room(stage.num_gpus):
             stage.wait_for_room()
+        check_nodes(stage.nodes(), directory.root, wait)
         if source.recipe is not None and not source.prepared:
             with console.bar("prepare the SFT policy") as bar:
                 actor, pending = stage.prepare(source.recipe)
@@ -189,6 +204,8 @@ def play(
                     wait("start_roles", ranked.join(wait("start_roles", ranked.open())))
             wait("start_roles", roles.learner.load(roles.rollout), bar)
         telemetry.set("rondo_pool_engines", config.rollout.num_engines)
+        roles.rollout.report_to(wait, metrics)
+        wait.look = Notices(roles.identities, console.say)
         telemetry.set("rondo_pairs", len(inputs.pairs))
         processes = {identity.name: {"pid": identity.pid, "node": identity.node} for identity in roles.identities}
         write_file(directory.path / "processes.json", json.dumps({"driver": {"pid": os.getpid()}, **processes}, indent=1))

@@ -25,13 +25,13 @@ import yaml
 from cluster.config import RunConfig
 from cluster.differences import flat, refuse_differences
 from cluster.durable import commit_directory, write_file
+from cluster.ledger import FORMAT, read_ledger
 from cluster.mirror import IDENTITY, Ledger, entries, newer
 from cluster.pause import Pause, drop, latest, tidy
 from cluster.storage import storage_root
 from cluster.store_mirror import mirror_of
 from tokens.errors import UserError
 
-FORMAT = 1
 MAY_CHANGE = ("storage", "scratch", "resources", "rounds")
 """Sections of the config that may differ when a run is continued: they change where and how long, not what."""
 WHAT_IS_PLAYED = {"baseline": "none", "best_of": None}
@@ -57,7 +57,8 @@ def _kept(tree: dict[str, Any]) -> dict[str, Any]:
     kept = {key: value for key, value in tree.items() if key not in MAY_CHANGE}
     rounds = tree["rounds"]
     played = {key: rounds[key] for key in WHAT_IS_PLAYED if key in rounds and rounds[key] != WHAT_IS_PLAYED[key]}
-    return kept | ({"rounds": played} if played else {})
+    engines = {key: value for key, value in tree["rollout"].items() if key != "max_engines"}  # who samples changes no sample
+    return kept | {"rollout": engines} | ({"rounds": played} if played else {})
 
 
 def versions() -> dict[str, str | None]:
@@ -88,6 +89,12 @@ def is_there(path: Path) -> bool:
     """
     if path.is_symlink() or (path.exists() and not path.is_dir()):
         raise UserError(f"{path} is not a directory of ours; choose another name")
+    links = [entry for entry in (*path.glob("*"), *path.glob("rounds/*")) if entry.is_symlink()]
+    if links:
+        raise UserError(
+            f"{links[0]} is a symbolic link: what a run writes and clears away stays inside its own directory; put the directory "
+            "itself there, or choose another name"
+        )
     return path.is_dir()
 
 
@@ -142,7 +149,7 @@ class RunDirectory:
         """
         if is_there(self.path):
             if (self.path / "ledger.json").exists():
-                stored = json.loads((self.path / "ledger.json").read_text())
+                stored = read_ledger(self.path)
                 if stored["start"] is not None:  # else nothing was committed: nothing belongs to the old config
                     self._refuse_others(self.path, stored, (self.path / "config.yaml").read_text())
                     self.ledger = self.here = stored

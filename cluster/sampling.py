@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Protocol
 
 from cluster.config import RunConfig
-from cluster.roles import RolloutPool
+from cluster.pool import RolloutPool
 from cluster.seeds import derive
 from cluster.waiting import Pending, RoleFailed, Waiter
 from tokens.records import Prompt, Rollout

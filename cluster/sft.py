@@ -12,6 +12,7 @@ from typing import Any
 from cluster.config import RunConfig
 from cluster.console import Console
 from cluster.plan import Bundle
+from cluster.preflight import check_nodes
 from cluster.roles import Stage
 from cluster.run import connected
 from cluster.run_directory import now, space_errors
@@ -52,7 +53,7 @@ def sft(config: RunConfig, console: Console) -> Path:
             console.say("It is done; nothing to do. Choose another name to train another.")
             return directory.path
         console.say(f"{len(texts.examples):,} texts to train on, {len(texts.held_out):,} held out: {texts.source}")
-        with connected() as fixed:
+        with connected(config, console) as fixed:
             card = train(config, console, directory, texts, draft, fixed)
         directory.commit(draft, {**card, "data_sha256": digest})
     for line in findings(card):
@@ -126,6 +127,7 @@ def train(config: RunConfig, console: Console, directory: SFTDirectory, texts: T
     stage = Stage(config, [sft_bundle(config)], directory.logs, console.say, fixed)
     try:
         stage.wait_for_room()
+        check_nodes(stage.nodes(), storage_root(config), wait)
         with console.bar("SFT model", "steps") as bar:
             _, pending = stage.prepare(TextsFit(texts, config.sft, seed, draft, dtype == "bfloat16"))
             wait("sft", pending, bar)

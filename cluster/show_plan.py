@@ -176,6 +176,20 @@ def _show_placement(config: RunConfig, plan: Plan, console: Console) -> None:
     asked = sum(b.num_cpus for b in plan.bundles), sum(b.num_gpus for b in plan.bundles)
     console.print(f"Asked of Ray: {asked[0]:g} CPU, {asked[1]:g} GPU. CPUs, GPUs, threads and memory are of each process.")
     _show_labels(plan, console)
+    _show_more_engines(config, plan, console)
+
+
+def _show_more_engines(config: RunConfig, plan: Plan, console: Console) -> None:
+    """What an elastic pool asks for beyond the table."""
+    rollout = config.rollout
+    if rollout.max_engines is None or rollout.max_engines == rollout.num_engines:
+        return
+    engine = next(bundle for bundle in plan.bundles if bundle.role == "rollout")
+    console.print(
+        f"While it samples: up to {rollout.max_engines - rollout.num_engines} more engines (rollout.max_engines = "
+        f"{rollout.max_engines}), each {engine.num_cpus:g} CPU, {engine.num_gpus:g} GPU, {_gib(engine.memory)} GiB, where the "
+        "cluster has room or makes it. They need not fit for the run to begin."
+    )
 
 
 def _show_labels(plan: Plan, console: Console) -> None:

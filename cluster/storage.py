@@ -23,6 +23,7 @@ from pyarrow.fs import FileSelector, FileSystem, FileType
 from cluster.config import RunConfig
 from cluster.store_uri import check_storage_name, is_store
 from tokens.errors import UserError
+from tokens.paths import check_name
 
 PAUSES_S = (1.0, 3.0, 8.0, 20.0, 40.0)
 """Between the attempts of an operation, of which each is three of pyarrow's: a store that is away for a minute is waited for."""
@@ -65,6 +66,7 @@ def storage_root(config: RunConfig) -> Path:
             f"scratch is {config.scratch!r} and the storage a directory, {name!r}: the work is done there. Leave scratch out, or "
             "set storage to an object store (s3://bucket/prefix)"
         )
+    check_name(name)
     root = Path(name.removeprefix("file://")).expanduser()
     if not root.is_absolute():
         raise UserError(

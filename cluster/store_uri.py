@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from urllib.parse import parse_qsl, urlsplit
 
+from tokens.paths import check_name
+
 SCHEMES = ("s3", "gs", "abfs", "abfss")
 """pyarrow's own; fsspec's follow ``fsspec+``."""
 OPTIONS = (
@@ -35,6 +37,7 @@ def check_storage_name(name: str) -> str:
     Raises:
         ValueError: if it has a scheme that nothing here opens, no bucket, or a secret in it.
     """
+    check_name(name)
     if not is_store(name):
         return name
     parts = urlsplit(name)

@@ -63,21 +63,25 @@ def strength(config: RunConfig, console: Console) -> Path:
             )
         if config.strength.num_members == 1:
             console.say("[yellow]note[/] strength.num_members is 1: one model has no spread, the column of sigma stays empty")
-        with connected() as fixed, space_errors(directory.path):
+        with connected(config, console) as fixed, space_errors(directory.path):
             _measure(config, console, directory, source, fixed)
     return directory.path
 
 
 def _measure(config: RunConfig, console: Console, directory: StrengthDirectory, source: Source, fixed: bool) -> None:
+    from cluster.preflight import all_nodes, check_nodes
     from cluster.strength_card import card_of, read_columns, table_of
     from cluster.strength_scores import score
     from cluster.strength_work import refuse_what_cannot_fit, train
+    from cluster.waiting import Waiter
     from preferences.sets import count_reasons, with_equal_columns
     from preferences.strength import read_strengths, refuse_constant
 
     if fixed:
         refuse_what_cannot_fit(config)
         config = on_this_machine(config)
+    else:
+        check_nodes(all_nodes(), storage_root(config), Waiter(console, directory.logs, config.resources.deadline_s))
     prepare_s = _prepare(config, console, directory, source)
     training, validation = source.preferences()
     directory.belong_to(fingerprint(training, validation))

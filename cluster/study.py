@@ -24,6 +24,7 @@ from cluster.differences import refuse_differences
 from cluster.growth import room_for_tasks
 from cluster.inputs import Source, open_source
 from cluster.placement import on_this_machine
+from cluster.preflight import all_nodes, check_nodes
 from cluster.run import connected
 from cluster.run_directory import space_errors, write_file
 from cluster.seeds import derive
@@ -91,10 +92,12 @@ def study(config: RunConfig, names: Sequence[str] | None, seeds: int, console: C
             if not missing:
                 console.say("All of them are there; nothing to do.")
                 return directory.path
-            with connected() as fixed:
+            with connected(config, console) as fixed:
                 if fixed:
                     refuse_what_cannot_fit(config)
                     config = on_this_machine(config)
+                else:
+                    check_nodes(all_nodes(), storage_root(config), Waiter(console, directory.logs, config.resources.deadline_s))
                 _fit(config, console, directory.logs, book, missing, material)
     return directory.path
 

@@ -6,7 +6,7 @@ import contextlib
 import errno
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -96,6 +96,7 @@ class Pending(Generic[T]):
         log: name of the log file that the processes share; None where each has its own.
         step: PPO step that the work is for; None = that under way.
         submitted: when it was handed over, Unix time, s.
+        spans: who made an answer, from when to when, where that was not the process that gave it; None = it was.
     """
 
     refs: tuple[Any, ...]
@@ -108,6 +109,7 @@ class Pending(Generic[T]):
     log: str | None = None
     step: int | None = None
     submitted: float = field(default_factory=time.time)
+    spans: Callable[[Any], Sequence[tuple[str, float, float]]] | None = None
 
 
 class Waiter:
@@ -128,6 +130,8 @@ class Waiter:
         self.place = "start"
         self.round: int | None = None
         self.step: int | None = None
+        self.look: Callable[[], None] = lambda: None
+        """Called again and again while the driver waits."""
         self._watched: dict[Any, tuple[str, Pending[Any]]] = {}
         self._early: dict[Any, Any] = {}
         self._free_since: dict[tuple[str, str], float] = defaultdict(float)
@@ -169,6 +173,7 @@ class Waiter:
         while waiting:
             found, _ = ray.wait([*self._watched, *waiting], num_returns=1, timeout=POLL_S if bar else 5.0)
             obey_termination()
+            self.look()
             ready = [ref for ref in found if ref not in self._watched]
             for ref in found:
                 if ref in self._watched:
@@ -202,7 +207,8 @@ class Waiter:
         name, now = pending.names[pending.refs.index(ref)], time.time()
         start, step = max(pending.submitted, self._free_since[name, phase]), self.step if pending.step is None else pending.step
         self._free_since[name, phase] = now
-        self.record(Span(phase, name, self.round, step, start, now))
+        for who, since, until in [(name, start, now)] if pending.spans is None else pending.spans(answer):
+            self.record(Span(phase, who, self.round, step, since, until))
         return answer
 
     def _listen(

@@ -9,22 +9,22 @@ from actors.labels import in_words, satisfies, wrong_with
 SPOT = {"pool": "rollout", "ray.io/market-type": "spot"}
 
 
-@pytest.mark.parametrize(
-    ("selector", "yes"),
-    [
-        ({}, True),
-        ({"pool": "rollout"}, True),
-        ({"pool": "trainer"}, False),
-        ({"pool": "!trainer"}, True),
-        ({"pool": "!rollout"}, False),
-        ({"pool": "in(trainer, rollout)"}, True),
-        ({"pool": "!in(trainer,scorer)"}, True),
-        ({"pool": "!in(trainer, rollout)"}, False),
-        ({"zone": "a"}, False),
-        ({"zone": "!a"}, True),
-        ({"pool": "rollout", "ray.io/market-type": "on-demand"}, False),
-    ],
-)
+CASES: list[tuple[dict[str, str], bool]] = [
+    ({}, True),
+    ({"pool": "rollout"}, True),
+    ({"pool": "trainer"}, False),
+    ({"pool": "!trainer"}, True),
+    ({"pool": "!rollout"}, False),
+    ({"pool": "in(trainer, rollout)"}, True),
+    ({"pool": "!in(trainer,scorer)"}, True),
+    ({"pool": "!in(trainer, rollout)"}, False),
+    ({"zone": "a"}, False),
+    ({"zone": "!a"}, True),
+    ({"pool": "rollout", "ray.io/market-type": "on-demand"}, False),
+]
+
+
+@pytest.mark.parametrize(("selector", "yes"), CASES)
 def test_which_nodes_a_selector_asks_for(selector: dict[str, str], yes: bool) -> None:
     assert wrong_with(selector) is None
     assert satisfies(SPOT, selector) is yes

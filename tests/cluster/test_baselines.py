@@ -61,7 +61,7 @@ def played(command: Command, tmp_path_factory: pytest.TempPathFactory) -> Path:
     first = load_config(TINY, ["--name", "first", "--storage", str(storage)])
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("RAY_ADDRESS", raising=False)
-        with connected() as fixed:
+        with connected(first, console) as fixed:
             directory, texts = SFTDirectory(first), sft_texts(first, storage / "cache")
             with directory.open() as draft:
                 card = train(first, console, directory, texts, draft, fixed)

@@ -45,6 +45,7 @@ class LocalCluster:
 
     dashboard: str
     environment: dict[str, str]
+    head: str
 
     def job(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
         """``ray job ...``."""
@@ -134,7 +135,7 @@ def head_node(log: Path, binaries: Path = BIN, options: Sequence[str] = (), **va
         while not _answers(address):
             assert head.poll() is None and time.monotonic() < deadline, log.read_text()
             time.sleep(0.5)
-        yield LocalCluster(address, environment)
+        yield LocalCluster(address, environment, f"127.0.0.1:{port}")
     finally:
         family = psutil.Process(head.pid).children(recursive=True)
         head.send_signal(signal.SIGTERM)
@@ -212,6 +213,25 @@ def test_bad_input_fails_the_job_with_one_clear_message(cluster: LocalCluster, t
     words = shlex.split(line.replace("http://127.0.0.1:8265", cluster.dashboard).replace("raysubmit_...", "bad"))
     code = subprocess.run(words, env=cluster.environment, capture_output=True, text=True, timeout=60, check=True)
     assert code.stdout.strip() == "2", "the code of the command line itself"
+
+
+def test_a_driver_without_the_token_is_told_so(cluster: LocalCluster, command: Command, tmp_path: Path) -> None:
+    wrong = tmp_path / "token"
+    wrong.write_text(secrets.token_hex(32))
+    wrong.chmod(0o600)
+    cases: tuple[tuple[dict[str, str], str], ...] = (
+        ({"RAY_AUTH_MODE": "disabled"}, "asks for a token, and this process sends none"),
+        ({"RAY_AUTH_TOKEN_PATH": str(wrong)}, "asks for a token, and it does not take the one that this process sends"),
+    )
+    storage = ["--storage", str(command.storage), "--name", "told"]
+    for variables, words in cases:
+        done = subprocess.run(
+            [sys.executable, "-m", "cluster", "run", str(TINY), *storage],
+            cwd=ROOT, env=cluster.environment | {"RAY_ADDRESS": cluster.head} | variables,
+            capture_output=True, text=True, timeout=100, check=False,
+        )  # fmt: skip
+        assert done.returncode == 2 and words in done.stderr and done.stderr.count("\n") == 1, done.stdout + done.stderr
+        assert Path(cluster.environment["RAY_AUTH_TOKEN_PATH"]).read_text() not in done.stdout + done.stderr
 
 
 def test_without_the_token_nothing_is_accepted(cluster: LocalCluster, tmp_path: Path) -> None:

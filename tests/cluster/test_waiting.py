@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import ray
+from ray.util.placement_group import placement_group, remove_placement_group
 from rich.console import Console as RichConsole
 
 from actors.members import Board
@@ -26,6 +27,7 @@ from cluster.roles import Stage
 from cluster.strength_scores import _polled, refuse_constant_fold
 from cluster.waiting import Pending, RoleFailed, Room, Waiter
 from preferences.strength import write_strengths
+from tests.actors.test_labels import CASES, SPOT
 from tests.cluster.command import TINY
 from tokens.errors import UserError
 
@@ -63,7 +65,7 @@ def work(board: Any, name: str, quiet_s: float) -> str:
 @pytest.fixture(scope="module")
 def machine() -> Iterator[None]:
     """A cluster with one CPU."""
-    ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False, configure_logging=False)
+    ray.init(address="local", num_cpus=1, labels=SPOT, include_dashboard=False, log_to_driver=False, configure_logging=False)
     yield
     ray.shutdown()
 
@@ -96,6 +98,17 @@ def test_a_log_gets_a_line_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None
         "… reward model 21 s 40 of 160 pairs (25%), 1.9 pairs/s, 63 s left",
         "✓ reward model 24.0 s 40 pairs, 1.7 pairs/s",
     ]
+
+
+def test_ray_picks_the_nodes_that_our_arithmetic_picks(machine: None) -> None:
+    groups = [placement_group([{"CPU": 0.01}], bundle_label_selector=[selector]) for selector, _ in CASES]
+    ready = [group.ready() for group in groups]
+    expected = [yes for _, yes in CASES]
+    ray.wait(ready, num_returns=sum(expected), timeout=30)
+    found, _ = ray.wait(ready, num_returns=len(ready), timeout=2)  # none of the others comes
+    assert [ref in found for ref in ready] == expected
+    for group in groups:
+        remove_placement_group(group)
 
 
 def test_a_run_that_waits_says_for_which_bundles(machine: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
