@@ -457,28 +457,38 @@ def test_the_endpoint_may_come_from_the_environment(place: Place, server: Object
     assert there.read("x") == "y" and ("PUT", "/models/by-environment/x") in server.requests
 
 
-def test_a_real_run_goes_on_from_the_store_on_an_empty_machine(
+def test_a_killed_run_continues_after_the_last_committed_round_on_an_empty_machine(
     tiny_run: tuple[Path, subprocess.CompletedProcess[str]], command: Command, place: Place
 ) -> None:
     run, _ = tiny_run
-    shutil.copytree(run, place.tmp_path / "a" / "runs" / "tiny")
+    copy = place.tmp_path / "a" / "runs" / "tiny"
+    shutil.copytree(run, copy)
     state = json.loads((run / "ledger.json").read_text())
-    (place.tmp_path / "a" / "runs" / "tiny" / "ledger.json").write_text(json.dumps(state | {"rounds": state["rounds"][:1]}))
+    (copy / "ledger.json").write_text(json.dumps(state | {"rounds": state["rounds"][:1]}))  # round 1 lacks only this
+    (copy / "rounds" / ".round_002.partial").mkdir()
+    with (copy / "timeline.jsonl").open("a") as file:
+        file.write('{"what": "sam')  # the kill cut a line
     with place.run("a").open():
-        assert rounds(place.there()) == [0]
+        assert rounds(place.there()) == [0] and [path.name for path in (copy / "rounds").iterdir()] == ["round_000"]
+        assert policy_steps(copy) == [(0, 0), (0, 1)] and (copy / "timeline.jsonl").read_text().endswith("}\n")
     shutil.copytree(command.storage / "cache", place.tmp_path / "b" / "cache")  # can be made again; that takes a while
     done = command("run", str(TINY), "--storage", place.uri, "--scratch", str(place.tmp_path / "b"))
     assert done.returncode == 0, done.stdout + done.stderr
-    assert f"rounds/round_001 is in {place.uri.split('?')[0]}/runs/tiny: " in done.stdout
     assert "Round 2 of 2" in done.stdout and "Round 1 of 2" not in done.stdout and "fetch rounds/round_000" in done.stdout
-    assert rounds(place.there()) == [0, 1]
+    assert f"rounds/round_001 is in {place.uri.split('?')[0]}/runs/tiny: " in done.stdout
     with place.run("c").open() as fetched:
-        assert fetched.finished
+        assert fetched.finished and fetched.ledger["rounds"][0] == state["rounds"][0]
     last = fetched.path
+    assert policy_steps(last) == [(0, 0), (0, 1), (1, 0), (1, 1)]
     assert (last / "report.html").stat().st_size > 10_000
     for name in ("policy/model", "reward/model", "critic/model", "learner"):
         ours, theirs = (load_file(each / "rounds" / "round_001" / f"{name}.safetensors") for each in (last, run))
         assert ours.keys() == theirs.keys() and all(ours[key].equal(theirs[key]) for key in ours), name
     assert "unsaid" not in done.stdout + done.stderr
-    for file in last.rglob("*"):
-        assert not file.is_file() or b"unsaid" not in file.read_bytes(), file
+    for path in last.rglob("*"):
+        assert not path.is_file() or b"unsaid" not in path.read_bytes(), path
+
+
+def policy_steps(run: Path) -> list[tuple[int, int]]:
+    read = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return sorted((row["round"], row["step"]) for row in read if row["phase"] == "policy")
