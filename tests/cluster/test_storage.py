@@ -374,6 +374,8 @@ def test_a_ledger_that_somebody_else_wrote_is_not_overwritten(place: Place) -> N
         with pytest.raises(UserError, match=r"ledger.json was written by another driver"):
             play(run, 0)
     assert place.there().read("runs/tiny/ledger.json") == "{}"
+    with pytest.raises(UserError, match=r"s3://models/.*/runs/tiny/ledger.json has format None"):
+        place.run("b").inspect()
 
 
 WRONG = {
