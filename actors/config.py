@@ -2,8 +2,9 @@
 
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from actors.labels import wrong_with
 from tokens.section import Section
 
 Dtype = Literal["float32", "bfloat16"]
@@ -15,6 +16,11 @@ class RolloutConfig(Section):
     """The vLLM pool and the distribution it samples from."""
 
     num_engines: int = Field(1, ge=1)
+    """Engines that are there for the whole run."""
+    max_engines: int | None = Field(None, ge=1)
+    """Engines that there may be while the run samples: those beyond ``num_engines`` are asked of the cluster when sampling
+    begins, join when they are ready, and end when the reward model trains. With it, prompts are handed out in pieces and an
+    engine that dies is replaced; null = always ``num_engines``, and one that dies ends the run. docs/elastic.md."""
     tensor_parallel: int = Field(1, ge=1)
     """GPUs of one node that share an engine's weights and cache; ``resources.rollout.num_gpus`` is then as many. Divides the
     policy's heads."""
@@ -43,6 +49,15 @@ class RolloutConfig(Section):
     """Largest difference allowed between the engine's and the learner's log-prob of one token after a sync, nats."""
 
     @model_validator(mode="after")
+    def _grows(self) -> "RolloutConfig":
+        if self.max_engines is not None and self.max_engines < self.num_engines:
+            raise ValueError(
+                f"rollout.max_engines is {self.max_engines} and rollout.num_engines {self.num_engines}: the pool grows from the "
+                "second to the first; raise max_engines, or set it to null for a pool of one size"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _samples(self) -> "RolloutConfig":
         if self.top_k == 1:
             raise ValueError(
@@ -67,6 +82,13 @@ class Share(Section):
 
     num_cpus: float = Field(1.0, ge=0)
     num_gpus: float = Field(0.0, ge=0)
+    fraction_reason: str | None = None
+    """Why the role takes part of a GPU: what else is on the rest of it, and that both fit. Needed where ``num_gpus`` is not
+    whole: Ray does not keep such processes from taking each other's memory. ``placement: colocated`` works its fractions out
+    itself."""
+    labels: dict[str, str] = Field({})
+    """Label selector of the nodes where the role's processes may run, e.g. ``{pool: trainer}``; a value may be ``in(a, b)``, or
+    stand behind ``!``. Not looked at where the command starts a Ray of its own: there is one node."""
     threads: int = Field(1, ge=1)
     """torch threads of the process."""
     num_ranks: int = Field(1, ge=1)
@@ -84,6 +106,31 @@ class Share(Section):
             raise ValueError("num_cpus and num_gpus are both 0: Ray would start any number of these at once")
         return self
 
+    @model_validator(mode="after")
+    def _fractions_have_a_reason(self) -> "Share":
+        whole = self.num_gpus == int(self.num_gpus)
+        if not whole and self.num_gpus > 1:
+            raise ValueError(f"num_gpus is {self.num_gpus:g}: above 1 Ray gives whole GPUs only; set it to {int(self.num_gpus)}")
+        if not whole and not (self.fraction_reason or "").strip():
+            raise ValueError(
+                f"num_gpus is {self.num_gpus:g}, a fraction, and fraction_reason says nothing: name what shares the GPU and why "
+                "its memory holds both, or set num_gpus to 1"
+            )
+        if whole and self.fraction_reason is not None:
+            raise ValueError(
+                f"fraction_reason is given and num_gpus is {self.num_gpus:g}, no fraction: leave it out, or set "
+                "num_gpus to the share that it is the reason of"
+            )
+        return self
+
+    @field_validator("labels")
+    @classmethod
+    def _labels_are_labels(cls, labels: dict[str, str]) -> dict[str, str]:
+        wrong = wrong_with(labels)
+        if wrong is not None:
+            raise ValueError(wrong)
+        return labels
+
 
 class ResourcesConfig(Section):
     """The five roles and their shares. The driver itself asks for nothing."""
@@ -96,6 +143,9 @@ class ResourcesConfig(Section):
     reward: Share = Share()
     scorer: Share = Share()
     learner: Share = Share()
+    allow_open_dashboard: bool = False
+    """Run on a cluster although its dashboard listens on more than the loopback address and asks for no token: whoever reaches it
+    can run code on every node."""
     wait_limit_s: float | None = Field(None, gt=0)
     """Give up when the cluster has not found room by then; null = wait, and say every 30 s what is short."""
     deadline_s: float = Field(3600.0, gt=0)

@@ -34,6 +34,8 @@ class PolicyLearner(Rank):
     Several ranks share the three models. All of them are given the same calls, and give the same answers; rank 0 writes files.
     """
 
+    about = "trains the policy: PPO, with critic and reference"
+
     def __init__(
         self,
         setup: ProcessSetup,

@@ -66,18 +66,17 @@ class WholeModels:
                 model.save_pretrained(out_dir / name, state_dict=weights)
 
     def _language_model(self, path: Path, dtype: Any) -> Any:
-        from transformers import AutoModelForCausalLM
+        from policy.library import load
 
-        model = AutoModelForCausalLM.from_pretrained(
-            path, dtype=dtype, attn_implementation=self._attention(), use_safetensors=True
-        ).eval()
-        return self._checked(model)
+        return self._checked(load(path, dtype, self._attention()).eval())
 
     def _critic(self, path: Path, dtype: Any) -> Any:
         from policy.critic import Critic
+        from tokens.weights import check_finite
 
         make = Critic.from_language_model if path == self.sft_dir else Critic.from_pretrained
         critic = make(path, dtype, self._attention())
+        check_finite(critic.model, path)
         self._checked(critic.model)
         return critic
 

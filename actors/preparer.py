@@ -22,6 +22,8 @@ class Recipe(Protocol):
 class Preparer(Role):
     """Runs a recipe in a process with the learner's share of the machine, then goes away."""
 
+    about = "makes what must be there before the roles start"
+
     def __init__(self, setup: ProcessSetup) -> None:
         super().__init__(setup)
 

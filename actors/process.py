@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import ray
 
@@ -89,25 +89,36 @@ def import_transformers() -> None:
             del sys.modules[name]
 
 
+def log_to(path: Path) -> None:
+    """Have this process log to a file; what is there already stays."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handler = logging.FileHandler(path)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.getLogger().addHandler(handler)
+    logging.getLogger().setLevel(logging.INFO)
+
+
 class Role:
-    """Base of the five roles: a log file of its own, and two questions answered while work goes on."""
+    """Base of the five roles: a log file of its own, and two questions answered while work goes on.
+
+    ``about`` says in a few words what the process does; Ray's dashboard shows it with the name, as the actor's repr.
+    """
+
+    about: ClassVar[str] = "works for a role"
 
     def __init__(self, setup: ProcessSetup) -> None:
         import torch
 
         self.setup = setup
         self._progress = Progress(0, 0, "")
-        setup.log_path.parent.mkdir(parents=True, exist_ok=True)
-        handler = logging.FileHandler(setup.log_path)
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-        logging.getLogger().addHandler(handler)
-        logging.getLogger().setLevel(logging.INFO)
+        log_to(setup.log_path)
         torch.set_num_threads(setup.threads)
         import_transformers()
         logging.getLogger(__name__).info("%s: process %d, %d threads, %s", setup.name, os.getpid(), setup.threads, setup.device)
 
     def __repr__(self) -> str:
-        return self.setup.name
+        place = f", rank {self.setup.rank} of {self.setup.num_ranks}" if self.setup.num_ranks > 1 else ""
+        return f"{self.setup.name} ({self.about}{place})"
 
     def tick(self, done: int, total: int, unit: str, tokens: int = 0) -> None:
         """Note how far the current call is."""

@@ -101,6 +101,8 @@ class Study:
 class RewardTrainer(Rank):
     """Holds the pairs; the model and its optimizer live for one fit. Several ranks share the model, and each holds all pairs."""
 
+    about = "trains reward models"
+
     def __init__(
         self,
         setup: ProcessSetup,

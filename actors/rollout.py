@@ -30,12 +30,22 @@ def prompt_seed(seed: int, prompt_id: str, occurrence: int = 0) -> int:
     Args:
         seed: of the call.
         prompt_id: of the prompt.
-        occurrence: how often the prompt came before in the call.
+        occurrence: how often the prompt came before in the batch.
 
     Returns:
         48 bits, so that the k samples of two prompts do not share a stream.
     """
     return int.from_bytes(hashlib.sha256(f"{seed}/{prompt_id}/{occurrence}".encode()).digest()[:6], "big")
+
+
+def occurrences(prompts: Sequence[Prompt]) -> tuple[int, ...]:
+    """How often each prompt came before in a batch."""
+    seen: Counter[str] = Counter()
+    before: list[int] = []
+    for prompt in prompts:
+        before.append(seen[prompt.id])
+        seen[prompt.id] += 1
+    return tuple(before)
 
 
 CHUNK = 64
@@ -49,6 +59,8 @@ class RolloutEngine(Role):
     ``load`` has a thread of its own: while ``sample`` runs, it takes its turn between two steps of the engine. The requests
     under way are kept, and go on with the new weights over the keys and values that they have.
     """
+
+    about = "samples from the policy with vLLM"
 
     def __init__(
         self,
@@ -151,7 +163,9 @@ class RolloutEngine(Role):
         if self._sleeps():
             self.engine.wake_up(tags=list(parts))
 
-    def sample(self, prompts: Sequence[Prompt], samples_per_prompt: int, seed: int, version: int) -> list[Rollout]:
+    def sample(
+        self, prompts: Sequence[Prompt], samples_per_prompt: int, seed: int, version: int, before: Sequence[int] | None = None
+    ) -> list[Rollout]:
         """Sample k responses to each prompt.
 
         Args:
@@ -159,6 +173,7 @@ class RolloutEngine(Role):
             samples_per_prompt: k.
             seed: of this call; the same seed, weights and prompts give the same responses.
             version: the oldest policy version that may answer.
+            before: how often each prompt came before in the batch that these are a part of; None = they are all of it.
 
         Returns:
             len(prompts) * k rollouts, prompt by prompt.
@@ -168,11 +183,8 @@ class RolloutEngine(Role):
             RuntimeError: if the engine gives back fewer samples than asked for, or one that is empty.
         """
         rollouts: list[Rollout] = []
-        seen: Counter[str] = Counter()
-        seeds: list[int] = []
-        for prompt in prompts:
-            seeds.append(prompt_seed(seed, prompt.id, seen[prompt.id]))
-            seen[prompt.id] += 1
+        before = occurrences(prompts) if before is None else before
+        seeds = [prompt_seed(seed, prompt.id, times) for prompt, times in zip(prompts, before, strict=True)]
         self.tick(0, len(prompts) * samples_per_prompt, "samples")
         for start in range(0, len(prompts), CHUNK):
             chunk = slice(start, start + CHUNK)

@@ -48,6 +48,8 @@ class Scores:
 class EnsembleScorer(Role):
     """Holds M reward models and the moments of each on the calibration samples."""
 
+    about = "scores responses with the reward ensemble"
+
     def __init__(self, setup: ProcessSetup, config: ScorerConfig) -> None:
         super().__init__(setup)
         self.config = config

@@ -35,10 +35,12 @@ from actors.transfer import Parcels
 from cluster.config import RunConfig
 from cluster.console import Console
 from cluster.load_config import load_config
-from cluster.roles import LearnerHandle, RolloutPool, together
+from cluster.pool import FixedPool, RolloutPool
+from cluster.roles import LearnerHandle, together
 from cluster.rota import OwnDevices, Process
-from cluster.run_directory import storage_root, versions
+from cluster.run_directory import versions
 from cluster.sampling import Sampling, sampling
+from cluster.storage import storage_root
 from cluster.waiting import Waiter
 from evaluation.timeline import DRIVER, Span, read_timeline
 from evaluation.timeline_figure import draw_spans, phases_of
@@ -74,7 +76,9 @@ class SleepingEngine:
         """Nothing is counted."""
         return Progress(0, 0, "")
 
-    def sample(self, prompts: Sequence[Prompt], samples_per_prompt: int, seed: int, version: int) -> list[Rollout]:
+    def sample(
+        self, prompts: Sequence[Prompt], samples_per_prompt: int, seed: int, version: int, before: Sequence[int]
+    ) -> list[Rollout]:
         """A token per response, of the version that was held when the call began."""
         held = self.version
         assert held >= version
@@ -110,8 +114,8 @@ def scene(g: float, t: float) -> Iterator[tuple[RolloutPool, LearnerHandle]]:
     engine: Any = ray.remote(**options)(SleepingEngine).remote(g)
     learner: Any = ray.remote(**options)(SleepingLearner).remote(t)
     try:
-        ray.get(learner.update.remote(ray.get(engine.sample.remote([Prompt("p", "", (1,))], 1, 0, 0)), [0.0]))
-        pool = RolloutPool([Process(engine, Identity("rollout-0", 0, ""))], OwnDevices())
+        ray.get(learner.update.remote(ray.get(engine.sample.remote([Prompt("p", "", (1,))], 1, 0, 0, (0,))), [0.0]))
+        pool = FixedPool([Process(engine, Identity("rollout-0", 0, ""))], OwnDevices())
         yield pool, LearnerHandle([Process(learner, Identity("learner-0", 0, ""))], 60.0, OwnDevices())
     finally:
         for actor in (engine, learner):

@@ -133,9 +133,24 @@ def ask_in_both_orders(
     return forward, backward, not_asked
 
 
-def _ask(keys: Sequence[str], questions: Sequence[_Comparison], judge: Judge, answers: Answers, total: int) -> None:
+def _answers_of(judge: Judge, questions: Sequence[_Comparison]) -> list[Answer]:
+    """What the judge says, held to its promise: one answer to each question, and nothing but an answer."""
     try:
         said = judge.compare([q.prompt for q in questions], [q.first for q in questions], [q.second for q in questions])
+    except (UserError, JudgeFailed):
+        raise
+    except Exception as error:
+        raise JudgeFailed(f"the judge {judge.name} failed: {type(error).__name__}: {error}", [None] * len(questions)) from error
+    odd = [answer for answer in said if not isinstance(answer, NotAsked) and answer not in (FIRST, SECOND, NONE)]
+    if len(said) != len(questions) or odd:
+        got = f"{odd[0]!r} for an answer" if odd else f"{len(said)} answers to {len(questions)} questions"
+        raise JudgeFailed(f"the judge {judge.name} gave {got}, expected 1, 0 or -1 to each", [None] * len(questions))
+    return said
+
+
+def _ask(keys: Sequence[str], questions: Sequence[_Comparison], judge: Judge, answers: Answers, total: int) -> None:
+    try:
+        said = _answers_of(judge, questions)
     except JudgeFailed as error:
         answers.add(keys, error.answers)
         raise JudgeFailed(

@@ -79,6 +79,10 @@ class VanillaPPO(Theme):
         else:
             super().begin_policy(index, draft, scores)
 
+    def reference(self, index: int) -> Path | None:
+        """SFT in every round."""
+        return None
+
     def warm_up(self, index: int, rollouts: Sequence[Rollout], rewards: Scores) -> None:
         """Of the new critic, in the first round."""
         if not index:

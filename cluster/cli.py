@@ -1,19 +1,20 @@
-"""The command line. Exit code 0 = done, 1 = a role failed, 2 = the input is wrong."""
+"""The command line. Exit code 0 = done, 1 = a role failed, 2 = the input is wrong, 130 and 143 = stopped: docs/jobs.md."""
 
 from __future__ import annotations
 
 import argparse
-import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from cluster.config import RunConfig
 from cluster.load_config import all_keys, load_config
-from cluster.signals import EXIT_TERMINATED, terminate, terminated
+from cluster.signals import EXIT_INTERRUPTED, Stopped, exit_code, listen, stop_asked
 from tokens.errors import UserError
+from tokens.paths import check_path, printable
 
-EXIT_FAILED, EXIT_INPUT, EXIT_INTERRUPTED = 1, 2, 130
+EXIT_FAILED, EXIT_INPUT = 1, 2
+CUT_SHORT = "what was committed is intact; the same command continues after it"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -27,8 +28,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     parser = _parser()
     chosen, rest = parser.parse_known_args(arguments)
-    signal.signal(signal.SIGTERM, terminate)
+    listen()
     try:
+        for given in vars(chosen).values():
+            if isinstance(given, Path):
+                check_path(str(given))
         if chosen.command == "keys":
             return _keys()
         if chosen.command in ("report", "relabel"):
@@ -38,22 +42,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if chosen.config.suffix not in (".yaml", ".yml") and any(word.endswith((".yaml", ".yml")) for word in rest):
             raise UserError(f"give CONFIG right after {chosen.command}, and overrides after it; got {chosen.config} as CONFIG")
         return _with_config(chosen, load_config(chosen.config, rest))
+    except Stopped as error:
+        print(f"stopped: {error.words}", file=sys.stderr)
+        return exit_code()
     except SystemExit:
-        if terminated():  # whatever code Ray gave it on the way
-            return EXIT_TERMINATED
-        raise
+        if not stop_asked():
+            raise
+        print(f"stopped: {CUT_SHORT}", file=sys.stderr)
+        return exit_code()  # whatever code Ray gave it on the way
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         return EXIT_INPUT
     except KeyboardInterrupt:
-        print("interrupted: what was committed is intact; the same command continues after it", file=sys.stderr)
+        print(f"interrupted: {CUT_SHORT}", file=sys.stderr)
         return EXIT_INTERRUPTED
     except RuntimeError as error:
         from cluster.waiting import RoleFailed
 
         if not isinstance(error, RoleFailed):
             raise
-        print(f"failed: {error}\nWhat was committed is intact; the same command continues after it.", file=sys.stderr)
+        print(f"{error.shown()}failed: {error}\n{CUT_SHORT.capitalize()}.", file=sys.stderr)
         return EXIT_FAILED
 
 
@@ -71,6 +79,9 @@ def _with_config(chosen: argparse.Namespace, config: RunConfig) -> int:
 
         run(config, console)
         return 0
+    from cluster.storage import refuse_store
+
+    refuse_store(config, chosen.command)
     if chosen.command == "sft":
         from cluster.sft import sft
 
@@ -172,6 +183,13 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_plan_options(plan: argparse.ArgumentParser) -> None:
+    plan.add_argument(
+        "--cluster",
+        type=Path,
+        default=None,
+        metavar="FILE",
+        help="plan on the node types of a cluster file, e.g. ray_config.yaml",
+    )
     plan.add_argument("--nodes", type=int, default=1, help="machines of the cluster (default 1)")
     plan.add_argument("--node-cpus", type=float, default=None, help="CPUs of each (default: this machine's)")
     plan.add_argument("--node-gpus", type=float, default=None, help="GPUs of each (default: this machine's)")

@@ -6,12 +6,14 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from actors.config import ResourcesConfig, RolloutConfig
+from cluster.store_uri import check_storage_name
 from evaluation.config import EvaluationConfig
 from policy.config import DPOConfig, PolicyConfig, SFTConfig
 from preferences.config import DataConfig
 from rm.config import MetaConfig, RewardConfig, ScorerConfig, StrengthConfig
 from sandbox.config import WorldConfig
 from tokens.errors import UserError
+from tokens.paths import PathText
 from tokens.section import Section
 
 Baseline = Literal["none", "vanilla_ppo", "best_of_n", "dpo"]
@@ -58,10 +60,13 @@ class RunConfig(Section):
 
     name: str
     """Name of the run; its directory is STORAGE/runs/NAME."""
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**32)
     """Every random number of the run follows from it, the sandbox's world apart (``world.seed``)."""
     storage: str | None = None
-    """Directory that holds runs and caches; null = the environment's RONDO_STORAGE, else ~/rondo."""
+    """Directory that holds runs and caches, or an object store for `run` (s3://bucket/prefix; docs/storage.md); null = the
+    environment's RONDO_STORAGE, else ~/rondo."""
+    scratch: PathText | None = None
+    """With an object store: the directory where the work is done, mounted by all nodes; null = RONDO_SCRATCH, else ~/rondo."""
     rounds: RoundsConfig = RoundsConfig()
     world: WorldConfig = WorldConfig()
     data: DataConfig = DataConfig()
@@ -82,6 +87,11 @@ class RunConfig(Section):
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name):
             raise ValueError(f"a run's name has letters, digits, '.', '_' and '-' only, 64 at most, got {name!r}")
         return name
+
+    @field_validator("storage")
+    @classmethod
+    def _storage_has_no_secret(cls, storage: str | None) -> str | None:
+        return storage if storage is None else check_storage_name(storage)
 
     @model_validator(mode="before")
     @classmethod
@@ -189,6 +199,12 @@ class RunConfig(Section):
                 f"resources.placement is colocated, got {asked}: roles that take turns share whole GPUs; set all four to 1, "
                 "or all to 0 on a machine without"
             )
+        if shares.placement == "colocated" and any(share.labels != shares.learner.labels for share in roles.values()):
+            labels = ", ".join(f"resources.{name}.labels {share.labels}" for name, share in roles.items())
+            raise ValueError(
+                f"resources.placement is colocated, got {labels}: roles that take turns are on the same nodes; set all four to "
+                "the same"
+            )
         on_gpus = bool(gpus["rollout"] and gpus["learner"])
         if sync == "nccl" and on_gpus and min(gpus["rollout"], gpus["learner"]) < 1:
             raise ValueError(
@@ -216,6 +232,23 @@ class RunConfig(Section):
             raise ValueError(
                 f"policy.max_lag is {self.policy.max_lag} and resources.placement colocated: roles that take turns on a device "
                 "cannot sample while they learn; set policy.max_lag to 0, or resources.placement to disaggregated"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _pool_can_grow(self) -> "RunConfig":
+        rollout, placement = self.rollout, self.resources.placement
+        if rollout.max_engines is None:
+            return self
+        if placement == "colocated":
+            raise ValueError(
+                f"rollout.max_engines is {rollout.max_engines} and resources.placement colocated: roles that take turns on the "
+                "same GPUs have none for more engines; set max_engines to null, or resources.placement to disaggregated"
+            )
+        if rollout.sync == "nccl":
+            raise ValueError(
+                f"rollout.max_engines is {rollout.max_engines} and rollout.sync nccl: a group of NCCL cannot take in an engine "
+                "that joins later; set rollout.sync to auto or store, or max_engines to null"
             )
         return self
 

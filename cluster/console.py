@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Sequence
 from types import TracebackType
@@ -17,17 +18,36 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.text import Text
 
 from actors.process import Progress as Said
+from tokens.paths import printable
+
+_HEAD = re.compile(r"\[(bold|yellow|bold red)\]([^\[\]]*)\[/\]")
+"""What a line may begin with."""
+
+
+def styled(text: str) -> Text:
+    """A line for the terminal: what comes from data or models must neither style it nor steer the terminal."""
+    head = _HEAD.match(text)
+    line, rest = Text(), text
+    if head:
+        line.append(printable(head[2]), head[1])
+        rest = text[head.end() :]
+    return line.append(printable(rest))
+
+
+LINE_EVERY_S = 10.0
+"""How often a phase says in a log how far it is; docs/design/0012 tells why these are no tqdm bars."""
 
 
 class Bar:
-    """One phase: a live bar on a terminal, one line at its end elsewhere."""
+    """One phase: a live bar on a terminal; elsewhere, as in a job's log, a line now and then, and one at its end."""
 
     def __init__(self, console: RichConsole, title: str, unit: str) -> None:
         self.console, self.title, self.unit = console, title, unit
         self.done, self.total, self.tokens, self.note = 0, 0, 0, ""
-        self.began = time.perf_counter()
+        self.began = self.said = time.perf_counter()
         self.live: Progress | None = None
         if console.is_terminal:
             self.live = Progress(
@@ -56,10 +76,27 @@ class Bar:
         self.unit, self.note = unit or self.unit, note or self.note
         if self.live:
             self.live.update(self.task, completed=done, total=total or None, rate=self._rate(), note=self.note)
+        else:
+            self.line()
+
+    def line(self) -> None:
+        """A line for a log, if it is time for one."""
+        now = time.perf_counter()
+        if now - self.said < LINE_EVERY_S:
+            return
+        self.said, seconds = now, now - self.began
+        count, left = "", ""
+        if self.total:
+            count = f"{self.done:,} of {self.total:,} {self.unit} ({self.done / self.total:.0%})"
+            left = f"{seconds * (self.total - self.done) / self.done:,.0f} s left" if self.done else ""
+        details = ", ".join(part for part in (count, self._rate(), left, self.note) if part)
+        self.console.print(f"  … {self.title:<28} {seconds:6.0f} s  [dim]{details}[/]", highlight=False)
 
     def show(self, said: Sequence[Said]) -> None:
-        """Say how far several processes are together."""
-        if said:
+        """Say how far several processes are together; of none, only that time passes."""
+        if not said:
+            self.line()
+        else:
             self.update(sum(p.done for p in said), sum(p.total for p in said), said[0].unit, sum(p.tokens for p in said))
 
     def _rate(self) -> str:
@@ -91,8 +128,12 @@ class Console:
             self.rich = RichConsole(soft_wrap=True, width=140)  # a log has no width; tables must not fold
 
     def say(self, text: str) -> None:
-        """Print a line."""
-        self.rich.print(text, highlight=False)
+        """Print a line.
+
+        Args:
+            text: one leading ``[style]words[/]`` is drawn; all that follows is shown as it stands, whatever it holds.
+        """
+        self.rich.print(styled(text), highlight=False)
 
     def show(self, thing: RenderableType) -> None:
         """Print a table."""

@@ -53,11 +53,11 @@ def _default(key: str) -> Any:
     return _defaults()[key] if key in _defaults() else None
 
 
-def refuse_differences(path: Path, there: Mapping[str, Any], here: Mapping[str, Any], hint: str = "") -> None:
+def refuse_differences(path: Path | str, there: Mapping[str, Any], here: Mapping[str, Any], hint: str = "") -> None:
     """Stop where a directory was made with another config.
 
     Args:
-        path: of the directory.
+        path: of the directory, or where it is in a store.
         there: as in ``differences``.
         here: likewise.
         hint: a further sentence for the message.

@@ -39,6 +39,10 @@ def given_model(key: str, name: str, data: DataConfig, max_response_tokens: int)
         UserError: if it is not there, cannot be trained here, or its context is too short.
     """
     found = model_directory(key, name, data)
+    if key == "sft.model":
+        from rm.checkpoints import check_language_model
+
+        check_language_model(found.path)
     check_context(found, data.max_prompt_tokens, max_response_tokens)
     return GivenModel(found.path, read_tokenizer(found.path))
 

@@ -12,6 +12,10 @@ from pydantic import BaseModel, ValidationError
 
 from cluster.config import RunConfig
 from tokens.errors import UserError
+from tokens.paths import check_path
+
+LARGEST, MOST_VALUES, DEEPEST = 1_000_000, 10_000, 20
+"""Of a config: bytes of its file, values in it, sections in sections."""
 
 
 class _UniqueKeys(yaml.SafeLoader):
@@ -48,8 +52,11 @@ def read_yaml(path: Path) -> dict[str, Any]:
     Raises:
         UserError: if it is missing, empty, not UTF-8, not YAML, or not a mapping.
     """
+    check_path(str(path))
     try:
-        text = path.read_text(encoding="utf-8")
+        with path.open("rb") as file:
+            raw = file.read(LARGEST + 1)
+        text = raw.decode("utf-8")
     except FileNotFoundError:
         near = sorted(str(p) for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
         raise UserError(f"there is no config file {path}" + (f"; there are: {', '.join(near)}" if near else "")) from None
@@ -57,8 +64,12 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} is a directory; give a YAML file") from None
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 text (byte {error.start}); save it as UTF-8") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+    if len(raw) > LARGEST:
+        raise UserError(f"{path} is larger than {LARGEST:,} bytes: that is no config; data sets are named in one")
     try:
-        tree = yaml.load(text, Loader=_UniqueKeys)  # noqa: S506 - a SafeLoader
+        tree = _parse(text)
     except yaml.YAMLError as error:
         raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(tree, dict):
@@ -80,10 +91,39 @@ def with_overrides(tree: dict[str, Any], overrides: Sequence[str]) -> dict[str, 
                 raise UserError(f"{flag}: {parent} is a value, not a section")
             branch = child
         try:
-            branch[last] = _number(yaml.safe_load(value))
+            branch[last] = _number(_parse(value))
         except yaml.YAMLError:
             branch[last] = value
     return tree
+
+
+def _parse(text: str) -> Any:
+    """A YAML text as values. It must not grow when aliases are written out, nor be deeper than any config."""
+    loader = _UniqueKeys(text)
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        _weigh(node, {}, ())
+        return loader.construct_document(node)
+    except RecursionError:
+        raise yaml.YAMLError(f"it is nested more than {DEEPEST} deep") from None
+    finally:
+        loader.dispose()
+
+
+def _weigh(node: yaml.Node, known: dict[int, int], above: tuple[int, ...]) -> int:
+    """How many values a node is once its aliases are written out."""
+    if len(above) > DEEPEST or id(node) in above:
+        raise yaml.YAMLError(f"it is nested more than {DEEPEST} deep")
+    if id(node) not in known:
+        inner = [part for pair in node.value for part in pair] if isinstance(node, yaml.MappingNode) else node.value
+        here = (*above, id(node))
+        size = 1 + (0 if isinstance(node, yaml.ScalarNode) else sum(_weigh(part, known, here) for part in inner))
+        if size > MOST_VALUES:
+            raise yaml.YAMLError(f"it holds more than {MOST_VALUES:,} values once its aliases are written out")
+        known[id(node)] = size
+    return known[id(node)]
 
 
 def _number(value: Any) -> Any:

@@ -1,10 +1,11 @@
-"""Numbers as they arise: metrics.jsonl is the record, TensorBoard the view."""
+"""Numbers as they arise: metrics.jsonl is the record, TensorBoard and Ray's metrics are the views."""
 
 from __future__ import annotations
 
 import json
+import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,51 +13,80 @@ from actors.reward_trainer import RewardReport
 from actors.scorer import Scores
 from cluster.console import Bar, Console
 from cluster.sync import Sync
+from cluster.telemetry import Telemetry
+from evaluation.timeline import DRIVER, Span
+
+STEP_PHASES = ("policy", "sample", "sync")
+"""What has a row for each PPO step."""
 
 
 class Metrics:
-    """Writes both.
+    """Writes all three.
 
     Args:
         path: of the run.
         steps_per_round: PPO steps of a round; a global step is round * steps_per_round + step.
         first_round: round that this process begins with; TensorBoard forgets what an earlier process wrote of it.
+        steps_done: PPO steps of that round that stay, and its reward model with them.
+        telemetry: Ray's metrics.
     """
 
-    def __init__(self, path: Path, steps_per_round: int, first_round: int) -> None:
+    def __init__(self, path: Path, steps_per_round: int, first_round: int, steps_done: int, telemetry: Telemetry) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self.steps_per_round = steps_per_round
+        self.steps_per_round, self.telemetry = steps_per_round, telemetry
         self.file = (path / "metrics.jsonl").open("a", buffering=1)
-        self.writer, self.path, self.first_round = SummaryWriter, path / "tensorboard", first_round
+        self.writer, self.path, self.first_round, self.steps_done = SummaryWriter, path / "tensorboard", first_round, steps_done
         self.boards: dict[str, SummaryWriter] = {}
         self.bar: Bar | None = None
+        self.sampled: dict[tuple[int, int], tuple[float, float]] = {}
+        self.updated: float | None = None
+        self.bar_first = 0
 
     def close(self) -> None:
         """Flush and close."""
+        self.telemetry.refresh()
         self.file.close()
         for board in self.boards.values():
             board.close()  # type: ignore[no-untyped-call]
 
-    def steps(self, index: int, number: int, console: Console) -> Iterator[int]:
-        """The PPO steps of a round, under one bar."""
+    def mark(self) -> int:
+        """Make the record durable as far as it goes.
+
+        Returns:
+            Its length, bytes.
+        """
+        self.file.flush()
+        os.fsync(self.file.fileno())
+        return os.fstat(self.file.fileno()).st_size
+
+    def steps(self, first: int, number: int, console: Console) -> Iterator[int]:
+        """The PPO steps of a round from ``first`` on, under one bar."""
         with console.bar("policy (PPO)", "steps") as bar:
-            self.bar = bar
-            for step in range(number):
-                bar.update(step, number)
+            self.bar, self.bar_first, self.updated = bar, first, time.perf_counter()
+            for step in range(first, number):
+                bar.update(step - first, number - first)
+                self.telemetry.set("rondo_step", step)
                 yield step
-            bar.update(number, number)
+            bar.update(number - first, number - first)
         self.bar = None
 
     def _write(self, index: int, step: int, phase: str, values: dict[str, float | None], steps_per_round: int) -> None:
         row = {"time": round(time.time(), 3), "round": index, "step": step, "phase": phase, **values}
         self.file.write(json.dumps(row) + "\n")
+        self.telemetry.row(index, values)
         if phase not in self.boards:  # each phase has its own count of steps, and forgets what an earlier process wrote past it
-            purge = self.first_round * steps_per_round
+            purge = self.first_round * steps_per_round + self._kept(phase, steps_per_round)
             self.boards[phase] = self.writer(str(self.path / phase), purge_step=purge)  # type: ignore[no-untyped-call]
         for name, value in values.items():
             if value is not None:
                 self.boards[phase].add_scalar(name, value, index * steps_per_round + step)  # type: ignore[no-untyped-call]
+
+    def _kept(self, phase: str, steps_per_round: int) -> int:
+        """Steps of the first round that an earlier process wrote, and that stay."""
+        if phase in STEP_PHASES:
+            return self.steps_done
+        return steps_per_round if self.steps_done and phase != "evaluation" else 0
 
     def policy(self, index: int, step: int, update: dict[str, float], rewards: Scores, gold: float | None) -> None:
         """One PPO update."""
@@ -69,15 +99,47 @@ class Metrics:
             "policy/gold": gold,
         }
         self._write(index, step, "policy", values, self.steps_per_round)
+        self._sampling(index, step, update["policy/tokens"])
+        self._count(len(primary), update["policy/tokens"])
         if self.bar:
             note = f"score {values['policy/score']:.2f}  KL {values['policy/kl']:.2f}" + (
                 "" if gold is None else f"  gold {gold:.2f}"
             )
-            self.bar.update(step + 1, self.steps_per_round, note=note)
+            self.bar.update(step + 1 - self.bar_first, self.steps_per_round - self.bar_first, note=note)
+
+    def span(self, span: Span) -> None:
+        """A wait of the driver, or the work of a process, that is over."""
+        self.telemetry.span(span)
+        if span.what == "sample" and span.who != DRIVER and span.round is not None and span.step is not None:
+            place = (span.round, span.step)
+            start, end = self.sampled[place] if place in self.sampled else (span.start, span.end)
+            self.sampled[place] = (min(start, span.start), max(end, span.end))
+
+    def _sampling(self, index: int, step: int, tokens: float) -> None:
+        """How fast the engines sampled the batch of a step."""
+        start, end = self.sampled.pop((index, step))
+        rates: dict[str, float | None] = {"sample/seconds": end - start, "sample/tokens_per_second": tokens / (end - start)}
+        self._write(index, step, "sample", rates, self.steps_per_round)
+
+    def _count(self, rollouts: int, tokens: float) -> None:
+        """An update is done."""
+        now = time.perf_counter()
+        self.telemetry.add("rondo_updates", 1.0)
+        self.telemetry.add("rondo_rollouts", rollouts)
+        self.telemetry.add("rondo_rollout_tokens", tokens)
+        if self.updated is not None:
+            self.telemetry.observe("rondo_step_seconds", now - self.updated)
+        self.updated = now
 
     def sync(self, index: int, step: int, took: Sync) -> None:
         """What it took to give the engines the weights of a step."""
         self._write(index, step, "sync", dict(took.as_dict()), self.steps_per_round)
+
+    def pool(self, index: int | None, step: int | None, values: Mapping[str, float | str]) -> None:
+        """A batch that an elastic pool has sampled, or an engine that came or went; -1 where there is no round or step."""
+        self.telemetry.set("rondo_pool_engines", float(values["pool/engines"]))
+        place = {"round": -1 if index is None else index, "step": -1 if step is None else step}
+        self.file.write(json.dumps({"time": round(time.time(), 3), **place, "phase": "pool", **values}) + "\n")
 
     def reward(self, index: int, report: RewardReport) -> None:
         """The steps of a reward model's fit."""

@@ -75,6 +75,18 @@ def placed(config: RunConfig, processes: Sequence[Bundle]) -> Placement:
     return PLACEMENTS[config.resources.placement](processes)
 
 
+def on_this_machine(config: RunConfig) -> RunConfig:
+    """The config without label selectors: a Ray of its own has one node, and no labels but Ray's.
+
+    Args:
+        config: of the run.
+    """
+    shares = config.resources
+    roles = {"rollout": shares.rollout, "reward": shares.reward, "scorer": shares.scorer, "learner": shares.learner}
+    bare = {role: share.model_copy(update={"labels": {}}) for role, share in roles.items()}
+    return config.model_copy(update={"resources": shares.model_copy(update=bare)})
+
+
 def _fraction(number: int) -> float:
     """The share of a GPU that ``number`` processes can each have; Ray counts in ten-thousandths."""
     return math.floor(10_000 / number) / 10_000
@@ -87,13 +99,13 @@ def _shared(index: int, group: Sequence[Bundle]) -> Bundle:
     cpus = sum(process.num_cpus for process in group)
     if not group[0].num_gpus:
         parts = tuple(part for process in group for part in process.parts)
-        return Bundle("shared", f"shared-{index}", cpus, 0.0, sum(needs), names, parts, others)
+        return Bundle("shared", f"shared-{index}", cpus, 0.0, sum(needs), names, parts, others, group[0].labels)
     why = (
         f"{names} in turn, {_fraction(len(group)):g} GPU each, so that Ray puts all of them on this one; "
         f"up to {sum(needs) / GIB:.1f} GiB rest in host memory"
     )
     resting = others + sum(needs) + max(process.host for process in group)
-    return Bundle("shared", f"shared-{index}", cpus, 1.0, largest.memory, why, largest.parts, resting)
+    return Bundle("shared", f"shared-{index}", cpus, 1.0, largest.memory, why, largest.parts, resting, group[0].labels)
 
 
 def weight_transfer(config: RunConfig) -> Backend:
@@ -105,8 +117,8 @@ def weight_transfer(config: RunConfig) -> Backend:
     shares, rollout = config.resources, config.rollout
     if rollout.sync != "auto":
         return rollout.sync
-    if not (shares.rollout.num_gpus and shares.learner.num_gpus):
-        return "store"
+    if rollout.max_engines is not None or not (shares.rollout.num_gpus and shares.learner.num_gpus):
+        return "store"  # which an engine that joins later can read as well
     if shares.placement == "disaggregated":  # NCCL refuses two processes on one GPU
         return "nccl" if min(shares.rollout.num_gpus, shares.learner.num_gpus) >= 1 else "store"
     return "ipc" if rollout.num_engines <= shares.learner.num_ranks else "store"

@@ -6,11 +6,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from actors.config import Share
+from actors.labels import in_words, satisfies
 from cluster.config import RunConfig
 from cluster.memory import MASTER, Part, engine_parts, frozen_part, learner_parts, reward_parts
 from cluster.model_sizes import ModelSize, reward_size
@@ -37,6 +38,7 @@ class Bundle:
         parts: the same, part by part.
         host: memory that is needed on its machine besides, bytes: with a GPU the whole model while it is loaded, and on the
             learner's rank 0 the optimizer's state while it is saved; models that rest there, other processes of the bundle.
+        labels: selector of the nodes where it may run.
     """
 
     role: str
@@ -47,6 +49,7 @@ class Bundle:
     why: str
     parts: tuple[Part, ...] = ()
     host: int = 0
+    labels: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def resources(self) -> dict[str, float]:
@@ -56,12 +59,16 @@ class Bundle:
 
 @dataclass(frozen=True)
 class Node:
-    """A machine of the cluster: Ray CPUs, GPUs, memory of the machine and of one GPU in bytes."""
+    """A machine of the cluster: Ray CPUs, GPUs, memory of the machine and of one GPU in bytes.
+
+    Its labels, or None where they are not known: then nothing is asked of them.
+    """
 
     num_cpus: float
     num_gpus: float
     memory: int
     gpu_memory: int
+    labels: Mapping[str, str] | None = None
 
 
 @dataclass(frozen=True)
@@ -76,7 +83,10 @@ class Plan:
 
 def _bundle(role: str, rank: int, share: Share, parts: tuple[Part, ...], why: str, host: int = 0) -> Bundle:
     memory = sum(part.bytes for part in parts)
-    return Bundle(role, f"{role}-{rank}", share.num_cpus, share.num_gpus, memory, why, parts, host if share.num_gpus else 0)
+    if share.fraction_reason is not None:
+        why += f"; {share.num_gpus:g} of a GPU because {share.fraction_reason}"
+    own = host if share.num_gpus else 0
+    return Bundle(role, f"{role}-{rank}", share.num_cpus, share.num_gpus, memory, why, parts, own, share.labels)
 
 
 def reward_bundles(config: RunConfig, size: ModelSize, metarm: bool) -> tuple[Bundle, ...]:
@@ -172,6 +182,8 @@ def place(bundles_: Sequence[Bundle], nodes: Sequence[Node]) -> Plan:
         bundle = bundles_[i]
         host_memory = PROCESS + bundle.host + (0 if bundle.num_gpus else bundle.memory)
         for n, node in enumerate(nodes):
+            if node.labels is not None and not satisfies(node.labels, bundle.labels):
+                continue
             if bundle.num_gpus and bundle.memory > bundle.num_gpus * node.gpu_memory * GPU_USABLE:
                 continue
             if cpus[n] + 1e-9 >= bundle.num_cpus and gpus[n] + 1e-9 >= bundle.num_gpus and memory[n] >= host_memory:
@@ -183,7 +195,9 @@ def place(bundles_: Sequence[Bundle], nodes: Sequence[Node]) -> Plan:
                 )
                 break
         if placed[i] is None:
-            shortfalls.append(_shortfall(bundle, nodes, cpus, gpus, memory))
+            allowed = [n for n, node in enumerate(nodes) if node.labels is None or satisfies(node.labels, bundle.labels)]
+            left = [Left(nodes[n], cpus[n], gpus[n], memory[n]) for n in allowed]
+            shortfalls.append(_shortfall(bundle, left, len(nodes)))
     return Plan(tuple(bundles_), tuple(nodes), tuple(placed), tuple(shortfalls))
 
 
@@ -198,16 +212,30 @@ LESS = {
 """What makes a process of a role need less of one GPU."""
 
 
-def _shortfall(bundle: Bundle, nodes: Sequence[Node], cpus: list[float], gpus: list[float], memory: list[float]) -> str:
+@dataclass(frozen=True)
+class Left:
+    """What a node that the labels allow has left."""
+
+    node: Node
+    num_cpus: float
+    num_gpus: float
+    memory: float
+
+
+def _shortfall(bundle: Bundle, left: Sequence[Left], num_nodes: int) -> str:
     needs = f"{bundle.name} needs {bundle.num_cpus:g} CPU, {bundle.num_gpus:g} GPU, {bundle.memory / GIB:.1f} GiB ({bundle.why})"
-    if bundle.num_gpus and any(node.num_gpus for node in nodes):
-        largest = max(node.gpu_memory for node in nodes if node.num_gpus)
-        if bundle.memory > bundle.num_gpus * largest * GPU_USABLE:
-            has = f"{GPU_USABLE:.0%} of its {bundle.num_gpus:g} GPU of {largest / GIB:.0f} GiB"
-            return f"{needs}: more than {has}; {LESS[bundle.role]}"
+    where = f" on {in_words(bundle.labels)}" if bundle.labels else ""
+    with_gpus = [one.node.gpu_memory for one in left if one.node.num_gpus]
+    if bundle.num_gpus and with_gpus and bundle.memory > bundle.num_gpus * max(with_gpus) * GPU_USABLE:
+        has = f"{GPU_USABLE:.0%} of its {bundle.num_gpus:g} GPU of {max(with_gpus) / GIB:.0f} GiB"
+        return f"{needs}: more than {has}; {LESS[bundle.role]}"
     if bundle.host:
         needs += f", and {(PROCESS + bundle.host) / GIB:.1f} GiB of its machine's memory"
-    if not nodes:
-        return f"{needs}: the cluster has no node"
-    best = max(range(len(nodes)), key=lambda n: (gpus[n], cpus[n], memory[n]))
-    return f"{needs}; at most {cpus[best]:g} CPU, {gpus[best]:g} GPU, {memory[best] / GIB:.1f} GiB are left on one node"
+    if not left:
+        return f"{needs}{where}: " + (
+            f"none of the {num_nodes} nodes has these labels" if num_nodes else "the cluster has no node"
+        )
+    best = max(left, key=lambda one: (one.num_gpus, one.num_cpus, one.memory))
+    return (
+        f"{needs}{where}; at most {best.num_cpus:g} CPU, {best.num_gpus:g} GPU, {best.memory / GIB:.1f} GiB are left on one node"
+    )

@@ -18,12 +18,14 @@ from cluster.asking import ask_in_both_orders, open_answers
 from cluster.console import Console
 from cluster.judges import NONE, GoldJudge, Judge, RewardJudge
 from cluster.load_config import load_config
-from cluster.run_directory import storage_root, write_file
+from cluster.run_directory import write_file
+from cluster.storage import storage_root
 from preferences.formats import BadRowError, Texts, detect_format, read_pair
 from preferences.labels import LABEL, combine, label_tables, write_table
 from preferences.sources import TEXT_COLUMNS, Source, open_source
 from preferences.swap import as_table
 from tokens.errors import UserError
+from tokens.paths import check_path
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -92,6 +94,10 @@ class Counts:
         ]
 
 
+SPLITS = ("train", "validation", "validation_held_out")
+"""Of the sandbox's pairs."""
+
+
 def relabel(
     pairs: str,
     judge: str,
@@ -136,13 +142,17 @@ def relabel(
             raise UserError(f"--{name} must be at least {least}, got {number}")
     if not timeout_s > 0:
         raise UserError(f"--timeout must be above 0, got {timeout_s:g}")
-    kind = judge.partition(":")[0]
+    kind, _, place = judge.partition(":")
+    for name in (pairs.removeprefix(SANDBOX), *([place] if kind in ("gold", "reward") and place else [])):
+        check_path(name)
     if kind not in ("gold", "reward", "openai"):
         raise UserError(
             f"no such judge: {judge!r}; expected gold, gold:CONFIG.yaml, reward:DIR or openai:BASE_URL#MODEL "
             "(for example openai:http://localhost:8000/v1#my-model)"
         )
     config = load_config(Path(pairs.removeprefix(SANDBOX))) if pairs.startswith(SANDBOX) else None
+    if config and split not in (None, *SPLITS):
+        raise UserError(f"the sandbox has the splits {', '.join(SPLITS[:2])} and {SPLITS[2]}, not {split!r}; set --split")
     target = _target(pairs, out, config, split)
     source = None if config else open_source(pairs, split or "train", allow_hub)
     format_ = detect_format(source) if source else "explicit"
@@ -196,10 +206,7 @@ def _sandbox_pairs(config: RunConfig, split: str | None, console: Console) -> So
     with console.bar("build the sandbox world") as bar:
         files = recipe.build(lambda phase, done, total: bar.update(done, total, note=phase))
     wanted = split or "validation"
-    rows = files.pairs(wanted)
-    if not rows:
-        raise UserError(f"the sandbox has the splits train, validation and validation_held_out, not {wanted!r}; set --split")
-    return Source(f"the sandbox's {wanted} pairs", as_set(rows).rows)
+    return Source(f"the sandbox's {wanted} pairs", as_set(files.pairs(wanted)).rows)
 
 
 def _open_judge(

@@ -16,12 +16,14 @@ from cluster.denoising import check_strengths, ensure_strengths, in_words
 from cluster.inputs import Source, check_batches, check_stopping, open_source
 from cluster.model_sizes import model_size, reward_size
 from cluster.plan import Bundle, reward_bundles
+from cluster.preflight import check_nodes
 from cluster.reward_directory import RewardDirectory
 from cluster.reward_inputs import RewardInputs, load_inputs, pairs_sha256, read_samples
 from cluster.roles import RewardHandle, Stage
 from cluster.run import connected
-from cluster.run_directory import now, space_errors, storage_root, write_file
+from cluster.run_directory import now, space_errors, write_file
 from cluster.seeds import derive
+from cluster.storage import storage_root
 from cluster.study import LOOKS
 from cluster.waiting import Waiter
 from evaluation.records import MetaRow
@@ -66,7 +68,7 @@ def reward(config: RunConfig, console: Console) -> Path:
             return directory.path
         strengths = ensure_strengths(config, console)
         asked = reward_bundles(config, reward_size(config, model_size(config)), metarm=bool(samples))
-        with connected() as fixed, directory.draft() as draft:
+        with connected(config, console) as fixed, directory.draft() as draft:
             training = Training(config, console, directory.logs, source, strengths)
             directory.commit(draft, training.run(draft, samples, asked, fixed))
     console.say(f"Model: {directory.path / 'model'}")
@@ -109,6 +111,7 @@ class Training:
         stage = Stage(config, asked, self.logs, console.say, fixed)
         try:
             stage.wait_for_room()
+            check_nodes(stage.nodes(), storage_root(config), wait)
             if self.source.recipe is not None and not self.source.prepared:
                 with console.bar("prepare the SFT model") as bar:
                     actor, pending = stage.prepare(self.source.recipe, "reward")

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import ray
-from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from actors.config import Share
+from actors.demand import Request
 from actors.learner import Example, PolicyLearner
 from actors.preparer import Preparer, Recipe
 from actors.process import Identity, ProcessSetup, engine_environment, environment
@@ -21,18 +22,22 @@ from actors.ranks import Meeting
 from actors.reward_trainer import Groups, RewardReport, RewardTrainer, Study
 from actors.rollout import RolloutEngine
 from actors.scorer import EnsembleScorer, Scores
+from actors.seats import Seat
 from actors.transfer import Parcels, TransferSetup
 from cluster.config import RunConfig
+from cluster.growth import UNKNOWN, RoomFor, growth
 from cluster.placement import placed, weight_transfer
 from cluster.plan import Bundle
+from cluster.pool import FixedPool, PhaseRota, RolloutPool, elastic_pool
+from cluster.preflight import refuse_namesake
 from cluster.rota import OwnDevices, Process, Rota, SharedDevice
 from cluster.signals import obey_termination
 from cluster.sync import DELIVERIES, Sync, together
-from cluster.waiting import POLL_S, Pending, Room, Waiter
+from cluster.waiting import POLL_S, Pending, Waiter
 from policy.config import DPOConfig
 from rm.config import RewardConfig
 from tokens.errors import UserError
-from tokens.records import Pair, Prompt, Rollout
+from tokens.records import Pair, Rollout
 
 
 def _only(answers: list[Any]) -> Any:
@@ -73,40 +78,6 @@ class Ranked:
     def join(self, meeting: Meeting) -> Pending[None]:
         """Bring the ranks together."""
         return _ask_all(self.ranks, lambda actor: actor.join.remote(meeting, self.timeout_s))
-
-
-class RolloutPool:
-    """The engines as one."""
-
-    def __init__(self, engines: Sequence[Process], rota: Rota) -> None:
-        self.engines, self.rota = engines, rota
-
-    def _all(self, refs: Sequence[Any], combine: Callable[[list[Any]], Any]) -> Pending[Any]:
-        asked = self.engines[: len(refs)]
-        names = tuple(engine.identity.name for engine in asked)
-        nodes = tuple(engine.identity.node for engine in asked)
-        return Pending(tuple(refs), names, nodes, combine, tuple(engine.actor for engine in asked))
-
-    def load(self, weights: Any, version: int, after: Sequence[Any]) -> Pending[int]:
-        """Give every engine new weights as policy ``version``.
-
-        Args:
-            weights: a ``Delivery``, or a reference to one.
-            version: of the policy.
-            after: references that must be there first.
-        """
-        return self._all([engine.actor.load.remote(weights, version, *after) for engine in self.engines], min)
-
-    def sample(self, prompts: Sequence[Prompt], samples_per_prompt: int, seed: int, version: int) -> Pending[list[Rollout]]:
-        """k responses to each prompt, prompt by prompt, shared out over the engines."""
-        size = -(-len(prompts) // len(self.engines))
-        parts = [prompts[i : i + size] for i in range(0, len(prompts), size)]
-        moves = self.rota.turn("rollout")
-        refs = [
-            engine.actor.sample.remote(part, samples_per_prompt, seed, version)
-            for engine, part in zip(self.engines, parts, strict=False)  # fewer prompts than engines leave some idle
-        ]
-        return moves.before(self._all(refs, lambda answers: [rollout for answer in answers for rollout in answer]))
 
 
 class RewardHandle(Ranked):
@@ -152,8 +123,7 @@ class LearnerHandle(Ranked):
 
     def load(self, engines: RolloutPool) -> Pending[None]:
         """Load policy and SFT model, once the ranks are together, and meet the engines."""
-        actors = [engine.actor for engine in engines.engines]
-        return self._all(lambda actor: actor.load.remote(actors))
+        return self._all(lambda actor: actor.load.remote(engines.actors))
 
     def begin_round(
         self, index: int, calibration: Sequence[float] | None, critic: Path | None, policy: Path | None, reference: Path | None
@@ -221,17 +191,31 @@ class Stage:
         bundles: the processes, and what each needs.
         logs: directory of log files.
         say: prints a line.
-        fixed: True on a cluster that cannot grow: what does not fit is an error at once.
+        fixed: True on a cluster of one node that cannot grow: what does not fit is an error at once, and labels mean nothing.
     """
 
     def __init__(self, config: RunConfig, bundles: Sequence[Bundle], logs: Path, say: Callable[[str], None], fixed: bool) -> None:
-        placement = placed(config, bundles)
+        placement = placed(config, [replace(bundle, labels={}) for bundle in bundles] if fixed else bundles)
         self.config, self.bundles, self.seats, self.logs, self.say = config, placement.bundles, placement.seats, logs, say
         self.actors: list[Any] = []
+        self.closing: list[Callable[[], None]] = []
+        self.growth = UNKNOWN if fixed else growth()
+        self.fixed, self.group_name = fixed, f"rondo-{config.name}"
         if fixed:
             self._refuse_what_cannot_fit()
+        else:
+            self.growth.refuse_what_cannot_fit(self.bundles)
+            unseen = self.growth.unseen(self.bundles)
+            if unseen is not None:
+                say(f"[yellow]note[/] {unseen}")
+            refuse_namesake(config.name, self.group_name, say)
+        self.asked = [self.growth.asked(bundle) for bundle in self.bundles]
+        self.selectors = [dict(bundle.labels) for bundle in self.bundles]
         self.group: PlacementGroup = placement_group(
-            [b.resources for b in self.bundles], strategy="PACK", name=f"rondo-{config.name}"
+            self.asked,
+            strategy="PACK",
+            name=self.group_name,
+            bundle_label_selector=self.selectors if any(self.selectors) else None,
         )
 
     def _refuse_what_cannot_fit(self) -> None:
@@ -245,28 +229,46 @@ class Stage:
                     f"or rollout.num_engines, or connect to a larger cluster. `python -m cluster plan CONFIG` shows the shares"
                 )
 
+    def num_gpus(self) -> float:
+        """GPUs of the placement group."""
+        return sum(bundle.num_gpus for bundle in self.bundles)
+
     def wait_for_room(self) -> None:
-        """Wait for the placement group; every 30 s say what is short.
+        """Wait for the placement group; every 30 s say which bundles are short, and of what.
 
         Raises:
             UserError: when ``resources.wait_limit_s`` has passed.
             SystemExit: if SIGTERM has come.
         """
-        asked: dict[str, float] = {}
-        for bundle in self.bundles:
-            for key, amount in bundle.resources.items():
-                asked[key] = asked.get(key, 0.0) + amount
-        room = Room(self.say, asked, self.config.resources.wait_limit_s)
+        room = RoomFor(self.say, self.bundles, self.config.resources.wait_limit_s, self.growth)
         ready = self.group.ready()
         while not ray.wait([ready], timeout=POLL_S)[0]:
             obey_termination()
             room.look(waiting=True)
+
+    def nodes(self) -> list[str]:
+        """Ids of the nodes that the processes got, once there is room; none on a cluster that is this machine alone."""
+        if self.fixed:
+            return []
+        return sorted(set(placement_group_table(self.group)["bundles_to_node_id"].values()))
 
     def _share(self, role: str) -> Share:
         shares = self.config.resources
         return {"rollout": shares.rollout, "reward": shares.reward, "scorer": shares.scorer, "learner": shares.learner}[role]
 
     def _spawn(self, actor_class: Any, role: str, rank: int, bundle_of: str, *arguments: Any) -> Any:
+        seat = self.seats[f"{bundle_of}-{rank}"]
+        place = {
+            "num_gpus": seat.num_gpus,
+            "scheduling_strategy": PlacementGroupSchedulingStrategy(self.group, placement_group_bundle_index=seat.bundle),
+        }
+        options, setup = self._order(role, rank, bundle_of)
+        actor = actor_class.options(**options, **place).remote(setup, *arguments)
+        self.actors.append(actor)
+        return actor
+
+    def _order(self, role: str, rank: int, bundle_of: str) -> tuple[dict[str, Any], ProcessSetup]:
+        """What Ray and the process are told, wherever it runs."""
         share = self._share(bundle_of)
         setup = ProcessSetup(
             name=f"{role}-{rank}",
@@ -281,16 +283,12 @@ class Stage:
             shares_device=self.config.resources.placement == "colocated",
         )
         variables = engine_environment if role == "rollout" else environment
-        seat = self.seats[f"{bundle_of}-{rank}"]
-        actor = actor_class.options(
-            name=f"{self.config.name}/{setup.name}",
-            num_cpus=share.num_cpus,
-            num_gpus=seat.num_gpus,
-            scheduling_strategy=PlacementGroupSchedulingStrategy(self.group, placement_group_bundle_index=seat.bundle),
-            runtime_env={"env_vars": variables(setup, self.config.data.allow_hub)},
-        ).remote(setup, *arguments)
-        self.actors.append(actor)
-        return actor
+        options = {
+            "name": f"{self.config.name}/{setup.name}",
+            "num_cpus": share.num_cpus,
+            "runtime_env": {"env_vars": variables(setup, self.config.data.allow_hub)},
+        }
+        return options, setup
 
     def prepare(self, recipe: Recipe, place: str = "learner") -> tuple[Any, Pending[Path]]:
         """Run a recipe in a role's place. The actor must be released before the role starts."""
@@ -332,10 +330,8 @@ class Stage:
         backend = weight_transfer(config)
         limit_s = config.resources.deadline_s
         transfer = TransferSetup(backend, config.resources.rollout.dtype, config.rollout.sync_chunk_mib << 20, limit_s)
-        actors = [
-            self._spawn(RolloutEngine, "rollout", i, "rollout", sft_dir, config.rollout, max_model_len, transfer)
-            for i in range(config.rollout.num_engines)
-        ]
+        engine = (sft_dir, config.rollout, max_model_len, transfer)
+        actors = [self._spawn(RolloutEngine, "rollout", i, "rollout", *engine) for i in range(config.rollout.num_engines)]
         shares = config.resources
         actors += self._trainers(base_dir, pairs, validation, config.reward)
         actors.append(self._spawn(EnsembleScorer, "scorer", 0, "scorer", config.scorer))
@@ -352,9 +348,9 @@ class Stage:
         def combine(identities: list[Identity]) -> Roles:
             started = iter(Process(a, i) for a, i in zip(actors, identities, strict=True))
             of = {role: list(islice(started, count)) for role, count in counts.items()}
-            rota: Rota = SharedDevice(of) if shares.placement == "colocated" else OwnDevices()
+            pool, rota = self._pool(of, engine)
             return Roles(
-                RolloutPool(of["rollout"], rota),
+                pool,
                 RewardHandle(of["reward"], limit_s, rota),
                 ScorerHandle(of["scorer"][0], rota),
                 LearnerHandle(of["learner"], limit_s, rota),
@@ -364,6 +360,36 @@ class Stage:
             )
 
         return Pending(tuple(actor.identity.remote() for actor in actors), names, ("",) * len(names), combine)
+
+    def _pool(self, of: Mapping[str, Sequence[Process]], engine: tuple[Any, ...]) -> tuple[RolloutPool, Rota]:
+        """The engines as the config wants them, and who moves when."""
+        config, most = self.config, self.config.rollout.max_engines
+        if most is None:
+            rota: Rota = SharedDevice(of) if config.resources.placement == "colocated" else OwnDevices()
+            return FixedPool(of["rollout"], rota), rota
+        seats = [self._engine_seat(i, engine) for i in range(most)]
+        mine = self.seats["rollout-0"].bundle
+        more = [mine] * (most - config.rollout.num_engines)
+        bundles = [*range(len(self.bundles)), *more]
+        request = Request(tuple(self.asked[i] for i in bundles), tuple(self.selectors[i] for i in bundles))
+        pool = elastic_pool(config, seats, of["rollout"], request, self.logs, self.say)
+        self.actors.append(pool.actor)
+        self.closing.append(pool.close)
+        return pool, PhaseRota(pool)
+
+    def _engine_seat(self, rank: int, engine: tuple[Any, ...]) -> Seat:
+        """A place for an engine: the first ones in the placement group, the others wherever there is room of the same kind."""
+        extra = rank >= self.config.rollout.num_engines
+        seat = self.seats[f"rollout-{0 if extra else rank}"]
+        options, setup = self._order("rollout", rank, "rollout")
+        name = options.pop("name")
+        inside = PlacementGroupSchedulingStrategy(self.group, placement_group_bundle_index=seat.bundle)
+        place: dict[str, Any] = {"scheduling_strategy": inside}
+        if extra:
+            labels, asked = self.selectors[seat.bundle], self.asked[seat.bundle]
+            marks = {key: amount for key, amount in asked.items() if key not in ("CPU", "GPU")}
+            place = ({"label_selector": labels} if labels else {}) | ({"resources": marks} if marks else {})
+        return Seat(setup.name, extra, name, RolloutEngine, {**options, "num_gpus": seat.num_gpus, **place}, (setup, *engine))
 
     def _trainers(
         self, base_dir: Path, pairs: Sequence[Pair], validation: Mapping[str, Sequence[Pair]], reward: RewardConfig
@@ -392,6 +418,8 @@ class Stage:
 
     def close(self) -> None:
         """End every actor and give the room back."""
+        for close in self.closing:
+            close()
         for actor in self.actors:
             ray.kill(actor)
         remove_placement_group(self.group)

@@ -14,10 +14,12 @@ from cluster.console import Console
 from cluster.inputs import Inputs
 from cluster.judging import Judgement, check_parity, judge, meta_rows
 from cluster.metrics import Metrics
+from cluster.pause import Pause, lay_down
 from cluster.roles import Roles
 from cluster.run_directory import RunDirectory, now, versions
 from cluster.sampling import Sampling, ages, draw
 from cluster.seeds import derive
+from cluster.signals import end, finishing, stop_asked
 from cluster.sync import Sync
 from cluster.waiting import Waiter
 from evaluation.records import write_rows
@@ -30,6 +32,19 @@ CHOICES = (
     "reward.base", "meta.order", "meta.deploy", "meta.objective", "meta.direction", "data.denoise.method",
 )  # fmt: skip
 """What is carried from round to round and what starts anew; each is written into the ledger."""
+
+
+@dataclass(frozen=True)
+class Begun:
+    """A round that has its reward model.
+
+    Args:
+        report: of the reward model's fit.
+        steps: PPO steps that are done.
+    """
+
+    report: RewardReport
+    steps: int
 
 
 @dataclass
@@ -63,26 +78,65 @@ class Theme:
     choices: ClassVar[tuple[str, ...]] = CHOICES
 
     def run(self) -> None:
-        """Play every round that is not committed yet."""
+        """Play every round that is not committed yet; one that was laid down goes on at its next step."""
         for index in range(self.directory.num_committed, self.config.rounds.num_rounds):
             self.wait.begin(f"round {index}", index)
             self.console.say(f"[bold]Round {index + 1} of {self.config.rounds.num_rounds}[/]")
             with self.directory.draft(self.directory.round_path(index)) as draft:
-                shifted = self.sample_shifted(index)
-                report = self.train_reward(index, draft, shifted)
-                scores = self.score_shifted(shifted, draft)
-                self.begin_policy(index, draft, scores)
-                for step in self.steps(index):
-                    rollouts = self.sample(index, step, self.version)
-                    rewards = self.wait("score", self.roles.scorer.score(rollouts))
-                    if step == 0:
-                        self.warm_up(index, rollouts, rewards)
-                    update = self.wait("policy", self.roles.learner.update(rollouts, rewards.aggregated))
-                    check_parity(self.config, update["policy/sampler_gap"], rollouts, self.version)
-                    self.metrics.policy(index, step, update | ages(rollouts, self.version), rewards, self.gold(rollouts))
-                    self.metrics.sync(index, step, self.sync())
-                judgement = self.evaluate(index, draft)
-                self.commit(index, draft, report, judgement)
+                begun = self.take_up(index, draft) or self.begin(index, draft)
+                with finishing():
+                    for step in self.steps(begun.steps):
+                        rollouts = self.sample(index, step, self.version)
+                        rewards = self.wait("score", self.roles.scorer.score(rollouts))
+                        if step == 0:
+                            self.warm_up(index, rollouts, rewards)
+                        update = self.wait("policy", self.roles.learner.update(rollouts, rewards.aggregated))
+                        check_parity(self.config, update["policy/sampler_gap"], rollouts, self.version)
+                        self.metrics.policy(index, step, update | ages(rollouts, self.version), rewards, self.gold(rollouts))
+                        self.metrics.sync(index, step, self.sync())
+                        self.stop_if_asked(index, draft, Begun(begun.report, step + 1))
+                    judgement = self.evaluate(index, draft)
+                    self.commit(index, draft, begun.report, judgement)
+
+    def begin(self, index: int, draft: Path) -> Begun:
+        """S_k, r_k, and where PPO starts."""
+        shifted = self.sample_shifted(index)
+        report = self.train_reward(index, draft, shifted)
+        scores = self.score_shifted(shifted, draft)
+        self.begin_policy(index, draft, scores)
+        return Begun(report, 0)
+
+    def take_up(self, index: int, draft: Path) -> Begun | None:
+        """Put the roles where they were when this round was laid down; None if it never was."""
+        paused = self.directory.paused
+        if paused is None:
+            return None
+        self.console.say(f"  goes on after step {paused.steps} of {self.config.policy.steps_per_round}")
+        self.wait.seconds.update(paused.seconds)
+        new = {0: draft / "reward"} | {i: draft / "members" / str(i) for i in range(1, self.config.scorer.num_members)}
+        for member, path in new.items():
+            if path.exists():
+                self.wait("score", self.roles.scorer.load(member, path))
+        self.wait("policy", self.roles.learner.begin_round(index, None, None, None, self.reference(index)))
+        return Begun(RewardReport(dict(paused.reward), (), (), paused.validation_accuracy), paused.steps)
+
+    def stop_if_asked(self, index: int, draft: Path, begun: Begun) -> None:
+        """Lay the round down and end the run, if a signal came; the step under way is over now.
+
+        Raises:
+            Stopped: when all is saved.
+        """
+        if stop_asked():
+            self.lay_down(draft, begun)
+            total = self.config.policy.steps_per_round
+            end(f"round {index + 1} is saved after step {begun.steps} of {total}; the same command continues there")
+
+    def lay_down(self, draft: Path, begun: Begun) -> None:
+        """Save all that the rest of the round rests on."""
+        report, seconds, mark = begun.report, dict(self.wait.seconds), self.metrics.mark()
+        state = Pause(begun.steps, self.version, report.summary, report.validation_accuracy, seconds, mark)
+        lay_down(draft, state, lambda place: self.wait("commit", self.roles.learner.save(place)))
+        self.directory.keep_pause()
 
     def sample_shifted(self, index: int) -> list[Rollout]:
         """S_k: k responses of the current policy to each of the meta prompts."""
@@ -123,19 +177,22 @@ class Theme:
     def begin_policy(self, index: int, draft: Path, scores: Scores) -> None:
         """Critic, reference and start of the policy, as the config chooses."""
         policy = self.config.policy
-        last = self.directory.round_path(index - 1) / "policy" if index else self.inputs.sft_dir
         begins = {"reward": draft / "reward", "sft": self.inputs.sft_dir, "previous": None if index else draft / "reward"}
         restart = self.inputs.sft_dir if policy.start == "sft" and index else None
-        reference = last if policy.reference == "previous" and index else None
         self.wait(
-            "policy", self.roles.learner.begin_round(index, scores.aggregated, begins[policy.critic_start], restart, reference)
+            "policy",
+            self.roles.learner.begin_round(index, scores.aggregated, begins[policy.critic_start], restart, self.reference(index)),
         )
         if restart:
             self.sync()
 
-    def steps(self, index: int) -> Iterator[int]:
-        """The PPO steps of a round."""
-        for step in self.metrics.steps(index, self.config.policy.steps_per_round, self.console):
+    def reference(self, index: int) -> Path | None:
+        """What KL is measured against from this round on; None = SFT."""
+        return self.directory.round_path(index - 1) / "policy" if self.config.policy.reference == "previous" and index else None
+
+    def steps(self, first: int) -> Iterator[int]:
+        """The PPO steps of a round from ``first`` on."""
+        for step in self.metrics.steps(first, self.config.policy.steps_per_round, self.console):
             self.wait.step = step
             yield step
         self.wait.step = None
@@ -183,6 +240,8 @@ class Theme:
         }
         self.directory.commit_round(draft, entry)
         self.console.show(round_table(self.directory.ledger))
+        if stop_asked():
+            end(f"round {index + 1} is committed; the same command continues after it")
 
     def save(self, draft: Path) -> None:
         """The learner's models and all that moves, which the next round continues from."""

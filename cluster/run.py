@@ -6,20 +6,26 @@ import contextlib
 import json
 import logging
 import os
-import signal
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cluster.config import RunConfig
 from cluster.console import Console
 from cluster.denoising import check_strengths, ensure_strengths, in_words
+from cluster.disk import check_space
 from cluster.inputs import Source, check_batches, check_stopping, open_source
 from cluster.judging import comparable
 from cluster.model_sizes import model_size
 from cluster.plan import Bundle, bundles
-from cluster.run_directory import RunDirectory, space_errors, storage_root, write_file
-from cluster.signals import terminate
+from cluster.run_directory import RunDirectory, space_errors, write_file
+from cluster.signals import listen
+from cluster.storage import storage_root
+from evaluation.timeline import Span
 from tokens.errors import UserError
+
+if TYPE_CHECKING:
+    from cluster.telemetry import Telemetry
 
 
 def run(config: RunConfig, console: Console) -> Path:
@@ -49,13 +55,17 @@ def run(config: RunConfig, console: Console) -> Path:
             "reward.evaluate_every steps. Set it, or reward.patience to null"
         )
     root = storage_root(config)
-    directory = RunDirectory(config)
+    directory = RunDirectory(config, console.say)
     directory.inspect()
     source = None if directory.finished else open_source(config, root)
     if source is not None:
         check_batches(config, source)
         check_stopping(config, source)
         check_strengths(config, source)
+        there = config.sft if config.sft.model is None else config.sft.model_copy(update={"model": str(source.sft_dir)})
+        size = model_size(config.model_copy(update={"sft": there}))
+        check_space(config, directory.root, size, directory.num_committed, directory.ledger["start"] is not None)
+        asked = bundles(config, size)
     with directory.open():
         console.say(f"[bold]Rondo[/] run {config.name} in {directory.path}")
         if source is None:
@@ -63,10 +73,8 @@ def run(config: RunConfig, console: Console) -> Path:
         else:
             for warning in warnings(config):
                 console.say(f"[yellow]note[/] {warning}")
-            there = config.sft if config.sft.model is None else config.sft.model_copy(update={"model": str(source.sft_dir)})
-            asked = bundles(config, model_size(config.model_copy(update={"sft": there})))
             strengths = ensure_strengths(config, console)
-            with connected() as fixed, space_errors(directory.path):
+            with connected(config, console) as fixed, space_errors(directory.path):
                 play(config, console, directory, source, strengths, asked, fixed)
         report = write_report(directory.path)
     console.say(f"Report: {report}")
@@ -74,21 +82,30 @@ def run(config: RunConfig, console: Console) -> Path:
 
 
 @contextlib.contextmanager
-def connected() -> Iterator[bool]:
+def connected(config: RunConfig, console: Console) -> Iterator[bool]:
     """A Ray cluster: the one that RAY_ADDRESS names (a job's own), else one on this machine that ends with the run.
+
+    Args:
+        config: of the command.
+        console: to say what should be known of the cluster.
 
     Returns:
         True if the cluster is this machine alone and cannot grow.
+
+    Raises:
+        UserError: if RAY_ADDRESS names a cluster that cannot be used; see ``cluster.preflight``.
     """
     import ray
+
+    from cluster.preflight import connect
 
     address = os.environ.get("RAY_ADDRESS")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if address:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+        connect(address, config.resources.allow_open_dashboard, console.say)
     else:
         ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
-    signal.signal(signal.SIGTERM, terminate)
+    listen()
     try:
         yield not address
     finally:
@@ -120,6 +137,18 @@ def warnings(config: RunConfig) -> list[str]:
     return found
 
 
+def telemetry_of(config: RunConfig, directory: RunDirectory, asked: Sequence[Bundle]) -> Telemetry:
+    """The run's metrics for the dashboard, and what they say from the start."""
+    from cluster.telemetry import Telemetry
+
+    gpus = {bundle.role: bundle.num_gpus for bundle in asked}
+    telemetry = Telemetry(config.name, gpus | {"preparer": gpus["learner"]})
+    telemetry.set("rondo_rounds", config.rounds.num_rounds)
+    telemetry.set("rondo_steps_per_round", config.policy.steps_per_round)
+    telemetry.follow("rondo_rounds_committed", lambda: directory.num_committed)
+    return telemetry
+
+
 def play(
     config: RunConfig,
     console: Console,
@@ -132,19 +161,30 @@ def play(
     """Place the roles, make what must be made first, and play the rounds."""
     from cluster.baselines import theme_of
     from cluster.metrics import Metrics
+    from cluster.notices import Notices
+    from cluster.preflight import check_nodes
     from cluster.roles import Stage
     from cluster.sampling import sampling
     from cluster.start import begin
     from cluster.timeline import Timeline
-    from cluster.waiting import Waiter
+    from cluster.waiting import RoleFailed, Waiter
     from rm.validation import ORIGINAL
 
-    timeline = Timeline(directory.path)
-    wait = Waiter(console, directory.logs, config.resources.deadline_s, timeline)
+    timeline, telemetry = Timeline(directory.path), telemetry_of(config, directory, asked)
+    paused = directory.paused
+    steps_done = 0 if paused is None else paused.steps
+    metrics = Metrics(directory.path, config.policy.steps_per_round, directory.num_committed, steps_done, telemetry)
+
+    def record(span: Span) -> None:
+        timeline(span)
+        metrics.span(span)
+
+    wait = Waiter(console, directory.logs, config.resources.deadline_s, record)
     stage = Stage(config, asked, directory.logs, console.say, fixed)
-    metrics = Metrics(directory.path, config.policy.steps_per_round, directory.num_committed)
     try:
-        stage.wait_for_room()
+        with telemetry.room(stage.num_gpus):
+            stage.wait_for_room()
+        check_nodes(stage.nodes(), directory.root, wait)
         if source.recipe is not None and not source.prepared:
             with console.bar("prepare the SFT policy") as bar:
                 actor, pending = stage.prepare(source.recipe)
@@ -153,22 +193,28 @@ def play(
         inputs = source.load(strengths)
         if strengths is not None:
             console.say(in_words(inputs.denoised, strengths))
-        with console.bar("start the five roles"):
+        with console.bar("start the five roles") as bar:
             longest = config.data.max_prompt_tokens + config.rollout.max_new_tokens
-            resume = directory.round_path(directory.num_committed - 1) if directory.num_committed else None
             validation = {ORIGINAL: inputs.validation} | inputs.stopping
-            critic_base = inputs.sft_dir if config.policy.critic_start == "sft" else directory.round_path(0) / "reward"
+            critic_base = inputs.sft_dir if config.policy.critic_start == "sft" else directory.critic_reward_path
             given = (inputs.sft_dir, inputs.base_dir, inputs.pairs, validation, inputs.ptx)
-            roles = wait("start_roles", stage.start(*given, longest, resume, critic_base))
+            roles = wait("start_roles", stage.start(*given, longest, directory.learner_path, critic_base), bar)
             for ranked in (roles.reward, roles.learner):
                 if len(ranked.ranks) > 1:
                     wait("start_roles", ranked.join(wait("start_roles", ranked.open())))
-            wait("start_roles", roles.learner.load(roles.rollout))
+            wait("start_roles", roles.learner.load(roles.rollout), bar)
+        telemetry.set("rondo_pool_engines", config.rollout.num_engines)
+        roles.rollout.report_to(wait, metrics)
+        wait.look = Notices(roles.identities, console.say)
+        telemetry.set("rondo_pairs", len(inputs.pairs))
         processes = {identity.name: {"pid": identity.pid, "node": identity.node} for identity in roles.identities}
         write_file(directory.path / "processes.json", json.dumps({"driver": {"pid": os.getpid()}, **processes}, indent=1))
         sft, version = begin(config, directory, inputs, roles, wait, console, metrics)
         batches = sampling(config, inputs.policy_prompts, roles.rollout, wait)
         theme_of(config)(config, directory, inputs, roles, batches, wait, console, metrics, sft, version).run()
+    except RoleFailed as failure:
+        telemetry.failed(failure.who)
+        raise
     finally:
         metrics.close()
         timeline.close()

@@ -12,11 +12,10 @@ import errno
 import fcntl
 import hashlib
 import json
-import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -25,88 +24,23 @@ import yaml
 
 from cluster.config import RunConfig
 from cluster.differences import flat, refuse_differences
+from cluster.durable import commit_directory, write_file
+from cluster.ledger import FORMAT, read_ledger
+from cluster.mirror import IDENTITY, Ledger, entries, newer
+from cluster.pause import Pause, drop, latest, tidy
+from cluster.storage import storage_root
+from cluster.store_mirror import mirror_of
 from tokens.errors import UserError
 
-FORMAT = 1
-MAY_CHANGE = ("storage", "resources", "rounds")
+MAY_CHANGE = ("storage", "scratch", "resources", "rounds")
 """Sections of the config that may differ when a run is continued: they change where and how long, not what."""
 WHAT_IS_PLAYED = {"baseline": "none", "best_of": None}
 """Keys of ``rounds`` that do change what is learned, with their defaults."""
 
 
-def storage_root(config: RunConfig) -> Path:
-    """Where runs and caches live: ``storage`` of the config, else RONDO_STORAGE, else ~/rondo; never the current directory.
-
-    Args:
-        config: of the run.
-
-    Returns:
-        An absolute path.
-
-    Raises:
-        UserError: if it is not absolute, or cannot be made or written.
-    """
-    name = config.storage or os.environ.get("RONDO_STORAGE") or "~/rondo"
-    root = Path(name).expanduser()
-    if not root.is_absolute():
-        raise UserError(
-            f"the storage root must be an absolute path (a job's current directory is a temporary copy), got {name!r}"
-        )
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"the storage root {root} cannot be made: {error.strerror}; set storage or RONDO_STORAGE") from error
-    if not os.access(root, os.W_OK):
-        raise UserError(f"the storage root {root} cannot be written to; set storage or RONDO_STORAGE")
-    return root
-
-
-def write_file(path: Path, text: str) -> None:
-    """Replace a file in one step: written beside, synced, renamed.
-
-    Args:
-        path: to replace.
-        text: its new content.
-    """
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
-    _sync(path.parent)
-
-
 def now() -> str:
     """The time in UTC, ISO 8601; for people, nothing is decided by it."""
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-
-
-def _sync(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def commit_directory(partial: Path, final: Path) -> None:
-    """Make a written directory durable and move it to its place in one step.
-
-    Args:
-        partial: the directory, on the same file system.
-        final: its place; must not exist.
-    """
-    for folder, _, files in os.walk(partial):
-        for name in files:
-            descriptor = os.open(Path(folder) / name, os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
-        _sync(Path(folder))
-    os.replace(partial, final)
-    _sync(final.parent)
 
 
 def config_text(config: RunConfig) -> str:
@@ -123,7 +57,8 @@ def _kept(tree: dict[str, Any]) -> dict[str, Any]:
     kept = {key: value for key, value in tree.items() if key not in MAY_CHANGE}
     rounds = tree["rounds"]
     played = {key: rounds[key] for key in WHAT_IS_PLAYED if key in rounds and rounds[key] != WHAT_IS_PLAYED[key]}
-    return kept | ({"rounds": played} if played else {})
+    engines = {key: value for key, value in tree["rollout"].items() if key != "max_engines"}  # who samples changes no sample
+    return kept | {"rollout": engines} | ({"rounds": played} if played else {})
 
 
 def versions() -> dict[str, str | None]:
@@ -154,6 +89,12 @@ def is_there(path: Path) -> bool:
     """
     if path.is_symlink() or (path.exists() and not path.is_dir()):
         raise UserError(f"{path} is not a directory of ours; choose another name")
+    links = [entry for entry in (*path.glob("*"), *path.glob("rounds/*")) if entry.is_symlink()]
+    if links:
+        raise UserError(
+            f"{links[0]} is a symbolic link: what a run writes and clears away stays inside its own directory; put the directory "
+            "itself there, or choose another name"
+        )
     return path.is_dir()
 
 
@@ -177,40 +118,52 @@ def locked(path: Path) -> Iterator[None]:
         yield
 
 
+def _silent(line: str) -> None:
+    """For those who look into a run and show nothing."""
+
+
 class RunDirectory:
-    """One run's directory, locked to one driver while it is open.
+    """One run's directory, locked to one driver while it is open; with an object store as storage, mirrored there.
 
     Args:
         config: of the run.
+        say: shows a line to the user.
 
     Raises:
         UserError: if the directory belongs to another config, is not a run directory, or another driver holds it.
     """
 
-    def __init__(self, config: RunConfig) -> None:
+    def __init__(self, config: RunConfig, say: Callable[[str], None] = _silent) -> None:
         self.config = config
         self.root = storage_root(config)
         self.path = self.root / "runs" / config.name
-        self.ledger: dict[str, Any] = {"format": FORMAT, "config_sha256": config_sha256(config), "start": None, "rounds": []}
+        self.mirror = mirror_of(config, f"runs/{config.name}", self.path, say)
+        self.ledger: Ledger = {"format": FORMAT, "config_sha256": config_sha256(config), "start": None, "rounds": []}
+        self.here = self.there = self.ledger
 
     def inspect(self) -> None:
-        """Read the ledger if there is one; write nothing.
+        """Read the ledger if there is one, and its mirror; write nothing.
 
         Raises:
-            UserError: if the directory belongs to another config or is not a run directory.
+            UserError: if the directory or its mirror belongs to another config, is not a run's, or they contradict each other.
         """
-        if not is_there(self.path):
-            return
-        if (self.path / "ledger.json").exists():
-            stored = json.loads((self.path / "ledger.json").read_text())
-            if stored["start"] is None:
-                return  # nothing was committed: nothing belongs to the old config
-            if stored["config_sha256"] != self.ledger["config_sha256"]:
-                there, here = yaml.safe_load((self.path / "config.yaml").read_text()), self.config.model_dump(mode="json")
-                refuse_differences(self.path, flat(_kept(there)), flat(_kept(here)))
-            self.ledger = stored
-        elif any(entry.name != ".lock" for entry in self.path.iterdir()):
-            raise UserError(f"{self.path} is not empty and not a run directory; choose another name or storage root")
+        if is_there(self.path):
+            if (self.path / "ledger.json").exists():
+                stored = read_ledger(self.path)
+                if stored["start"] is not None:  # else nothing was committed: nothing belongs to the old config
+                    self._refuse_others(self.path, stored, (self.path / "config.yaml").read_text())
+                    self.ledger = self.here = stored
+            elif any(entry.name not in (".lock", IDENTITY) for entry in self.path.iterdir()):
+                raise UserError(f"{self.path} is not empty and not a run directory; choose another name or storage root")
+        mirrored = self.mirror.read()
+        if mirrored is not None:
+            self._refuse_others(mirrored.place, mirrored.ledger, mirrored.config)
+            self.there, self.ledger = mirrored.ledger, newer(self.here, mirrored.ledger, self.path, mirrored.place)
+
+    def _refuse_others(self, place: Path | str, ledger: Ledger, config: str) -> None:
+        if ledger["config_sha256"] != config_sha256(self.config):
+            there, here = yaml.safe_load(config), self.config.model_dump(mode="json")
+            refuse_differences(place, flat(_kept(there)), flat(_kept(here)))
 
     @property
     def finished(self) -> bool:
@@ -219,25 +172,59 @@ class RunDirectory:
 
     @contextlib.contextmanager
     def open(self) -> Iterator[RunDirectory]:
-        """Make or continue the run; what an earlier driver left uncommitted is removed.
+        """Make or continue the run; what an earlier driver left uncommitted is removed, what only the mirror has is fetched.
 
         Raises:
             UserError: as ``inspect``, or if another driver holds the directory, or the disk is full.
         """
-        with locked(self.path):
+        with locked(self.path), self.mirror.held():
             self.inspect()
             with space_errors(self.path):
+                self._fetch()
                 write_file(self.path / "ledger.json", json.dumps(self.ledger, indent=1))
                 write_file(self.path / "config.yaml", config_text(self.config))
                 write_file(self.path / "versions.json", json.dumps(versions(), indent=1))
                 (self.path / "rounds").mkdir(exist_ok=True)
                 self._discard_uncommitted()
+            if unsent := self._units(self.ledger)[len(entries(self.there)) :]:
+                self.mirror.send([self._name(unit) for unit in unsent], self.ledger)
             yield self
+            self.mirror.send_rest()
+
+    def _units(self, ledger: Ledger) -> list[Path]:
+        """Directories that a ledger names, in the order of its entries."""
+        return [*([self.start_path] if ledger["start"] else []), *(self.round_path(entry["round"]) for entry in ledger["rounds"])]
+
+    def _fetch(self) -> None:
+        missing = self._units(self.ledger)[len(entries(self.here)) :]
+        (self.path / "rounds").mkdir(exist_ok=True)
+        for unit in missing:
+            for left in (unit, _draft_of(unit)):
+                shutil.rmtree(left, ignore_errors=True)
+            with self.draft(unit) as partial:
+                self.mirror.fetch(self._name(unit), partial)
+                commit_directory(partial, unit)
+        paused = self.paused is None and self.mirror.has(self._name(self.draft_path))
+        if paused:
+            partial = self.draft_path.with_name(f".fetched{self.draft_path.name}")
+            for left in (partial, self.draft_path):
+                shutil.rmtree(left, ignore_errors=True)
+            partial.mkdir()
+            self.mirror.fetch(self._name(self.draft_path), partial)
+            commit_directory(partial, self.draft_path)
+        if missing or paused:
+            self.mirror.fetch_rest()
+
+    def _name(self, place: Path) -> str:
+        return place.relative_to(self.path).as_posix()
 
     def _discard_uncommitted(self) -> None:
-        committed = {self.round_path(entry["round"]).name for entry in self.ledger["rounds"]}
+        kept, paused = {self.round_path(entry["round"]).name for entry in self.ledger["rounds"]}, self.paused
+        if paused is not None:
+            tidy(self.draft_path, paused)
+            kept.add(self.draft_path.name)
         for folder in (self.path / "rounds").iterdir():
-            if folder.name not in committed:
+            if folder.name not in kept:
                 shutil.rmtree(folder)
         for name in (".start.partial", *(() if self.ledger["start"] else ("start",))):
             if (self.path / name).exists():
@@ -247,11 +234,13 @@ class RunDirectory:
             write_file(timeline, text[: text.rfind("\n") + 1])
         metrics = self.path / "metrics.jsonl"
         if metrics.exists():
+            text, mark = metrics.read_text(), 0 if paused is None else paused.metrics_bytes
             rows = []
-            for line in metrics.read_text().splitlines():
+            for line in text[mark:].splitlines():
                 with contextlib.suppress(json.JSONDecodeError):  # the last line, if a kill cut it
                     rows.append(json.loads(line))
-            write_file(metrics, "".join(json.dumps(row) + "\n" for row in rows if row["round"] < self.num_committed))
+            later = "".join(json.dumps(row) + "\n" for row in rows if row["round"] < self.num_committed)
+            write_file(metrics, text[:mark] + later)
 
     @property
     def num_committed(self) -> int:
@@ -272,9 +261,41 @@ class RunDirectory:
         """Where a committed round lies."""
         return self.path / "rounds" / f"round_{index:03d}"
 
+    @property
+    def draft_path(self) -> Path:
+        """Where the next round to be committed is written."""
+        return _draft_of(self.round_path(self.num_committed))
+
+    @property
+    def paused(self) -> Pause | None:
+        """How far the next round to be committed is; None = it has not begun."""
+        return latest(self.draft_path)
+
+    @property
+    def policy_version(self) -> int:
+        """That of the weights that the run goes on from."""
+        if (paused := self.paused) is not None:
+            return paused.policy_version
+        return int(self.ledger["rounds"][-1]["policy_version"]) if self.num_committed else 0
+
+    @property
+    def learner_path(self) -> Path | None:
+        """What the learner goes on from: a round under way, else the last one; None = it begins with SFT."""
+        if (paused := self.paused) is not None:
+            return paused.place(self.draft_path)
+        return self.round_path(self.num_committed - 1) if self.num_committed else None
+
+    @property
+    def critic_reward_path(self) -> Path:
+        """The reward model that a critic which goes on began from, where that was one."""
+        begins_each_round = self.config.policy.critic_start == "reward" and (self.draft_path / "reward").exists()
+        if self.paused is not None and (begins_each_round or not self.num_committed):
+            return self.draft_path / "reward"
+        return self.round_path(0) / "reward"
+
     @contextlib.contextmanager
     def draft(self, final: Path) -> Iterator[Path]:
-        """A directory to write ``final``'s content into, beside it; gone again if it is not committed.
+        """A directory to write ``final``'s content into, beside it; gone again if it is neither committed nor laid down.
 
         Args:
             final: ``start_path`` or a ``round_path``.
@@ -282,13 +303,22 @@ class RunDirectory:
         Raises:
             UserError: if the disk is full. What was committed before stays as it was.
         """
-        partial = final.with_name(f".{final.name}.partial")
+        partial = _draft_of(final)
         try:
             with space_errors(self.path):
-                partial.mkdir()
+                partial.mkdir(exist_ok=latest(partial) is not None)
                 yield partial
         finally:
-            shutil.rmtree(partial, ignore_errors=True)
+            if latest(partial) is None:
+                shutil.rmtree(partial, ignore_errors=True)
+
+    def keep_pause(self) -> None:
+        """Give the mirror the round that was laid down.
+
+        Raises:
+            UserError: if it does not take it. It is laid down here all the same.
+        """
+        self.mirror.send_pause(self._name(self.draft_path))
 
     def commit_start(self, partial: Path, entry: dict[str, Any]) -> None:
         """Commit ``start/`` and its ledger entry."""
@@ -297,12 +327,19 @@ class RunDirectory:
     def commit_round(self, partial: Path, entry: dict[str, Any]) -> None:
         """Commit the next round and its ledger entry; ``entry["round"]`` must be its index."""
         assert entry["round"] == self.num_committed
+        drop(partial)
         self._commit(partial, self.round_path(entry["round"]), self.ledger | {"rounds": [*self.ledger["rounds"], entry]})
 
     def _commit(self, partial: Path, final: Path, ledger: dict[str, Any]) -> None:
         commit_directory(partial, final)
         write_file(self.path / "ledger.json", json.dumps(ledger, indent=1))
         self.ledger = ledger
+        self.mirror.send([self._name(final)], ledger)
+        self.mirror.drop(self._name(_draft_of(final)))
+
+
+def _draft_of(final: Path) -> Path:
+    return final.with_name(f".{final.name}.partial")
 
 
 @contextlib.contextmanager

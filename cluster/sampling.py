@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Protocol
 
 from cluster.config import RunConfig
-from cluster.roles import RolloutPool
+from cluster.pool import RolloutPool
 from cluster.seeds import derive
 from cluster.waiting import Pending, RoleFailed, Waiter
 from tokens.records import Prompt, Rollout
@@ -128,10 +128,12 @@ def ages(rollouts: Sequence[Rollout], version: int) -> dict[str, float]:
     """How old what the learner of ``version`` is given is.
 
     Returns:
-        ``policy/lag``: mean age of a token, versions; ``policy/swapped``: share of rollouts that got new weights on the way.
+        ``policy/lag``: mean age of a token, versions; ``policy/swapped``: share of rollouts that got new weights on the way;
+        ``policy/tokens``: of all responses.
     """
     tokens = sum(len(rollout.response_ids) for rollout in rollouts)
     return {
+        "policy/tokens": float(tokens),
         "policy/lag": sum(rollout.age(version) * len(rollout.response_ids) for rollout in rollouts) / tokens,
         "policy/swapped": sum(bool(rollout.swaps) for rollout in rollouts) / len(rollouts),
     }

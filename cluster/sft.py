@@ -12,11 +12,13 @@ from typing import Any
 from cluster.config import RunConfig
 from cluster.console import Console
 from cluster.plan import Bundle
+from cluster.preflight import check_nodes
 from cluster.roles import Stage
 from cluster.run import connected
-from cluster.run_directory import now, space_errors, storage_root
+from cluster.run_directory import now, space_errors
 from cluster.seeds import derive
 from cluster.sft_directory import SFTDirectory
+from cluster.storage import storage_root
 from cluster.texts import Texts, sft_texts
 from cluster.waiting import Waiter
 from policy.config import SFTConfig
@@ -51,7 +53,7 @@ def sft(config: RunConfig, console: Console) -> Path:
             console.say("It is done; nothing to do. Choose another name to train another.")
             return directory.path
         console.say(f"{len(texts.examples):,} texts to train on, {len(texts.held_out):,} held out: {texts.source}")
-        with connected() as fixed:
+        with connected(config, console) as fixed:
             card = train(config, console, directory, texts, draft, fixed)
         directory.commit(draft, {**card, "data_sha256": digest})
     for line in findings(card):
@@ -102,7 +104,7 @@ def sft_bundle(config: RunConfig) -> Bundle:
         config: of the command.
     """
     share = config.resources.learner
-    return Bundle("learner", "learner-0", share.num_cpus, share.num_gpus, 0, "SFT model, AdamW")
+    return Bundle("learner", "learner-0", share.num_cpus, share.num_gpus, 0, "SFT model, AdamW", labels=share.labels)
 
 
 def train(config: RunConfig, console: Console, directory: SFTDirectory, texts: Texts, draft: Path, fixed: bool) -> dict[str, Any]:
@@ -125,6 +127,7 @@ def train(config: RunConfig, console: Console, directory: SFTDirectory, texts: T
     stage = Stage(config, [sft_bundle(config)], directory.logs, console.say, fixed)
     try:
         stage.wait_for_room()
+        check_nodes(stage.nodes(), storage_root(config), wait)
         with console.bar("SFT model", "steps") as bar:
             _, pending = stage.prepare(TextsFit(texts, config.sft, seed, draft, dtype == "bfloat16"))
             wait("sft", pending, bar)

@@ -13,7 +13,8 @@ import yaml
 
 from cluster.config import RunConfig
 from cluster.differences import flat, refuse_differences
-from cluster.run_directory import commit_directory, config_text, is_there, locked, storage_root, versions, write_file
+from cluster.run_directory import commit_directory, config_text, is_there, locked, versions, write_file
+from cluster.storage import storage_root
 from tokens.errors import UserError
 
 CARD = "card.json"

@@ -8,12 +8,16 @@ from dataclasses import replace
 from itertools import groupby
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
+from actors.labels import in_words
 from cluster import times
+from cluster.cluster_file import node_for, node_types, nodes_of
 from cluster.config import RunConfig
 from cluster.memory import Cache, engine_cache
 from cluster.model_sizes import ModelSize, model_size, reward_size
+from cluster.node_types import kinds_in_words
 from cluster.placement import placed
 from cluster.plan import GIB, PROCESS, Bundle, Node, Plan, bundles, member_bundle, place, this_machine
 from tokens.errors import UserError
@@ -35,25 +39,25 @@ def show_plan(config: RunConfig, options: Namespace) -> int:
     Raises:
         UserError: if a speed or a length is out of its range.
     """
-    node = _node(options)
-    nodes: tuple[Node, ...] = (node,) * options.nodes
-    speeds, lengths = _speeds(options, node), _lengths(config, options)
     size = model_size(config)
+    asked = placed(config, bundles(config, size)).bundles
+    nodes, machines = _nodes(options)
+    node = node_for(asked[0], nodes)
+    speeds, lengths = _speeds(options, node), _lengths(config, options)
     critic = reward_size(config, size)
     cache = engine_cache(config, size, node.gpu_memory)
-    plan = place(placed(config, bundles(config, size)).bundles, nodes)
+    plan = place(asked, nodes)
     console = Console(soft_wrap=True, highlight=False)
     console.print(
         f"{config.name}: {config.rounds.num_rounds} rounds, a policy of {size.parameters / 1e6:,.1f} M parameters, reward models "
-        f"and critic of {critic.parameters / 1e6:,.1f} M, {options.nodes} node(s) of {node.num_cpus:g} CPU, {node.num_gpus:g} "
-        f"GPU, {node.memory / GIB:.0f} GiB"
+        f"and critic of {critic.parameters / 1e6:,.1f} M, {machines}"
     )
     if config.rounds.baseline != "none":
         console.print(
             f"Memory and times are those of rounds of PPO with MetaRM; rounds.baseline {config.rounds.baseline} needs less."
         )
     _show_placement(config, plan, console)
-    _show_memory(plan, node, console)
+    _show_memory(plan, console)
     _show_cache(cache, console)
     num_pairs = _num_pairs(config, options)
     across = frozenset(role for role in ("reward", "learner") if len(_nodes_of(plan, role)) > 1)
@@ -63,10 +67,23 @@ def show_plan(config: RunConfig, options: Namespace) -> int:
     if short:
         console.print("[red]Does not fit:[/]")
         for shortfall in short:
-            console.print(f"  {shortfall}")
+            console.print(f"  {escape(shortfall)}")
         return 1
     console.print("[green]Everything fits.[/]")
     return 0
+
+
+def _nodes(options: Namespace) -> tuple[tuple[Node, ...], str]:
+    """The nodes to plan on, and what they are in words."""
+    if options.cluster is not None:
+        types = node_types(options.cluster)
+        nodes = nodes_of(types, int(options.gpu_memory_gib * GIB))
+        if not nodes:
+            raise UserError(f"{options.cluster} allows no node but the head: raise max_workers of its node types")
+        return nodes, f"the nodes that {options.cluster} allows: {kinds_in_words(types)}"
+    node = _node(options)
+    each = f"{node.num_cpus:g} CPU, {node.num_gpus:g} GPU, {node.memory / GIB:.0f} GiB"
+    return (node,) * options.nodes, f"{options.nodes} node(s) of {each}"
 
 
 def _node(options: Namespace) -> Node:
@@ -153,14 +170,41 @@ def _show_placement(config: RunConfig, plan: Plan, console: Console) -> None:
             f"{bundle.num_gpus:g}",
             str(threads[bundle.role].threads),
             _gib(bundle.memory) + (" on GPU" if bundle.num_gpus else ""),
-            bundle.why,
+            escape(bundle.why),
         )
     console.print(table)
     asked = sum(b.num_cpus for b in plan.bundles), sum(b.num_gpus for b in plan.bundles)
     console.print(f"Asked of Ray: {asked[0]:g} CPU, {asked[1]:g} GPU. CPUs, GPUs, threads and memory are of each process.")
+    _show_labels(plan, console)
+    _show_more_engines(config, plan, console)
 
 
-def _show_memory(plan: Plan, node: Node, console: Console) -> None:
+def _show_more_engines(config: RunConfig, plan: Plan, console: Console) -> None:
+    """What an elastic pool asks for beyond the table."""
+    rollout = config.rollout
+    if rollout.max_engines is None or rollout.max_engines == rollout.num_engines:
+        return
+    engine = next(bundle for bundle in plan.bundles if bundle.role == "rollout")
+    console.print(
+        f"While it samples: up to {rollout.max_engines - rollout.num_engines} more engines (rollout.max_engines = "
+        f"{rollout.max_engines}), each {engine.num_cpus:g} CPU, {engine.num_gpus:g} GPU, {_gib(engine.memory)} GiB, where the "
+        "cluster has room or makes it. They need not fit for the run to begin."
+    )
+
+
+def _show_labels(plan: Plan, console: Console) -> None:
+    """Which nodes the processes may run on, where that is said."""
+    names: dict[str, list[str]] = {}
+    for name, bundle, _ in _alike(plan.bundles, (None,) * len(plan.bundles)):
+        if bundle.labels:
+            names.setdefault(in_words(bundle.labels), []).append(name)
+    if names:
+        asked = "; ".join(f"{', '.join(of)} on {selector}" for selector, of in names.items())
+        known = any(node.labels is not None for node in plan.nodes)
+        console.print(escape(f"Labels: {asked}." + ("" if known else " These nodes' labels are not known, and not looked at.")))
+
+
+def _show_memory(plan: Plan, console: Console) -> None:
     """The parts of one process of each role; ranks differ in nothing but the machine's memory."""
     table = Table("process", "memory of", "GiB", "what")
     for _, same in groupby(plan.bundles, key=lambda bundle: bundle.role):
@@ -169,7 +213,7 @@ def _show_memory(plan: Plan, node: Node, console: Console) -> None:
         place_ = "" if not bundle.num_gpus else " a GPU"
         for number, part in enumerate(bundle.parts):
             table.add_row("" if number else bundle.name, part.name, _gib(part.bytes / gpus), part.why)
-        share = f"{bundle.memory / gpus / node.gpu_memory:.0%} of it" if bundle.num_gpus else ""
+        share = f"{bundle.memory / gpus / node_for(bundle, plan.nodes).gpu_memory:.0%} of it" if bundle.num_gpus else ""
         table.add_row("", f"[bold]all{place_}[/]", f"[bold]{_gib(bundle.memory / gpus)}[/]", share, end_section=True)
     console.print(table)
     console.print(

@@ -37,7 +37,7 @@ def begin(
     Returns:
         How the SFT policy was judged, and the version of the weights that the engines hold.
     """
-    version = int(directory.ledger["rounds"][-1]["policy_version"]) if directory.num_committed else 0
+    version = directory.policy_version
     roles.sync(wait, version)
     if directory.ledger["start"]:
         return resume(config, directory, inputs, roles, wait), version

@@ -13,8 +13,10 @@ import numpy as np
 from cluster.config import RunConfig
 from cluster.console import Console
 from cluster.inputs import Source, open_source
+from cluster.placement import on_this_machine
 from cluster.run import connected
-from cluster.run_directory import space_errors, storage_root, write_file
+from cluster.run_directory import space_errors, write_file
+from cluster.storage import storage_root
 from cluster.strength_directory import StrengthDirectory
 from cluster.strength_parts import folds_of, plan_parts, write_texts
 from tokens.pair_store import PairStore
@@ -61,20 +63,25 @@ def strength(config: RunConfig, console: Console) -> Path:
             )
         if config.strength.num_members == 1:
             console.say("[yellow]note[/] strength.num_members is 1: one model has no spread, the column of sigma stays empty")
-        with connected() as fixed, space_errors(directory.path):
+        with connected(config, console) as fixed, space_errors(directory.path):
             _measure(config, console, directory, source, fixed)
     return directory.path
 
 
 def _measure(config: RunConfig, console: Console, directory: StrengthDirectory, source: Source, fixed: bool) -> None:
+    from cluster.preflight import all_nodes, check_nodes
     from cluster.strength_card import card_of, read_columns, table_of
     from cluster.strength_scores import score
     from cluster.strength_work import refuse_what_cannot_fit, train
+    from cluster.waiting import Waiter
     from preferences.sets import count_reasons, with_equal_columns
     from preferences.strength import read_strengths, refuse_constant
 
     if fixed:
         refuse_what_cannot_fit(config)
+        config = on_this_machine(config)
+    else:
+        check_nodes(all_nodes(), storage_root(config), Waiter(console, directory.logs, config.resources.deadline_s))
     prepare_s = _prepare(config, console, directory, source)
     training, validation = source.preferences()
     directory.belong_to(fingerprint(training, validation))
@@ -121,6 +128,7 @@ def _prepare(config: RunConfig, console: Console, directory: StrengthDirectory, 
         num_cpus=share.num_cpus,
         num_gpus=share.num_gpus,
         runtime_env={"env_vars": environment(setup, config.data.allow_hub)},
+        label_selector=share.labels or None,
     ).remote(setup)
     wait = Waiter(console, directory.logs, config.resources.deadline_s)
     with console.bar("prepare the SFT model") as bar:

@@ -19,11 +19,12 @@ from actors.process import environment
 from actors.strength_scorer import ScoringJob, StrengthScorer
 from cluster.config import RunConfig
 from cluster.console import Console
+from cluster.growth import room_for_tasks
 from cluster.signals import obey_termination
 from cluster.strength_directory import StrengthDirectory
 from cluster.strength_parts import NUMBER, Part
-from cluster.strength_work import resources_of, setup_of
-from cluster.waiting import POLL_S, RoleFailed, Room
+from cluster.strength_work import setup_of
+from cluster.waiting import POLL_S, RoleFailed
 from tokens.errors import UserError
 
 if TYPE_CHECKING:
@@ -195,10 +196,11 @@ def stream(config: RunConfig, console: Console, job: ScoringJob, parts: Sequence
         compute=ActorPoolStrategy(size=job.num_workers),
         num_cpus=share.num_cpus,
         num_gpus=share.num_gpus,
+        label_selector=share.labels or None,
         runtime_env={"env_vars": environment(job.setup, config.data.allow_hub)},
     )
     before = set(logs.glob(SCORER_LOGS))
-    room, begun = Room(console.say, resources_of(share), config.resources.wait_limit_s), False
+    room, begun = room_for_tasks(console.say, "a scorer", share, config.resources.wait_limit_s), False
     try:
         with errors_to(logs / "ray-data.log"):
             for row in _polled(rows.iter_rows, 2 * job.num_workers):

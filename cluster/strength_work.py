@@ -15,10 +15,11 @@ from actors.members import Board, MemberJob, MemberReport, train_member
 from actors.process import ProcessSetup, environment
 from cluster.config import RunConfig
 from cluster.console import Console
+from cluster.growth import room_for_tasks
 from cluster.run_directory import commit_directory, write_file
 from cluster.seeds import derive
 from cluster.strength_directory import StrengthDirectory
-from cluster.waiting import Pending, Room, Waiter
+from cluster.waiting import Pending, Waiter
 from rm.members import TRUNK, member_directories, member_settings
 from tokens.errors import UserError
 from tokens.pair_store import PairStore
@@ -36,11 +37,6 @@ def setup_of(share: Share, name: str, logs: Path) -> ProcessSetup:
     """
     device = "cuda" if share.num_gpus else "cpu"
     return ProcessSetup(name, logs / f"{name}.log", share.threads, device, share.dtype, 0, 1, share.recompute_activations)
-
-
-def resources_of(share: Share) -> dict[str, float]:
-    """What one process of a share takes of the cluster."""
-    return {"CPU": share.num_cpus} | ({"GPU": share.num_gpus} if share.num_gpus else {})
 
 
 def share_of_a_fit(share: Share) -> Share:
@@ -144,6 +140,7 @@ def train(
                 name=job.name,
                 num_cpus=share.num_cpus,
                 num_gpus=share.num_gpus,
+                label_selector=share.labels or None,
                 runtime_env={"env_vars": environment(setup, config.data.allow_hub)},
             )
             refs.append(task.remote(setup, job, held, folds if job.fold is not None else None, commit_member, board))
@@ -157,7 +154,7 @@ def train(
         wait = Waiter(console, directory.logs, config.resources.deadline_s)
         wait.begin(f"strength {config.name}")
         with console.bar(f"train {len(missing)} of {len(jobs)} fits", "pairs") as bar:
-            room = Room(console.say, resources_of(share), config.resources.wait_limit_s)
+            room = room_for_tasks(console.say, "a fit", share, config.resources.wait_limit_s)
             wait("train", Pending(tuple(refs), tuple(seen), ("",) * len(refs), list, (board,), say, room), bar)
         ray.kill(board)
     return [MemberReport(**json.loads((job.directory / REPORT).read_text())) for job in jobs]

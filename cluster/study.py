@@ -21,15 +21,19 @@ from cluster.config import RunConfig
 from cluster.console import Console
 from cluster.denoising import check_columns
 from cluster.differences import refuse_differences
+from cluster.growth import room_for_tasks
 from cluster.inputs import Source, open_source
+from cluster.placement import on_this_machine
+from cluster.preflight import all_nodes, check_nodes
 from cluster.run import connected
-from cluster.run_directory import space_errors, storage_root, write_file
+from cluster.run_directory import space_errors, write_file
 from cluster.seeds import derive
+from cluster.storage import storage_root
 from cluster.strength import strength
 from cluster.strength_directory import StrengthDirectory
-from cluster.strength_work import refuse_what_cannot_fit, resources_of, setup_of, share_of_a_fit
+from cluster.strength_work import refuse_what_cannot_fit, setup_of, share_of_a_fit
 from cluster.study_arms import Arm, Ranked, arms_of, treat
-from cluster.waiting import Pending, Room, Waiter
+from cluster.waiting import Pending, Waiter
 from evaluation.studies import STUDIES, TRAINING, StudyRow, read_studies, study_lines
 from preferences.config import DenoiseConfig
 from rm.config import RewardConfig
@@ -88,9 +92,12 @@ def study(config: RunConfig, names: Sequence[str] | None, seeds: int, console: C
             if not missing:
                 console.say("All of them are there; nothing to do.")
                 return directory.path
-            with connected() as fixed:
+            with connected(config, console) as fixed:
                 if fixed:
                     refuse_what_cannot_fit(config)
+                    config = on_this_machine(config)
+                else:
+                    check_nodes(all_nodes(), storage_root(config), Waiter(console, directory.logs, config.resources.deadline_s))
                 _fit(config, console, directory.logs, book, missing, material)
     return directory.path
 
@@ -249,7 +256,8 @@ def _fit(
     board = cast(Any, Board).remote(dict.fromkeys(jobs, num_pairs * reward.epochs))
     held, validation = ray.put(material.pairs), ray.put(dict(material.validation))
     variables = {"env_vars": environment(setup, config.data.allow_hub)}
-    asked = {"num_cpus": share.num_cpus, "num_gpus": share.num_gpus, "runtime_env": variables}
+    place = {"num_cpus": share.num_cpus, "num_gpus": share.num_gpus, "label_selector": share.labels or None}
+    asked = place | {"runtime_env": variables}
     refs = tuple(fit_arm.options(name=name, **asked).remote(setup, job, held, validation, board) for name, job in jobs.items())
 
     def write(report: StudyReport) -> None:
@@ -259,7 +267,7 @@ def _fit(
     wait = Waiter(console, logs, config.resources.deadline_s)
     wait.begin(f"study {config.name}")
     with console.bar(f"fit {len(jobs)} models", "pairs") as bar:
-        room = Room(console.say, resources_of(share), config.resources.wait_limit_s)
+        room = room_for_tasks(console.say, "a fit", share, config.resources.wait_limit_s)
         wait("study", Pending(refs, tuple(jobs), ("",) * len(refs), list, (board,), write, room, setup.name), bar)
     ray.kill(board)
 

@@ -6,7 +6,7 @@ import contextlib
 import errno
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -16,6 +16,8 @@ from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from actors.process import Progress
 from cluster.console import Bar, Console
+from cluster.failures import Place
+from cluster.failures import RoleFailed as RoleFailed
 from cluster.signals import obey_termination
 from evaluation.timeline import DRIVER, Span
 from tokens.errors import UserError
@@ -34,10 +36,6 @@ def no_space(error: BaseException) -> bool:
     if isinstance(error, OSError):
         return error.errno in (errno.ENOSPC, errno.EDQUOT)
     return any(f"(os error {number})" in str(error) for number in (errno.ENOSPC, errno.EDQUOT))
-
-
-class RoleFailed(RuntimeError):
-    """A role died, raised or did not answer in time. Says which, where, in what phase, and where its log is."""
 
 
 class Room:
@@ -69,14 +67,18 @@ class Room:
         due, late = now - self.said >= SAY_EVERY_S, self.limit_s is not None and now - self.began >= self.limit_s
         if not (due or late):
             return
-        free = ray.available_resources()
-        short = ", ".join(
-            f"{amount:g} {key} asked, {free[key] if key in free else 0.0:g} free" for key, amount in self.asked.items()
-        )
+        short = self.short()
         if late:
             raise UserError(f"the cluster found no room within resources.wait_limit_s = {self.limit_s:g} s: {short}")
         self.said = now
         self.say(f"  waiting for the cluster ({now - self.began:.0f} s): {short}")
+
+    def short(self) -> str:
+        """What is asked and what is free."""
+        free = ray.available_resources()
+        return ", ".join(
+            f"{amount:g} {key} asked, {free[key] if key in free else 0.0:g} free" for key, amount in self.asked.items()
+        )
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,7 @@ class Pending(Generic[T]):
         log: name of the log file that the processes share; None where each has its own.
         step: PPO step that the work is for; None = that under way.
         submitted: when it was handed over, Unix time, s.
+        spans: who made an answer, from when to when, where that was not the process that gave it; None = it was.
     """
 
     refs: tuple[Any, ...]
@@ -106,6 +109,7 @@ class Pending(Generic[T]):
     log: str | None = None
     step: int | None = None
     submitted: float = field(default_factory=time.time)
+    spans: Callable[[Any], Sequence[tuple[str, float, float]]] | None = None
 
 
 class Waiter:
@@ -126,6 +130,8 @@ class Waiter:
         self.place = "start"
         self.round: int | None = None
         self.step: int | None = None
+        self.look: Callable[[], None] = lambda: None
+        """Called again and again while the driver waits."""
         self._watched: dict[Any, tuple[str, Pending[Any]]] = {}
         self._early: dict[Any, Any] = {}
         self._free_since: dict[tuple[str, str], float] = defaultdict(float)
@@ -167,6 +173,7 @@ class Waiter:
         while waiting:
             found, _ = ray.wait([*self._watched, *waiting], num_returns=1, timeout=POLL_S if bar else 5.0)
             obey_termination()
+            self.look()
             ready = [ref for ref in found if ref not in self._watched]
             for ref in found:
                 if ref in self._watched:
@@ -184,7 +191,7 @@ class Waiter:
             if waiting and time.perf_counter() - moved > self.deadline_s:
                 late = pending.refs.index(waiting[0])
                 what = f"no progress for {self.deadline_s:g} s (resources.deadline_s)"
-                raise RoleFailed(self._words(pending, late, phase, what))
+                raise self._place(pending, late, phase).failure(what)
             if bar:
                 bar.show(said)
         if bar:
@@ -200,7 +207,8 @@ class Waiter:
         name, now = pending.names[pending.refs.index(ref)], time.time()
         start, step = max(pending.submitted, self._free_since[name, phase]), self.step if pending.step is None else pending.step
         self._free_since[name, phase] = now
-        self.record(Span(phase, name, self.round, step, start, now))
+        for who, since, until in [(name, start, now)] if pending.spans is None else pending.spans(answer):
+            self.record(Span(phase, who, self.round, step, since, until))
         return answer
 
     def _listen(
@@ -224,11 +232,9 @@ class Waiter:
             if no_space(cause):
                 raise OSError(errno.ENOSPC, str(cause)) from error
             self._blame_the_dead(ref, pending, phase)
-            raise RoleFailed(self._words(pending, index, phase, f"{type(cause).__name__}: {cause}")) from error
-        except RayActorError as error:
-            raise RoleFailed(self._words(pending, index, phase, f"its process died ({error})")) from error
+            raise self._place(pending, index, phase).failure("", error) from error
         except RayError as error:
-            raise RoleFailed(self._words(pending, index, phase, f"{type(error).__name__}: {error}")) from error
+            raise self._place(pending, index, phase).failure("", error) from error
 
     def _blame_the_dead(self, failed: Any, pending: Pending[Any], phase: str) -> None:
         """Fail in the name of another process of the role that has died: the one that raised may only have waited for it."""
@@ -239,11 +245,9 @@ class Waiter:
             except RayTaskError:
                 continue
             except RayError as error:  # an actor's or a task's process, or the machine under it
-                index = pending.refs.index(ref)
-                what = f"its process died ({error})"
-                raise RoleFailed(self._words(pending, index, phase, what)) from error
+                raise self._place(pending, pending.refs.index(ref), phase).failure("", error) from error
 
-    def _words(self, pending: Pending[Any], index: int, phase: str, what: str) -> str:
-        name, node = pending.names[index], pending.nodes[index]
-        where = f" on node {node[:8]}" if node else ""
-        return f"{name}{where} failed in {self.place}, phase {phase}: {what}. Its log: {self.logs / (pending.log or name)}.log"
+    def _place(self, pending: Pending[Any], index: int, phase: str) -> Place:
+        """Where a process is, and what it does for which part of the run."""
+        name, step = pending.names[index], self.step if pending.step is None else pending.step
+        return Place(name, pending.nodes[index], self.place, step, phase, self.logs / f"{pending.log or name}.log")

@@ -5,6 +5,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from tokens.config import AdapterConfig
+from tokens.paths import PathText
 from tokens.section import Section
 from tokens.shape import ModelShape
 
@@ -12,10 +13,10 @@ from tokens.shape import ModelShape
 class SFTConfig(Section):
     """The first stage: where the SFT model comes from, and how `sft` (or `run`, from scratch) trains it."""
 
-    model: str | None = None
+    model: PathText | None = None
     """A model directory or hub name. `run` takes it as it is, already fine-tuned (by `sft`: STORAGE/sft/NAME); `sft` starts from
     it. null = one made from scratch and trained on the texts."""
-    data: str | None = None
+    data: PathText | None = None
     """What `sft` trains on, a data set of its own (prompt and completion, messages, or text; a path or hub name); null = the
     texts of the config's data: the chosen responses, or the sandbox's texts. `run` does not read it."""
     shape: ModelShape = ModelShape()
@@ -93,7 +94,7 @@ class PolicyConfig(Section):
     """Model the KL is measured against."""
     critic_start: Literal["reward", "sft", "previous"] = "reward"
     """The critic starts a round from r_k, or from SFT with a head that says 0, and is warmed up; or it continues."""
-    prompts: str | None = None
+    prompts: PathText | None = None
     """A prompt data set of its own (path, hub name, or sandbox:DOMAINS); null = the prompts of D."""
     steps_per_round: int = Field(2000, ge=1)
     prompts_per_step: int = Field(32, ge=1)
@@ -132,7 +133,7 @@ class PolicyConfig(Section):
     """Entropy bonus: -coef * entropy is part of the policy loss, nats per token. The whole distribution's, at the temperature."""
     ptx_coef: float = Field(0.0, ge=0)
     """Weight of a language-modelling loss on supervised texts beside PPO's (Ouyang et al. 2022, PPO-ptx)."""
-    ptx_data: str | None = None
+    ptx_data: PathText | None = None
     """The texts of it, a data set of its own (as sft.data); null = those that SFT learns from: the chosen responses of D, or the
     sandbox's texts."""
     ptx_batch_size: int = Field(32, ge=1)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from policy.config import DPOConfig
-from policy.library import listen, save
+from policy.library import listen, load, save
 from tokens.records import Pair
 
 if TYPE_CHECKING:
@@ -62,7 +62,6 @@ def fit_dpo(
         raise ValueError("no pairs to train on, got 0, expected at least one")
     import trl
     from datasets import Dataset
-    from transformers import AutoModelForCausalLM
     from transformers.utils import logging as progress
 
     progress.disable_progress_bar()
@@ -75,7 +74,7 @@ def fit_dpo(
             return dataset
 
     trainer = Encoded(
-        model=AutoModelForCausalLM.from_pretrained(sft_dir, dtype=torch.float32, use_safetensors=True),
+        model=load(sft_dir, torch.float32),
         args=_arguments(config, out_dir, len(pairs), seed, bfloat16, recompute),
         train_dataset=Dataset.from_dict(
             {

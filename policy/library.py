@@ -6,7 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tokens.errors import UserError
+from tokens.weights import check_finite
+
 if TYPE_CHECKING:
+    import torch
     import transformers
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -51,6 +55,38 @@ def listen(
     trainer.remove_callback(transformers.PrinterCallback)
     trainer.add_callback(Listener())
     return values
+
+
+def load(path: str | Path, dtype: torch.dtype, attention: str | None = None) -> PreTrainedModel:
+    """A language model as it was saved, whole.
+
+    Source: none; transformers' ``from_pretrained``, which draws weights that are missing at random.
+
+    Args:
+        path: a Hugging Face directory with safetensors weights.
+        dtype: of the weights.
+        attention: transformers' attn_implementation; None = its default.
+
+    Returns:
+        The model, on the CPU.
+
+    Raises:
+        UserError: if weights are missing, or NaN or infinity are among them.
+
+    Padding contract: there is none.
+    """
+    from transformers import AutoModelForCausalLM
+
+    loaded: tuple[PreTrainedModel, dict[str, set[str]]] = AutoModelForCausalLM.from_pretrained(
+        path, dtype=dtype, attn_implementation=attention, use_safetensors=True, output_loading_info=True
+    )
+    model, report = loaded
+    if report["missing_keys"]:
+        raise UserError(
+            f"the language model in {path} lacks weights: {', '.join(sorted(report['missing_keys'])[:5])}. It was not saved whole"
+        )
+    check_finite(model, path)
+    return model
 
 
 def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, out_dir: Path) -> None:

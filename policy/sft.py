@@ -12,7 +12,7 @@ import torch
 
 from policy.config import SFTConfig
 from policy.held_out import held_out_loss
-from policy.library import listen, save
+from policy.library import listen, load, save
 from tokens.errors import UserError
 from tokens.shape import ModelShape
 
@@ -199,10 +199,7 @@ def make_model(tokenizer: PreTrainedTokenizerFast, shape: ModelShape, seed: int)
 def _load_or_make(tokenizer: PreTrainedTokenizerFast, config: SFTConfig, seed: int) -> PreTrainedModel:
     if config.model is None:
         return make_model(tokenizer, config.shape, seed)
-    from transformers import AutoModelForCausalLM
-
-    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(config.model, dtype=torch.float32, use_safetensors=True)
-    return model
+    return load(config.model, torch.float32)
 
 
 def _check(examples: Sequence[Example], tokenizer: PreTrainedTokenizerFast, context: int) -> None:

@@ -4,6 +4,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from tokens.paths import PathText
 from tokens.section import Section
 
 DenoiseMethod = Literal["none", "flip", "soft", "margin", "flip+margin", "soft+margin", "drop"]
@@ -15,7 +16,7 @@ class DenoiseConfig(Section):
     method: DenoiseMethod = "none"
     """flip swaps chosen and rejected; soft smooths the label; margin trains on -log sigma(difference - strength); drop leaves the
     pair out."""
-    strength: str | None = None
+    strength: PathText | None = None
     """Strengths that `strength` wrote (a directory or Parquet files), or a data set with the public columns; null = those of
     STORAGE/strengths/NAME, made first where they are missing."""
     noisy: Literal["auto", "lowest", "negative"] = "auto"
@@ -35,14 +36,14 @@ class DenoiseConfig(Section):
 class DataConfig(Section):
     """The preference data D, in one of TRL's formats or as HH-RLHF transcripts."""
 
-    preferences: str = "sandbox"
+    preferences: PathText = "sandbox"
     """``sandbox``, a .jsonl or .parquet file, a directory of them or of ``save_to_disk``, or a Hugging Face data set name."""
     split: str = "train"
     """Split to read where the source has several."""
     validation_fraction: float = Field(0.1, ge=0, lt=1)
     """Share of the prompts (never of the pairs) held out to measure the reward model and the policy. With ``validation`` the
     share of ``policy.prompts`` only."""
-    validation: str | None = None
+    validation: PathText | None = None
     """A preference data set of its own to hold out (as ``preferences``; not with the sandbox), e.g. a clean one; null = the
     ``validation_fraction``."""
     validation_split: str = "test"

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 BATCH = 1000
+LONGEST_TEXT = 1_000_000
+"""Characters. No model here reads as much, and a tokenizer may need minutes for it."""
 
 
 def load_preferences(config: DataConfig, tokenizer: PreTrainedTokenizerBase | None = None) -> PreferenceSet:
@@ -188,6 +190,7 @@ def _collect(
             try:
                 id_, domain = _identify(row, start + offset, ids), _domain(row)
                 texts = read({column: row[column] for column in columns if column in row})
+                refuse_long(texts)
                 records.append({"id": id_, **texts, "domain": domain})
             except BadRowError as error:
                 bad.append(DroppedRow(source.where(start + offset), error.reason, error.detail))
@@ -203,6 +206,20 @@ def _collect(
     if bad and not drop_bad:
         raise refuse(source.name, bad, total, given)
     return Dataset(pa.concat_tables(tables)), tuple(bad)
+
+
+def refuse_long(texts: Mapping[str, str]) -> None:
+    """Leave out a row before a tokenizer sees it.
+
+    Args:
+        texts: of the row, by column.
+
+    Raises:
+        BadRowError: if one of them has more than ``LONGEST_TEXT`` characters.
+    """
+    for column, text in texts.items():
+        if len(text) > LONGEST_TEXT:
+            raise BadRowError(f"{column} has more than {LONGEST_TEXT:,} characters", text[:80])
 
 
 def _values(table: Table, start: int, source: Source) -> list[dict[str, Any]]:

@@ -18,6 +18,9 @@ TOKENIZER_FILES = (("tokenizer.json",), ("tokenizer.model",), ("spiece.model",),
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 MAX_HEADER = 100_000_000  # bytes; the safetensors library refuses larger ones too
 
+LARGEST = {"num_hidden_layers": 1000, "hidden_size": 1_000_000, "vocab_size": 100_000_000, "num_attention_heads": 10_000}
+"""Counts of a config.json beyond which it is damaged: a model of that size would be made before its weights are looked at."""
+
 
 @dataclass(frozen=True)
 class ModelDirectory:
@@ -110,14 +113,18 @@ def _read_config(folder: Path) -> dict[str, Any]:
     config = _read_json(folder / "config.json")
     if "model_type" not in config or not isinstance(config["model_type"], str):
         raise UserError(f"{folder / 'config.json'}: names no model_type, so transformers cannot tell what it is")
-    if "auto_map" in config:
-        from transformers import CONFIG_MAPPING
+    from transformers import CONFIG_MAPPING
 
-        if config["model_type"] not in CONFIG_MAPPING:
+    if config["model_type"] not in CONFIG_MAPPING:
+        if "auto_map" in config:
             raise UserError(
                 f"{folder}: the model type {config['model_type']!r} needs code of its own (trust_remote_code), "
                 "which is never run here. Use an architecture that transformers knows"
             )
+        raise UserError(f"{folder}: transformers does not know the model type {shorten(config['model_type'])}. Use one it knows")
+    for key, most in LARGEST.items():
+        if key in config and not (isinstance(config[key], int) and 1 <= config[key] <= most):
+            raise UserError(f"{folder / 'config.json'}: {key} must be from 1 to {most:,}, got {shorten(config[key])}")
     return config
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from preferences.encode import encode_prompt, encode_response
 from preferences.formats import BadRowError, Template, column_kinds, plain_messages, read_prompt
-from preferences.load import chat_template
+from preferences.load import chat_template, refuse_long
 from preferences.sets import DroppedRow, held_out, refuse
 from preferences.sources import Source, open_source
 from tokens.errors import UserError
@@ -101,7 +101,9 @@ def load_texts(
     for index, row in enumerate(source.rows.select_columns(list(columns))):
         where = source.where(index)
         try:
-            rows.append(TextRow(where, *_read(row, template)))
+            prompt, response = _read(row, template)
+            refuse_long({"prompt": prompt, "response": response})
+            rows.append(TextRow(where, prompt, response))
         except BadRowError as error:
             bad.append(DroppedRow(where, error.reason, error.detail))
     if bad and not drop_bad:

@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import (
     AutoConfig,
+    AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     PreTrainedConfig,
     PreTrainedModel,
@@ -26,6 +27,7 @@ from transformers import (
 from transformers.models.auto import modeling_auto
 
 from tokens.errors import UserError
+from tokens.weights import check_finite
 
 Kind = Literal["language model", "encoder", "reward model"]
 HEAD_SCALE = 0.3
@@ -39,6 +41,8 @@ _ENCODERS = {
     *modeling_auto.MODEL_FOR_PRETRAINING_MAPPING_NAMES.values(),
     *(name for names in modeling_auto.MODEL_MAPPING_NAMES.values() for name in ((names,) if isinstance(names, str) else names)),
 }
+TRAINABLE = ("F32", "BF16", "F16", "F64")
+"""Types, as safetensors names them, that weights are given in."""
 _T = TypeVar("_T")
 
 
@@ -157,7 +161,7 @@ def check_weights(model: PreTrainedModel, path: Path) -> None:
     """Refuse weights of another backbone by the headers of their files, without reading a weight.
 
     Args:
-        model: the sequence classifier that the directory should become; may be on the meta device.
+        model: what the directory should become; may be on the meta device.
         path: a directory with safetensors files.
 
     Raises:
@@ -165,9 +169,12 @@ def check_weights(model: PreTrainedModel, path: Path) -> None:
             are missing may be renamed while loading: that is seen then.
     """
     there: dict[str, list[int]] = {}
+    types: dict[str, str] = {}
     for file in sorted(path.glob("*.safetensors")):
         with _read(partial(safe_open, file, "pt"), path) as opened:
-            there |= {name: opened.get_slice(name).get_shape() for name in opened.keys()}  # noqa: SIM118
+            slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118
+            there |= {name: part.get_shape() for name, part in slices.items()}
+            types |= {name: part.get_dtype() for name, part in slices.items()}
     prefix = f"{model.base_model_prefix}."
     backbone = {name: list(weight.shape) for name, weight in model.base_model.state_dict().items()}
     found = {name: there[key] for name in backbone for key in (name, prefix + name) if key in there}
@@ -184,6 +191,31 @@ def check_weights(model: PreTrainedModel, path: Path) -> None:
                 f"the weights in {path} do not fit its config.json: {name!r} has shape {shape}, a {kind} of that config "
                 f"{backbone[name]}. {remedy}"
             )
+    named = {name: key for name in backbone for key in (name, prefix + name) if key in there}
+    whole = [key for key in named.values() if types[key] not in TRAINABLE]
+    if whole:
+        raise UserError(
+            f"the weights in {path} cannot be trained: {whole[0]!r} is of type {types[whole[0]]}, expected one of "
+            f"{', '.join(TRAINABLE)}. Give the model as it was before it was quantised"
+        )
+
+
+def check_language_model(path: Path) -> None:
+    """Refuse a directory that holds no language model, or weights of another one, by its config and the files' headers.
+
+    Args:
+        path: a directory with config.json and safetensors files.
+
+    Raises:
+        UserError: if the architecture is another kind, or the weights do not fit the config.
+    """
+    kind = kind_of(path)
+    if kind != "language model":
+        raise UserError(f"{path} holds a {kind}, expected a causal language model. Give another directory")
+    config = read_config(path)
+    with torch.device("meta"):
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
+    check_weights(model, path)
 
 
 def score_head(model: PreTrainedModel) -> nn.Linear:
@@ -305,6 +337,7 @@ def _load(path: str | Path, dtype: torch.dtype) -> tuple[PreTrainedModel, set[st
         )
     finally:
         reporter.removeFilter(_is_no_report)
+    check_finite(model, path)
     return model, set(report["missing_keys"])
 
 

@@ -5,6 +5,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from tokens.config import AdapterConfig
+from tokens.paths import PathText
 from tokens.section import Section
 from tokens.shape import ModelShape
 
@@ -46,7 +47,7 @@ class RewardConfig(Section):
 
     start: Literal["sft", "previous"] = "sft"
     """Weights that r_k starts from: the SFT model every round (default), or r_{k-1}."""
-    base: str | None = None
+    base: PathText | None = None
     """A model directory to start from instead of the SFT model: a language model, an encoder, or a reward model (TRL's too).
     `reward` and `strength` take any; `run` needs one with the policy's tokenizer."""
     shape: ModelShape | None = None
@@ -132,9 +133,9 @@ class MetaConfig(Section):
     """Prompts of S_k per ascent (m)."""
     num_prompts: int = Field(256, ge=1)
     """Prompts sampled for S_k at the start of a round."""
-    prompts: str | None = None
+    prompts: PathText | None = None
     """A prompt data set of its own (path, hub name, or sandbox:DOMAINS); null = the prompts of D."""
-    samples: str | None = None
+    samples: PathText | None = None
     """Recorded S_k for `reward`: the meta_rollouts.parquet of a run's round (RUN/rounds/round_NNN, see docs/run_directory.md).
     `reward` then trains by MetaRM, and a vanilla twin to compare with; null = it trains a vanilla model. `run` samples its
     own S_k."""

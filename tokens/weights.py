@@ -9,7 +9,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from tokens.errors import UserError
 
 ALIGNMENT = 64
 """Bytes; where a tensor begins in its chunk."""
@@ -153,3 +155,18 @@ def pack(weights: Sequence[tuple[str, Tensor]]) -> Chunk:
         buffer[at : at + tensor.nbytes].copy_(tensor.detach().contiguous().flatten().view(torch.uint8))
         at += -(-tensor.nbytes // ALIGNMENT) * ALIGNMENT
     return Chunk(names, dtypes, shapes, buffer.numpy())
+
+
+def check_finite(model: nn.Module, path: object) -> None:
+    """Refuse a loaded model with NaN or infinity among its weights, which would spread to everything that it touches.
+
+    Args:
+        model: as loaded.
+        path: where from, for the message.
+
+    Raises:
+        UserError: naming the first such weight.
+    """
+    for name, weight in model.named_parameters():
+        if not torch.isfinite(weight).all():
+            raise UserError(f"the model in {path} has NaN or infinity in {name}: a run that diverged saved it. Use another")

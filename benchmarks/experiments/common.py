@@ -18,8 +18,9 @@ import torch
 
 from cluster.config import RunConfig
 from cluster.load_config import load_config
-from cluster.run_directory import commit_directory, storage_root
+from cluster.run_directory import commit_directory
 from cluster.seeds import derive
+from cluster.storage import storage_root
 from evaluation.compare import mean_interval
 from rm.batches import Encoded, pair_sequences, score_sequences
 from rm.config import MetaConfig, RewardConfig

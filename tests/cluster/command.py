@@ -12,6 +12,16 @@ ROOT = Path(__file__).resolve().parents[2]
 TINY = Path(__file__).with_name("tiny.yaml")
 
 
+SECRETS = {
+    "OPENAI_API_KEY": "sentinel-of-the-endpoint",
+    "HF_TOKEN": "sentinel-of-the-hub",
+    "AWS_SECRET_ACCESS_KEY": "sentinel-of-the-store",
+    "RAY_AUTH_TOKEN": "5e9714e1" * 8,
+    "WANDB_API_KEY": "sentinel-of-a-tracker",
+}
+"""What every command of the tests finds in its environment, where a test does not set it, and must never show."""
+
+
 @dataclass(frozen=True)
 class Command:
     """``python -m cluster`` with a storage root of its own."""
@@ -20,7 +30,7 @@ class Command:
     path: str
 
     def __call__(self, *arguments: str, seconds: float = 400, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
-        environment = {key: value for key, value in os.environ.items() if key not in ("RAY_ADDRESS", "PYTHONPATH")}
+        environment = SECRETS | {key: value for key, value in os.environ.items() if key not in ("RAY_ADDRESS", "PYTHONPATH")}
         environment |= {"RONDO_STORAGE": str(self.storage), "PATH": self.path}
         return subprocess.run(
             [sys.executable, "-m", "cluster", *arguments],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-import json
+import gzip
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,16 +21,15 @@ from cluster.load_config import load_config
 from cluster.reward import reward
 from cluster.reward_directory import RewardDirectory
 from cluster.reward_inputs import pairs_sha256
-from cluster.run_directory import RunDirectory, storage_root
+from cluster.run_directory import RunDirectory
+from cluster.storage import storage_root
 from cluster.strength import fingerprint, strength
 from cluster.strength_directory import StrengthDirectory
 from cluster.waiting import no_space
 from evaluation.records import MetaRow, write_rows
 from tests.cluster.command import TINY, Command
+from tests.cluster.refused import GOOD, REAL, changed, config, jsonl, refused
 from tokens.errors import UserError
-
-GOOD: list[dict[str, object]] = [{"prompt": f"say {i}", "chosen": f"word {i} is good", "rejected": f"no {i}"} for i in range(200)]
-REAL = ["--evaluation.judge", "ensemble", "--sft.shape.vocab_size", "300", "--data.max_prompt_tokens", "24"]
 
 
 @pytest.fixture(autouse=True)
@@ -40,22 +39,7 @@ def storage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "storage"
 
 
-def refused(capsys: pytest.CaptureFixture[str], storage: Path, *arguments: str) -> str:
-    """Run the command; check all that holds for every bad input; return its message."""
-    assert main(list(arguments)) == 2
-    printed = capsys.readouterr()
-    assert printed.err.startswith("error: ") and printed.err.count("\n") == 1
-    assert not ray.is_initialized()
-    left = [path for path in storage.rglob("*") if "tokenizer-" not in str(path) and path.is_file()] if storage.exists() else []
-    assert not left, left
-    return printed.err
-
-
-def config(**sections: object) -> dict[str, object]:
-    tree: dict[str, object] = yaml.safe_load(TINY.read_text())
-    return tree | sections
-
-
+HALF = {"num_gpus": 0.5, "fraction_reason": "a test"}
 CONFIGS = {
     "unknown key": ({"polciy": {}}, ["unknown key polciy", "policy"]),
     "unknown nested key": ({"policy": {"kl": {"coeff": 0.1}}}, ["policy.kl.coeff", "did you mean coef"]),
@@ -63,6 +47,20 @@ CONFIGS = {
     "zero size": ({"scorer": {"num_members": 0}}, ["scorer.num_members", "0"]),
     "not a number": ({"reward": {"lr": "1e-5x"}}, ["reward.lr", "1e-5x"]),
     "infinite": ({"reward": {"lr": float("inf")}}, ["reward.lr", "finite"]),
+    "a learning rate of 0": ({"policy": {"lr": 0}}, ["policy.lr", "greater than 0", "got 0"]),
+    "a rate that is no number": ({"policy": {"lr": float("nan")}}, ["policy.lr", "finite", "nan"]),
+    "a negative rate": ({"sft": {"lr": -1.0}}, ["sft.lr", "greater than 0"]),
+    "a thousand million rounds": ({"rounds": {"num_rounds": 10**9}}, ["rounds.num_rounds", "1000"]),
+    "a seed that no generator takes": ({"seed": 10**30}, ["seed", "4294967296"]),
+    "temperature 0": ({"rollout": {"temperature": 0}}, ["rollout.temperature", "greater than 0"]),
+    "a KL target of 0": ({"policy": {"kl": {"target": 0}}}, ["policy.kl.target", "greater than 0"]),
+    "an engine over GPUs that it is not given": (
+        {"rollout": {"tensor_parallel": 8, "max_new_tokens": 32}}, ["tensor_parallel is 8", "num_gpus 0"],
+    ),
+    "more rounds than the disk holds": (
+        {"rounds": {"num_rounds": 1000}, "sft": {"shape": {"hidden_size": 65536, "intermediate_size": 65536, "num_layers": 99}}},
+        ["no space left for the run", "GiB are free", "rounds.num_rounds"],
+    ),
     "k < 2": ({"meta": {"samples_per_prompt": 1}}, ["meta.samples_per_prompt", "2"]),
     "odd minibatch": (
         {"policy": {"prompts_per_step": 16, "minibatch_size": 5, "microbatch_size": 5}}, ["minibatch_size", "divide", "16", "5"],
@@ -84,7 +82,7 @@ CONFIGS = {
     ),
     "texts without a weight": ({"policy": {"ptx_data": "texts.jsonl"}}, ["policy.ptx_data", "ptx_coef 0"]),
     "nccl on a part of a GPU": (
-        {"rollout": {"sync": "nccl"}, "resources": {role: {"num_gpus": 0.5} for role in ("rollout", "learner")}},
+        {"rollout": {"sync": "nccl"}, "resources": dict.fromkeys(("rollout", "learner"), HALF)},
         ["rollout.sync is nccl", "two processes on one GPU"],
     ),
     "nothing to offload": (
@@ -189,6 +187,21 @@ CONFIGS = {
         ["data.denoise.strength", "nowhere", "python -m cluster strength"],
     ),
     "a base that is not there": ({"reward": {"base": "nowhere"}}, ["reward.base", "nowhere", "allow_hub"]),
+    "a fraction without a reason": (
+        {"resources": {"scorer": {"num_gpus": 0.5}}}, ["resources.scorer: num_gpus is 0.5", "fraction_reason", "num_gpus to 1"],
+    ),
+    "a blank reason": ({"resources": {"scorer": {"num_gpus": 0.5, "fraction_reason": " "}}}, ["fraction_reason says nothing"]),
+    "a reason without a fraction": (
+        {"resources": {"scorer": {"num_gpus": 1, "fraction_reason": "x"}}}, ["num_gpus is 1, no fraction", "leave it out"],
+    ),
+    "a GPU and a half": ({"resources": {"scorer": {"num_gpus": 1.5, "fraction_reason": "x"}}}, ["is 1.5", "set it to 1"]),
+    "a label that is none": (
+        {"resources": {"learner": {"labels": {"pool": "-trainer"}}}}, ["resources.learner.labels", "pool asks for '-trainer'"],
+    ),
+    "a label's key that is none": ({"resources": {"learner": {"labels": {"po ol": "x"}}}}, ["learner.labels", "'po ol'"]),
+    "labels apart, roles together": (
+        {"resources": {"placement": "colocated", "learner": {"labels": {"pool": "trainer"}}}}, ["colocated", "same nodes"],
+    ),
     "a share of nothing": ({"resources": {"learner": {"num_cpus": 0}}}, ["num_cpus and num_gpus are both 0"]),
 }  # fmt: skip
 
@@ -209,6 +222,16 @@ FILES: dict[str, tuple[bytes | None, list[str]]] = {
     "not YAML": (b"a: [1\n", ["not valid YAML"]),
     "not UTF-8": (b"name: \xff\xfe\n", ["UTF-8"]),
     "a key twice": (b"name: a\nname: b\n", ["name", "twice"]),
+    "UTF-16": (TINY.read_text().encode("utf-16"), ["UTF-8"]),
+    "a NUL character": (b"name: a\x00b\n", ["not valid YAML", "0000"]),
+    "aliases that explode": (
+        b"name: x\na: &a [1,1,1,1,1,1,1,1,1,1]\nb: &b [*a,*a,*a,*a,*a,*a,*a,*a,*a,*a]\nc: &c [*b,*b,*b,*b,*b,*b,*b,*b,*b,*b]\n"
+        b"d: &d [*c,*c,*c,*c,*c,*c,*c,*c,*c,*c]\ne: [*d,*d,*d,*d,*d,*d,*d,*d,*d,*d]\n",
+        ["more than 10,000 values", "aliases"],
+    ),
+    "an alias of itself": (b"name: &a [*a]\n", ["nested"]),
+    "sections without end": (b"name: " + b"[" * 100_000, ["nested"]),
+    "too large": (b"#" * 1_000_001, ["larger than 1,000,000 bytes"]),
     "a Python object": (b"name: !!python/object:os.system x\n", ["not valid YAML", "python/object"]),
 }
 
@@ -223,6 +246,11 @@ def test_config_file(
     assert all(word in message for word in words), message
 
 
+def test_a_byte_order_mark_is_no_part_of_a_config(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_bytes(b"\xef\xbb\xbf" + TINY.read_bytes())
+    assert load_config(tmp_path / "c.yaml") == load_config(TINY)
+
+
 def test_config_comes_first(storage: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "right after run" in refused(capsys, storage, "run", "--seed", "1", str(TINY))
     assert load_config(TINY, ["--name", "2024"]).name == "2024"
@@ -235,16 +263,6 @@ def test_override(storage: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert load_config(TINY, ["--policy.kl.coef", "1e-3", "--policy.lr=2e-4"]).policy.kl.coef == 1e-3
 
 
-def jsonl(rows: list[dict[str, object]]) -> bytes:
-    return "".join(json.dumps(row) + "\n" for row in rows).encode()
-
-
-def changed(**values: object) -> bytes:
-    rows: list[dict[str, object]] = [dict(row) for row in GOOD]
-    rows[2] |= values
-    return jsonl(rows)
-
-
 DATA: dict[str, tuple[bytes | None, list[str]]] = {
     "missing file": (None, ["d.jsonl", "no such file"]),
     "empty file": (b"", ["d.jsonl", "empty"]),
@@ -255,6 +273,20 @@ DATA: dict[str, tuple[bytes | None, list[str]]] = {
     "chosen equal to rejected": (changed(chosen="same", rejected="same"), ["line 3", "equal"]),
     "prompt longer than allowed": (changed(prompt="long " * 100), ["prompt too long", "24"]),
     "not UTF-8": (jsonl([dict(GOOD[0])]) + b'{"prompt": "\xff"}\n', ["d.jsonl", "UTF-8"]),
+    "no column chosen": (jsonl([{"prompt": "a", "rejected": "b"}] * 3), ["no column 'chosen'", "prompt, rejected"]),
+    "a last line cut off": (jsonl([dict(row) for row in GOOD])[:-9], ["line 200", "cut off"]),
+    "an id twice": (jsonl([row | {"id": "same"} for row in GOOD]), ["199 x the id was used before", "line 2"]),
+    "ten million characters": (changed(chosen="a" * 10_000_000), ["line 3", "chosen has more than 1,000,000 characters"]),
+    "half a character": (jsonl([dict(row) for row in GOOD]).replace(b"no 5", b"no \\ud800"), ["line 6", "surrogate"]),
+    "NaN in a column": (
+        jsonl([dict(row) for row in GOOD]).replace(b'"rejected"', b'"margin": NaN, "rejected"'),
+        ["line 1", "NaN"],
+    ),
+    "null in a column of numbers": (jsonl([row | {"margin": None} for row in GOOD]), ["margin is not a finite number"]),
+    "one row": (jsonl([dict(GOOD[0])]), ["1 usable preference pair", "at least 2"]),
+    "fewer rows than can be judged on": (jsonl([dict(row) for row in GOOD[:20]]), ["2 prompts are held out", "at least 8"]),
+    "compressed": (gzip.compress(b"0" * 10_000_000), ["d.jsonl, line 1", "UTF-8", "uncompressed"]),
+    "brackets without end": (b"[" * 100_000, ["not valid JSON"]),
 }
 
 
@@ -479,6 +511,16 @@ def test_storage_root(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert "cannot be made" in capsys.readouterr().err
 
 
+def test_a_storage_root_that_cannot_be_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert main(["run", str(TINY), "--storage", "/proc/rondo"]) == 2
+    assert "cannot be made" in capsys.readouterr().err
+    monkeypatch.setattr("cluster.storage.os.access", lambda path, mode: False)  # root may write everywhere
+    assert main(["run", str(TINY), "--storage", str(tmp_path)]) == 2
+    assert "cannot be written to" in capsys.readouterr().err
+
+
 def test_run_directory_of_another_config(storage: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with RunDirectory(load_config(TINY)).open() as run, run.draft(run.start_path) as draft:
         run.commit_start(draft, {"committed": True})
@@ -518,7 +560,7 @@ def test_full_disk(fails_in: str, monkeypatch: pytest.MonkeyPatch) -> None:
             (draft / "y").write_text("lost")
             if fails_in == "draft":
                 no_space()
-            monkeypatch.setattr("cluster.run_directory.os.fsync", no_space)
+            monkeypatch.setattr("cluster.durable.os.fsync", no_space)
             run.commit_round(draft, {"round": 0})
 
     with run.open():

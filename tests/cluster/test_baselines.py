@@ -23,7 +23,7 @@ from cluster.metrics import Metrics
 from cluster.model_sizes import model_size
 from cluster.plan import bundles
 from cluster.roles import Stage
-from cluster.run import connected, warnings
+from cluster.run import connected, telemetry_of, warnings
 from cluster.run_directory import RunDirectory
 from cluster.sampling import sampling
 from cluster.sft import sft, train
@@ -61,7 +61,7 @@ def played(command: Command, tmp_path_factory: pytest.TempPathFactory) -> Path:
     first = load_config(TINY, ["--name", "first", "--storage", str(storage)])
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("RAY_ADDRESS", raising=False)
-        with connected() as fixed:
+        with connected(first, console) as fixed:
             directory, texts = SFTDirectory(first), sft_texts(first, storage / "cache")
             with directory.open() as draft:
                 card = train(first, console, directory, texts, draft, fixed)
@@ -80,7 +80,8 @@ def play(storage: Path, console: Console, fixed: bool) -> None:
     assert source.recipe is not None
     source.recipe(lambda unit, done, total: None)
     inputs = source.load()
-    stage = Stage(config, bundles(config, model_size(config)), storage / "logs", console.say, fixed)
+    asked = bundles(config, model_size(config))
+    stage = Stage(config, asked, storage / "logs", console.say, fixed)
     try:
         stage.wait_for_room()
         given = (inputs.sft_dir, inputs.base_dir, inputs.pairs, {"original": inputs.validation}, inputs.ptx)
@@ -90,7 +91,7 @@ def play(storage: Path, console: Console, fixed: bool) -> None:
         for baseline in BASELINES:
             config = config_of(baseline, storage)
             with RunDirectory(config).open() as directory:
-                metrics = Metrics(directory.path, config.policy.steps_per_round, 0)
+                metrics = Metrics(directory.path, config.policy.steps_per_round, 0, 0, telemetry_of(config, directory, asked))
                 if sft_judged is None:
                     sft_judged, version = begin(config, directory, inputs, roles, wait, console, metrics)
                     entry = directory.ledger["start"]

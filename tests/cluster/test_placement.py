@@ -6,7 +6,7 @@ import pytest
 
 from cluster.cli import main
 from cluster.load_config import load_config
-from cluster.placement import Seat, colocated, disaggregated, weight_transfer
+from cluster.placement import Seat, colocated, disaggregated, on_this_machine, weight_transfer
 from cluster.plan import GIB, PROCESS, Bundle, Node, place
 from tests.cluster.command import ROOT, TINY
 
@@ -17,6 +17,7 @@ PROCESSES = tuple(
 )
 ON_GPUS = [x for role in ("rollout", "reward", "scorer", "learner") for x in (f"--resources.{role}.num_gpus", "1")]
 COLOCATED = ["--resources.placement", "colocated"]
+ONE_POOL = ["--resources.rollout.labels.pool", "trainer", "--resources.scorer.labels.pool", "trainer"]
 
 
 def test_what_takes_turns_and_does_not_fit_is_said_in_words() -> None:
@@ -55,6 +56,13 @@ def test_without_gpus_the_bundles_are_shared_and_nothing_rests() -> None:
     assert placement.bundles[0].host == 3 * PROCESS and placement.seats["learner-0"] == Seat(0, 0.0)
 
 
+def test_labels_are_dropped_where_there_is_one_node_only() -> None:
+    config = load_config(ROOT / "configs" / "hh_7b.yaml")
+    assert config.resources.scorer.labels == {"pool": "scorer"}
+    bare = on_this_machine(config)
+    assert bare.resources.scorer.labels == {} and bare.resources.scorer.num_gpus == 1 and bare.rollout == config.rollout
+
+
 def test_auto_is_what_fits_the_placement() -> None:
     assert weight_transfer(load_config(TINY)) == weight_transfer(load_config(TINY, COLOCATED)) == "store"
     assert weight_transfer(load_config(TINY, ON_GPUS)) == "nccl"
@@ -66,8 +74,10 @@ def test_auto_is_what_fits_the_placement() -> None:
 
 def test_plan_says_why_processes_take_fractions(capsys: pytest.CaptureFixture[str]) -> None:
     plan = ["plan", str(ROOT / "configs" / "hh_7b.yaml"), "--node-cpus", "64", "--node-gpus", "4", "--node-memory-gib", "1000"]
-    assert main([*plan, "--gpu-memory-gib", "141", *COLOCATED]) == 0
+    assert main([*plan, "--gpu-memory-gib", "141", *COLOCATED, *ONE_POOL]) == 0
     out = capsys.readouterr().out
-    assert "Everything fits" in out and "shared-3" in out
+    assert "Everything fits" in out and "shared-3" in out and "shared-3 on pool=trainer. These" in out
+    assert main([*plan, "--gpu-memory-gib", "141", *COLOCATED]) == 2
+    assert "roles that take turns are on the same nodes" in capsys.readouterr().err
     last = colocated(PROCESSES[1:3]).bundles[1].why
     assert last == "reward-1 in turn, 1 GPU each, so that Ray puts all of them on this one; up to 30.0 GiB rest in host memory"

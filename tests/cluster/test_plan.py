@@ -46,6 +46,23 @@ def test_7b_fits_on_eight_large_gpus_and_says_what_is_short_on_smaller_ones(caps
     assert "0 GPU" in capsys.readouterr().out
 
 
+def test_labels_are_honoured_where_nodes_have_them() -> None:
+    asked = [replace(bundle(f"learner-{i}", 4, 1), labels={"pool": "trainer"}) for i in range(2)]
+    trainer, other = Node(8, 1, 80 * GIB, 80 * GIB, {"pool": "trainer"}), Node(64, 8, 80 * GIB, 80 * GIB, {"pool": "rollout"})
+    plan = place(asked, [other, trainer])
+    assert plan.placed == (1, None)
+    assert "learner-1 needs 4 CPU, 1 GPU" in plan.shortfalls[0] and "on pool=trainer; at most 4 CPU, 0 GPU" in plan.shortfalls[0]
+    assert "on pool=trainer: none of the 1 nodes has these labels" in place(asked, [other]).shortfalls[0]
+    unknown = replace(other, labels=None)
+    assert place(asked, [unknown]).placed == (0, 0), "labels that are not known are not looked at"
+
+
+def test_a_fraction_of_a_gpu_says_why(capsys: pytest.CaptureFixture[str]) -> None:
+    part = ["--resources.scorer.num_gpus", "0.5", "--resources.scorer.fraction_reason", "its models are small"]
+    assert main(["plan", str(SANDBOX[0]), *part, "--node-cpus", "4", "--node-gpus", "1"]) == 0
+    assert "0.5 of a GPU because its models are small" in " ".join(re.sub("[│ ]+", " ", capsys.readouterr().out).split())
+
+
 def test_number_of_parameters_is_the_models_own() -> None:
     config = load_config(SANDBOX[0])
     model = make_model(make_tokenizer([f"w{i}" for i in range(508)]), config.sft.shape, seed=0)

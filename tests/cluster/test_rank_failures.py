@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
+import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +22,7 @@ from cluster.cli import main
 from cluster.console import Console
 from cluster.roles import Ranked
 from cluster.rota import OwnDevices, Process
-from cluster.signals import EXIT_TERMINATED, terminate
+from cluster.signals import EXIT_TERMINATED, listen
 from cluster.waiting import Pending, RoleFailed, Waiter
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::ResourceWarning")  # Ray's own
@@ -78,25 +80,63 @@ def test_the_one_to_blame_is_named(pairs_of_ranks: list[Ranked], tmp_path: Path)
     ranks = pairs_of_ranks[0]
     first, second = (rank.actor for rank in ranks.ranks)
     began = time.monotonic()
-    with pytest.raises(RoleFailed, match=r"learner-1 on node .* its process died"):
+    wait.begin("round 3", 3)
+    wait.step = 14
+    with pytest.raises(RoleFailed, match=rf"{one_of('learner', 1)} failed in round 3, step 14, phase policy: its process died: "):
         wait("policy", pending(ranks, [first.add.remote(1.0), second.die.remote(0.0)]))
     assert time.monotonic() - began < 30, "a closed connection is noticed before the time limit of 60 s"
 
     ranks = pairs_of_ranks[1]
     first, second = (rank.actor for rank in ranks.ranks)
-    with pytest.raises(RoleFailed, match=r"learner-0 on node .* phase policy"):  # its partner lives, and never comes
+    with pytest.raises(RoleFailed, match=rf"{one_of('learner', 0)} .* phase policy"):  # its partner lives, and never comes
         wait("policy", pending(ranks, [first.add.remote(1.0)]))
-    with pytest.raises(RoleFailed, match=r"learner-1 on node .* its process died"):  # which is heard of only after the complaint
+    with pytest.raises(RoleFailed, match=rf"{one_of('learner', 1)} .* its process died"):  # heard of only after the complaint
         wait("policy", pending(ranks, [first.complain.remote(), second.die.remote(1.0)]))
+
+
+def one_of(role: str, rank: int) -> str:
+    """How a message names a process and its machine: by address, host name and Ray's ID."""
+    return rf"^{role}-{rank} \(role {role}, rank {rank}\) on node [0-9.]+ \({re.escape(socket.gethostname())}, [0-9a-f]{{8}}\)"
+
+
+def test_what_a_role_raises_is_in_its_log_and_its_end_is_shown(pairs_of_ranks: list[Ranked], tmp_path: Path) -> None:
+    ranks = pairs_of_ranks[0]
+    wait = Waiter(Console(), tmp_path / "logs", 60)
+    wait.begin("round 2", 2)
+    with pytest.raises(RoleFailed) as failed:
+        wait("reward", pending(ranks, [ranks.ranks[0].actor.complain.remote()]))
+    log = tmp_path / "logs" / "learner-0.log"
+    words = rf"{one_of('learner', 0)} failed in round 2, phase reward: RuntimeError: the other one left\. Its log: {log}$"
+    assert re.search(words, str(failed.value)) and "\n" not in str(failed.value)
+    assert "Traceback" not in failed.value.shown() and "in complain" in failed.value.shown()
+    assert failed.value.shown().endswith("RuntimeError: the other one left\n") and failed.value.who == "learner-0"
+    text = log.read_text()
+    assert "failed in round 2, phase reward" in text and 'raise RuntimeError("the other one left")' in text
+
+    class Broken:
+        def __init__(self) -> None:
+            raise ValueError("no")
+
+        def identity(self) -> None:
+            pass
+
+    broken = ray.remote(num_cpus=0)(Broken).remote()
+    with pytest.raises(
+        RoleFailed, match=r"^scorer-0 \(role scorer, rank 0\) on node [0-9.]+ failed .* its process died: ValueError: no"
+    ):
+        wait("start_roles", Pending((broken.identity.remote(),), ("scorer-0",), ("",), list))
+    assert "in __init__" in (tmp_path / "logs" / "scorer-0.log").read_text()
 
 
 @pytest.fixture
 def terminable(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """SIGTERM as the application takes it; afterwards none has come."""
     monkeypatch.setattr("cluster.signals._received", [])
-    before = signal.signal(signal.SIGTERM, terminate)
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    listen()
     yield
-    signal.signal(signal.SIGTERM, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 def test_a_termination_that_a_finalizer_swallowed_ends_the_next_wait(local_ray: None, terminable: None, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ import pytest
 import torch
 from pyarrow import parquet
 
+from cluster.asking import ask_in_both_orders, open_answers
 from cluster.console import Console
 from cluster.endpoint_judge import EndpointJudge
 from cluster.judges import FIRST, NONE, SECOND, JudgeFailed, read_verdict
@@ -26,6 +27,7 @@ from cluster.load_config import load_config
 from cluster.relabel import relabel
 from cluster.sandbox_source import WorldRecipe
 from preferences.config import DataConfig
+from preferences.formats import Texts
 from preferences.load import load_preferences
 from sandbox.build import WorldFiles
 from tests.cluster.command import TINY, Command
@@ -479,6 +481,37 @@ def test_any_failure_keeps_what_was_answered(endpoint: Endpoint, monkeypatch: py
         judge.compare([f"good {i}" for i in range(5)], ["good"] * 5, ["bad"] * 5)
     assert caught.value.answers == (1, 1, None, None, None)
     judge.close()
+
+
+class Odd:
+    """A judge that does not keep its promise."""
+
+    name, batch_size, template = "odd", 8, None
+
+    def __init__(self, said: Any) -> None:
+        self.said = said
+
+    def compare(self, prompts: Sequence[str], firsts: Sequence[str], seconds: Sequence[str]) -> Any:
+        if isinstance(self.said, Exception):
+            raise self.said
+        return self.said
+
+
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        ([1, 0, 1], "gave 3 answers to 4 questions"),
+        ([1, 0, 1, "A"], "gave 'A' for an answer"),
+        ([1, 0, 1, float("nan")], "gave nan for an answer"),
+        ([1, 0, 1, None], "gave None for an answer"),
+        (ZeroDivisionError("by zero"), "failed: ZeroDivisionError: by zero"),
+    ],
+)
+def test_a_judge_that_does_not_keep_its_promise(said: Any, words: str, tmp_path: Path) -> None:
+    texts = [Texts("a", "b", "c"), Texts("d", "e", "f")]
+    with open_answers(tmp_path / "answers") as answers, pytest.raises(JudgeFailed, match=f"the judge odd {words}"):
+        ask_in_both_orders(texts, Odd(said), answers, Console())
+    assert (tmp_path / "answers").read_text() == ""
 
 
 def test_connections_are_closed(endpoint: Endpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

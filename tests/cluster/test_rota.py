@@ -137,7 +137,8 @@ def test_a_rest_that_fails_is_reported_as_such(processes: dict[str, list[Process
     rota, wait = SharedDevice(processes), Waiter(Console(), tmp_path, 60)
     wait("reward", work(rota, processes, "reward"))
     ray.get(processes["reward"][0].actor.set_broken.remote(True))
-    with pytest.raises(RoleFailed, match=r"reward-0 on node node failed in start, phase score: .*no room on the host"):
+    words = r"reward-0 \(role reward, rank 0\) on node node failed in start, phase score: .*no room on the host"
+    with pytest.raises(RoleFailed, match=words):
         wait("score", work(rota, processes, "scorer"))
     ray.get(processes["reward"][0].actor.set_broken.remote(False))
     read(diary)

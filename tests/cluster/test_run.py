@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from cluster.load_config import load_config
+from cluster.pause import latest
 from cluster.run_directory import config_sha256
 from evaluation.records import EvaluationRow, MetaRow, read_rows
 from evaluation.timeline import DRIVER, read_timeline
@@ -130,23 +131,24 @@ def test_other_data_under_the_same_config_is_refused(tiny_run: TinyRun, command:
     assert done.returncode == 2 and "not those that" in done.stderr
 
 
-def test_sigterm_leaves_no_process_and_no_half_round(command: Command, tmp_path: Path) -> None:
+def test_ctrl_c_saves_the_round_and_leaves_no_process(command: Command, tmp_path: Path) -> None:
     environment = dict(os.environ) | {"RONDO_STORAGE": str(command.storage)}
     arguments = ["run", str(TINY), "--name", "tiny-stopped", "--policy.steps_per_round", "2000"]
     log = tmp_path / "log"
     with log.open("w") as output:
         driver = subprocess.Popen(
-            [sys.executable, "-m", "cluster", *arguments], cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT
-        )
+            [sys.executable, "-m", "cluster", *arguments],
+            cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
+        )  # fmt: skip
     run = command.storage / "runs" / "tiny-stopped"
     deadline = time.monotonic() + 300
     while not ((run / "metrics.jsonl").exists() and rows(run, "policy")):
         assert driver.poll() is None and time.monotonic() < deadline, log.read_text()
         time.sleep(0.5)
     processes = json.loads((run / "processes.json").read_text())
-    driver.send_signal(signal.SIGTERM)
+    os.killpg(driver.pid, signal.SIGINT)  # as a terminal does: to Ray's processes too
     try:
-        assert driver.wait(timeout=60) == 143
+        assert driver.wait(timeout=60) == 130, log.read_text()
     finally:
         driver.kill()  # nothing if it has ended; else it would disturb every test that follows
         driver.wait()
@@ -154,8 +156,12 @@ def test_sigterm_leaves_no_process_and_no_half_round(command: Command, tmp_path:
     while time.monotonic() < gone and any(psutil.pid_exists(p["pid"]) for p in processes.values()):
         time.sleep(0.2)
     assert not any(psutil.pid_exists(p["pid"]) for p in processes.values())
-    assert list((run / "rounds").iterdir()) == []
     assert ledger(run)["rounds"] == []
+    assert [path.name for path in (run / "rounds").iterdir()] == [".round_000.partial"]
+    paused = latest(run / "rounds" / ".round_000.partial")
+    assert paused is not None and [row["step"] for row in rows(run, "policy")] == list(range(paused.steps))
+    said = f"stopped: round 1 is saved after step {paused.steps} of 2000; the same command continues there"
+    assert said in log.read_text() and "Traceback" not in log.read_text()
 
 
 @pytest.mark.parametrize("num_engines", [2])

@@ -169,7 +169,10 @@ def test_work_that_is_watched(machine: None, tmp_path: Path) -> None:
     assert sum(span.who == DRIVER for span in spans if span.round == 3) == 3
 
     wait.watch("sample", pending("rollout-0", 0.1, RuntimeError("out of memory"), 8))
-    with pytest.raises(RoleFailed, match=r"rollout-0 failed in round 3, phase sample: RuntimeError: out of memory"):
+    words = (
+        r"rollout-0 \(role rollout, rank 0\) on node [0-9.]+ failed in round 3, step 8, phase sample: RuntimeError: out of memory"
+    )
+    with pytest.raises(RoleFailed, match=words):
         wait("policy", pending("learner-0", 5.0, 3))
 
 

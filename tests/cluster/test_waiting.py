@@ -13,14 +13,22 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import ray
+from ray.util.placement_group import placement_group, remove_placement_group
 from rich.console import Console as RichConsole
 
 from actors.members import Board
+from actors.process import Progress
 from cluster import waiting
 from cluster.console import Console
+from cluster.load_config import load_config
+from cluster.model_sizes import model_size
+from cluster.plan import bundles
+from cluster.roles import Stage
 from cluster.strength_scores import _polled, refuse_constant_fold
 from cluster.waiting import Pending, RoleFailed, Room, Waiter
 from preferences.strength import write_strengths
+from tests.actors.test_labels import CASES, SPOT
+from tests.cluster.command import TINY
 from tokens.errors import UserError
 
 pytestmark = pytest.mark.filterwarnings(  # Ray's own
@@ -57,7 +65,7 @@ def work(board: Any, name: str, quiet_s: float) -> str:
 @pytest.fixture(scope="module")
 def machine() -> Iterator[None]:
     """A cluster with one CPU."""
-    ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False, configure_logging=False)
+    ray.init(address="local", num_cpus=1, labels=SPOT, include_dashboard=False, log_to_driver=False, configure_logging=False)
     yield
     ray.shutdown()
 
@@ -68,6 +76,57 @@ class Holder:
 
     def here(self) -> bool:
         return True
+
+
+def test_a_log_gets_a_line_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr("cluster.console.time.perf_counter", lambda: now[0])
+    console = Console()
+    console.rich = RichConsole(file=io.StringIO(), width=140, soft_wrap=True)
+    with console.bar("reward model", "pairs") as bar:
+        for now[0] in (100.5, 104.0, 109.9):
+            bar.show([Progress(20, 160, "pairs")])
+        assert console.rich.file.getvalue() == "", "a short phase has one line, at its end"
+        for now[0] in (110.5, 111.0, 119.0):
+            bar.show([Progress(20, 80, "pairs"), Progress(20, 80, "pairs")])
+        now[0] = 121.0
+        bar.show([])
+        now[0] = 124.0
+    lines = console.rich.file.getvalue().splitlines()
+    assert [" ".join(line.split()) for line in lines] == [
+        "… reward model 10 s 40 of 160 pairs (25%), 3.8 pairs/s, 32 s left",
+        "… reward model 21 s 40 of 160 pairs (25%), 1.9 pairs/s, 63 s left",
+        "✓ reward model 24.0 s 40 pairs, 1.7 pairs/s",
+    ]
+
+
+def test_ray_picks_the_nodes_that_our_arithmetic_picks(machine: None) -> None:
+    groups = [placement_group([{"CPU": 0.01}], bundle_label_selector=[selector]) for selector, _ in CASES]
+    ready = [group.ready() for group in groups]
+    expected = [yes for _, yes in CASES]
+    ray.wait(ready, num_returns=sum(expected), timeout=30)
+    found, _ = ray.wait(ready, num_returns=len(ready), timeout=2)  # none of the others comes
+    assert [ref in found for ref in ready] == expected
+    for group in groups:
+        remove_placement_group(group)
+
+
+def test_a_run_that_waits_says_for_which_bundles(machine: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(waiting, "SAY_EVERY_S", 0.5)
+    labels = ["--resources.learner.labels.pool", "trainer", "--resources.scorer.num_cpus", "2", "--resources.wait_limit_s", "2"]
+    config = load_config(TINY, labels)
+    lines: list[str] = []
+    stage = Stage(config, bundles(config, model_size(config)), tmp_path, lines.append, fixed=False)
+    try:
+        with pytest.raises(UserError, match=r"no room within resources\.wait_limit_s = 2 s: scorer-0 needs 2 CPU"):
+            stage.wait_for_room()
+    finally:
+        stage.close()
+    assert "scorer-0 needs 2 CPU; the largest free node has 0.5 CPU left of 1 CPU" in lines[0]
+    assert "learner-0 needs 0.25 CPU on pool=trainer; no node has these labels" in lines[0]
+    assert lines[0].endswith("This cluster has no autoscaler: it waits for nodes that somebody adds"), (
+        "and no error: one may come"
+    )
 
 
 def test_queueing_is_not_lateness(machine: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,209 @@
+"""Every metric that a run exports, by name: the registry makes them, docs/dashboard.md lists them, Grafana's panels show them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+PREFIX = "rondo_"
+
+
+@dataclass(frozen=True)
+class Exported:
+    """One metric.
+
+    Args:
+        name: as Ray is given it; Prometheus sees ``ray_`` before it, and ``_total`` behind a counter.
+        description: one line; Prometheus's HELP, and the row in docs/dashboard.md.
+        tags: its labels besides ``run``.
+        kind: Prometheus's type. Ray exports no counter before its first increment: what may stay 0 is a gauge.
+        boundaries: upper edges of a histogram's buckets.
+    """
+
+    name: str
+    description: str
+    tags: tuple[str, ...] = ()
+    kind: Literal["gauge", "counter", "histogram"] = "gauge"
+    boundaries: tuple[float, ...] = ()
+
+    @property
+    def series(self) -> tuple[str, ...]:
+        """The names that Prometheus knows it by."""
+        if self.kind == "histogram":
+            return tuple(f"ray_{self.name}{part}" for part in ("_bucket", "_sum", "_count"))
+        return (f"ray_{self.name}_total",) if self.kind == "counter" else (f"ray_{self.name}",)
+
+
+def _of_rows(phase: str, descriptions: Mapping[str, str], tags: tuple[str, ...] = ()) -> tuple[Exported, ...]:
+    return tuple(Exported(f"{PREFIX}{phase}_{name}".lower(), text, tags) for name, text in descriptions.items())
+
+
+POLICY = _of_rows(
+    "policy",
+    {
+        "score": "mean score of the rollouts, the scorer's units",
+        "score_std": "standard deviation of those scores",
+        "score_clipped": "share of normalised scores at the clip",
+        "reward": "mean summed token reward: shaped score minus coefficient times KL",
+        "kl": "mean summed log pi - log ref of a response, nats",
+        "kl_coef": "coefficient of the KL in this update",
+        "loss": "clipped surrogate, mean over minibatches",
+        "value_loss": "the critic's error, mean over minibatches",
+        "explained_variance": "of the returns by the critic, before the update",
+        "clip_fraction": "share of tokens whose gradient a ratio clip removed",
+        "value_clip_fraction": "share of tokens at which the clipped value gave the larger error",
+        "approx_kl": "KL of the old to the new policy per token, nats",
+        "ratio_max": "largest probability ratio new / old of a token",
+        "entropy": "mean -log pi of the sampled tokens, nats",
+        "exact_entropy": "entropy over the whole vocabulary, nats; with policy.entropy_coef",
+        "ptx_loss": "language-modelling loss on the supervised texts, nats per token; with policy.ptx_coef",
+        "length": "mean response tokens",
+        "finished": "share of responses that ended by themselves",
+        "sampler_gap": "largest difference of sampler's and learner's log-prob of a token, nats",
+        "sampler_kl": "KL of the sampler to the learner per token, nats",
+        "importance_mean": "mean importance weight of the tokens",
+        "importance_capped": "share of tokens at policy.importance_cap",
+        "steps_taken": "share of the update's optimizer steps that were taken",
+        "grad_norm": "gradient norm of the policy before clipping",
+        "critic_grad_norm": "gradient norm of the critic before clipping",
+        "proxy": "mean score of r_k, the round's own reward model",
+        "ensemble_mean": "mean score of all members of the reward ensemble",
+        "ensemble_std": "disagreement: spread of the members' scores",
+        "gold": "mean gold reward; in the sandbox",
+        "lag": "staleness: mean age of the tokens, in updates",
+        "swapped": "share of rollouts that got new weights while they were sampled",
+        "tokens": "response tokens of the update's batch",
+    },
+)
+"""One PPO update."""
+
+SAMPLING = _of_rows(
+    "sample",
+    {
+        "seconds": "from the first engine's start on a batch to the last one's end",
+        "tokens_per_second": "response tokens of a batch by those seconds, all engines together",
+    },
+) + _of_rows(
+    "sync",
+    {
+        "seconds": "to bring an update's weights to all engines",
+        "bytes": "of the weights as they travelled to each engine",
+        "bytes_per_second": "those bytes by those seconds",
+    },
+)
+"""Engines, and the weights that they are given."""
+
+REWARD = (
+    _of_rows(
+        "reward",
+        {
+            "loss": "loss that is descended, nats per pair; last step of the fit",
+            "accuracy": "share of the step's pairs ranked as labelled",
+            "lr": "learning rate",
+            "gradient_norm": "gradient norm before clipping",
+            "J": "MetaRM's difference loss at theta",
+            "J_ascended": "the same at theta'",
+            "J_heldout": "the same at theta, on prompts that no ascent sees",
+            "J_heldout_ascended": "the same at theta', on prompts that no ascent sees",
+            "spread_heldout": "spread of scores within a prompt over their spread overall, at theta",
+            "spread_heldout_ascended": "the same at theta'",
+            "J_gradient_norm": "norm of the gradient of J",
+            "displacement": "norm of theta' - theta",
+            "relative_displacement": "the same over the norm of theta",
+            "alignment_cos": "cosine of the loss's descent and J's ascent",
+            "duplicates": "responses of the step that repeat another of their prompt",
+            "preference_loss": "the preference term, with reward.contrastive",
+            "contrastive": "the contrastive term",
+            "view_cos": "mean cosine of the two dropout views",
+            "prototypes_effective": "SwAV: prototypes that tell the batch's rows apart",
+            "prototypes_used": "SwAV: share of prototypes that are nearest to a row",
+        },
+    )
+    + _of_rows(
+        "validation",
+        {
+            "accuracy": "share of a validation set's pairs ranked as labelled",
+            "loss": "Bradley-Terry loss on a validation set, nats per pair",
+            "ece": "expected calibration error on a validation set",
+        },
+        ("set",),
+    )
+    + _of_rows(
+        "scores",
+        {
+            "chosen_mean": "mean score of the chosen responses of the validation set",
+            "rejected_mean": "mean score of the rejected ones",
+            "std": "standard deviation of both",
+        },
+    )
+)
+"""The fit of a round's reward model: known when it is over."""
+
+DPO = _of_rows(
+    "dpo",
+    {
+        "loss": "DPO's loss",
+        "accuracy": "share of pairs whose chosen response gained more",
+        "margin": "mean difference of their gains",
+    },
+)
+"""The baseline ``dpo``: known when it is over."""
+
+EVALUATION = _of_rows(
+    "evaluation",
+    {
+        "proxy": "mean score of r_k on the held-out prompts' responses",
+        "ensemble_mean": "mean score of all members there",
+        "ensemble_std": "the members' disagreement there",
+        "gold": "mean gold reward there; in the sandbox",
+        "kl": "mean log pi - log SFT of a response there, nats",
+        "perplexity": "of the responses under SFT",
+        "length": "mean response tokens there",
+        "finished": "share of responses that ended by themselves there",
+        "win": "share of held-out prompts on which the policy beats SFT",
+        "tie": "share on which neither does",
+        "lose": "share on which SFT beats it",
+        "margin": "win - lose",
+        "margin_low": "lower end of the margin's 95% interval",
+        "margin_high": "upper end of it",
+    },
+    ("round",),
+)
+"""A round's judgement."""
+
+RUN = (
+    Exported("rondo_round", "round under way, counted from 0"),
+    Exported("rondo_step", "PPO step under way, counted from 0"),
+    Exported("rondo_rounds", "rounds that the config asks for"),
+    Exported("rondo_rounds_committed", "rounds that are committed"),
+    Exported("rondo_steps_per_round", "PPO steps of a round"),
+    Exported("rondo_pairs", "preference pairs that reward models learn from"),
+    Exported("rondo_pool_engines", "rollout engines that serve"),
+    Exported("rondo_role_failures", "failures of a role's processes since the driver started", ("role",)),
+    Exported("rondo_room_wait_seconds", "that the run waited for room on the cluster"),
+    Exported("rondo_gpus", "GPUs that the run holds"),
+    Exported("rondo_held_gpu_seconds", "GPUs that the run holds, times how long it has held them"),
+    Exported("rondo_phase_seconds", "that the driver waited in a phase of a round", ("round", "phase")),
+    Exported("rondo_role_seconds", "that a role's processes worked in a phase of a round, added up", ("round", "phase", "role")),
+    Exported("rondo_gpu_seconds", "the same times the GPUs of a process", ("round", "phase", "role")),
+    Exported("rondo_updates", "PPO updates of the policy", (), "counter"),
+    Exported("rondo_rollouts", "rollouts that the policy learned from", (), "counter"),
+    Exported("rondo_rollout_tokens", "response tokens that the policy learned from", (), "counter"),
+    Exported(
+        "rondo_step_seconds", "from one PPO update to the next", (), "histogram", (1, 3, 10, 30, 60, 120, 300, 600, 1200, 3600)
+    ),
+)
+"""The run itself."""
+
+EXPORTED = POLICY + SAMPLING + REWARD + DPO + EVALUATION + RUN
+
+
+def exported_as(key: str) -> tuple[str, dict[str, str]]:
+    """How a key of metrics.jsonl is exported: name and tags.
+
+    Args:
+        key: e.g. ``policy/kl``, or ``validation/original/loss``, whose middle is a tag.
+    """
+    first, *middle, last = key.split("/")
+    return f"{PREFIX}{first}_{last}".lower(), {"set": "/".join(middle)} if middle else {}

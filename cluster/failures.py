@@ -1,0 +1,109 @@
+"""A role's failure in words: which process, on which machine, at what point of the run, why, and where its log is."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import ray
+from ray.exceptions import RayActorError, RayTaskError
+
+SHOWN_LINES = 8
+"""Of a traceback, at its end, that the driver prints; the log file has all of it."""
+
+
+class RoleFailed(RuntimeError):
+    """A role died, raised or did not answer in time. Says which, where, in what phase, and where its log is.
+
+    Args:
+        words: all of that, in one line.
+        who: the process; the driver where it found the fault itself.
+        trace: of the exception in the process; "" where there is none.
+    """
+
+    def __init__(self, words: str, who: str = "driver", trace: str = "") -> None:
+        super().__init__(words)
+        self.who, self.trace = who, trace
+
+    def shown(self) -> str:
+        """The last lines of the traceback, each on a line of its own; "" where there is none."""
+        lines = self.trace.rstrip().splitlines()
+        cut = [f"  ... {len(lines) - SHOWN_LINES} lines more in the log"] if len(lines) > SHOWN_LINES else []
+        return "".join(f"{line}\n" for line in cut + lines[-SHOWN_LINES:])
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where something failed.
+
+    Args:
+        process: its name, e.g. ``learner-1``: the role, and which of its processes.
+        node: Ray's id of the machine; "" where that is not known.
+        when: e.g. ``round 3``.
+        step: PPO step; None outside of them.
+        phase: the metric's name.
+        log: the process's log file.
+    """
+
+    process: str
+    node: str
+    when: str
+    step: int | None
+    phase: str
+    log: Path
+
+    def failure(self, what: str, error: BaseException | None = None) -> RoleFailed:
+        """The failure, to be raised; the exception's traceback is added to the log.
+
+        Args:
+            what: happened, in words; "" takes them from ``error``.
+            error: what Ray raised.
+        """
+        words, trace = self.words(what or reason(error), error), trace_of(error)
+        if trace:
+            self.log.parent.mkdir(parents=True, exist_ok=True)
+            with self.log.open("a") as log:
+                log.write(f"{words}\n{trace.rstrip()}\n")
+        return RoleFailed(f"{words}. Its log: {self.log}", self.process, trace)
+
+    def words(self, what: str, error: BaseException | None) -> str:
+        """One line."""
+        role, _, rank = self.process.rpartition("-")
+        whose = f" (role {role}, rank {rank})" if role and rank.isdigit() else ""
+        where = machine(self.node) if self.node else address_in(error)
+        at = f"{self.when}, step {self.step}" if self.step is not None else self.when
+        return f"{self.process}{whose}{f' on node {where}' if where else ''} failed in {at}, phase {self.phase}: {what}"
+
+
+def machine(node: str) -> str:
+    """A machine by address, name and the start of Ray's id, as far as the cluster knows it."""
+    for known in ray.nodes():
+        if known["NodeID"] == node:
+            return f"{known['NodeManagerAddress']} ({known['NodeManagerHostname']}, {node[:8]})"
+    return node[:8]
+
+
+def address_in(error: BaseException | None) -> str:
+    """The address of the machine that an error of Ray comes from; "" where it does not say."""
+    if isinstance(error, RayTaskError):
+        return str(error.ip)
+    found = re.search(r"\bip[:=] ?([0-9a-fA-F.:]+)", str(error)) if error else None
+    return found[1] if found else ""
+
+
+def trace_of(error: BaseException | None) -> str:
+    """What an error of Ray carries for the log: the traceback in the process, or all that is known of its death."""
+    if isinstance(error, RayTaskError):
+        return str(error.traceback_str)
+    return str(error) if isinstance(error, RayActorError) else ""
+
+
+def reason(error: BaseException | None) -> str:
+    """Why, in one line: the exception in the process, or what Ray says of its death."""
+    if isinstance(error, RayTaskError):
+        return f"{type(error.cause).__name__}: {error.cause}"
+    lines = [line.strip() for line in str(error).splitlines() if line.strip() and not line.startswith("\t")]
+    if isinstance(error, RayActorError):
+        return f"its process died: {lines[-1]}"
+    return f"{type(error).__name__}: {' '.join(lines)}"

@@ -1,0 +1,226 @@
+"""The rollout engines as one: a fixed number of them, or a pool that grows while it samples. Chosen once, at set-up."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import ray
+from ray.exceptions import GetTimeoutError, RayActorError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from actors.demand import Request
+from actors.pool import NAME, ElasticEngines
+from actors.process import Identity
+from actors.rollout import occurrences
+from actors.seats import Event, Sampled, Seat
+from cluster.config import RunConfig
+from cluster.metrics import Metrics
+from cluster.rota import Moves, Process, Rota
+from cluster.waiting import Pending, Room, Waiter
+from tokens.records import Prompt, Rollout
+
+CLOSE_S = 5.0
+"""Longest wait for the pool to let its engines go when the run ends; then they are ended anyway."""
+
+
+class RolloutPool(Protocol):
+    """The engines as one."""
+
+    @property
+    def actors(self) -> Sequence[Any]:
+        """Handles of the engines that are there for the whole run."""
+        ...
+
+    def load(self, weights: Any, version: int, after: Sequence[Any]) -> Pending[int]:
+        """Give every engine new weights as policy ``version``.
+
+        Args:
+            weights: a ``Delivery``, or a reference to one.
+            version: of the policy.
+            after: references that must be there first.
+        """
+        ...
+
+    def sample(self, prompts: Sequence[Prompt], samples_per_prompt: int, seed: int, version: int) -> Pending[list[Rollout]]:
+        """k responses to each prompt, prompt by prompt, shared out over the engines."""
+        ...
+
+    def report_to(self, wait: Waiter, metrics: Metrics) -> None:
+        """Where engines that come and go are written down, as they do."""
+        ...
+
+
+class FixedPool:
+    """The same engines from the first round to the last; one that dies ends the run.
+
+    Args:
+        engines: that there are.
+        rota: of the devices.
+    """
+
+    def __init__(self, engines: Sequence[Process], rota: Rota) -> None:
+        self.engines, self.rota = engines, rota
+
+    @property
+    def actors(self) -> Sequence[Any]:
+        """Of all engines."""
+        return [engine.actor for engine in self.engines]
+
+    def _all(self, refs: Sequence[Any], combine: Callable[[list[Any]], Any]) -> Pending[Any]:
+        asked = self.engines[: len(refs)]
+        names = tuple(engine.identity.name for engine in asked)
+        nodes = tuple(engine.identity.node for engine in asked)
+        return Pending(tuple(refs), names, nodes, combine, tuple(engine.actor for engine in asked))
+
+    def load(self, weights: Any, version: int, after: Sequence[Any]) -> Pending[int]:
+        """Give every engine new weights."""
+        return self._all([engine.actor.load.remote(weights, version, *after) for engine in self.engines], min)
+
+    def sample(self, prompts: Sequence[Prompt], samples_per_prompt: int, seed: int, version: int) -> Pending[list[Rollout]]:
+        """k responses to each prompt; every engine gets an equal part."""
+        size, before = -(-len(prompts) // len(self.engines)), occurrences(prompts)
+        parts = [slice(i, i + size) for i in range(0, len(prompts), size)]
+        moves = self.rota.turn("rollout")
+        refs = [
+            engine.actor.sample.remote(prompts[part], samples_per_prompt, seed, version, before[part])
+            for engine, part in zip(self.engines, parts, strict=False)  # fewer prompts than engines leave some idle
+        ]
+        return moves.before(self._all(refs, lambda answers: [rollout for answer in answers for rollout in answer]))
+
+    def report_to(self, wait: Waiter, metrics: Metrics) -> None:
+        """Nobody comes or goes."""
+
+
+class ElasticPool:
+    """Engines of the placement group, and extra ones while the run samples; see ``actors.pool``.
+
+    Args:
+        actor: of the pool.
+        identity: of that.
+        engines: of the placement group.
+        room: makes a wait for room, for the time in which no engine serves.
+        say: prints a line.
+    """
+
+    def __init__(
+        self, actor: Any, identity: Identity, engines: Sequence[Process], room: Callable[[], Room], say: Callable[[str], None]
+    ) -> None:
+        self.actor, self.identity, self.room, self.say = actor, identity, room, say
+        self.engines = engines
+        self.note: Callable[[Mapping[str, float | str]], None] = lambda values: None
+
+    @property
+    def actors(self) -> Sequence[Any]:
+        """Of the placement group's engines, as they began."""
+        return [engine.actor for engine in self.engines]
+
+    def _pending(self, ref: Any, combine: Callable[[list[Any]], Any], **more: Any) -> Pending[Any]:
+        return Pending((ref,), (self.identity.name,), (self.identity.node,), combine, **more)
+
+    def shrink(self) -> Moves:
+        """Back to what the placement group holds."""
+        return Moves((self.actor.close_phase.remote(),), (self.identity.name,), (self.identity.node,))
+
+    def load(self, weights: Any, version: int, after: Sequence[Any]) -> Pending[int]:
+        """Give every engine new weights, and those that join before the next."""
+        return self._pending(self.actor.load.remote(weights, version), lambda answers: int(answers[0]))
+
+    def sample(self, prompts: Sequence[Prompt], samples_per_prompt: int, seed: int, version: int) -> Pending[list[Rollout]]:
+        """k responses to each prompt; every engine takes a piece when it has none. The pool grows, if it has not yet."""
+        ref = self.actor.sample.remote(prompts, samples_per_prompt, seed, version)
+        more = {"progress_of": (self.actor,), "room": self.room(), "spans": _spans, "on_answer": self._note_batch}
+        return self._pending(ref, lambda answers: answers[0].rollouts, **more)
+
+    def _note_batch(self, sampled: Sampled) -> None:
+        took_part = len({work.engine for work in sampled.work})
+        self.note({"pool/engines": sampled.engines, "pool/took_part": took_part, "pool/redone": sampled.redone})
+
+    def report_to(self, wait: Waiter, metrics: Metrics) -> None:
+        """Say and write down who comes and goes, in whatever the driver waits for."""
+        self.note = lambda values: metrics.pool(wait.round, wait.step, values)
+
+        def on_answer(events: Sequence[Event]) -> None:
+            for event in events:
+                self.note({"pool/engines": event.engines, "pool/wanted": event.wanted, **words_of(event)})
+                if event.kind not in ("asked", "left"):
+                    self.say(f"  {in_words(event)}")
+            listen()
+
+        def listen() -> None:
+            news = self._pending(self.actor.news.remote(), lambda answers: answers[0], on_answer=on_answer, spans=lambda _: ())
+            wait.watch("pool", news)
+
+        listen()
+
+    def close(self) -> None:
+        """End the extra engines and take the request for their nodes back."""
+        with contextlib.suppress(RayActorError, GetTimeoutError):  # it is ended anyway, and the request runs out
+            ray.get(self.actor.close.remote(), timeout=CLOSE_S)
+
+
+class PhaseRota:
+    """Every role has devices of its own, and the pool is large while it samples and small while the reward model trains.
+
+    Args:
+        pool: that grows and shrinks.
+    """
+
+    def __init__(self, pool: ElasticPool) -> None:
+        self.pool = pool
+
+    def turn(self, role: str) -> Moves:
+        """The reward trainer's turn ends a sampling phase; the next batch that is asked for begins one."""
+        return self.pool.shrink() if role == "reward" else Moves()
+
+    def meet(self) -> Moves:
+        """Nothing moves for a sync."""
+        return Moves()
+
+
+def elastic_pool(
+    config: RunConfig, seats: Sequence[Seat], engines: Sequence[Process], request: Request, logs: Path, say: Callable[[str], None]
+) -> ElasticPool:
+    """Start the process of an elastic pool, on the driver's node: it must not be lost with one that is given back.
+
+    Args:
+        config: of the run.
+        seats: for engines.
+        engines: of the placement group.
+        request: what the run needs while it samples.
+        logs: directory of log files.
+        say: prints a line.
+    """
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    actor: Any = ElasticEngines
+    handle = actor.options(name=f"{config.name}/{NAME}", scheduling_strategy=here).remote(
+        logs / f"{NAME}.log",
+        f"{config.name}/{ray.get_runtime_context().get_job_id()}",
+        seats,
+        [engine.actor for engine in engines],
+        [engine.identity for engine in engines],
+        request,
+    )
+    asked = request.bundles[-1]
+    identity = ray.get(handle.start.remote())
+    return ElasticPool(handle, identity, engines, lambda: Room(say, asked, config.resources.wait_limit_s), say)
+
+
+def in_words(event: Event) -> str:
+    """One line on an engine that came or went."""
+    where = f" on node {event.node[:8]}" if event.node else ""
+    why = f" ({event.why})" if event.why else ""
+    verb = {"draining": "gets no new work", "given up": "is given up until the next sampling phase"}
+    what = verb[event.kind] if event.kind in verb else event.kind
+    return f"{NAME}: {event.engine}{where} {what}{why}; {event.engines} of {event.wanted} engines serve"
+
+
+def words_of(event: Event) -> dict[str, str]:
+    """What a row of metrics.jsonl says of an engine that came or went, beside its numbers."""
+    return {"event": event.kind, "engine": event.engine, "node": event.node, "why": event.why}
+
+
+def _spans(sampled: Sampled) -> list[tuple[str, float, float]]:
+    return [(work.engine, work.start, work.end) for work in sampled.work]
