@@ -36,7 +36,7 @@ quickstart: env
 	@$(RUN) -m cluster run configs/quickstart.yaml
 
 test: env
-	$(RUN) -m pytest -m "not slow"
+	$(RUN) -m pytest -m "not slow" --durations=25
 
 test-all: env
 	$(RUN) -m pytest

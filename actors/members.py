@@ -34,7 +34,7 @@ class MemberJob:
         name: for logs and messages.
         kind: of the members.
         base: model directory to start from, with its tokenizer.
-        reward: settings, as ``rm.members.member_settings`` gives them.
+        reward: settings, as ``rm.member_settings.member_settings`` gives them.
         fold: the pairs of this fold are left out of the fit; None = it sees all pairs.
         seeds: of the head and of the order of the pairs; for "heads" the trunk's, then one for each head.
         directory: where the member belongs; it appears whole or not at all.
@@ -133,6 +133,7 @@ def train_member(
         The report.
     """
     board.tick.remote(job.name, 0)  # before anything slow: it has room
+    rank = Rank(setup)
     import torch
     from transformers import AutoTokenizer
 
@@ -140,7 +141,6 @@ def train_member(
     from rm.records import RewardStep
     from rm.training import fit_reward_model
 
-    rank = Rank(setup)
     cuda = setup.device == "cuda"
     seen = pairs if folds is None else pairs.take(np.flatnonzero(folds != job.fold))
     tokenizer = AutoTokenizer.from_pretrained(job.base)

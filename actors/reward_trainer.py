@@ -142,7 +142,7 @@ class RewardTrainer(Rank):
         Returns:
             The report.
         """
-        from rm.validation import ORIGINAL
+        from rm.config import ORIGINAL
 
         model, report = self._train(seed, previous, None if shifted is None else group_by_prompt(shifted))
         if self.validation:

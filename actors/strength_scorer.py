@@ -74,13 +74,13 @@ class StrengthScorer:
     """
 
     def __init__(self, job: ScoringJob) -> None:
+        path = job.setup.log_path
+        role = Role(replace(job.setup, log_path=path.with_name(f"{path.stem}-{os.getpid()}{path.suffix}")))
         from pyarrow import parquet
 
         from preferences.models import read_tokenizer
         from rm.members import load_members
 
-        path = job.setup.log_path
-        role = Role(replace(job.setup, log_path=path.with_name(f"{path.stem}-{os.getpid()}{path.suffix}")))
         self.job, self.role = job, role
         self.refusal = ""
         try:

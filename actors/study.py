@@ -134,6 +134,7 @@ def fit_arm(
         The report.
     """
     board.tick.remote(job.name, 0)  # before anything slow: it has room
+    rank, reward = _own(setup), job.reward
     import torch
     from transformers import AutoTokenizer
 
@@ -143,7 +144,6 @@ def fit_arm(
     from rm.training import Watch, fit_reward_model
     from rm.validation import measure, score_sets
 
-    rank, reward = _own(setup), job.reward
     pad_id = AutoTokenizer.from_pretrained(job.base).pad_token_id
     seen = repeated(job.treated.of(pairs), len(pairs))
     total = reward.epochs * len(seen)

@@ -136,14 +136,14 @@ class Source(ABC):
     def validation_sets(self) -> dict[str, PreferenceSet]:
         """The held-out pairs by the name of their set: "original", and the two that a second labeller makes of them."""
         from preferences.labels import has_labels, validation_sets
-        from rm.validation import ORIGINAL
+        from rm.config import ORIGINAL
 
         _, held_out = self.preferences()
         return {ORIGINAL: held_out} | (validation_sets(held_out) if has_labels(held_out) else {})
 
     def stopping(self) -> dict[str, tuple[Pair, ...]]:
         """What ``reward.stop_on`` names, encoded, by its name; empty where that is the held-out pairs as they are."""
-        from rm.validation import ORIGINAL
+        from rm.config import ORIGINAL
 
         name = self.config.reward.stop_on
         return {} if name == ORIGINAL else {name: self.encode(self.validation_sets()[name])}

@@ -117,7 +117,7 @@ def member_bundle(config: RunConfig, size: ModelSize) -> Bundle | None:
     denoise, resources = config.data.denoise, config.resources
     if denoise.method == "none" or denoise.strength is not None:
         return None
-    from rm.members import member_settings
+    from rm.member_settings import member_settings
 
     alone = resources.model_copy(update={"reward": resources.reward.model_copy(update={"num_ranks": 1})})
     changed = {"resources": alone, "reward": member_settings(config.reward, config.strength)}

@@ -66,7 +66,7 @@ def load_inputs(config: RunConfig, source: Source, strengths: str | None, sample
     """
     from preferences.denoise import count_actions
     from preferences.sets import count_reasons
-    from rm.validation import ORIGINAL
+    from rm.config import ORIGINAL
 
     train = source.training(strengths)
     given, held_out = source.preferences()

@@ -104,6 +104,9 @@ def connected(config: RunConfig, console: Console) -> Iterator[bool]:
     if address:
         connect(address, config.resources.allow_open_dashboard, console.say)
     else:
+        os.environ.setdefault(
+            "RAY_prestart_worker_first_driver", "0"
+        )  # nobody would use them: roles have environments of their own
         ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     listen()
     try:
@@ -165,10 +168,10 @@ def play(
     from cluster.preflight import check_nodes
     from cluster.roles import Stage
     from cluster.sampling import sampling
-    from cluster.start import begin
+    from cluster.start import begin, refuse_other_data
     from cluster.timeline import Timeline
     from cluster.waiting import RoleFailed, Waiter
-    from rm.validation import ORIGINAL
+    from rm.config import ORIGINAL
 
     timeline, telemetry = Timeline(directory.path), telemetry_of(config, directory, asked)
     paused = directory.paused
@@ -191,6 +194,7 @@ def play(
                 wait("prepare", pending, bar)
                 stage.release(actor)
         inputs = source.load(strengths)
+        refuse_other_data(directory, inputs)
         if strengths is not None:
             console.say(in_words(inputs.denoised, strengths))
         with console.bar("start the five roles") as bar:
@@ -203,7 +207,7 @@ def play(
                 if len(ranked.ranks) > 1:
                     wait("start_roles", ranked.join(wait("start_roles", ranked.open())))
             wait("start_roles", roles.learner.load(roles.rollout), bar)
-        telemetry.set("rondo_pool_engines", config.rollout.num_engines)
+        telemetry.serve(config.rollout.num_engines)
         roles.rollout.report_to(wait, metrics)
         wait.look = Notices(roles.identities, console.say)
         telemetry.set("rondo_pairs", len(inputs.pairs))

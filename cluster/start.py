@@ -68,6 +68,23 @@ def begin(
     return sft, version
 
 
+def refuse_other_data(directory: RunDirectory, inputs: Inputs) -> None:
+    """A run that is continued must be given the pairs and prompts that it was begun with.
+
+    Args:
+        directory: of the run.
+        inputs: what it would learn from.
+
+    Raises:
+        UserError: if they are others.
+    """
+    if directory.ledger["start"] and directory.ledger["start"]["data_sha256"] != inputs.fingerprint:
+        raise UserError(
+            f"the preference pairs or prompts are not those that {directory.path} was begun with, although the config is "
+            "the same: put the old files back, or choose another name"
+        )
+
+
 def load_members(config: RunConfig, members: Path, roles: Roles, wait: Waiter) -> None:
     """Load members 1..M-1; member 0 is the round's own."""
     for member in range(1, config.scorer.num_members):
@@ -76,11 +93,6 @@ def load_members(config: RunConfig, members: Path, roles: Roles, wait: Waiter) -
 
 def resume(config: RunConfig, directory: RunDirectory, inputs: Inputs, roles: Roles, wait: Waiter) -> Judgement:
     """Read what was committed, and give the scorer back its members and its calibration."""
-    if directory.ledger["start"]["data_sha256"] != inputs.fingerprint:
-        raise UserError(
-            f"the preference pairs or prompts are not those that {directory.path} was begun with, although the config is "
-            "the same: put the old files back, or choose another name"
-        )
     rows = read_rows(directory.start_path / "evaluation.parquet", EvaluationRow)
     rollouts = restore(read_rows(directory.start_path / "sft_rollouts.parquet", MetaRow), inputs)
     wait("evaluate", roles.scorer.calibrate_on(rollouts))

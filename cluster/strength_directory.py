@@ -25,7 +25,7 @@ from cluster.config import RunConfig
 from cluster.differences import flat, refuse_differences
 from cluster.run_directory import config_text, is_there, locked, space_errors, versions, write_file
 from cluster.storage import storage_root
-from rm.members import member_settings
+from rm.member_settings import member_settings
 from tokens.errors import UserError
 
 LEFT_OUT = ("batch_size", "num_workers", "lora_rank", "lora_lr")

@@ -20,7 +20,7 @@ from cluster.run_directory import commit_directory, write_file
 from cluster.seeds import derive
 from cluster.strength_directory import StrengthDirectory
 from cluster.waiting import Pending, Waiter
-from rm.members import TRUNK, member_directories, member_settings
+from rm.member_settings import TRUNK, member_directories, member_settings
 from tokens.errors import UserError
 from tokens.pair_store import PairStore
 

@@ -14,6 +14,8 @@ Aggregate = Literal["primary", "mean", "worst", "mean_minus_std"]
 Order = Literal[1, 2]
 Direction = Literal["ascent", "descent", "random"]
 MemberKind = Literal["full", "lora", "heads"]
+ORIGINAL = "original"
+"""The set of all held-out pairs with the labels that they were given: early stopping goes by it."""
 
 
 class LoraConfig(AdapterConfig):

@@ -16,8 +16,6 @@ from rm.model import RewardModel
 from tokens.ranks import ALONE, Ranks
 from tokens.records import Pair
 
-ORIGINAL = "original"
-"""The set of all held-out pairs with the labels that they were given: early stopping goes by it."""
 CALIBRATION_BINS = 10
 """Of equal width, over the probability that the model gives to the response it prefers: [1/2, 1]."""
 

@@ -8,13 +8,12 @@ from safetensors.torch import load_file
 
 from rm.batches import Encoded, pair_sequences, score_sequences
 from rm.config import ContrastiveConfig, LoraConfig, MemberKind, MetaConfig, RewardConfig, StrengthConfig
+from rm.member_settings import member_directories, member_settings
 from rm.members import (
     HeadMembers,
     LoraMembers,
     head_members,
     load_members,
-    member_directories,
-    member_settings,
     save_heads,
     save_member,
     start_member,
