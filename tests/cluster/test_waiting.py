@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import ray
-from ray.util.placement_group import placement_group, remove_placement_group
+from ray.util.placement_group import placement_group, placement_group_table, remove_placement_group
 from rich.console import Console as RichConsole
 
 from actors.members import Board
@@ -102,13 +102,15 @@ def test_a_log_gets_a_line_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_ray_picks_the_nodes_that_our_arithmetic_picks(machine: None) -> None:
     groups = [placement_group([{"CPU": 0.01}], bundle_label_selector=[selector]) for selector, _ in CASES]
-    ready = [group.ready() for group in groups]
-    expected = [yes for _, yes in CASES]
-    ray.wait(ready, num_returns=sum(expected), timeout=30)
-    found, _ = ray.wait(ready, num_returns=len(ready), timeout=2)  # none of the others comes
-    assert [ref in found for ref in ready] == expected
-    for group in groups:
-        remove_placement_group(group)
+    try:
+        wanted = [yes for _, yes in CASES]
+        for group, yes in zip(groups, wanted, strict=True):
+            assert group.wait(30) if yes else True
+        placed = [placement_group_table(group)["state"] == "CREATED" for group in groups]  # those that wait were asked for first
+        assert placed == wanted
+    finally:
+        for group in groups:
+            remove_placement_group(group)
 
 
 def test_a_run_that_waits_says_for_which_bundles(machine: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
