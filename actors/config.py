@@ -129,7 +129,7 @@ class Share(Section):
         wrong = wrong_with(labels)
         if wrong is not None:
             raise ValueError(wrong)
-        return labels
+        return {key: value.replace(" ", "") for key, value in labels.items()}
 
 
 class ResourcesConfig(Section):

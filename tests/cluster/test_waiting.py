@@ -16,6 +16,7 @@ import ray
 from ray.util.placement_group import placement_group, placement_group_table, remove_placement_group
 from rich.console import Console as RichConsole
 
+from actors.config import Share
 from actors.members import Board
 from actors.process import Progress
 from cluster import waiting
@@ -101,7 +102,7 @@ def test_a_log_gets_a_line_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_ray_picks_the_nodes_that_our_arithmetic_picks(machine: None) -> None:
-    groups = [placement_group([{"CPU": 0.01}], bundle_label_selector=[selector]) for selector, _ in CASES]
+    groups = [placement_group([{"CPU": 0.01}], bundle_label_selector=[Share(labels=selector).labels]) for selector, _ in CASES]
     try:
         wanted = [yes for _, yes in CASES]
         for group, yes in zip(groups, wanted, strict=True):
