@@ -75,13 +75,14 @@ class Identity:
 
 UNUSED = ("sklearn", "scipy")
 """What transformers imports where it is installed, for assisted decoding and the losses of image models: with pandas, which the
-first of them imports, more than a quarter of the CPU time that a role's process spends before it can work."""
+first of them imports, about a quarter of the CPU time that a learner's process spends before it can work."""
 
 
 def import_transformers() -> None:
-    """Import transformers' models without what no role needs of it."""
+    """Import transformers' models without what neither a role nor the driver needs of it; both may import it themselves after."""
     absent = [name for name in UNUSED if name not in sys.modules]
-    sys.modules.update(dict.fromkeys(absent))  # None is Python's own way to say that a module is not to be found
+    for name in absent:
+        sys.modules[name] = None  # type: ignore[assignment]  # Python's own way to say that a module is not to be found
     try:
         import transformers.models.auto.auto_factory  # noqa: F401
     finally:

@@ -186,9 +186,11 @@ def open_source(config: RunConfig, root: Path, *, policy: bool = True) -> Source
     Raises:
         UserError: if anything is wrong with a data set, a prompt or a model directory.
     """
+    from actors.process import import_transformers
     from cluster.data_source import DataSource
     from cluster.sandbox_source import SandboxSource
 
+    import_transformers()  # tokenizers load the models' code too
     kind = SandboxSource if config.data.preferences == SANDBOX else DataSource
     return kind(config, root / "cache", policy)
 

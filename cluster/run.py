@@ -104,9 +104,8 @@ def connected(config: RunConfig, console: Console) -> Iterator[bool]:
     if address:
         connect(address, config.resources.allow_open_dashboard, console.say)
     else:
-        os.environ.setdefault(
-            "RAY_prestart_worker_first_driver", "0"
-        )  # nobody would use them: roles have environments of their own
+        # Idle workers that nobody would take: every role has an environment of its own.
+        os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
         ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     listen()
     try:

@@ -10,6 +10,11 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = Path(__file__).with_name("tiny.yaml")
+HELD_OUT_DOMAINS = (
+    "--meta.prompts", "sandbox:held_out", "--policy.prompts", "sandbox:held_out",
+    "--evaluation.num_prompts", "8", "--meta.num_prompts", "16",
+)  # fmt: skip
+"""Prompts of the sandbox's domains that have no preferences, and as few as they are."""
 
 
 SECRETS = {

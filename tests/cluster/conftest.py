@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.command import TINY, Command
+from tests.cluster.command import HELD_OUT_DOMAINS, TINY, Command
 
 COMPILERS = ("g++", "gcc", "c++", "cc", "clang", "clang++")
 
@@ -39,6 +39,16 @@ def tiny_run(command: Command) -> tuple[Path, subprocess.CompletedProcess[str]]:
     done = command("run", str(TINY))
     assert done.returncode == 0, done.stdout + done.stderr
     return command.storage / "runs" / "tiny", done
+
+
+@pytest.fixture(scope="session")
+def pool_run(command: Command) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    """One round with two engines that sample ahead, on prompts of domains without preferences: the run directory and what the
+    command printed."""
+    engines = ("--rollout.num_engines", "2", "--policy.max_lag", "1", "--policy.steps_per_round", "4")
+    done = command("run", str(TINY), "--name", "tiny-pool", "--rounds.num_rounds", "1", *engines, *HELD_OUT_DOMAINS)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return command.storage / "runs" / "tiny-pool", done
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from cluster.data_source import DataSource
 from cluster.load_config import load_config
 from cluster.sandbox_source import SandboxSource
 from evaluation.records import EvaluationRow, MetaRow, read_rows
-from tests.cluster.command import ROOT, TINY, Command
+from tests.cluster.command import HELD_OUT_DOMAINS, ROOT, TINY, Command
 
 HH_TINY = ROOT / "configs" / "hh_tiny.yaml"
 
@@ -22,7 +23,8 @@ def transcripts(shared_data: Path) -> Path:
 
 
 def test_two_rounds_on_real_transcripts(command: Command, transcripts: Path) -> None:
-    done = command("run", str(HH_TINY), "--data.preferences", str(transcripts), seconds=580)
+    shorter = ("--sft.epochs", "1", "--policy.steps_per_round", "2", "--policy.critic_warmup_steps", "1")
+    done = command("run", str(HH_TINY), "--data.preferences", str(transcripts), *shorter, seconds=580)
     assert done.returncode == 0, done.stdout + done.stderr
     run = command.storage / "runs" / "hh_tiny"
     state = json.loads((run / "ledger.json").read_text())
@@ -57,16 +59,14 @@ def test_prompts_of_their_own_do_not_bring_held_out_ones_back(transcripts: Path,
         assert len(inputs.meta_prompts) == len(rows) - len(judged)
 
 
-def test_prompts_of_a_domain_without_preferences(command: Command) -> None:
-    domains = ("--meta.prompts", "sandbox:held_out", "--policy.prompts", "sandbox:held_out")
-    few = ("--evaluation.num_prompts", "8", "--rounds.num_rounds", "1", "--meta.num_prompts", "16")
-    done = command("run", str(TINY), "--name", "tiny-domain", *domains, *few)
-    assert done.returncode == 0, done.stdout + done.stderr
-    config = load_config(TINY, [*domains, *few])
+def test_prompts_of_a_domain_without_preferences(
+    pool_run: tuple[Path, subprocess.CompletedProcess[str]], command: Command
+) -> None:
+    config = load_config(TINY, list(HELD_OUT_DOMAINS))
     source = SandboxSource(config, command.storage / "cache")
     inputs = source.load()
     held_out = set(source.world.held_out_domains)
     assert {p.domain for p in inputs.pairs} <= set(source.world.train_domains)
     assert {p.domain for p in (*inputs.meta_prompts, *inputs.policy_prompts, *inputs.eval_prompts)} == held_out
-    shifted = read_rows(command.storage / "runs" / "tiny-domain" / "rounds" / "round_000" / "meta_rollouts.parquet", MetaRow)
+    shifted = read_rows(pool_run[0] / "rounds" / "round_000" / "meta_rollouts.parquet", MetaRow)
     assert {row.prompt_id for row in shifted} <= {p.id for p in inputs.meta_prompts}

@@ -43,6 +43,7 @@ pytestmark = pytest.mark.filterwarnings(  # Ray's own
     "ignore::FutureWarning", "ignore::ResourceWarning", "ignore::DeprecationWarning"
 )
 MEMBERS = ("--strength.num_members", "2", "--strength.rows_per_block", "8", "--reward.epochs", "2")
+NAMED = ("--name", "strong")
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ def processes_of(log: Path) -> list[int]:
 def run(command: Command, killed: list[int]) -> Done:
     """Two members, ten parts or more. The process that trains member 1 is killed at its first step, and the one that scores once
     the first part is there. The reward trainer's ranks play no part."""
-    path = command.storage / "strengths" / "tiny"
+    path = command.storage / "strengths" / "strong"
 
     over = threading.Event()
 
@@ -113,7 +114,7 @@ def run(command: Command, killed: list[int]) -> Done:
     watcher = threading.Thread(target=kill_two)
     watcher.start()
     try:
-        return measure(*MEMBERS, "--resources.reward.num_ranks", "2")
+        return measure(*MEMBERS, *NAMED, "--resources.reward.num_ranks", "2")
     finally:
         over.set()
         watcher.join()
@@ -205,11 +206,11 @@ def test_the_same_command_again_scores_only_what_is_missing(run: Done) -> None:
 
 
 def test_a_finished_run_is_left_alone_and_another_config_is_refused(run: Done) -> None:
-    assert "nothing to do" in measure(*MEMBERS).printed
+    assert "nothing to do" in measure(*MEMBERS, *NAMED).printed
     with pytest.raises(UserError, match=r"belongs to another config \(reward.lr: 0.001 there, 0.002 here\)"):
-        measure(*MEMBERS, "--reward.lr", "0.002")
+        measure(*MEMBERS, *NAMED, "--reward.lr", "0.002")
     with pytest.raises(UserError, match=r"strength\.num_members: 2 there, 3 here"):
-        measure(*MEMBERS, "--strength.num_members", "3")
+        measure(*MEMBERS, *NAMED, "--strength.num_members", "3")
 
 
 def test_other_pairs_under_the_same_config_are_refused(run: Done) -> None:
@@ -228,22 +229,20 @@ def test_what_cannot_be_is_refused_before_anything_is_written(run: Done) -> None
     assert not run.path.with_name("tiny-refused").exists()
 
 
-def test_strengths_then_a_reward_model_then_a_run_on_the_same_files(command: Command) -> None:
+def test_strengths_then_a_reward_model_then_a_run_on_the_same_files(run: Done, command: Command) -> None:
     """The chain of three commands: the members are trained once, and both successors flip the pairs of lowest strength."""
-    overrides = ["--name", "chain", "--strength.num_members", "2"]
-    chained = [*overrides, "--data.denoise.method", "flip+margin"]
-    measured = measure(*overrides)
-    before = {path: path.stat().st_mtime_ns for path in measured.path.rglob("*") if path.is_file() and path.name != ".lock"}
+    chained = [*MEMBERS, *NAMED, "--data.denoise.method", "flip+margin"]
+    before = {path: path.stat().st_mtime_ns for path in run.path.rglob("*") if path.is_file() and path.name != ".lock"}
     for words in (("reward",), ("run", "--rounds.num_rounds", "1", "--policy.steps_per_round", "1")):
         done = command(words[0], str(TINY), *words[1:], *chained)
         assert done.returncode == 0, done.stdout + done.stderr
-        assert "come first" not in done.stdout and f"26 flip, 128 margin; by {measured.path}" in done.stdout
+        assert "come first" not in done.stdout and f"26 flip, 128 margin; by {run.path}" in done.stdout
     assert {path: path.stat().st_mtime_ns for path in before} == before, "strengths are not trained, scored or written again"
 
-    mu = {row["id"]: row["mean preference difference"] for row in ds.dataset(measured.path / "strengths").to_table().to_pylist()}
+    mu = {row["id"]: row["mean preference difference"] for row in ds.dataset(run.path / "strengths").to_table().to_pylist()}
     source = SandboxSource(load_config(TINY, []), command.storage / "cache", policy=False)
     train, _ = source.preferences()
-    for folder in (command.storage / "rewards" / "chain", command.storage / "runs" / "chain" / "start"):
+    for folder in (command.storage / "rewards" / "strong", command.storage / "runs" / "strong" / "start"):
         pairs = read_pairs(folder)
         rows = list(pairs.rows)
         flipped = {row["id"] for row in rows if row["denoise"] == "flip+margin"}
@@ -251,7 +250,7 @@ def test_strengths_then_a_reward_model_then_a_run_on_the_same_files(command: Com
         for row in rows:
             assert row["margin"] == row["strength"] == (-mu[row["id"]] if row["id"] in flipped else mu[row["id"]])
         assert as_table(undo(pairs).rows) == as_table(train.rows)
-    entry = json.loads((command.storage / "runs" / "chain" / "ledger.json").read_text())["rounds"][0]
+    entry = json.loads((command.storage / "runs" / "strong" / "ledger.json").read_text())["rounds"][0]
     assert entry["denoised"]["flip"] == 26 and entry["denoised"]["margin"] == 128
 
 
