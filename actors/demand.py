@@ -7,6 +7,7 @@ holds the requests of all runs, each for some seconds only. A run that is gone, 
 from __future__ import annotations
 
 import asyncio
+import functools
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -103,10 +104,15 @@ def draining_nodes() -> dict[str, float]:
     Returns:
         By the node's id: when it goes, Unix time, s; 0 where no time is given.
     """
+    draining = _client(ray.get_runtime_context().gcs_address).get_draining_nodes(timeout=5.0)
+    return {node: deadline / 1000 for node, deadline in draining.items()}
+
+
+@functools.cache
+def _client(address: str) -> Any:
     from ray._raylet import GcsClient  # type: ignore[attr-defined]
 
-    client = GcsClient(address=ray.get_runtime_context().gcs_address)
-    return {node: deadline / 1000 for node, deadline in client.get_draining_nodes(timeout=5.0).items()}
+    return GcsClient(address=address)
 
 
 def time_left(deadline: float, now: float) -> str:

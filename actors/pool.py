@@ -145,10 +145,10 @@ class ElasticEngines:
         self._check()
         self._open_phase()
         number = self.handout.add(prompts, samples_per_prompt, seed, version)
-        self.asked[number] = _Asked(asyncio.get_running_loop().create_future())
+        asked = self.asked[number] = _Asked(asyncio.get_running_loop().create_future())
         self._refuse_if_nobody_comes()
         await self._tell_all()
-        return await self.asked[number].answer
+        return await asked.answer
 
     async def news(self) -> list[Event]:
         """Who came and went since this was last asked; waits until there is something."""
@@ -376,12 +376,12 @@ class ElasticEngines:
             if self.open:
                 try:
                     await demand().hold.remote(self.run, self.request, LEASE_S)
-                except RayActorError as error:  # it ends itself when nobody asks; the next one is another
-                    log.info("the request for nodes is made again: %s", error)
+                except RayError as error:  # it ends itself when nobody asks: the next one is another. And it is only a hint
+                    log.warning("the request for nodes is made again: %s", error)
             await asyncio.sleep(POLL_S)
 
     async def _release(self) -> None:
         try:
-            await ray.get_actor(DEMAND, NAMESPACE).release.remote(self.run)
-        except (ValueError, RayActorError) as error:
-            log.info("no request for nodes is there to release: %s", error)
+            await asyncio.wait_for(ray.get_actor(DEMAND, NAMESPACE).release.remote(self.run), LEASE_S)
+        except (ValueError, RayError, TimeoutError) as error:  # not there, or not to be had: the request runs out by itself
+            log.warning("the request for nodes was not released: %s", error)

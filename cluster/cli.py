@@ -61,7 +61,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         if not isinstance(error, RoleFailed):
             raise
-        print(f"{error.shown()}failed: {error}\n{CUT_SHORT.capitalize()}.", file=sys.stderr)
+        words = f"{error.shown()}failed: {error}\n{CUT_SHORT.capitalize()}."
+        print("\n".join(printable(line) for line in words.split("\n")), file=sys.stderr)
         return EXIT_FAILED
 
 

@@ -94,6 +94,17 @@ SAMPLING = _of_rows(
 )
 """Engines, and the weights that they are given."""
 
+POOL = _of_rows(
+    "pool",
+    {
+        "engines": "rollout engines that serve",
+        "wanted": "engines that an elastic pool wants to have now",
+        "took_part": "engines that had a part in an elastic pool's last batch",
+        "redone": "pieces of that batch that were done again, since their engine was lost",
+    },
+)
+"""The rollout pool; all but the first with rollout.max_engines."""
+
 REWARD = (
     _of_rows(
         "reward",
@@ -179,7 +190,6 @@ RUN = (
     Exported("rondo_rounds_committed", "rounds that are committed"),
     Exported("rondo_steps_per_round", "PPO steps of a round"),
     Exported("rondo_pairs", "preference pairs that reward models learn from"),
-    Exported("rondo_pool_engines", "rollout engines that serve"),
     Exported("rondo_role_failures", "failures of a role's processes since the driver started", ("role",)),
     Exported("rondo_room_wait_seconds", "that the run waited for room on the cluster"),
     Exported("rondo_gpus", "GPUs that the run holds"),
@@ -196,7 +206,7 @@ RUN = (
 )
 """The run itself."""
 
-EXPORTED = POLICY + SAMPLING + REWARD + DPO + EVALUATION + RUN
+EXPORTED = POLICY + SAMPLING + POOL + REWARD + DPO + EVALUATION + RUN
 
 
 def exported_as(key: str) -> tuple[str, dict[str, str]]:

@@ -9,6 +9,7 @@ from pathlib import Path
 import ray
 from ray.exceptions import RayActorError, RayTaskError
 
+COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 SHOWN_LINES = 8
 """Of a traceback, at its end, that the driver prints; the log file has all of it."""
 
@@ -86,17 +87,13 @@ def machine(node: str) -> str:
 
 def address_in(error: BaseException | None) -> str:
     """The address of the machine that an error of Ray comes from; "" where it does not say."""
-    if isinstance(error, RayTaskError):
-        return str(error.ip)
     found = re.search(r"\bip[:=] ?([0-9a-fA-F.:]+)", str(error)) if error else None
     return found[1] if found else ""
 
 
 def trace_of(error: BaseException | None) -> str:
-    """What an error of Ray carries for the log: the traceback in the process, or all that is known of its death."""
-    if isinstance(error, RayTaskError):
-        return str(error.traceback_str)
-    return str(error) if isinstance(error, RayActorError) else ""
+    """For the log, without colours: the traceback in the process, or all that Ray knows of its death."""
+    return COLOUR.sub("", str(error)) if isinstance(error, (RayTaskError, RayActorError)) else ""
 
 
 def reason(error: BaseException | None) -> str:

@@ -137,7 +137,10 @@ class Metrics:
 
     def pool(self, index: int | None, step: int | None, values: Mapping[str, float | str]) -> None:
         """A batch that an elastic pool has sampled, or an engine that came or went; -1 where there is no round or step."""
-        self.telemetry.set("rondo_pool_engines", float(values["pool/engines"]))
+        self.telemetry.serve(float(values["pool/engines"]))
+        self.telemetry.row(-1, {key: float(value) for key, value in values.items() if key.startswith("pool/")})
+        if "event" in values and values["event"] == "died":
+            self.telemetry.failed(str(values["engine"]))
         place = {"round": -1 if index is None else index, "step": -1 if step is None else step}
         self.file.write(json.dumps({"time": round(time.time(), 3), **place, "phase": "pool", **values}) + "\n")
 

@@ -293,7 +293,7 @@ def _problems(sight: Sight, word: str, root: Path, arrived: bool) -> list[str]:
     if sight.found != word or (sight.writes and not arrived):
         problems.append(
             f"node {sight.host} does not see the storage root {root} that the driver sees: it must be one directory that all "
-            "nodes mount; set storage or RONDO_STORAGE"
+            "nodes mount; set storage or RONDO_STORAGE (scratch or RONDO_SCRATCH where storage is an object store)"
         )
     elif not sight.writes:
         problems.append(f"node {sight.host} may not write to the storage root {root}: give it the right to")

@@ -206,7 +206,7 @@ def play(
                 if len(ranked.ranks) > 1:
                     wait("start_roles", ranked.join(wait("start_roles", ranked.open())))
             wait("start_roles", roles.learner.load(roles.rollout), bar)
-        telemetry.set("rondo_pool_engines", config.rollout.num_engines)
+        telemetry.serve(config.rollout.num_engines)
         roles.rollout.report_to(wait, metrics)
         wait.look = Notices(roles.identities, console.say)
         telemetry.set("rondo_pairs", len(inputs.pairs))

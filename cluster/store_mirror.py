@@ -21,6 +21,7 @@ from pathlib import Path
 
 from cluster.claims import FOLDER, PACE, Claim, Pace
 from cluster.config import RunConfig
+from cluster.ledger import parse_ledger
 from cluster.mirror import IDENTITY, Ledger, Mirror, Mirrored, NoMirror
 from cluster.storage import Digest, Store, storage_name
 from cluster.store_uri import is_store
@@ -65,7 +66,7 @@ class StoreMirror:
         config = self.store.read(self._key(CONFIG))
         if config is None:
             raise UserError(f"{self.place} has a {LEDGER} and no {CONFIG}: it is no run of ours; choose another name or storage")
-        return Mirrored(self.place, json.loads(self.seen), config)
+        return Mirrored(self.place, parse_ledger(self.seen, f"{self.place}/{LEDGER}"), config)
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:

@@ -43,6 +43,8 @@ class Telemetry:
         self.sums: dict[tuple[str, ...], float] = defaultdict(float)
         self.followed: dict[str, Callable[[], float]] = {}
         self.held: Callable[[], float] = lambda: 0.0
+        self.first: float | None = None
+        self.extra = 0.0
         self.looked = time.perf_counter()
         for role in (*gpus, DRIVER):
             self.set("rondo_role_failures", 0.0, role=role)
@@ -72,6 +74,13 @@ class Telemetry:
         self.looked = time.perf_counter()
         self.held = held
         self.set("rondo_room_wait_seconds", self.looked - began)
+
+    def serve(self, engines: float) -> None:
+        """So many engines serve now; those beyond the first number hold GPUs besides the placement group's."""
+        self.refresh()
+        self.first = engines if self.first is None else self.first
+        self.extra = max(0.0, engines - self.first)
+        self.set("rondo_pool_engines", engines)
 
     def failed(self, process: str) -> None:
         """Count a failure of a process."""
@@ -106,16 +115,19 @@ class Telemetry:
         where = {"round": place, "phase": span.what, "role": role}
         total = self._added(seconds, "rondo_role_seconds", place, span.what, role)
         self.set("rondo_role_seconds", total, **where)
-        self.set("rondo_gpu_seconds", total * (self.gpus[role] if role in self.gpus else 0.0), **where)
+        self.set("rondo_gpu_seconds", total * self._gpus(role), **where)
 
     def refresh(self) -> None:
         """Set what is followed, and what grows by itself."""
         for name, read in self.followed.items():
             self.set(name, read())
-        held, now = self.held(), time.perf_counter()
+        held, now = self.held() + self.extra * self._gpus("rollout"), time.perf_counter()
         self.set("rondo_gpus", held)
         self.set("rondo_held_gpu_seconds", self._added(held * (now - self.looked), "rondo_held_gpu_seconds"))
         self.looked = now
+
+    def _gpus(self, role: str) -> float:
+        return self.gpus[role] if role in self.gpus else 0.0
 
     def _added(self, amount: float, *key: str) -> float:
         self.sums[key] += amount

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tokens.errors import UserError
 from tokens.weights import check_finite
@@ -77,14 +77,13 @@ def load(path: str | Path, dtype: torch.dtype, attention: str | None = None) -> 
     """
     from transformers import AutoModelForCausalLM
 
-    loaded: tuple[PreTrainedModel, dict[str, set[str]]] = AutoModelForCausalLM.from_pretrained(
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
         path, dtype=dtype, attn_implementation=attention, use_safetensors=True, output_loading_info=True
     )
-    model, report = loaded
-    if report["missing_keys"]:
-        raise UserError(
-            f"the language model in {path} lacks weights: {', '.join(sorted(report['missing_keys'])[:5])}. It was not saved whole"
-        )
+    model: PreTrainedModel = loaded[0]
+    missing: set[str] = loaded[1]["missing_keys"]
+    if missing:
+        raise UserError(f"the language model in {path} lacks weights: {', '.join(sorted(missing)[:5])}. It was not saved whole")
     check_finite(model, path)
     return model
 

@@ -27,7 +27,7 @@ EMPTY_LISTS = [
     *COMMANDS, "initialization_commands", "head_start_ray_commands", "worker_start_ray_commands", "cluster_synced_files",
     "rsync_exclude", "rsync_filter",
 ]  # fmt: skip
-IDLE_S = 30
+IDLE_S = 25
 """Longer than this machine needs to start three nodes, one after the other: one that waits for the others is idle."""
 
 

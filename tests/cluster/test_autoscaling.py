@@ -17,6 +17,7 @@ ON_POOLS = [word for role, pool in POOLS.items() for word in (f"--resources.{rol
 SMALL = {
     "rounds": {"num_rounds": 1},
     "world": {"num_texts": 2000, "num_pairs": 128, "num_prompts": 128, "num_eval_prompts": 32, "num_validation_pairs": 32},
+    "sft": {"batch_size": 64},
     "meta": {"num_prompts": 32},
     "scorer": {"num_members": 2},
     "policy": {"steps_per_round": 1, "prompts_per_step": 16, "minibatch_size": 16, "critic_warmup_steps": 0},
@@ -25,7 +26,7 @@ SMALL = {
 SHORT = [word for section, keys in SMALL.items() for key, value in keys.items() for word in (f"--{section}.{key}", str(value))]
 QUICKSTART = ["run", "configs/quickstart.yaml", "--name", "grown", *SHORT, *ON_POOLS]
 TOO_MUCH = ["--rollout.num_engines", "9", *(f"--resources.{role}.num_cpus=1" for role in POOLS)]
-LONGEST_S = 300
+LONGEST_S = 450
 
 
 @dataclass(frozen=True)

@@ -133,7 +133,7 @@ TABLE: dict[int, tuple[str, tuple[str, ...]]] = {
     59: (
         "a clock an hour wrong",
         (
-            f"{CLOCKS}::test_only_what_is_for_people_reads_the_clock",
+            f"{CLOCKS}::test_only_a_few_read_the_clock",
             f"{CLOCKS}::test_a_wait_for_room_ends_by_its_own_time",
             f"{CLOCKS}::test_a_run_continues_whatever_its_files_times_say",
             f"{FLIGHT}::test_a_wait_does_not_go_by_the_clock",

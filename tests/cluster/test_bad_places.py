@@ -149,6 +149,17 @@ def test_what_is_printed_neither_ends_a_line_nor_steers_a_terminal(text: str) ->
     assert not any(unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") for character in shown)
 
 
+def test_the_terminal_shows_texts_as_they_stand(capsys: pytest.CaptureFixture[str]) -> None:
+    from cluster.console import Console
+
+    hostile = "[/] [bold red]x[/bold red] [link=http://evil.example]y[/link] \x1b]0;owned\x07\x1b[31m\r\n\u202e"
+    Console().say(f"[yellow]note[/] first: {hostile}")
+    Console().say(hostile)
+    shown = capsys.readouterr().out
+    escaped = "[/] [bold red]x[/bold red] [link=http://evil.example]y[/link] \\x1b]0;owned\\x07\\x1b[31m \\u202e"
+    assert shown == f"note first: {escaped}\n{escaped}\n"
+
+
 def test_symbolic_links_are_not_followed_out_of_a_run(tmp_path: Path, storage: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "elsewhere" / "round_000").mkdir(parents=True)
     run = storage / "runs" / "tiny"

@@ -93,31 +93,6 @@ def test_the_same_command_again_says_that_all_is_done(tiny_run: TinyRun, command
     assert {path: path.stat().st_mtime_ns for path in (tiny_run[0] / "rounds").rglob("*")} == before
 
 
-def test_a_killed_run_continues_after_the_last_committed_round(tiny_run: TinyRun, command: Command) -> None:
-    run = tiny_run[0]
-    copy = run.parent / "tiny-killed"
-    shutil.copytree(run, copy)
-    state = json.loads((copy / "ledger.json").read_text())
-    state["rounds"] = state["rounds"][:1]
-    done_before = command("run", str(TINY), "--name", "tiny-killed", seconds=60)
-    assert done_before.returncode == 2 and "belongs to another config" in done_before.stderr
-    state["config_sha256"] = config_sha256(load_config(TINY, ["--name", "tiny-killed"]))
-    (copy / "ledger.json").write_text(json.dumps(state))  # round 1 was renamed into place, but the kill came before the ledger
-    (copy / "rounds" / ".round_002.partial").mkdir()
-    with (copy / "timeline.jsonl").open("a") as file:
-        file.write('{"what": "sam')  # the kill cut a line
-    done = command("run", str(TINY), "--name", "tiny-killed")
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "Round 2 of 2" in done.stdout and "Round 1 of 2" not in done.stdout
-    assert [entry["round"] for entry in ledger(copy)["rounds"]] == [0, 1]
-    assert [path.name for path in sorted((copy / "rounds").iterdir())] == ["round_000", "round_001"]
-    assert sorted((row["round"], row["step"]) for row in rows(copy, "policy")) == [(0, 0), (0, 1), (1, 0), (1, 1)]
-    assert ledger(copy)["rounds"][0] == ledger(run)["rounds"][0]
-    for name in ("policy/model", "reward/model", "critic/model", "learner"):
-        ours, theirs = (load_file(each / "rounds" / "round_001" / f"{name}.safetensors") for each in (copy, run))
-        assert ours.keys() == theirs.keys() and all(ours[key].equal(theirs[key]) for key in ours), name
-
-
 def test_other_data_under_the_same_config_is_refused(tiny_run: TinyRun, command: Command) -> None:
     copy = tiny_run[0].parent / "tiny-other-data"
     shutil.copytree(tiny_run[0], copy)

@@ -109,8 +109,9 @@ def test_what_is_too_old_is_refused() -> None:
 
 
 def test_ages_by_hand() -> None:
-    assert ages([rollout(4)], 4) == {"policy/lag": 0.0, "policy/swapped": 0.0}
-    assert ages([rollout(3), rollout(3, Swap(1, 4))], 4) == {"policy/lag": pytest.approx(4 / 6), "policy/swapped": 0.5}
+    assert ages([rollout(4)], 4) == {"policy/tokens": 3.0, "policy/lag": 0.0, "policy/swapped": 0.0}
+    mixed = ages([rollout(3), rollout(3, Swap(1, 4))], 4)
+    assert mixed == {"policy/tokens": 6.0, "policy/lag": pytest.approx(4 / 6), "policy/swapped": 0.5}
 
 
 def test_only_fresh_rollouts_prove_a_sync() -> None:

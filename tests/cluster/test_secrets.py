@@ -9,7 +9,7 @@ from tests.cluster.command import SECRETS
 
 
 def files_with(secret: str, folder: Path) -> list[str]:
-    """Files under a folder that hold a text as it is. Parquet files are compressed: they hold rollouts and scores alone."""
+    """Files under a folder that hold a text as it is. Parquet compresses, but holds rollouts and scores alone."""
     wanted = secret.encode()
     return [str(path) for path in folder.rglob("*") if path.is_file() and wanted in path.read_bytes()]
 

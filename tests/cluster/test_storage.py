@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+import sys
 import threading
 import time
 import uuid
@@ -21,7 +22,7 @@ from cluster.pause import Pause, lay_down
 from cluster.run_directory import RunDirectory
 from cluster.storage import Store
 from cluster.store_mirror import StoreMirror
-from tests.cluster.command import TINY, Command
+from tests.cluster.command import ROOT, TINY, Command
 from tests.cluster.object_store import ObjectStore, served
 from tokens.errors import UserError
 
@@ -150,6 +151,48 @@ def test_a_commit_that_is_cut_short_is_not_seen(until: str, place: Place, server
         tree(place.tmp_path / "a" / "runs" / "tiny" / "rounds").keys()
         > tree(place.tmp_path / "b" / "runs" / "tiny" / "rounds").keys()
     )
+
+
+DRIVER = """
+import sys
+from pathlib import Path
+from cluster.load_config import load_config
+from cluster.run_directory import RunDirectory
+
+with RunDirectory(load_config(Path(sys.argv[1]), ["--storage", sys.argv[2], "--scratch", sys.argv[3]])).open() as run:
+    with run.draft(run.start_path) as draft:
+        run.commit_start(draft, {"committed": True})
+    for index in range(2):
+        with run.draft(run.round_path(index)) as draft:
+            (draft / "model.safetensors").touch()
+            run.commit_round(draft, {"round": index})
+"""
+
+
+def test_a_driver_that_is_killed_while_it_sends_leaves_what_was_whole(place: Place, server: ObjectStore) -> None:
+    reached, killed = threading.Event(), threading.Event()
+
+    def hold(method: str, path: str) -> int | None:
+        if method != "PUT" or "round_001/model" not in path:
+            return None
+        reached.set()
+        killed.wait(60)
+        return 500
+
+    with server.refusing(hold):
+        driver = subprocess.Popen([sys.executable, "-c", DRIVER, str(TINY), place.uri, str(place.tmp_path / "a")], cwd=ROOT)
+        try:
+            assert reached.wait(60)
+        finally:
+            driver.kill()
+            driver.wait()
+            killed.set()
+    assert rounds(place.there()) == [0]
+    with place.run("b").open() as run:
+        assert run.num_committed == 1
+    with place.run("a").open() as run:  # it holds the lock of the killed driver's directory: it need not wait
+        assert run.num_committed == 2 and rounds(place.there()) == [0, 1]
+    assert len([line for line in place.said if "waiting" in line]) == 1, "the other machine had to"
 
 
 def test_a_store_that_fails_now_and_then_is_asked_again(place: Place, server: ObjectStore) -> None:
@@ -331,6 +374,8 @@ def test_a_ledger_that_somebody_else_wrote_is_not_overwritten(place: Place) -> N
         with pytest.raises(UserError, match=r"ledger.json was written by another driver"):
             play(run, 0)
     assert place.there().read("runs/tiny/ledger.json") == "{}"
+    with pytest.raises(UserError, match=r"s3://models/.*/runs/tiny/ledger.json has format None"):
+        place.run("b").inspect()
 
 
 WRONG = {
@@ -414,28 +459,38 @@ def test_the_endpoint_may_come_from_the_environment(place: Place, server: Object
     assert there.read("x") == "y" and ("PUT", "/models/by-environment/x") in server.requests
 
 
-def test_a_real_run_goes_on_from_the_store_on_an_empty_machine(
+def test_a_killed_run_continues_after_the_last_committed_round_on_an_empty_machine(
     tiny_run: tuple[Path, subprocess.CompletedProcess[str]], command: Command, place: Place
 ) -> None:
     run, _ = tiny_run
-    shutil.copytree(run, place.tmp_path / "a" / "runs" / "tiny")
+    copy = place.tmp_path / "a" / "runs" / "tiny"
+    shutil.copytree(run, copy)
     state = json.loads((run / "ledger.json").read_text())
-    (place.tmp_path / "a" / "runs" / "tiny" / "ledger.json").write_text(json.dumps(state | {"rounds": state["rounds"][:1]}))
+    (copy / "ledger.json").write_text(json.dumps(state | {"rounds": state["rounds"][:1]}))  # round 1 lacks only this
+    (copy / "rounds" / ".round_002.partial").mkdir()
+    with (copy / "timeline.jsonl").open("a") as file:
+        file.write('{"what": "sam')  # the kill cut a line
     with place.run("a").open():
-        assert rounds(place.there()) == [0]
+        assert rounds(place.there()) == [0] and [path.name for path in (copy / "rounds").iterdir()] == ["round_000"]
+        assert policy_steps(copy) == [(0, 0), (0, 1)] and (copy / "timeline.jsonl").read_text().endswith("}\n")
     shutil.copytree(command.storage / "cache", place.tmp_path / "b" / "cache")  # can be made again; that takes a while
     done = command("run", str(TINY), "--storage", place.uri, "--scratch", str(place.tmp_path / "b"))
     assert done.returncode == 0, done.stdout + done.stderr
-    assert f"rounds/round_001 is in {place.uri.split('?')[0]}/runs/tiny: " in done.stdout
     assert "Round 2 of 2" in done.stdout and "Round 1 of 2" not in done.stdout and "fetch rounds/round_000" in done.stdout
-    assert rounds(place.there()) == [0, 1]
+    assert f"rounds/round_001 is in {place.uri.split('?')[0]}/runs/tiny: " in done.stdout
     with place.run("c").open() as fetched:
-        assert fetched.finished
+        assert fetched.finished and fetched.ledger["rounds"][0] == state["rounds"][0]
     last = fetched.path
+    assert policy_steps(last) == [(0, 0), (0, 1), (1, 0), (1, 1)]
     assert (last / "report.html").stat().st_size > 10_000
     for name in ("policy/model", "reward/model", "critic/model", "learner"):
         ours, theirs = (load_file(each / "rounds" / "round_001" / f"{name}.safetensors") for each in (last, run))
         assert ours.keys() == theirs.keys() and all(ours[key].equal(theirs[key]) for key in ours), name
     assert "unsaid" not in done.stdout + done.stderr
-    for file in last.rglob("*"):
-        assert not file.is_file() or b"unsaid" not in file.read_bytes(), file
+    for path in last.rglob("*"):
+        assert not path.is_file() or b"unsaid" not in path.read_bytes(), path
+
+
+def policy_steps(run: Path) -> list[tuple[int, int]]:
+    read = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return sorted((row["round"], row["step"]) for row in read if row["phase"] == "policy")

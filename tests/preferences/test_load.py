@@ -247,7 +247,7 @@ def test_bad_places_are_named(write: Callable[..., str], tmp_path: Path) -> None
     with pytest.raises(UserError, match=r"nothing\.jsonl: no such file"):
         load(tmp_path / "nothing.jsonl")
     with pytest.raises(UserError, match="empty or holds a NUL"):
-        load(" ")
+        load_prompts(" ")
     (tmp_path / "pairs.csv").write_text("prompt,chosen,rejected\n")
     with pytest.raises(UserError, match=r"must end in \.jsonl, \.json, \.parquet.*'\.csv'"):
         load(tmp_path / "pairs.csv")
