@@ -81,14 +81,16 @@ class Demand:
             await asyncio.to_thread(request_resources, bundles=bundles, bundle_label_selectors=labels)
 
     async def _watch(self) -> None:
-        while self.held:
+        while True:
             await asyncio.sleep(TICK_S)
             late = [run for run, held in self.held.items() if held.until < time.monotonic()]
             for run in late:
                 del self.held[run]
             if late:
                 await self._ask()
-        ray.kill(ray.get_runtime_context().current_actor)
+            async with self.asking:  # not before the last word has reached the autoscaler
+                if not self.held:
+                    ray.kill(ray.get_runtime_context().current_actor)
 
 
 def demand() -> Any:

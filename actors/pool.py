@@ -283,11 +283,16 @@ class ElasticEngines:
         return bool(chair.leaving) or (bool(chair.draining) and others)
 
     async def _reload(self, chair: Chair) -> None:
+        engine, version = chair.engine, self.version
         try:
-            chair.version = await self._answer(chair.engine.load.remote(self.parcels, self.version))
+            loaded = await self._answer(engine.load.remote(self.parcels, version))
         except EngineLost as lost:
-            chair.lost = str(lost)
-            await self._tell_all()
+            if chair.engine is engine:  # else another one sits there by now
+                chair.lost = str(lost)
+                await self._tell_all()
+        else:
+            if chair.engine is engine:
+                chair.version = loaded
 
     @staticmethod
     async def _answer(ref: Any) -> Any:

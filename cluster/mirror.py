@@ -39,8 +39,8 @@ class Mirror(Protocol):
     def held(self) -> contextlib.AbstractContextManager[None]:
         """Keep other drivers out of it meanwhile."""
 
-    def has(self, name: str) -> bool:
-        """Whether a directory is there, whole."""
+    def pause_steps(self, name: str) -> int:
+        """PPO steps of the pause that the draft of a round holds there; 0 where it is not there, whole."""
 
     def fetch(self, name: str, into: Path) -> None:
         """Bring a directory here."""
@@ -72,9 +72,9 @@ class NoMirror:
         """The directory's own lock is enough."""
         yield
 
-    def has(self, name: str) -> bool:
-        """It has nothing."""
-        return False
+    def pause_steps(self, name: str) -> int:
+        """It is where it belongs."""
+        return 0
 
     def fetch(self, name: str, into: Path) -> None:
         """Nothing can be missing."""

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 
 from cluster.durable import commit_directory, sync_tree, write_file
@@ -79,11 +81,25 @@ def latest(draft: Path) -> Pause | None:
     Returns:
         It; None if the round was never laid down.
     """
-    places = sorted(draft.glob(PATTERN), key=lambda place: int(place.name.split("_")[1]))
+    places = sorted(draft.glob(PATTERN), key=lambda place: _steps(place.name))
     if not places:
         return None
     stored = json.loads((places[-1] / RECORD).read_text())
     return Pause(**(stored | {"holds": tuple(stored["holds"])}))
+
+
+def steps_among(files: Iterable[str]) -> int:
+    """PPO steps of the last pause among a draft's files; 0 where there is none.
+
+    Args:
+        files: their names in the draft, such as after_0002_steps/pause.json.
+    """
+    places = [name.split("/")[0] for name in files if fnmatch(name, f"{PATTERN}/{RECORD}")]
+    return max((_steps(place) for place in places), default=0)
+
+
+def _steps(place: str) -> int:
+    return int(place.split("_")[1])
 
 
 def tidy(draft: Path, pause: Pause) -> None:
@@ -97,7 +113,9 @@ def tidy(draft: Path, pause: Pause) -> None:
             entry.unlink()
 
 
-def drop(draft: Path) -> None:
-    """Remove the pauses from a draft that is complete."""
-    for place in draft.glob(PATTERN):
+def drop(committed: Path) -> None:
+    """Remove the pauses from a round that is committed, each in one step: until then the round can go on from them."""
+    for place in committed.glob(PATTERN):
+        os.replace(place, place.with_name(f".dropped_{place.name}"))
+    for place in committed.glob(".dropped_*"):
         shutil.rmtree(place)

@@ -150,8 +150,10 @@ class ElasticPool:
             listen()
 
         def listen() -> None:
-            news = self._pending(self.actor.news.remote(), lambda answers: answers[0], on_answer=on_answer, spans=lambda _: ())
-            wait.watch("pool", news)
+            asked = self.actor.news.remote()
+            wait.watch(
+                "pool", self._pending(asked, lambda answers: answers[0], on_answer=on_answer, spans=lambda _: (), news=True)
+            )
 
         listen()
 

@@ -219,6 +219,7 @@ def play(
         telemetry.failed(failure.who)
         raise
     finally:
-        metrics.close()
-        timeline.close()
-        stage.close()
+        with contextlib.ExitStack() as closing:
+            closing.callback(metrics.close)
+            closing.callback(timeline.close)
+            closing.callback(stage.close)

@@ -12,6 +12,7 @@ import errno
 import fcntl
 import hashlib
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -180,20 +181,35 @@ class RunDirectory:
         with locked(self.path), self.mirror.held():
             self.inspect()
             with space_errors(self.path):
+                write_file(self.path / "config.yaml", config_text(self.config))
+                write_file(self.path / "ledger.json", json.dumps(self.here, indent=1))  # from now on the directory is known
+                self._take_back()
                 self._fetch()
                 write_file(self.path / "ledger.json", json.dumps(self.ledger, indent=1))
-                write_file(self.path / "config.yaml", config_text(self.config))
                 write_file(self.path / "versions.json", json.dumps(versions(), indent=1))
                 (self.path / "rounds").mkdir(exist_ok=True)
                 self._discard_uncommitted()
             if unsent := self._units(self.ledger)[len(entries(self.there)) :]:
                 self.mirror.send([self._name(unit) for unit in unsent], self.ledger)
-            yield self
+            if self.paused is not None and self.mirror.pause_steps(self._name(self.draft_path)) != self.paused.steps:
+                self.keep_pause()
+            try:
+                yield self
+            except RuntimeError:  # a role failed: the first thing that somebody wants to read is its log
+                with contextlib.suppress(UserError):  # the role's failure is what is told
+                    self.mirror.send_rest()
+                raise
             self.mirror.send_rest()
 
     def _units(self, ledger: Ledger) -> list[Path]:
         """Directories that a ledger names, in the order of its entries."""
         return [*([self.start_path] if ledger["start"] else []), *(self.round_path(entry["round"]) for entry in ledger["rounds"])]
+
+    def _take_back(self) -> None:
+        """A round that has its place, and was cut off before the ledger named it, goes on from its pause, if it has one."""
+        cut_off = self.round_path(self.num_committed)
+        if latest(cut_off) is not None:
+            os.replace(cut_off, self.draft_path)
 
     def _fetch(self) -> None:
         missing = self._units(self.ledger)[len(entries(self.here)) :]
@@ -204,22 +220,24 @@ class RunDirectory:
             with self.draft(unit) as partial:
                 self.mirror.fetch(self._name(unit), partial)
                 commit_directory(partial, unit)
-        paused = self.paused is None and self.mirror.has(self._name(self.draft_path))
-        if paused:
+        further = self.mirror.pause_steps(self._name(self.draft_path)) > (0 if self.paused is None else self.paused.steps)
+        if missing or further:
+            self.mirror.fetch_rest()
+        if further:
             partial = self.draft_path.with_name(f".fetched{self.draft_path.name}")
             for left in (partial, self.draft_path):
                 shutil.rmtree(left, ignore_errors=True)
             partial.mkdir()
             self.mirror.fetch(self._name(self.draft_path), partial)
             commit_directory(partial, self.draft_path)
-        if missing or paused:
-            self.mirror.fetch_rest()
 
     def _name(self, place: Path) -> str:
         return place.relative_to(self.path).as_posix()
 
     def _discard_uncommitted(self) -> None:
         kept, paused = {self.round_path(entry["round"]).name for entry in self.ledger["rounds"]}, self.paused
+        for name in kept:
+            drop(self.path / "rounds" / name)
         if paused is not None:
             tidy(self.draft_path, paused)
             kept.add(self.draft_path.name)
@@ -327,13 +345,13 @@ class RunDirectory:
     def commit_round(self, partial: Path, entry: dict[str, Any]) -> None:
         """Commit the next round and its ledger entry; ``entry["round"]`` must be its index."""
         assert entry["round"] == self.num_committed
-        drop(partial)
         self._commit(partial, self.round_path(entry["round"]), self.ledger | {"rounds": [*self.ledger["rounds"], entry]})
 
     def _commit(self, partial: Path, final: Path, ledger: dict[str, Any]) -> None:
         commit_directory(partial, final)
         write_file(self.path / "ledger.json", json.dumps(ledger, indent=1))
         self.ledger = ledger
+        drop(final)
         self.mirror.send([self._name(final)], ledger)
         self.mirror.drop(self._name(_draft_of(final)))
 

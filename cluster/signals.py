@@ -11,7 +11,10 @@ from typing import NoReturn
 
 EXIT_INTERRUPTED, EXIT_TERMINATED = 130, 143
 """128 + the number of SIGINT and of SIGTERM, as a shell has it."""
-STOPPING = b"\nstopping: finishing the step under way and saving the round; a second signal ends at once and loses the round\n"
+STOPPING = (
+    b"\nstopping: finishing the step under way and saving the round; "
+    b"a second signal ends at once, without what is not saved yet\n"
+)
 
 _received: list[int] = []
 _finishing: list[bool] = []
@@ -41,7 +44,7 @@ def stop(number: int, frame: FrameType | None) -> None:
     if _finishing and len(_received) == 1:
         os.write(2, STOPPING)
         return
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # another one must not cut the clean-up short
+    _ignore()
     if number == signal.SIGINT:
         raise KeyboardInterrupt
     raise SystemExit(exit_code())
@@ -56,8 +59,14 @@ def end(words: str) -> NoReturn:
     Raises:
         Stopped: always.
     """
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    _ignore()
     raise Stopped(words)
+
+
+def _ignore() -> None:
+    """From now on no signal cuts the clean-up short."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def stop_asked() -> bool:

@@ -23,6 +23,7 @@ from cluster.claims import FOLDER, PACE, Claim, Pace
 from cluster.config import RunConfig
 from cluster.ledger import parse_ledger
 from cluster.mirror import IDENTITY, Ledger, Mirror, Mirrored, NoMirror
+from cluster.pause import steps_among
 from cluster.storage import Digest, Store, storage_name
 from cluster.store_uri import is_store
 from tokens.errors import UserError
@@ -86,9 +87,10 @@ class StoreMirror:
                 self.store.stopped.set()
                 self.hands.shutdown(cancel_futures=True)
 
-    def has(self, name: str) -> bool:
-        """Whether a directory is there, whole: its manifest is put after its files."""
-        return self.store.read(self._manifest(name)) is not None
+    def pause_steps(self, name: str) -> int:
+        """PPO steps of the pause that a draft holds; 0 where it is not there, whole: its manifest is put after its files."""
+        listed = self.store.read(self._manifest(name))
+        return 0 if listed is None else steps_among(json.loads(listed))
 
     def fetch(self, name: str, into: Path) -> None:
         """Bring a directory here, and compare it with its manifest.

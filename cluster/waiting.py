@@ -97,6 +97,7 @@ class Pending(Generic[T]):
         step: PPO step that the work is for; None = that under way.
         submitted: when it was handed over, Unix time, s.
         spans: who made an answer, from when to when, where that was not the process that gave it; None = it was.
+        news: True where nobody waits for the answer, and ``on_answer`` is all that it is for.
     """
 
     refs: tuple[Any, ...]
@@ -110,6 +111,7 @@ class Pending(Generic[T]):
     step: int | None = None
     submitted: float = field(default_factory=time.time)
     spans: Callable[[Any], Sequence[tuple[str, float, float]]] | None = None
+    news: bool = False
 
 
 class Waiter:
@@ -177,13 +179,17 @@ class Waiter:
             ready = [ref for ref in found if ref not in self._watched]
             for ref in found:
                 if ref in self._watched:
-                    self._early[ref] = self._arrived(ref, *self._watched.pop(ref))
+                    about, watched = self._watched.pop(ref)
+                    answer = self._arrived(ref, about, watched)
+                    if not watched.news:
+                        self._early[ref] = answer
                 else:
                     answers[ref] = self._arrived(ref, phase, pending)
                     waiting.remove(ref)
             before = said
             said, asked = self._listen(pending, said, asked)
-            queued = pending.room is not None and all(progress.waiting for progress in said)
+            heard = bool(said) or not pending.progress_of
+            queued = pending.room is not None and heard and all(progress.waiting for progress in said)
             if pending.room is not None:
                 pending.room.look(queued)
             if ready or queued or said != before:

@@ -14,6 +14,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from actors.scorer import Scores
+from cluster import run_directory
 from cluster.load_config import load_config
 from cluster.metrics import Metrics
 from cluster.pause import Pause, drop, latest, lay_down, tidy
@@ -112,6 +113,27 @@ def test_the_next_driver_goes_on_from_the_pause_with_the_rows_before_it(tmp_path
         assert names(directory.path / "rounds") == ["round_000", "round_001"] and names(directory.round_path(1)) == ["reward"]
         assert directory.paused is None and directory.policy_version == 9
         assert directory.learner_path == directory.round_path(1)
+
+
+@pytest.mark.parametrize("cut", ["commit_directory", "write_file"], ids=["before its place", "before the ledger"])
+def test_a_commit_that_is_cut_short_leaves_the_pause(cut: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    directory = begun_run(tmp_path)
+
+    def fail(*arguments: object) -> None:
+        raise SystemExit(143)
+
+    with directory.open(), monkeypatch.context() as patch:
+        patch.setattr(run_directory, cut, fail)
+        with pytest.raises(SystemExit), directory.draft(directory.round_path(1)) as draft:
+            (draft / "policy").mkdir()
+            directory.commit_round(draft, {"round": 1, "policy_version": 9})
+    directory = RunDirectory(directory.config)
+    with directory.open():
+        assert directory.paused is not None and directory.paused.steps == 3
+        assert names(directory.draft_path) == ["after_0003_steps", "reward"]
+        with directory.draft(directory.round_path(1)) as draft:
+            directory.commit_round(draft, {"round": 1, "policy_version": 9})
+        assert names(directory.round_path(1)) == ["reward"]
 
 
 def test_a_draft_that_was_never_laid_down_whole_is_removed(tmp_path: Path) -> None:

@@ -247,6 +247,56 @@ def test_a_pause_that_is_cut_short_is_not_seen(place: Place, server: ObjectStore
         assert run.paused is None and run.num_committed == 1
 
 
+def test_the_further_of_two_pauses_goes_on(place: Place) -> None:
+    with place.run("a").open() as run:
+        start(run)
+        play(run, 0)
+        lay_down_round(run, 1, steps=2)
+    with place.run("b").open() as run:
+        lay_down_round(run, 1, steps=5)
+    with place.run("a").open() as run:
+        assert run.paused is not None and run.paused.steps == 5, "the first machine's own pause is older"
+
+
+def test_a_pause_that_was_not_sent_is_sent_when_the_run_is_opened(place: Place, server: ObjectStore) -> None:
+    with place.run("a").open() as run:
+        start(run)
+        play(run, 0)
+        refusing = server.refusing(
+            lambda method, path: 403 if method in ("PUT", "POST") and "learner.safetensors" in path else None
+        )
+        with refusing, pytest.raises(UserError, match="does not let"):
+            lay_down_round(run, 1, steps=3)
+    with place.run("a").open():
+        pass
+    with place.run("b").open() as run:
+        assert run.paused is not None and run.paused.steps == 3
+
+
+def test_a_fetch_that_is_cut_short_is_begun_again(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    with place.run("a").open() as run:
+        start(run)
+        play(run, 0)
+        lay_down_round(run, 1, steps=3)
+        first = tree(run.path / "rounds")
+    fetch = StoreMirror.fetch
+    for cut in ("start", "rounds/round_000", "rounds/.round_001.partial"):
+
+        def cut_short(self: StoreMirror, name: str, into: Path, cut: str = cut) -> None:
+            if name == cut:
+                raise SystemExit(143)
+            fetch(self, name, into)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(StoreMirror, "fetch", cut_short)
+            with pytest.raises(SystemExit), place.run("b").open():
+                pass
+    with place.run("b").open() as run:
+        assert run.num_committed == 1 and run.paused is not None and run.paused.steps == 3
+        assert tree(run.path / "rounds") == first
+        assert (run.path / "metrics.jsonl").stat().st_size == run.paused.metrics_bytes
+
+
 def test_two_histories_are_not_mixed(place: Place) -> None:
     with place.run("a").open() as run:
         start(run)
