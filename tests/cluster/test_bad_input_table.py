@@ -1,4 +1,4 @@
-"""The sixty kinds of bad input, and the tests that hold the one clear line that each gets; or why one cannot come about."""
+"""The sixty kinds of bad input, and the tests that hold the one clear line each gets; or where one cannot come about or be seen."""
 
 from __future__ import annotations
 
@@ -123,8 +123,9 @@ TABLE: dict[int, tuple[str, tuple[str, ...]]] = {
         (f"{INPUT}::test_run_directory_of_another_config", f"{PLACES}::test_ledger[a round that is not its own]"),
     ),
     54: (
-        "a hash that differs: rounds have no list of hashes yet; what the files say of their own size is held",
-        (model("cut off"),),
+        "a hash that differs: rounds fetched from an object store are compared with their manifest; a run's own have no list of "
+        "hashes, and what the files say of their own size is held",
+        ("tests/cluster/test_storage.py::test_a_damaged_file_is_not_taken", model("cut off")),
     ),
     55: ("an open dashboard", (f"{FLIGHT}::test_an_open_dashboard_is_refused_unless_told",)),
     56: ("a missing or wrong token", ("tests/cluster/test_job.py::test_a_driver_without_the_token_is_told_so",)),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -21,6 +22,11 @@ from tests.cluster.command import ROOT
 DEPLOY = ROOT / "cluster" / "deploy"
 VMS = [ROOT / "ray_config.yaml", DEPLOY / "gcp.yaml"]
 GPU_GIB = {"L4": 24, "L40S": 48, "H100": 80, "H200": 141}
+NO_PLACEHOLDERS = {
+    "CPU", "GPU", "SPOT", "TERMINATE", "PERSISTENT", "NVIDIA", "HBM3", "RONDO_STORAGE", "RAY_AUTH_MODE", "RAY_HEAD_IP", "PYTHONPATH",
+    "RAY_JOB_STOP_WAIT_TIME_S",
+}  # fmt: skip
+"""Words in capitals that mean something to Ray, to a cloud or to Rondo as they stand."""
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -69,6 +75,39 @@ def test_every_node_gets_the_token_and_no_file_holds_it(path: Path) -> None:
         assert config[f"{kind}_setup_commands"] == ["chmod 600 ~/.ray/auth_token"]
     assert "--env RAY_AUTH_MODE=token" in config["docker"]["run_options"], "jobs and `ray exec` need it too"
     assert "RAY_AUTH_TOKEN=" not in path.read_text()
+
+
+def words_of(tree: Any) -> set[str]:
+    """Words of two capitals and more, in keys and values; comments are not among them."""
+    if isinstance(tree, dict):
+        return {word for key, value in tree.items() for word in words_of(key) | words_of(value)}
+    if isinstance(tree, list):
+        return {word for value in tree for word in words_of(value)}
+    return set(re.findall(r"\b[A-Z][A-Z_]*[A-Z]\b", str(tree)))
+
+
+def test_what_must_be_set_stands_on_the_page() -> None:
+    page = (ROOT / "docs" / "deploy.md").read_text()
+    found = set()
+    for path in (
+        *VMS,
+        *(DEPLOY / name for name in ("raycluster.yaml", "rayjob.yaml", "storage.yaml", "head-fault-tolerance.yaml")),
+    ):
+        placeholders = words_of(read(path)) - NO_PLACEHOLDERS
+        assert all(f"`{word}`" in page for word in placeholders), (path.name, placeholders)
+        found |= placeholders
+    assert found == {"REGISTRY", "IMAGE_ID", "FILE_SYSTEM_ID", "PROJECT_ID", "FILESTORE_ADDRESS", "STORAGE_CLASS"}
+
+
+def test_every_machine_has_an_image_with_a_driver_for_cuda_13() -> None:
+    assert re.search(r"^cuda-toolkit==13\.", (ROOT / "requirements-gpu.txt").read_text(), re.MULTILINE), "580 is CUDA 13's oldest"
+    for kind in read(VMS[0])["available_node_types"].values():
+        assert kind["node_config"]["ImageId"] == "IMAGE_ID", "Ray's own default has a driver of 2022"
+    for kind in read(VMS[1])["available_node_types"].values():
+        image = kind["node_config"]["disks"][0]["initializeParams"]["sourceImage"]
+        assert int(image.rpartition("nvidia-")[2]) >= 580
+    page = (ROOT / "docs" / "deploy.md").read_text()
+    assert page.count("NVIDIA driver 580 or later") == 2, "for machines and for Kubernetes"
 
 
 @pytest.mark.parametrize("path", [*VMS, DEPLOY / "raycluster.yaml", DEPLOY / "rayjob.yaml"], ids=lambda path: path.name)
@@ -156,6 +195,26 @@ def test_images_are_linted_and_run_as_nobody_special(kind: str) -> None:
     text = path.read_text()
     assert "\nUSER 1000\n" in text and f"setup.py {kind}" in text
     assert f"/{path.relative_to(ROOT)} " in text.replace("-f ", "/"), "its own first lines say how to build it"
+    packages = re.findall(r"--no-install-recommends \\\n(.*?)\\\n", text)[0].split()
+    assert {"rsync", "openssh-client", "wget"} <= set(packages), (
+        "`ray up` needs the first two, KubeRay's probes up to 1.5 the last"
+    )
+
+
+def test_an_image_gets_the_code_and_nothing_else_of_a_checkout() -> None:
+    lines = [line for line in (ROOT / ".dockerignore").read_text().splitlines() if not line.startswith("#")]
+    assert lines[0] == "*" and lines[-1] == "**/__pycache__"
+    assert all(line.startswith("!") for line in lines[1:-1])
+    packages = {path.parent.name for path in ROOT.glob("*/__init__.py")} - {"benchmarks"}
+    needed = packages | {"configs", "scripts", "LICENSE", "requirements-cpu.txt", "requirements-gpu.txt"}
+    assert {line[1:] for line in lines[1:-1]} == needed and {"cluster", "tokens"} < packages
+    for kind in ("cpu", "gpu"):
+        copies = re.findall(r"^COPY --chown=rondo:rondo (.*) \S+$", (DEPLOY / f"Dockerfile.{kind}").read_text(), re.MULTILINE)
+        assert {source for copy in copies for source in copy.split()} == needed & {
+            "requirements-cpu.txt",
+            "requirements-gpu.txt",
+            "scripts",
+        } | {"."}
 
 
 def test_plan_takes_a_cluster_file(capsys: pytest.CaptureFixture[str]) -> None:
