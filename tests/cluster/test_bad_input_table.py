@@ -1,4 +1,4 @@
-"""The sixty kinds of bad input, and the tests that hold the one clear line each gets; or where one cannot come about or be seen."""
+"""The sixty kinds of bad input, and the tests that hold the one clear line that each gets; or why one cannot come about."""
 
 from __future__ import annotations
 

@@ -23,8 +23,8 @@ DEPLOY = ROOT / "cluster" / "deploy"
 VMS = [ROOT / "ray_config.yaml", DEPLOY / "gcp.yaml"]
 GPU_GIB = {"L4": 24, "L40S": 48, "H100": 80, "H200": 141}
 NO_PLACEHOLDERS = {
-    "CPU", "GPU", "SPOT", "TERMINATE", "PERSISTENT", "NVIDIA", "HBM3", "RONDO_STORAGE", "RAY_AUTH_MODE", "RAY_HEAD_IP", "PYTHONPATH",
-    "RAY_JOB_STOP_WAIT_TIME_S",
+    "CPU", "GPU", "SPOT", "TERMINATE", "PERSISTENT", "NVIDIA", "RONDO_STORAGE", "RAY_AUTH_MODE", "RAY_HEAD_IP",
+    "PYTHONPATH", "RAY_JOB_STOP_WAIT_TIME_S",
 }  # fmt: skip
 """Words in capitals that mean something to Ray, to a cloud or to Rondo as they stand."""
 
