@@ -200,7 +200,7 @@ class ElasticEngines:
     async def _note(self, kind: Kind, chair: Chair, why: str = "") -> None:
         node = "" if chair.identity is None else chair.identity.node
         wanted = sum(each.wanted for each in self.chairs)
-        event = Event(kind, chair.seat.name, node, why, self._serving(), wanted, time.time())
+        event = Event(kind, chair.seat.name, node, why, self._serving(), wanted)
         log.info("%s %s (node %s): %s; %d engines serve", event.engine, kind, node[:8] or "unknown", why or "-", event.engines)
         self.events.append(event)
         await self._tell_all()

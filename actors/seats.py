@@ -47,7 +47,6 @@ class Event:
         why: in words; may be empty.
         engines: that serve now.
         wanted: places that are to be filled now.
-        at: Unix time, s.
     """
 
     kind: Kind
@@ -56,7 +55,6 @@ class Event:
     why: str
     engines: int
     wanted: int
-    at: float
 
 
 @dataclass(frozen=True)

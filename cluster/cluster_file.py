@@ -32,6 +32,12 @@ def node_types(path: Path) -> tuple[NodeType, ...]:
     for key in ("available_node_types", "head_node_type", "max_workers"):
         if key not in tree:
             raise UserError(f"{path} is no cluster file: {key} is missing; give a file such as ray_config.yaml")
+    for name, kind in tree["available_node_types"].items():
+        if name != tree["head_node_type"] and "resources" not in kind:
+            raise UserError(
+                f"{path}: available_node_types.{name} says nothing of its resources, and only its cloud knows them: add them, as "
+                "ray_config.yaml does"
+            )
     return of_cluster_file(tree)
 
 
@@ -43,7 +49,11 @@ def _of_kubernetes(tree: dict[str, Any], path: Path) -> dict[str, Any]:
         raise UserError(f"{path} is a {tree['kind']}: a RayCluster or RayJob is expected")
     spec: Any = tree
     for key in kinds[tree["kind"]]:
+        if not isinstance(spec, dict) or key not in spec:
+            raise UserError(f"{path} is no whole {tree['kind']}: {'.'.join(kinds[tree['kind']])} is missing")
         spec = spec[key]
+    if "metadata" not in tree:
+        raise UserError(f"{path} is no whole {tree['kind']}: metadata is missing")
     derived: dict[str, Any] = _derive_autoscaling_config_from_ray_cr({"metadata": tree["metadata"], "spec": spec})
     return derived
 

@@ -50,7 +50,7 @@ def show_plan(config: RunConfig, options: Namespace) -> int:
     console = Console(soft_wrap=True, highlight=False)
     console.print(
         f"{config.name}: {config.rounds.num_rounds} rounds, a policy of {size.parameters / 1e6:,.1f} M parameters, reward models "
-        f"and critic of {critic.parameters / 1e6:,.1f} M, {machines}"
+        f"and critic of {critic.parameters / 1e6:,.1f} M, {escape(machines)}"
     )
     if config.rounds.baseline != "none":
         console.print(

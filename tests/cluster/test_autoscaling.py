@@ -62,11 +62,14 @@ def drive(cluster: Growing, storage: Path, *arguments: str) -> Driver:
 
 
 def play(cluster: Growing, directory: Path) -> Played:
-    """The run, and while the nodes of it go, one that asks for too much."""
+    """A run that asks for too much, and one that does not.
+
+    The first comes before there are nodes: those of the fake provider say that they are of the head's type.
+    """
+    refused = drive(cluster, directory / "refused", *QUICKSTART, *TOO_MUCH)
     before = cluster.workers()
     run = drive(cluster, directory / "run", *QUICKSTART)
     ended, during = time.monotonic(), cluster.workers()
-    refused = drive(cluster, directory / "refused", *QUICKSTART, *TOO_MUCH)
     while cluster.workers() and time.monotonic() < ended + IDLE_S + 60:
         time.sleep(0.3)
     return Played(before, cluster.seen, during, run, refused, time.monotonic() - ended)

@@ -154,11 +154,23 @@ TABLE: dict[int, tuple[str, tuple[str, ...]]] = {
 
 
 @cache
-def found_in(name: str) -> tuple[set[str], set[str]]:
-    """Names of a file's test functions, and every text in it."""
+def found_in(name: str) -> dict[str, set[str]]:
+    """A file's test functions, and the names of each one's cases: keys of the table that parametrizes it, or texts there."""
     tree = ast.parse((ROOT / name).read_text())
-    functions = {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")}
-    return functions, {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+    tables: dict[str, ast.expr] = {}
+    for node in tree.body:
+        if isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None:
+            for target in node.targets if isinstance(node, ast.Assign) else [node.target]:
+                tables |= {target.id: node.value} if isinstance(target, ast.Name) else {}
+    found: dict[str, set[str]] = {}
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
+            inside = [part for decorator in node.decorator_list for part in ast.walk(decorator)]
+            named = [tables[part.id] for part in inside if isinstance(part, ast.Name) and part.id in tables]
+            for table in named:
+                inside += (key for key in table.keys if key) if isinstance(table, ast.Dict) else ast.walk(table)
+            found[node.name] = {part.value for part in inside if isinstance(part, ast.Constant) and isinstance(part.value, str)}
+    return found
 
 
 def test_the_table_is_whole() -> None:
@@ -172,13 +184,13 @@ def test_what_the_table_names_is_there(number: int) -> None:
         name, _, rest = test.partition("::")
         function, _, case = rest.partition("[")
         assert Path(ROOT / name).is_file(), f"{number}: there is no {name}"
-        functions, texts = found_in(name)
+        functions = found_in(name)
         assert function in functions, f"{number}: {name} has no {function}"
         if case:
-            assert case.removesuffix("]") in texts, f"{number}: {function} has no case {case}"
+            assert case.removesuffix("]") in functions[function], f"{number}: {function} has no case {case}"
 
 
 def test_a_name_that_is_not_there_is_noticed() -> None:
-    functions, texts = found_in(INPUT)
-    assert "test_config" in functions and "unknown key" in texts
-    assert "test_nothing" not in functions and "an input that nobody tests" not in texts
+    functions = found_in(INPUT)
+    assert "unknown key" in functions["test_config"] and "a key twice" in functions["test_config_file"]
+    assert "test_nothing" not in functions and "a key twice" not in functions["test_config"]

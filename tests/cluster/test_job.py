@@ -200,6 +200,9 @@ def test_a_stopped_job_goes_on_within_its_round_and_comes_to_the_same_bits(
 
     finished = cluster.submit(tmp_path, *HARD)
     assert finished.returncode == 0 and "rounds are done" in finished.stdout, finished.stdout[-3000:]
+    token = Path(cluster.environment["RAY_AUTH_TOKEN_PATH"]).read_text()
+    assert token not in log() + again.stdout + again.stderr
+    assert not [path for path in run.rglob("*") if path.is_file() and token.encode() in path.read_bytes()]
     names = {actor["name"] for actor in cluster.actors()}
     assert {"tiny-job/rollout-0", "tiny-job/reward-0", "tiny-job/scorer-0", "tiny-job/learner-0"} <= names
 

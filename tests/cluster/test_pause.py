@@ -122,18 +122,21 @@ def test_a_commit_that_is_cut_short_leaves_the_pause(cut: str, tmp_path: Path, m
     def fail(*arguments: object) -> None:
         raise SystemExit(143)
 
+    def commit() -> None:
+        with directory.draft(directory.round_path(1)) as draft:
+            (draft / "policy").mkdir(exist_ok=True)
+            directory.commit_round(draft, {"round": 1, "policy_version": 9})
+
     with directory.open(), monkeypatch.context() as patch:
         patch.setattr(run_directory, cut, fail)
-        with pytest.raises(SystemExit), directory.draft(directory.round_path(1)) as draft:
-            (draft / "policy").mkdir()
-            directory.commit_round(draft, {"round": 1, "policy_version": 9})
+        with pytest.raises(SystemExit):
+            commit()
     directory = RunDirectory(directory.config)
     with directory.open():
         assert directory.paused is not None and directory.paused.steps == 3
         assert names(directory.draft_path) == ["after_0003_steps", "reward"]
-        with directory.draft(directory.round_path(1)) as draft:
-            directory.commit_round(draft, {"round": 1, "policy_version": 9})
-        assert names(directory.round_path(1)) == ["reward"]
+        commit()
+        assert names(directory.round_path(1)) == ["policy", "reward"]
 
 
 def test_a_draft_that_was_never_laid_down_whole_is_removed(tmp_path: Path) -> None:

@@ -223,3 +223,28 @@ def test_members_are_planned_whole_whatever_the_ranks(capsys: pytest.CaptureFixt
     printed = " ".join(capsys.readouterr().out.split())
     assert "Before that, for data.denoise" in printed and "10 fits of the ensemble" in printed
     assert "set strength.members to lora, or name strengths in data.denoise.strength" in printed
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (
+            "{available_node_types: {head: {}, gpu: {}}, head_node_type: head, max_workers: 1}",
+            "says nothing of its resources",
+        ),
+        ("{kind: RayJob, metadata: {}, spec: {}}", "is no whole RayJob: spec.rayClusterSpec is missing"),
+        ("{kind: RayCluster, spec: {}}", "is no whole RayCluster: metadata is missing"),
+    ],
+)
+def test_a_cluster_file_that_is_not_whole(text: str, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "cluster.yaml").write_text(text)
+    assert main(["plan", str(TINY), "--cluster", str(tmp_path / "cluster.yaml")]) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_the_names_of_a_cluster_file_do_not_style_the_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    kind = "{resources: {CPU: 8, memory: 28000000000}, max_workers: 1}"
+    text = f"{{available_node_types: {{head: {{}}, 'x[/][red]': {kind}}}, head_node_type: head, max_workers: 1}}"
+    (tmp_path / "cluster.yaml").write_text(text)
+    assert main(["plan", str(TINY), "--cluster", str(tmp_path / "cluster.yaml")]) == 0
+    assert "1 x x[/][red]: 8 CPU" in capsys.readouterr().out
