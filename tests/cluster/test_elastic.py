@@ -71,6 +71,12 @@ class Nodes:
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout.splitlines()[-1])
 
+    def until_requested(self, wanted: list[dict[str, float]], seconds: float = 60) -> None:
+        """Wait for a request: who holds it is started with the first one."""
+        deadline = time.monotonic() + seconds
+        while (found := self.requested()) != wanted:
+            assert time.monotonic() < deadline, found
+
 
 @pytest.fixture
 def nodes(tmp_path: Path, command: Command) -> Iterator[Nodes]:
@@ -151,7 +157,7 @@ def come_and_go(nodes: Nodes, run: Watched) -> str:
     core = psutil.Process(json.loads((run.path / "processes.json").read_text())["rollout-0"]["pid"])
     core.suspend()  # it gets a piece of the first batch, SFT's evaluation, and does not get on with it
     run.until("asked", "rollout-1")
-    assert nodes.requested() == [{"CPU": 0.25}] * 5
+    nodes.until_requested([{"CPU": 0.25}] * 5)
     node = nodes.start(f"--address={nodes.address}")
     joined = run.until("joined", "rollout-1")
     run.wait(lambda: run.says("rollout-1 answers") == 1)
@@ -177,7 +183,7 @@ def test_a_run_whose_nodes_come_and_go(tiny_run: tuple[Path, object], command: C
     batches = [row for row in run.rows() if row["phase"] == "pool" and "event" not in row]
     assert [row["pool/took_part"] for row in batches] == [2, 1, 1, 1, 1], "SFT's evaluation, S_0, two steps, the evaluation"
     assert [row["pool/redone"] for row in batches] == [0, 1, 0, 0, 0]
-    assert nodes.requested() == []
+    nodes.until_requested([])
     for name in ("start/evaluation.parquet", "rounds/round_000/evaluation.parquet"):
         assert len(read_rows(path / name, EvaluationRow)) == 24
     ours, theirs = (read_rows(run_ / "start" / "evaluation.parquet", EvaluationRow) for run_ in (path, fixed))
