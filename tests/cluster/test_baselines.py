@@ -92,6 +92,7 @@ def play(storage: Path, console: Console, fixed: bool) -> None:
             config = config_of(baseline, storage)
             with RunDirectory(config).open() as directory:
                 metrics = Metrics(directory.path, config.policy.steps_per_round, 0, 0, telemetry_of(config, directory, asked))
+                wait.record = metrics.span
                 if sft_judged is None:
                     sft_judged, version = begin(config, directory, inputs, roles, wait, console, metrics)
                     entry = directory.ledger["start"]
