@@ -215,6 +215,15 @@ def lay_down_round(run: RunDirectory, index: int, steps: int) -> None:
         run.keep_pause()
 
 
+def lay_down_in_vain(run: RunDirectory, server: ObjectStore) -> None:
+    """The store does not take the learner's state."""
+    with (
+        server.refusing(lambda method, path: 403 if method in ("PUT", "POST") and "learner.safetensors" in path else None),
+        pytest.raises(UserError, match="does not let"),
+    ):
+        lay_down_round(run, 1, steps=3)
+
+
 def test_a_round_that_was_laid_down_goes_on_elsewhere(place: Place) -> None:
     with place.run("a").open() as run:
         start(run)
@@ -237,11 +246,7 @@ def test_a_pause_that_is_cut_short_is_not_seen(place: Place, server: ObjectStore
     with place.run("a").open() as run:
         start(run)
         play(run, 0)
-        refusing = server.refusing(
-            lambda method, path: 403 if method in ("PUT", "POST") and "learner.safetensors" in path else None
-        )
-        with refusing, pytest.raises(UserError, match="does not let"):
-            lay_down_round(run, 1, steps=3)
+        lay_down_in_vain(run, server)
         assert run.paused is not None, "it is laid down here all the same"
     with place.run("b").open() as run:
         assert run.paused is None and run.num_committed == 1
@@ -262,11 +267,7 @@ def test_a_pause_that_was_not_sent_is_sent_when_the_run_is_opened(place: Place, 
     with place.run("a").open() as run:
         start(run)
         play(run, 0)
-        refusing = server.refusing(
-            lambda method, path: 403 if method in ("PUT", "POST") and "learner.safetensors" in path else None
-        )
-        with refusing, pytest.raises(UserError, match="does not let"):
-            lay_down_round(run, 1, steps=3)
+        lay_down_in_vain(run, server)
     with place.run("a").open():
         pass
     with place.run("b").open() as run:
