@@ -17,7 +17,7 @@ ON_POOLS = [word for role, pool in POOLS.items() for word in (f"--resources.{rol
 SMALL = {
     "rounds": {"num_rounds": 1},
     "world": {"num_texts": 2000, "num_pairs": 128, "num_prompts": 128, "num_eval_prompts": 32, "num_validation_pairs": 32},
-    "sft": {"batch_size": 64},
+    "sft": {"batch_size": 64} | {f"shape.{key}": n for key, n in (("hidden_size", 64), ("num_layers", 2), ("num_heads", 2))},
     "meta": {"num_prompts": 32},
     "scorer": {"num_members": 2},
     "policy": {"steps_per_round": 1, "prompts_per_step": 16, "minibatch_size": 16, "critic_warmup_steps": 0},
