@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from pyarrow import ArrowException
 from pyarrow.fs import FileSelector, FileSystem, FileType
@@ -225,22 +225,22 @@ class Store:
         return self._try(f"{source} be copied to {key}", work)
 
     def _upload(self, source: Path, key: str) -> Digest:
-        total, digest = 0, hashlib.sha256()
         with source.open("rb") as file, self.files.open_output_stream(self._key(key)) as stream:
-            while piece := file.read(PIECE):
-                self._refuse_to_go_on()
-                stream.write(piece)
-                digest.update(piece)
-                total += len(piece)
-        return Digest(total, digest.hexdigest())
+            return self._copy(file, stream)
 
     def _digest(self, key: str) -> Digest:
-        total, digest = 0, hashlib.sha256()
         with self.files.open_input_stream(self._key(key)) as stream:
-            while piece := stream.read(PIECE):
-                self._refuse_to_go_on()
-                digest.update(piece)
-                total += len(piece)
+            return self._copy(stream)
+
+    def _copy(self, source: Any, *targets: Any) -> Digest:
+        """Read one open file to its end, piece by piece, into others; what came."""
+        total, digest = 0, hashlib.sha256()
+        while piece := source.read(PIECE):
+            self._refuse_to_go_on()
+            for target in targets:
+                target.write(piece)
+            digest.update(piece)
+            total += len(piece)
         return Digest(total, digest.hexdigest())
 
     def download(self, key: str, target: Path) -> Digest:
@@ -256,14 +256,8 @@ class Store:
         target.parent.mkdir(parents=True, exist_ok=True)
 
         def work() -> Digest:
-            total, digest = 0, hashlib.sha256()
             with self.files.open_input_stream(self._key(key)) as stream, target.open("wb") as file:
-                while piece := stream.read(PIECE):
-                    self._refuse_to_go_on()
-                    file.write(piece)
-                    digest.update(piece)
-                    total += len(piece)
-            return Digest(total, digest.hexdigest())
+                return self._copy(stream, file)
 
         return self._try(f"{key} be fetched", work)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -14,10 +13,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import psutil
 import yaml
 
 from tests.cluster.command import ROOT
+from tests.cluster.processes import end, free_port
 
 BIN = Path(sys.executable).parent
 HEAD_ID = "f" * 51 + "00000"
@@ -59,12 +58,6 @@ def fake(file: Path, gcs: str) -> dict[str, Any]:
     replaced = {"provider": provider, "head_node_type": HEAD_TYPE, "idle_timeout_minutes": IDLE_S / 60, "docker": {}, "auth": {}}
     nothing = {key: [] for key in EMPTY_LISTS} | {"file_mounts": {}, "file_mounts_sync_continuously": False}
     return config | replaced | nothing
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @dataclass
@@ -151,11 +144,7 @@ def growing(directory: Path, version: int) -> Iterator[Growing]:
             wait()
         yield cluster
     finally:
-        family = psutil.Process(head.pid).children(recursive=True)
-        head.send_signal(signal.SIGTERM)
-        head.wait(timeout=60)
-        for process in psutil.wait_procs(family, timeout=20)[1]:
-            process.kill()
+        end(head)
 
 
 def _answers(host: str, port: int) -> bool:

@@ -24,7 +24,8 @@ from grafana_foundation_sdk.models.dashboard import Dashboard
 from cluster.exported import EXPORTED, exported_as
 from scripts.grafana import OUT, as_json
 from tests.cluster.command import ROOT, Command
-from tests.cluster.test_job import LocalCluster, free_port, head_node
+from tests.cluster.processes import free_port
+from tests.cluster.test_job import LocalCluster, head_node
 
 RUN = "watched"
 OVERRIDES = ("--name", RUN, "--rounds.num_rounds", "1", "--reward.evaluate_every", "4")

@@ -23,7 +23,7 @@ from cluster.run_directory import config_sha256
 from evaluation.records import EvaluationRow, MetaRow, read_rows
 from evaluation.timeline import DRIVER, read_timeline
 from tests.cluster.command import ROOT, TINY, Command
-from tests.cluster.test_job import free_port
+from tests.cluster.processes import free_port
 from tokens.errors import UserError
 
 BIN = Path(sys.executable).parent

@@ -7,8 +7,6 @@ import os
 import re
 import secrets
 import shlex
-import signal
-import socket
 import subprocess
 import sys
 import time
@@ -20,11 +18,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 from safetensors.torch import load_file
 
 from tests.cluster.command import ROOT, TINY, Command
+from tests.cluster.processes import end, free_port
 
 BIN = Path(sys.executable).parent
 
@@ -101,12 +99,6 @@ def policy_rows(run: Path) -> list[dict[str, float]]:
     return [{key: value for key, value in row.items() if key != "time"} for row in rows if row["phase"] == "policy"]
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
     """One that asks for a token."""
@@ -137,11 +129,7 @@ def head_node(log: Path, binaries: Path = BIN, options: Sequence[str] = (), **va
             time.sleep(0.5)
         yield LocalCluster(address, environment, f"127.0.0.1:{port}")
     finally:
-        family = psutil.Process(head.pid).children(recursive=True)
-        head.send_signal(signal.SIGTERM)
-        head.wait(timeout=60)
-        for process in psutil.wait_procs(family, timeout=20)[1]:
-            process.kill()
+        end(head)
 
 
 def _answers(address: str) -> bool:
