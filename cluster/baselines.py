@@ -13,11 +13,12 @@ from pathlib import Path
 from actors.reward_trainer import RewardReport
 from actors.scorer import Scores
 from cluster.config import Baseline, RunConfig
+from cluster.failures import RoleFailed
 from cluster.judging import EVALUATION_SEED, Judgement, judge, meta_rows
 from cluster.roles import ScorerHandle
 from cluster.rounds import CHOICES, Theme
 from cluster.seeds import derive
-from cluster.waiting import Pending, RoleFailed
+from cluster.waiting import Pending
 from evaluation.best_of_n import best_of_n_kl, pick_best
 from evaluation.records import write_rows
 from tokens.records import Rollout

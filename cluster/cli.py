@@ -57,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"interrupted: {CUT_SHORT}", file=sys.stderr)
         return EXIT_INTERRUPTED
     except RuntimeError as error:
-        from cluster.waiting import RoleFailed
+        from cluster.failures import RoleFailed
 
         if not isinstance(error, RoleFailed):
             raise

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from cluster.waiting import RoleFailed
+from cluster.failures import RoleFailed
 from tokens.errors import UserError
 
 if TYPE_CHECKING:

@@ -10,9 +10,10 @@ from typing import Any
 from actors.scorer import Scores
 from cluster.config import RunConfig
 from cluster.console import Bar
+from cluster.failures import RoleFailed
 from cluster.inputs import Inputs
 from cluster.roles import Roles
-from cluster.waiting import RoleFailed, Waiter
+from cluster.waiting import Waiter
 from evaluation.compare import win_tie_lose
 from evaluation.records import EvaluationRow, MetaRow
 from tokens.records import Rollout

@@ -16,9 +16,9 @@ import numpy as np
 
 from cluster.asking import ask_in_both_orders, open_answers
 from cluster.console import Console
+from cluster.durable import write_file
 from cluster.judges import NONE, GoldJudge, Judge, RewardJudge
 from cluster.load_config import load_config
-from cluster.run_directory import write_file
 from cluster.storage import storage_root
 from preferences.formats import BadRowError, Texts, detect_format, read_pair
 from preferences.labels import LABEL, combine, label_tables, write_table

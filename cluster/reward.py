@@ -13,6 +13,7 @@ from actors.study import measured_every
 from cluster.config import RunConfig
 from cluster.console import Console
 from cluster.denoising import check_strengths, ensure_strengths, in_words
+from cluster.durable import write_file
 from cluster.inputs import Source, check_batches, check_stopping, open_source
 from cluster.model_sizes import model_size, reward_size
 from cluster.plan import Bundle, reward_bundles
@@ -21,7 +22,7 @@ from cluster.reward_directory import RewardDirectory
 from cluster.reward_inputs import RewardInputs, load_inputs, pairs_sha256, read_samples
 from cluster.roles import RewardHandle, Stage
 from cluster.run import connected
-from cluster.run_directory import now, space_errors, write_file
+from cluster.run_directory import now, space_errors
 from cluster.seeds import derive
 from cluster.storage import storage_root
 from cluster.study import LOOKS

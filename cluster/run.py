@@ -14,11 +14,12 @@ from cluster.config import RunConfig
 from cluster.console import Console
 from cluster.denoising import check_strengths, ensure_strengths, in_words
 from cluster.disk import check_space
+from cluster.durable import write_file
 from cluster.inputs import Source, check_batches, check_stopping, open_source
 from cluster.judging import comparable
 from cluster.model_sizes import model_size
 from cluster.plan import Bundle, bundles
-from cluster.run_directory import RunDirectory, space_errors, write_file
+from cluster.run_directory import RunDirectory, space_errors
 from cluster.signals import listen
 from cluster.storage import storage_root
 from evaluation.timeline import Span
@@ -162,6 +163,7 @@ def play(
 ) -> None:
     """Place the roles, make what must be made first, and play the rounds."""
     from cluster.baselines import theme_of
+    from cluster.failures import RoleFailed
     from cluster.metrics import Metrics
     from cluster.notices import Notices
     from cluster.preflight import check_nodes
@@ -169,7 +171,7 @@ def play(
     from cluster.sampling import sampling
     from cluster.start import begin, refuse_other_data
     from cluster.timeline import Timeline
-    from cluster.waiting import RoleFailed, Waiter
+    from cluster.waiting import Waiter
     from rm.config import ORIGINAL
 
     timeline, telemetry = Timeline(directory.path), telemetry_of(config, directory, asked)

@@ -9,9 +9,10 @@ from dataclasses import replace
 from typing import Protocol
 
 from cluster.config import RunConfig
+from cluster.failures import RoleFailed
 from cluster.pool import RolloutPool
 from cluster.seeds import derive
-from cluster.waiting import Pending, RoleFailed, Waiter
+from cluster.waiting import Pending, Waiter
 from tokens.records import Prompt, Rollout
 
 

@@ -19,12 +19,13 @@ from actors.process import environment
 from actors.strength_scorer import ScoringJob, StrengthScorer
 from cluster.config import RunConfig
 from cluster.console import Console
+from cluster.failures import RoleFailed
 from cluster.growth import room_for_tasks
 from cluster.signals import obey_termination
 from cluster.strength_directory import StrengthDirectory
 from cluster.strength_parts import NUMBER, Part
 from cluster.strength_work import setup_of
-from cluster.waiting import POLL_S, RoleFailed
+from cluster.waiting import POLL_S
 from tokens.errors import UserError
 
 if TYPE_CHECKING:

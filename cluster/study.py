@@ -21,12 +21,13 @@ from cluster.config import RunConfig
 from cluster.console import Console
 from cluster.denoising import check_columns
 from cluster.differences import refuse_differences
+from cluster.durable import write_file
 from cluster.growth import room_for_tasks
 from cluster.inputs import Source, open_source
 from cluster.placement import on_this_machine
 from cluster.preflight import all_nodes, check_nodes
 from cluster.run import connected
-from cluster.run_directory import space_errors, write_file
+from cluster.run_directory import space_errors
 from cluster.seeds import derive
 from cluster.storage import storage_root
 from cluster.strength import strength

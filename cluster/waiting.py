@@ -17,7 +17,6 @@ from ray.exceptions import RayActorError, RayError, RayTaskError
 from actors.process import Progress
 from cluster.console import Bar, Console
 from cluster.failures import Place
-from cluster.failures import RoleFailed as RoleFailed
 from cluster.signals import obey_termination
 from evaluation.timeline import DRIVER, Span
 from tokens.errors import UserError

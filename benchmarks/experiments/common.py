@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import torch
 
 from cluster.config import RunConfig
+from cluster.durable import commit_directory
 from cluster.load_config import load_config
-from cluster.run_directory import commit_directory
 from cluster.seeds import derive
 from cluster.storage import storage_root
 from evaluation.compare import mean_interval

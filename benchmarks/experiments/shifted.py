@@ -18,7 +18,7 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from benchmarks.experiments.common import Lab, drawn, fit, relabelled
-from cluster.run_directory import commit_directory, write_file
+from cluster.durable import commit_directory, write_file
 from cluster.seeds import derive
 from policy.config import PolicyConfig
 from policy.critic import Critic

@@ -17,6 +17,7 @@ from actors.scorer import Scores
 from cluster.baselines import NOTES, first_alone, theme_of
 from cluster.config import RunConfig
 from cluster.console import Console
+from cluster.failures import RoleFailed
 from cluster.inputs import open_source
 from cluster.load_config import load_config
 from cluster.metrics import Metrics
@@ -30,7 +31,7 @@ from cluster.sft import sft, train
 from cluster.sft_directory import SFTDirectory
 from cluster.start import begin
 from cluster.texts import sft_texts
-from cluster.waiting import RoleFailed, Waiter
+from cluster.waiting import Waiter
 from evaluation.records import EvaluationRow, MetaRow, read_rows
 from evaluation.report import write_report
 from evaluation.run import read_run

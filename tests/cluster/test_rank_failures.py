@@ -20,10 +20,11 @@ from actors.process import STATUS_GROUP, ProcessSetup
 from actors.ranks import Rank
 from cluster.cli import main
 from cluster.console import Console
+from cluster.failures import RoleFailed
 from cluster.roles import Ranked
 from cluster.rota import OwnDevices, Process
 from cluster.signals import EXIT_TERMINATED, listen
-from cluster.waiting import Pending, RoleFailed, Waiter
+from cluster.waiting import Pending, Waiter
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::ResourceWarning")  # Ray's own
 

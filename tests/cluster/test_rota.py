@@ -13,8 +13,9 @@ import ray
 from actors.process import STATUS_GROUP, Identity
 from actors.transfer import EngineClient
 from cluster.console import Console
+from cluster.failures import RoleFailed
 from cluster.rota import PARTS, OwnDevices, Process, SharedDevice
-from cluster.waiting import Pending, RoleFailed, Waiter
+from cluster.waiting import Pending, Waiter
 
 pytestmark = pytest.mark.filterwarnings(  # Ray's own
     "ignore::FutureWarning", "ignore::ResourceWarning", "ignore::DeprecationWarning"

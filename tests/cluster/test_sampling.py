@@ -13,10 +13,11 @@ import ray
 from benchmarks.overlap import compare
 from cluster.config import RunConfig
 from cluster.console import Console
+from cluster.failures import RoleFailed
 from cluster.judging import check_parity
 from cluster.run import warnings
 from cluster.sampling import ages, draw, refuse_old, sampling
-from cluster.waiting import Pending, RoleFailed, Waiter
+from cluster.waiting import Pending, Waiter
 from evaluation.timeline import DRIVER, Span
 from tokens.records import Prompt, Rollout, Swap
 

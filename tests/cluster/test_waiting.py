@@ -21,12 +21,13 @@ from actors.members import Board
 from actors.process import Progress
 from cluster import waiting
 from cluster.console import Console
+from cluster.failures import RoleFailed
 from cluster.load_config import load_config
 from cluster.model_sizes import model_size
 from cluster.plan import bundles
 from cluster.roles import Stage
 from cluster.strength_scores import _polled, refuse_constant_fold
-from cluster.waiting import Pending, RoleFailed, Room, Waiter
+from cluster.waiting import Pending, Room, Waiter
 from preferences.strength import write_strengths
 from tests.actors.test_labels import CASES, SPOT
 from tests.cluster.command import TINY
