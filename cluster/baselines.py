@@ -56,7 +56,9 @@ class VanillaPPO(Theme):
 
     def run(self) -> None:
         """Play every round that is not committed yet."""
-        self.roles = replace(self.roles, scorer=FirstMember(self.roles.scorer.process, self.roles.scorer.rota))
+        self.roles = replace(
+            self.roles, scorer=FirstMember(self.roles.scorer.process, self.roles.scorer.rota, self.roles.scorer.holds)
+        )
         if self.directory.num_committed:
             self.wait("score", self.roles.scorer.load(0, self.directory.round_path(0) / "reward"))
         super().run()
