@@ -121,9 +121,18 @@ class LearnerHandle(Ranked):
         moves = self.rota.turn("learner")
         return moves.before(_ask_all(self.ranks, submit))
 
-    def load(self, engines: RolloutPool) -> Pending[None]:
-        """Load policy and SFT model, once the ranks are together, and meet the engines."""
-        return self._all(lambda actor: actor.load.remote(engines.actors))
+    def load(self, engines: RolloutPool, saved: Path | None, critic_base: Path) -> Pending[None]:
+        """Load the models, once the ranks are together, and meet the engines; see ``restore``."""
+        return self._all(lambda actor: actor.load.remote(engines.actors, saved, critic_base))
+
+    def restore(self, saved: Path | None, critic_base: Path) -> Pending[None]:
+        """Be where a save left the learner (None: where it begins), in the process that there is.
+
+        Args:
+            saved: what ``save`` wrote.
+            critic_base: with adapters, what those of a saved critic were trained on.
+        """
+        return self._all(lambda actor: actor.restore.remote(saved, critic_base))
 
     def begin_round(
         self, index: int, calibration: Sequence[float] | None, critic: Path | None, policy: Path | None, reference: Path | None
@@ -308,8 +317,6 @@ class Stage:
         validation: Mapping[str, Sequence[Pair]],
         ptx: Sequence[Example],
         max_model_len: int,
-        resume: Path | None,
-        critic_base: Path,
     ) -> Pending[Roles]:
         """Start the four roles' processes.
 
@@ -320,8 +327,6 @@ class Stage:
             validation: held-out pairs by the name of their set.
             ptx: texts of PPO's language-modelling loss; may be none.
             max_model_len: longest prompt + response, tokens.
-            resume: the last committed round, which the learner continues from; None = begin with SFT.
-            critic_base: what the first round's critic begins from: SFT, or its reward model, which may not be there yet.
 
         Returns:
             The roles, once every process answers.
@@ -335,7 +340,7 @@ class Stage:
         shares = config.resources
         actors += self._trainers(base_dir, pairs, validation, config.reward)
         actors.append(self._spawn(EnsembleScorer, "scorer", 0, "scorer", config.scorer))
-        learner = (config.policy, config.rollout.temperature, sft_dir, resume, config.seed, critic_base, transfer, ptx)
+        learner = (config.policy, config.rollout.temperature, sft_dir, config.seed, transfer, ptx)
         actors += [self._spawn(PolicyLearner, "learner", i, "learner", *learner) for i in range(shares.learner.num_ranks)]
         counts = {
             "rollout": config.rollout.num_engines,

@@ -150,6 +150,12 @@ class Waiter:
         """
         self._watched |= dict.fromkeys(pending.refs, (phase, pending))
 
+    def forget(self, pending: Pending[Any]) -> None:
+        """Work that was watched is not waited for after all."""
+        for ref in pending.refs:
+            self._watched.pop(ref, None)
+            self._early.pop(ref, None)
+
     def __call__(self, phase: str, pending: Pending[T], bar: Bar | None = None) -> T:
         """Wait for one piece of work; its seconds are added to ``phase``.
 
