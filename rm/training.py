@@ -290,9 +290,8 @@ class _BestWeights:
             return False
         value = self.watch.measure(step)
         if not math.isfinite(value):
-            raise BadNumber(
-                "the validation measurement", value, where=f"step {step} of {num_steps} of a reward model's fit", undo=True
-            )
+            where = f"step {step} of {num_steps} of a reward model's fit"
+            raise BadNumber("the validation measurement", value, where=where, undo=True)
         if self.watch.patience is None:
             return False
         if value > self.best_value:
