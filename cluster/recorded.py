@@ -102,5 +102,5 @@ def read_scores(path: Path) -> Scores:
         path: of the file.
     """
     stored = json.loads(path.read_text())
-    members = tuple(tuple(row) for row in stored.pop("members"))
-    return Scores(members=members, **{name: tuple(values) for name, values in stored.items()})
+    rows = {name: tuple(stored[name]) for name in ("ids", "mean", "std", "aggregated")}
+    return Scores(**(stored | rows | {"members": tuple(tuple(row) for row in stored["members"])}))
