@@ -170,9 +170,18 @@ class LearnerHandle(Ranked):
         moves = self.rota.turn("learner")
         return moves.before(_ask_all(self.ranks, submit, again and len(self.ranks) == 1))
 
-    def load(self, engines: RolloutPool) -> Pending[None]:
-        """Load policy and SFT model, once the ranks are together, and meet the engines."""
-        return self._all(lambda actor: actor.load.remote(engines.actors))
+    def load(self, engines: RolloutPool, saved: Path | None, critic_base: Path) -> Pending[None]:
+        """Load the models, once the ranks are together, and meet the engines; see ``restore``."""
+        return self._all(lambda actor: actor.load.remote(engines.actors, saved, critic_base))
+
+    def restore(self, saved: Path | None, critic_base: Path) -> Pending[None]:
+        """Be where a save left the learner (None: where it begins), in the process that there is.
+
+        Args:
+            saved: what ``save`` wrote.
+            critic_base: with adapters, what those of a saved critic were trained on.
+        """
+        return self._all(lambda actor: actor.restore.remote(saved, critic_base))
 
     def begin_round(
         self, index: int, calibration: Sequence[float] | None, critic: Path | None, policy: Path | None, reference: Path | None

@@ -199,8 +199,6 @@ class Stage:
         validation: Mapping[str, Sequence[Pair]],
         ptx: Sequence[Example],
         max_model_len: int,
-        resume: Path | None,
-        critic_base: Path,
     ) -> Pending[Roles]:
         """Start the four roles' processes.
 
@@ -211,8 +209,6 @@ class Stage:
             validation: held-out pairs by the name of their set.
             ptx: texts of PPO's language-modelling loss; may be none.
             max_model_len: longest prompt + response, tokens.
-            resume: the last committed round, which the learner continues from; None = begin with SFT.
-            critic_base: what the first round's critic begins from: SFT, or its reward model, which may not be there yet.
 
         Returns:
             The roles, once every process answers.
@@ -226,7 +222,7 @@ class Stage:
         shares = config.resources
         actors += self._trainers(base_dir, pairs, validation, config.reward)
         actors.append(self._spawn(EnsembleScorer, "scorer", 0, "scorer", config.scorer))
-        learner = (config.policy, config.rollout.temperature, sft_dir, resume, config.seed, critic_base, transfer, ptx)
+        learner = (config.policy, config.rollout.temperature, sft_dir, config.seed, transfer, ptx)
         actors += [self._spawn(PolicyLearner, "learner", i, "learner", *learner) for i in range(shares.learner.num_ranks)]
         counts = {
             "rollout": config.rollout.num_engines,
