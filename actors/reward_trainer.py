@@ -15,6 +15,7 @@ import ray
 from actors.process import STATUS_GROUP, ProcessSetup
 from actors.ranks import Rank
 from rm.config import MetaConfig, RewardConfig
+from tokens.guards import GuardsConfig
 from tokens.records import Pair, Rollout
 
 if TYPE_CHECKING:
@@ -111,6 +112,7 @@ class RewardTrainer(Rank):
         reward: RewardConfig,
         meta: MetaConfig,
         base_dir: Path,
+        guards: GuardsConfig,
     ) -> None:
         """Take what every fit needs.
 
@@ -121,13 +123,14 @@ class RewardTrainer(Rank):
             reward: how to fit.
             meta: MetaRM.
             base_dir: language model, encoder or reward model to start from, with its tokenizer.
+            guards: how many steps whose numbers went wrong a fit may leave out.
         """
         super().__init__(setup)
         from transformers import AutoTokenizer
 
         self.pairs, self.validation = pairs, {name: pairs for name, pairs in validation.items() if pairs}
         self.reward, self.meta = reward, meta
-        self.base_dir = base_dir
+        self.base_dir, self.guards = base_dir, guards
         self.tokenizer = AutoTokenizer.from_pretrained(base_dir)
 
     def fit(self, out_dir: Path, seed: int, previous: Path | None, shifted: Sequence[Rollout] | None) -> RewardReport:
@@ -231,6 +234,7 @@ class RewardTrainer(Rank):
                 on_step=on_step,
                 ranks=self.ranks,
                 watch=watch,
+                guards=self.guards,
             )
         return model, RewardReport(fit.as_dict(), tuple(steps), tuple(measured), None)
 

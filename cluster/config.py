@@ -13,6 +13,7 @@ from preferences.config import DataConfig
 from rm.config import MetaConfig, RewardConfig, ScorerConfig, StrengthConfig
 from sandbox.config import WorldConfig
 from tokens.errors import UserError
+from tokens.guards import GuardsConfig
 from tokens.paths import PathText
 from tokens.section import Section
 
@@ -79,6 +80,7 @@ class RunConfig(Section):
     policy: PolicyConfig = PolicyConfig()
     dpo: DPOConfig = DPOConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    guards: GuardsConfig = GuardsConfig()
     resources: ResourcesConfig = ResourcesConfig()
 
     @field_validator("name")

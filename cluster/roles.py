@@ -117,9 +117,11 @@ class LearnerHandle(Ranked):
         """Update the critic alone."""
         return self._all(lambda actor: actor.warm_up.remote(rollouts, scores, steps))
 
-    def update(self, rollouts: Sequence[Rollout], scores: Sequence[float]) -> Pending[dict[str, float]]:
-        """One PPO update."""
-        return self._all(lambda actor: actor.update.remote(rollouts, scores))
+    def update(
+        self, rollouts: Sequence[Rollout], scores: Sequence[float], sampler_bound: float | None
+    ) -> Pending[dict[str, float]]:
+        """One PPO update; ``sampler_bound`` is how far the engines' log-probs may lie from the learner's, None = anywhere."""
+        return self._all(lambda actor: actor.update.remote(rollouts, scores, sampler_bound))
 
     def prefer(self, pairs: Sequence[Pair], dpo: DPOConfig, out_dir: Path, seed: int) -> Pending[list[dict[str, float]]]:
         """Train the policy by DPO, from SFT, and save it."""

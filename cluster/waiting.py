@@ -20,6 +20,7 @@ from cluster.failures import Place
 from cluster.signals import obey_termination
 from evaluation.timeline import DRIVER, Span
 from tokens.errors import UserError
+from tokens.guards import BadNumber
 
 T = TypeVar("T")
 POLL_S = 0.5
@@ -236,6 +237,8 @@ class Waiter:
                 raise UserError(str(cause)) from error
             if no_space(cause):
                 raise OSError(errno.ENOSPC, str(cause)) from error
+            if isinstance(cause, BadNumber):  # all ranks of a role find it together, and none of them waits for another
+                raise self._place(pending, index, phase).bad_number(cause, error) from error
             self._blame_the_dead(ref, pending, phase)
             raise self._place(pending, index, phase).failure("", error) from error
         except RayError as error:
