@@ -159,7 +159,7 @@ class PolicyLearner(Rank):
         with self.compute():
             return list(self.ppo.warm_up_critic(rollouts, torch.tensor(list(scores)), steps))
 
-    def update(self, rollouts: Sequence[Rollout], scores: Sequence[float], sampler_bound: float | None) -> dict[str, float]:
+    def update(self, rollouts: Sequence[Rollout], scores: Sequence[float], sampler_bound: float | None = None) -> dict[str, float]:
         """One PPO update.
 
         Args:

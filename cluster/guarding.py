@@ -152,7 +152,7 @@ class Guard:
         except BadNumbers as found:
             if not found.bad.engines:
                 raise
-            self.say(f"  [yellow]note[/] {found}; the engines are given the weights again, and what they sampled is sampled again")
+            self.say(f"  [yellow]note[/] {found}; the engines are given the weights again, and sample again")
             self.draft.undo(keys, str(found))
             self.refit()
             answer = act()

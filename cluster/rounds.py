@@ -12,7 +12,7 @@ from actors.scorer import Scores
 from cluster.config import RunConfig
 from cluster.console import Console
 from cluster.inputs import Inputs
-from cluster.judging import Judgement, check_parity, judge, meta_rows
+from cluster.judging import Judgement, judge, meta_rows, parity_bound
 from cluster.metrics import Metrics
 from cluster.pause import Pause, lay_down
 from cluster.roles import Roles
@@ -90,8 +90,8 @@ class Theme:
                         rewards = self.wait("score", self.roles.scorer.score(rollouts))
                         if step == 0:
                             self.warm_up(index, rollouts, rewards)
-                        update = self.wait("policy", self.roles.learner.update(rollouts, rewards.aggregated))
-                        check_parity(self.config, update["policy/sampler_gap"], rollouts, self.version)
+                        bound = parity_bound(self.config, rollouts, self.version)
+                        update = self.wait("policy", self.roles.learner.update(rollouts, rewards.aggregated, bound))
                         self.metrics.policy(index, step, update | ages(rollouts, self.version), rewards, self.gold(rollouts))
                         self.metrics.sync(index, step, self.sync())
                         self.stop_if_asked(index, draft, Begun(begun.report, step + 1))
