@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeVar
 from cluster.draft import Draft
 from cluster.failures import BadNumbers
 from cluster.metrics import Metrics
-from tokens.guards import BadNumber, Budget, GuardsConfig
+from tokens.guards import Budget, GuardsConfig
 
 T = TypeVar("T")
 Action = Literal["left out", "undone", "refitted"]

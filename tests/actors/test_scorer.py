@@ -18,7 +18,8 @@ from actors.process import ProcessSetup
 from actors.scorer import EnsembleScorer
 from rm.config import ScorerConfig
 from rm.model import RewardModel
-from tokens.guards import BadNumber, GuardsConfig
+from tokens.errors import UserError
+from tokens.guards import GuardsConfig
 from tokens.records import Prompt, Rollout
 
 
@@ -75,14 +76,14 @@ def test_a_weight_that_breaks_in_memory_is_read_again_from_its_file(scorer: Any)
     assert scorer.score(batch) == before
 
 
-def test_a_file_that_is_broken_too_is_an_error_that_names_the_member(scorer: Any) -> None:
+def test_a_file_that_is_broken_too_is_an_error_that_names_it(scorer: Any) -> None:
     file = next(scorer.places[2].glob("*.safetensors"))
     tensors = load_file(file)
     name = next(name for name in tensors if name.endswith("score.weight"))
     tensors[name].flatten()[0] = math.nan
     save_file(tensors, file, {"format": "pt"})
     break_weight(scorer.members[2])
-    with pytest.raises(BadNumber, match="score of reward model 2 for sequence 0 of the batch is nan at the scorer"):
+    with pytest.raises(UserError, match=r"NaN or infinity in score\.weight"):
         scorer.score(rollouts(24))
 
 

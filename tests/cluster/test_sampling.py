@@ -135,11 +135,11 @@ def test_an_evaluation_names_the_engines_that_disagree_and_numbers_that_are_not_
             check_likelihoods(1e-4, both, policy, [-1.0, -2.0])
         assert found.value.bad.undo == math.isnan(policy[1])
     with pytest.raises(
-        BadNumbers, match="log-prob of rollout-1 and the learner's is 0.01 at the evaluation, .*weights are not"
+        BadNumbers, match=r"log-prob of rollout-1 and the learner's is 0.01 at the evaluation, .*weights are not"
     ) as found:
         check_likelihoods(1e-4, both, off, [-1.0, -2.0])
     assert found.value.bad.engines == ("rollout-1",) and found.value.who == "rollout-1"
-    with pytest.raises(BadNumbers, match="under the SFT model is -?inf"):
+    with pytest.raises(BadNumbers, match=r"under the SFT model is -?inf"):
         check_likelihoods(None, both, sums, [-1.0, -math.inf])
 
 

@@ -112,7 +112,7 @@ def test_weights_that_break_in_the_midst_of_a_fit_end_it_at_once(make_model: Mak
         if step.step == 2:
             next(model.parameters()).data[5, 0] = math.nan
 
-    with pytest.raises(BadNumber, match="at step 3 of 5 .*the weights themselves are not finite") as caught:
+    with pytest.raises(BadNumber, match=r"at step 3 of 5 .*the weights themselves are not finite") as caught:
         fit_reward_model(
             model, toy_pairs(20), None, RewardConfig(batch_size=4), MetaConfig(), 5, PAD, spoil, guards=GuardsConfig()
         )
