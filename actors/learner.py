@@ -17,6 +17,7 @@ from actors.process import STATUS_GROUP, ProcessSetup
 from actors.ranks import Rank
 from actors.transfer import Parcels, TransferSetup, make_sender
 from policy.config import DPOConfig, PolicyConfig
+from tokens.guards import ONLY_FINITE, GuardsConfig
 from tokens.records import Pair, Rollout
 
 log = logging.getLogger(__name__)
@@ -46,13 +47,14 @@ class PolicyLearner(Rank):
         seed: int,
         transfer: TransferSetup,
         ptx: Sequence[Example] = (),
+        guards: GuardsConfig = ONLY_FINITE,
     ) -> None:
         super().__init__(setup)
         from transformers import AutoTokenizer
 
         self.transfer = transfer
         self.config, self.temperature, self.seed = config, temperature, seed
-        self.sft_dir, self.ptx = sft_dir, ptx
+        self.sft_dir, self.ptx, self.guards = sft_dir, ptx, guards
         self.saved: Path | None = None
         self.critic_base = sft_dir
         self.tokenizer = AutoTokenizer.from_pretrained(sft_dir)
@@ -156,6 +158,7 @@ class PolicyLearner(Rank):
             ranks=self.ranks,
             reference_rests=self.setup.offload,
             ptx=self.ptx,
+            guards=self.guards,
         )
         if self.saved is not None:
             ppo.load_state(load_file(self.saved / "learner.safetensors"), json.loads((self.saved / "learner.json").read_text()))
@@ -172,21 +175,30 @@ class PolicyLearner(Rank):
         with self.compute():
             return list(self.ppo.warm_up_critic(rollouts, torch.tensor(list(scores)), steps))
 
-    def update(self, rollouts: Sequence[Rollout], scores: Sequence[float]) -> dict[str, float]:
+    def update(
+        self, rollouts: Sequence[Rollout], scores: Sequence[float], sampler_bound: float | None = None
+    ) -> dict[str, float]:
         """One PPO update.
 
         Args:
             rollouts: B of them, sampled from the current weights.
             scores: B scores.
+            sampler_bound: largest difference allowed between the engines' and the learner's log-prob of a token; None = any.
 
         Returns:
             Metrics by name.
+
+        Raises:
+            BadNumber: as ``PPO.update``.
         """
         import torch
 
         with self.compute():
             metrics = self.ppo.update(
-                rollouts, torch.tensor(list(scores)), lambda done, total: self.tick(done, total, "minibatches")
+                rollouts,
+                torch.tensor(list(scores)),
+                lambda done, total: self.tick(done, total, "minibatches"),
+                sampler_bound,
             )
         return dict(metrics.as_dict())
 

@@ -154,6 +154,16 @@ REWARD = (
 )
 """The fit of a round's reward model: known when it is over."""
 
+GUARD = _of_rows(
+    "guard",
+    {
+        "left_out": "PPO steps of the round that were left out: a number was wrong before anything had changed",
+        "undone": "PPO steps of the round that were undone: a number was wrong after weights had moved",
+        "refitted": "PPO steps of the round before which engines that disagreed with the learner got the weights again",
+    },
+)
+"""Numbers that went wrong; known when one has."""
+
 DPO = _of_rows(
     "dpo",
     {
@@ -209,7 +219,7 @@ RUN = (
 )
 """The run itself."""
 
-EXPORTED = POLICY + SAMPLING + POOL + REWARD + DPO + EVALUATION + RUN
+EXPORTED = POLICY + SAMPLING + POOL + REWARD + GUARD + DPO + EVALUATION + RUN
 
 
 def exported_as(key: str) -> tuple[str, dict[str, str]]:

@@ -8,13 +8,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
-from actors.reward_trainer import RewardReport
+from actors.reward_trainer import FitSaves, RewardReport
 from actors.scorer import Scores
 from cluster.config import RunConfig
 from cluster.console import Console
 from cluster.draft import Draft, Point
 from cluster.inputs import Inputs
-from cluster.judging import Judgement, check_parity, judge, meta_rows, sample_for_judging
+from cluster.judging import Judgement, judge, meta_rows, parity_bound, sample_for_judging
 from cluster.metrics import Metrics
 from cluster.roles import Roles
 from cluster.run_directory import RunDirectory, now, versions
@@ -89,8 +89,8 @@ class Theme:
                     rewards = work.rewards(step, partial(self.score, rollouts))
                     if step == 0:
                         self.warm_up(index, rollouts, rewards)
-                    update = self.wait("policy", self.roles.learner.update(rollouts, rewards.aggregated))
-                    check_parity(self.config, update["policy/sampler_gap"], rollouts, self.version)
+                    bound = parity_bound(self.config, rollouts, self.version)
+                    update = self.wait("policy", self.roles.learner.update(rollouts, rewards.aggregated, bound))
                     self.metrics.policy(index, step, update | ages(rollouts, self.version), rewards, self.gold(rollouts))
                     self.metrics.sync(index, step, self.sync())
                     work.record(f"step {step}", [], {"version": self.version})
@@ -112,7 +112,7 @@ class Theme:
         self.stands = None
         if point.steps:
             self.console.say(f"  goes on after step {point.steps} of {self.config.policy.steps_per_round}")
-        return Stages(draft, self.wait, self.metrics, self.config.name, index)
+        return Stages(draft, self.wait, self.metrics, self.config, index)
 
     def restore(self, point: Point) -> None:
         """Put every role where a round goes on: in living processes, and in those that have taken a dead one's place."""
@@ -162,10 +162,10 @@ class Theme:
         previous = last if config.reward.start == "previous" else None
         meta = shifted if config.meta.enabled else None
 
-        def fit(place: Path) -> RewardReport:
+        def fit(place: Path, saves: FitSaves | None) -> RewardReport:
             with self.console.bar("reward model", "pairs") as bar:
                 seed = derive(config.seed, "reward", index)
-                report = self.wait("reward", self.roles.reward.fit(place, seed, previous, meta), bar)
+                report = self.wait("reward", self.roles.reward.fit(place, seed, previous, meta, saves), bar)
             self.metrics.reward(index, report)
             return report
 
@@ -177,10 +177,11 @@ class Theme:
                 self.wait("score", self.roles.scorer.load(member, work.draft / "members" / str(member)))
         return report
 
-    def fit_member(self, member: int, meta: Sequence[Rollout] | None, place: Path) -> RewardReport:
+    def fit_member(self, member: int, meta: Sequence[Rollout] | None, place: Path, saves: FitSaves | None) -> RewardReport:
         """A further member of the ensemble."""
+        seed = derive(self.config.seed, "member", member)
         with self.console.bar(f"ensemble member {member}", "pairs") as bar:
-            return self.wait("reward", self.roles.reward.fit(place, derive(self.config.seed, "member", member), None, meta), bar)
+            return self.wait("reward", self.roles.reward.fit(place, seed, None, meta, saves), bar)
 
     def score_shifted(self, work: Stages, shifted: Sequence[Rollout]) -> Scores:
         """What r_k and a reward model without MetaRM say of S_k; PPO's reward moments start from it."""
