@@ -116,6 +116,11 @@ class Ensemble:
     calibration: Sequence[Rollout] | None = None
     members: dict[int, Path] = field(default_factory=dict)
 
+    def committed(self, draft: Path, place: Path) -> None:
+        """What lay in a round's draft has another place now."""
+        inside = {member: path for member, path in self.members.items() if path.is_relative_to(draft)}
+        self.members |= {member: place / path.relative_to(draft) for member, path in inside.items()}
+
 
 class ScorerHandle:
     """The ensemble scorer.

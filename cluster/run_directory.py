@@ -34,7 +34,7 @@ from cluster.storage import storage_root
 from cluster.store_mirror import mirror_of
 from tokens.errors import UserError
 
-MAY_CHANGE = ("storage", "scratch", "resources", "rounds")
+MAY_CHANGE = ("storage", "scratch", "resources", "rounds", "faults")
 """Sections of the config that may differ when a run is continued: they change where and how long, not what."""
 WHAT_IS_PLAYED = {"baseline": "none", "best_of": None}
 """Keys of ``rounds`` that do change what is learned, with their defaults."""
