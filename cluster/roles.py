@@ -119,6 +119,11 @@ class Ensemble:
     calibration: Sequence[Rollout] | None = None
     members: dict[int, Path] = field(default_factory=dict)
 
+    def committed(self, draft: Path, place: Path) -> None:
+        """What lay in a round's draft has another place now."""
+        inside = {member: path for member, path in self.members.items() if path.is_relative_to(draft)}
+        self.members |= {member: place / path.relative_to(draft) for member, path in inside.items()}
+
 
 class ScorerHandle:
     """The ensemble scorer.
@@ -197,10 +202,17 @@ class LearnerHandle(Ranked):
         return self._all(lambda actor: actor.warm_up.remote(rollouts, scores, steps))
 
     def update(
-        self, rollouts: Sequence[Rollout], scores: Sequence[float], sampler_bound: float | None
+        self, rollouts: Sequence[Rollout], scores: Sequence[float], sampler_bound: float | None, number: int
     ) -> Pending[dict[str, float]]:
-        """One PPO update; ``sampler_bound`` is how far the engines' log-probs may lie from the learner's, None = anywhere."""
-        return self._all(lambda actor: actor.update.remote(rollouts, scores, sampler_bound))
+        """One PPO update.
+
+        Args:
+            rollouts: of the step.
+            scores: of them.
+            sampler_bound: how far the engines' log-probs may lie from the learner's; None = anywhere.
+            number: of the update, over all rounds; each is made once however often it is asked for.
+        """
+        return self._all(lambda actor: actor.update.remote(rollouts, scores, sampler_bound, number), again=True)
 
     def prefer(self, pairs: Sequence[Pair], dpo: DPOConfig, out_dir: Path, seed: int) -> Pending[list[dict[str, float]]]:
         """Train the policy by DPO, from SFT, and save it."""

@@ -16,6 +16,7 @@ from cluster.draft import Draft, Point
 from cluster.inputs import Inputs
 from cluster.judging import Judgement, judge, meta_rows, parity_bound, sample_for_judging
 from cluster.metrics import Metrics
+from cluster.recovery import Recovery
 from cluster.roles import Roles
 from cluster.run_directory import RunDirectory, now, versions
 from cluster.sampling import Sampling, ages, draw
@@ -53,6 +54,7 @@ class Theme:
         version: of the policy's weights that the engines hold.
         stands: round that the roles stand at, and where the learner's state of it lies (None: as the round finds it); None while
             they move, and where that has failed.
+        recover: makes good what is lost in something that goes on where it was left.
     """
 
     config: RunConfig
@@ -66,13 +68,14 @@ class Theme:
     sft: Judgement
     version: int
     stands: tuple[int, Path | None] | None
+    recover: Recovery
 
     choices: ClassVar[tuple[str, ...]] = CHOICES
 
     def run(self) -> None:
         """Play every round that is not committed yet."""
         for index in range(self.directory.num_committed, self.config.rounds.num_rounds):
-            self.play(index)
+            self.recover(partial(self.play, index))
 
     def play(self, index: int) -> None:
         """Play a round from where its draft stands: what is recorded there is not done again."""
@@ -83,6 +86,7 @@ class Theme:
             shifted = self.sample_shifted(index, work)
             report = self.train_reward(index, work, shifted)
             first = self.begin_policy(index, work, self.score_shifted(work, shifted))
+            number = index * self.config.policy.steps_per_round
             with finishing():
                 for step in self.steps(first):
                     rollouts = work.batch(step, partial(self.sample, index, step, self.version))
@@ -90,7 +94,8 @@ class Theme:
                     if step == 0:
                         self.warm_up(index, rollouts, rewards)
                     bound = parity_bound(self.config, rollouts, self.version)
-                    update = self.wait("policy", self.roles.learner.update(rollouts, rewards.aggregated, bound))
+                    asked = (rollouts, rewards.aggregated, bound, number + step)
+                    update = self.wait("policy", self.roles.learner.update(*asked))
                     self.metrics.policy(index, step, update | ages(rollouts, self.version), rewards, self.gold(rollouts))
                     self.metrics.sync(index, step, self.sync())
                     work.record(f"step {step}", [], {"version": self.version})
@@ -131,7 +136,7 @@ class Theme:
             Stopped: when all is saved.
         """
         every, total, stopping = self.config.rounds.checkpoint_every, self.config.policy.steps_per_round, stop_asked()
-        if stopping or (every is not None and steps % every == 0 and steps < total):
+        if stopping or self.recover.saving_is_due() or (every is not None and steps % every == 0 and steps < total):
             work.checkpoint(
                 steps,
                 self.version,
@@ -274,6 +279,7 @@ class Theme:
             "git_commit": versions()["git_commit"],
         }
         self.directory.commit_round(work.draft, entry)
+        self.roles.scorer.holds.committed(work.draft.path, self.directory.round_path(index))
         self.stands = (index + 1, None)
         self.console.show(round_table(self.directory.ledger))
         if stop_asked():

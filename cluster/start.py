@@ -67,6 +67,7 @@ def begin(
         directory.commit_start(
             draft, {"committed": True, "data_sha256": inputs.fingerprint, "seconds": seconds, "evaluation": sft.summary}
         )
+        roles.scorer.holds.committed(draft.path, directory.start_path)
     return sft, version
 
 
