@@ -25,9 +25,9 @@ MEETING: Mapping[str, tuple[str, ...]] = {"learner": ("policy",), "rollout": ("w
 """What must be there when weights go from the learner to the engines."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Process:
-    """One running actor."""
+    """The process in a place. Everybody who talks to it holds this, so another one in its place is known to all at once."""
 
     actor: Any
     identity: Identity
@@ -56,6 +56,7 @@ class Moves:
             names=(*self.names, *work.names),
             nodes=(*self.nodes, *work.nodes),
             combine=lambda answers: work.combine(answers[number:]),
+            redo=lambda who: {number + at: again for at, again in work.redo(who).items()},
         )
 
 

@@ -167,8 +167,8 @@ def play(
     from cluster.metrics import Metrics
     from cluster.notices import Notices
     from cluster.preflight import check_nodes
-    from cluster.roles import Stage
     from cluster.sampling import sampling
+    from cluster.stage import Stage
     from cluster.start import begin, refuse_other_data
     from cluster.timeline import Timeline
     from cluster.waiting import Waiter

@@ -39,6 +39,7 @@ def together(first: Pending[T], second: Pending[Any]) -> Pending[T]:
         (*first.names, *second.names),
         (*first.nodes, *second.nodes),
         lambda answers: first.combine(answers[:number]),
+        redo=lambda who: first.redo(who) | {number + at: again for at, again in second.redo(who).items()},
     )
 
 

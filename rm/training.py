@@ -3,6 +3,7 @@
 Letters: B sequences, N pairs per step (n), m prompts of S_k per step, k responses per prompt.
 """
 
+import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,8 +21,11 @@ from rm.objective import PreferenceObjective
 from rm.records import MetaFit, MetaStep, RewardFit, RewardStep, last_quarter
 from rm.shifted import ShiftedSamples, num_duplicates
 from tokens.errors import UserError
-from tokens.ranks import ALONE, Ranks, clip_gradients
+from tokens.guards import ONLY_FINITE, BadNumber, Budget, GuardsConfig
+from tokens.ranks import ALONE, Ranks, clip_gradients, weights_norm
 from tokens.records import Pair
+
+log = logging.getLogger(__name__)
 
 MEASURE_EVERY = 10
 """J at theta' and on held-out prompts takes further forward passes: on the first, every tenth and the last step they cost a few
@@ -66,6 +70,7 @@ def fit_reward_model(
     on_step: Callable[[RewardStep], None],
     ranks: Ranks = ALONE,
     watch: Watch | None = None,
+    guards: GuardsConfig = ONLY_FINITE,
 ) -> RewardFit:
     """Train ``model`` in place on D, by MetaRM where S_k is given and enabled, else by the plain preference loss.
 
@@ -91,13 +96,16 @@ def fit_reward_model(
         ranks: that share the model, which ``ranks.shard`` has cut up already. All must call this with the same arguments; each
             computes on its share of the pairs and of S_k's prompts, and returns the same.
         watch: measurements and early stopping; None = neither.
+        guards: how many steps whose loss or gradient is not finite may be left out. Such a step changes no weight, and its
+            pairs are not learned from.
 
     Returns:
-        Means over the last quarter of the steps.
+        Means over the last quarter of the steps that were taken.
 
     Raises:
         UserError: if there are no pairs, S_k is empty, ragged or has k < 2, or meta.order is 2 on several ranks.
-        FloatingPointError: if a loss, gradient or measurement is not finite; names the step. The weights are those before it.
+        BadNumber: if too many losses or gradients are not finite, or a weight or measurement; names the step. Where it is a loss
+            or a gradient, the weights are those before it.
     """
     if not pairs:
         raise UserError("no preference pairs to train the reward model on: got 0, expected at least 1. Check the data set.")
@@ -108,14 +116,18 @@ def fit_reward_model(
     fit = _Fit(model, reward, meta_config, shifted, seed, pad_id, num_steps, ranks)
     weights = _BestWeights(fit.theta, watch)
     start = shifted.measure() if shifted is not None and shifted.heldout else None
+    budget = Budget.of(guards)
     steps: list[RewardStep] = []
-    for batch in pair_batches(pairs, reward.batch_size, reward.epochs, seed):
-        steps.append(fit.step(len(steps), batch))
-        on_step(steps[-1])
-        if weights.measured(len(steps), num_steps):
+    for index, batch in enumerate(pair_batches(pairs, reward.batch_size, reward.epochs, seed)):
+        step = fit.step(index, batch, budget)
+        if step is not None:
+            steps.append(step)
+            on_step(step)
+        if weights.measured(index + 1, num_steps):
             break
     weights.restore()
     displacement = fit.deploy()
+    fit.check(steps)
     seen = [step.meta for step in last_quarter(steps) if step.meta is not None]
     if shifted is None:
         return RewardFit.of(steps, weights.best_step, None)
@@ -181,18 +193,36 @@ class _Fit:
         self.directions = torch.Generator().manual_seed(seed + DIRECTION_SEED_OFFSET)
         self.gradient: _Gradient = self._plain if shifted is None else partial(self._meta, shifted)
 
-    def step(self, index: int, batch: Sequence[Pair]) -> RewardStep:
-        """One optimizer step."""
+    def step(self, index: int, batch: Sequence[Pair], budget: Budget) -> RewardStep | None:
+        """One optimizer step; None where a number went wrong before anything was changed, and the batch was left out."""
         try:
-            loss, meta_step, duplicates = self.gradient(index, batch)
-            norm = clip_gradients(self.trained, self.reward.max_grad_norm)
-            if not math.isfinite(norm):
-                raise FloatingPointError(f"the preference loss is {loss}, its gradient's norm is {norm}")
-        except FloatingPointError as error:
-            raise FloatingPointError(
-                f"reward model, step {index + 1} of {self.num_steps}: {error}; first pair {batch[0].id!r}. "
-                "Lower reward.lr or meta.eta."
-            ) from error
+            step = self._step(index, batch, budget.count)
+        except BadNumber as bad:
+            self.optimizer.zero_grad(set_to_none=True)
+            budget.bad()
+            broken = not math.isfinite(weights_norm(self.trained))
+            why = "the weights themselves are not finite" if broken else budget.spent()
+            where = f"step {index + 1} of {self.num_steps} of a reward model's fit, first pair {batch[0].id!r}"
+            if why:
+                raise bad.found(where, undo=broken, note=f"{why}; lower reward.lr or meta.eta") from bad
+            log.warning("left out: %s", bad.found(where))
+            return None
+        budget.good()
+        return step
+
+    def check(self, steps: Sequence[RewardStep]) -> None:
+        """A fit that is over has learned something, and has finite weights."""
+        norm, where = weights_norm(self.theta), f"the end of a reward model's fit of {self.num_steps} steps"
+        if not math.isfinite(norm):
+            raise BadNumber("the norm of the weights", norm, where=where, undo=True, note="lower reward.lr or meta.eta")
+        if not steps:
+            raise BadNumber("the number of steps with a finite gradient", 0, "1 or more", where, undo=True)
+
+    def _step(self, index: int, batch: Sequence[Pair], skipped: int) -> RewardStep:
+        loss, meta_step, duplicates = self.gradient(index, batch)
+        norm = clip_gradients(self.trained, self.reward.max_grad_norm)
+        if not math.isfinite(norm):
+            raise BadNumber("the gradient norm of the preference loss", norm)
         lr = self.reward.lr * learning_rate_factor(index, self.num_steps, self.reward.warmup_ratio)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
@@ -200,7 +230,8 @@ class _Fit:
         self.optimizer.zero_grad(set_to_none=True)
         accuracy = float(self.ranks.sum(self.objective.accuracy))
         parts = dict(self.objective.parts)
-        return RewardStep(index + 1, self.num_steps, len(batch), loss, accuracy, lr, norm, parts, meta_step, duplicates)
+        whole = (index + 1, self.num_steps, len(batch), loss, accuracy, lr, norm, parts, meta_step, duplicates, skipped)
+        return RewardStep(*whole)
 
     def deploy(self) -> float | None:
         """Move theta to theta' for good, where that is what the config wants; how far."""
@@ -219,7 +250,7 @@ class _Fit:
         loss = self.objective(batch)
         value = float(self.ranks.sum(loss.detach()))
         if not math.isfinite(value):
-            raise FloatingPointError(f"the preference loss is {value}")
+            raise BadNumber("the preference loss", value)
         torch.autograd.backward(loss)
         return value, None, 0
 
@@ -259,7 +290,8 @@ class _BestWeights:
             return False
         value = self.watch.measure(step)
         if not math.isfinite(value):
-            raise FloatingPointError(f"reward model, after step {step} of {num_steps}: the validation measurement is {value}")
+            where = f"step {step} of {num_steps} of a reward model's fit"
+            raise BadNumber("the validation measurement", value, where=where, undo=True)
         if self.watch.patience is None:
             return False
         if value > self.best_value:

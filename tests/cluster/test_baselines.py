@@ -23,12 +23,12 @@ from cluster.load_config import load_config
 from cluster.metrics import Metrics
 from cluster.model_sizes import model_size
 from cluster.plan import bundles
-from cluster.roles import Stage
 from cluster.run import connected, telemetry_of, warnings
 from cluster.run_directory import RunDirectory
 from cluster.sampling import sampling
 from cluster.sft import sft, train
 from cluster.sft_directory import SFTDirectory
+from cluster.stage import Stage
 from cluster.start import begin
 from cluster.texts import sft_texts
 from cluster.waiting import Waiter
