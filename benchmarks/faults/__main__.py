@@ -25,7 +25,7 @@ from benchmarks.faults.cells import CELLS, listed
 from benchmarks.faults.play import Late
 from benchmarks.faults.record import RESULTS, Record, table
 
-PLAIN: Mapping[str, float] = {"all": 2.0}
+PLAIN: Mapping[str, int] = {"all": 2}
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Group:
         scenarios: by name; each is given the bench and the wanted cells.
     """
 
-    pools: Mapping[str, float]
+    pools: Mapping[str, int]
     scenarios: Mapping[str, Callable[[Bench, Sequence[str]], None]]
 
 

@@ -102,7 +102,7 @@ class Bench:
 
 
 @contextlib.contextmanager
-def bench(storage: Path, record: Record, pools: Mapping[str, float], variables: Mapping[str, str]) -> Iterator[Bench]:
+def bench(storage: Path, record: Record, pools: Mapping[str, int], variables: Mapping[str, str]) -> Iterator[Bench]:
     """A cluster of a head and one node for each pool.
 
     Args:

@@ -13,8 +13,8 @@ from benchmarks.faults.strikes import Strike, Struck, after, outcomes, redone, s
 
 CELLS = ("F6", "F12", "F22", "F51", "F52", "F53")
 ENGINES, TRAINERS = "engines", "trainers"
-POOLS = {ENGINES: 0.5, f"{ENGINES}/spare": 0.5, TRAINERS: 0.75, f"{TRAINERS}/spare": 0.75}
-"""Every node has a spare of its kind."""
+POOLS = {ENGINES: 1, f"{ENGINES}/spare": 1, TRAINERS: 1, f"{TRAINERS}/spare": 1}
+"""CPUs of the nodes; every one has a spare of its kind. Two engines fill one."""
 APART = (
     "--resources.rollout.labels", f"{{pool: {ENGINES}}}",
     "--resources.reward.labels", f"{{pool: {TRAINERS}}}",
@@ -90,7 +90,7 @@ def growth(bench: Bench) -> None:
     with bench.run(name, *APART, *LONG) as run:
         run.until_waited("sync", 0, 1)
         at = time.time()
-        node = bench.nodes.add(ENGINES, 0.25)
+        node = bench.nodes.add(ENGINES, 1)
 
         def event(kind: str) -> float | None:
             return next(

@@ -17,8 +17,8 @@ from benchmarks.faults.machines import node_of
 from benchmarks.faults.play import DRIVER, Run
 from benchmarks.faults.strikes import Strike, Struck, after, redone
 
-POOL, CPUS = "all", 2.0
-POOLS: Mapping[str, float] = {POOL: CPUS, f"{POOL}/spare": CPUS}
+POOL, CPUS = "all", 2
+POOLS: Mapping[str, int] = {POOL: CPUS, f"{POOL}/spare": CPUS}
 PROCESSES = ("rollout-0", "rollout-1", "scorer-0", "reward-0", "learner-0")
 PHASES = ("sample_meta", "reward", "sample", "score", "policy", "sync")
 HOWS = (("kill", 5), ("kill frozen", 3), ("lose the node", 2))

@@ -134,7 +134,7 @@ class Nodes:
         """The first node."""
         return self.nodes[0]
 
-    def add(self, pool: str, num_cpus: float = 1) -> Node:
+    def add(self, pool: str, num_cpus: int = 1) -> Node:
         """Start a node and wait until it has a raylet; Ray takes it in within the next second or two.
 
         Args:
@@ -166,9 +166,9 @@ class Nodes:
             raise RuntimeError(f"the cluster did not answer: {done.stderr[-2000:]}")
         return done.stdout
 
-    def _start(self, arguments: Sequence[str], num_cpus: float, labels: Mapping[str, str]) -> Node:
+    def _start(self, arguments: Sequence[str], num_cpus: int, labels: Mapping[str, str]) -> Node:
         words = [f"{key}={value}" for key, value in labels.items()]
-        command = [str(BIN / "ray"), "start", "--block", f"--num-cpus={num_cpus:g}", f"--object-store-memory={STORE_BYTES}"]
+        command = [str(BIN / "ray"), "start", "--block", f"--num-cpus={num_cpus}", f"--object-store-memory={STORE_BYTES}"]
         command += [f"--labels={','.join(words)}", f"--dashboard-agent-listen-port={free_port()}", *arguments]
         log = self.directory / f"node-{len(self.nodes)}.log"
         with log.open("wb") as output:
