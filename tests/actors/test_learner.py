@@ -16,6 +16,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassifi
 import actors.learner
 from actors.learner import PolicyLearner
 from actors.process import ProcessSetup
+from actors.transfer import STORED
 from policy.config import PolicyConfig
 from tokens.config import AdapterConfig
 from tokens.records import Prompt, Rollout
@@ -74,8 +75,8 @@ def test_a_resumed_learner_with_adapters_goes_on_to_the_bit(
     process = PolicyLearner.__ray_metadata__.modified_class
 
     def learner(resume: Path | None) -> Any:
-        made = process(setup, config, 0.8, sft, resume, 3, first / "reward", None)
-        made.load([])
+        made = process(setup, config, 0.8, sft, 3, STORED)
+        made.load([], resume, first / "reward")
         return made
 
     def second_round(made: Any) -> Any:

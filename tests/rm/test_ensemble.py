@@ -104,9 +104,7 @@ def test_a_bad_score_names_member_and_row(value: float) -> None:
     scores = SCORES.clone()
     scores[1, 2] = value
     for min_members in (None, 3):
-        with pytest.raises(
-            BadNumber, match=f"model 2 for sequence 1 of the batch is {value} .*2 of 3 members"
-        ):
+        with pytest.raises(BadNumber, match=f"model 2 for sequence 1 of the batch is {value} .*2 of 3 members"):
             finite_members(scores, min_members, 0.0, "mean")
 
 
