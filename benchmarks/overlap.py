@@ -97,7 +97,7 @@ class SleepingLearner:
         """Nothing is counted."""
         return Progress(0, 0, "")
 
-    def update(self, rollouts: Sequence[Rollout], scores: Sequence[float], sampler_bound: float | None) -> dict[str, float]:
+    def update(self, rollouts: Sequence[Rollout], scores: Sequence[float], number: int, bound: float | None) -> dict[str, float]:
         """No metric."""
         time.sleep(self.seconds)
         return {}
@@ -114,7 +114,7 @@ def scene(g: float, t: float) -> Iterator[tuple[RolloutPool, LearnerHandle]]:
     engine: Any = ray.remote(**options)(SleepingEngine).remote(g)
     learner: Any = ray.remote(**options)(SleepingLearner).remote(t)
     try:
-        ray.get(learner.update.remote(ray.get(engine.sample.remote([Prompt("p", "", (1,))], 1, 0, 0, (0,))), [0.0], None))
+        ray.get(learner.update.remote(ray.get(engine.sample.remote([Prompt("p", "", (1,))], 1, 0, 0, (0,))), [0.0], 0, None))
         pool = FixedPool([Process(engine, Identity("rollout-0", 0, ""))], OwnDevices())
         yield pool, LearnerHandle([Process(learner, Identity("learner-0", 0, ""))], 60.0, OwnDevices())
     finally:
@@ -132,7 +132,7 @@ def play(config: RunConfig, pool: RolloutPool, learner: LearnerHandle, logs: Pat
     for version in range(config.policy.steps_per_round):
         wait.step = version
         rollouts = sample(0, version, version)
-        wait("policy", learner.update(rollouts, [0.0] * len(rollouts), None))
+        wait("policy", learner.update(rollouts, [0.0] * len(rollouts), version, None))
         sending = learner.send(())
         wait("sync", together(sending, pool.load(sending.refs[0], version + 1, ())))
     return spans

@@ -29,6 +29,14 @@ class RoundsConfig(Section):
     among its samples. dpo: TRL's DPO on D. The last two are one round. docs/baselines.md."""
     best_of: int | None = Field(None, ge=2)
     """n of best_of_n: samples of each evaluation prompt."""
+    checkpoint_every: int | None = Field(20, ge=1)
+    """PPO steps between two checkpoints within a round; null saves at a stop and at the round's end only. What came after the
+    last one is learned again from its recorded rollouts. docs/run_directory.md."""
+    keep_checkpoints: int = Field(2, ge=1, le=100)
+    """Checkpoints of the round under way that are kept; each is a policy, a critic and both optimizers' moments. If the newest is
+    damaged, the round goes on from the one before."""
+    keep_rollouts: bool = False
+    """Keep the rollouts of every PPO step, with the scores they got, when their round is committed."""
 
     @model_validator(mode="after")
     def _baseline_is_whole(self) -> "RoundsConfig":

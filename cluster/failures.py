@@ -59,11 +59,16 @@ class RoleLost(RoleFailed):
         trace: as of ``RoleFailed``.
         how: what became of it.
         why: the same in words, without the place.
+        actor: Ray's id of it, where Ray has said so; there may be another one in its place by now.
     """
 
-    def __init__(self, words: str, who: str, trace: str, how: How, why: str) -> None:
+    def __init__(self, words: str, who: str, trace: str, how: How, why: str, actor: str | None) -> None:
         super().__init__(words, who, trace)
-        self.how, self.why = how, why
+        self.how, self.why, self.actor = how, why, actor
+
+
+class GivenUp(RoleFailed):
+    """A failure that is not made good any more; the same command continues the run."""
 
 
 class BadNumbers(RoleFailed):
@@ -114,7 +119,8 @@ class Place:
     def loss(self, how: How, what: str, error: BaseException | None = None) -> RoleLost:
         """The loss of the process; the arguments are those of ``failure``, and what became of it."""
         words, trace = self._written(what, error)
-        return RoleLost(words, self.process, trace, how, what or reason(error))
+        actor = error.actor_id if isinstance(error, RayActorError) else None
+        return RoleLost(words, self.process, trace, how, what or reason(error), actor)
 
     def bad_number(self, bad: BadNumber, error: BaseException) -> BadNumbers:
         """A number that went wrong in the process.

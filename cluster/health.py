@@ -1,6 +1,6 @@
 """How a process stands, and how often a role may fail: plain bookkeeping, without Ray.
 
-    HEALTHY -> SUSPECT -> DEAD -> RESTARTING -> STALE -> (it is given what it must hold) -> HEALTHY
+HEALTHY -> SUSPECT -> DEAD -> RESTARTING -> STALE -> (it is given what it must hold) -> HEALTHY
 """
 
 from __future__ import annotations

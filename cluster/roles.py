@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from actors.process import Identity
 from actors.ranks import Meeting
 from actors.reward_trainer import Groups, RewardReport, Study
 from actors.scorer import Scores
 from actors.transfer import Parcels
+from cluster.parts import Again
 from cluster.pool import RolloutPool
 from cluster.rota import Process, Rota
 from cluster.sync import Sync, together
-from cluster.waiting import Pending, Waiter
+from cluster.waiting import Pending, Waiter, nothing
 from policy.config import DPOConfig
 from tokens.records import Pair, Rollout
 
@@ -26,18 +26,41 @@ def only(answers: list[Any]) -> Any:
     return answers[0]
 
 
-def _ask(process: Process, method: Any, *arguments: Any) -> Pending[Any]:
-    return Pending((method.remote(*arguments),), (process.identity.name,), (process.identity.node,), only, (process.actor,))
+Submit = Callable[[Any], Any]
+"""Calls an actor; gives the reference of the answer."""
 
 
-def _ask_all(ranks: Sequence[Process], submit: Callable[[Any], Any]) -> Pending[Any]:
-    """The same call to every rank; rank 0's answer is the role's."""
+def _ask(process: Process, submit: Submit) -> Pending[Any]:
+    """A call that may be made again, of whoever is in the place then."""
+
+    def redo(who: str, parts: Collection[int]) -> dict[int, Again]:
+        return {0: Again(submit(process.actor), process.identity.name, process.identity.node, process.actor)}
+
+    identity = process.identity
+    return Pending((submit(process.actor),), (identity.name,), (identity.node,), only, (process.actor,), redo=redo)
+
+
+def _ask_all(ranks: Sequence[Process], submit: Submit, again: bool) -> Pending[Any]:
+    """The same call to every rank; rank 0's answer is the role's.
+
+    Args:
+        ranks: all of them.
+        submit: the call.
+        again: True if it may be made again, of all.
+    """
+
+    def redo(who: str, parts: Collection[int]) -> dict[int, Again]:
+        return {
+            at: Again(submit(rank.actor), rank.identity.name, rank.identity.node, rank.actor) for at, rank in enumerate(ranks)
+        }
+
     return Pending(
         tuple(submit(rank.actor) for rank in ranks),
         tuple(rank.identity.name for rank in ranks),
         tuple(rank.identity.node for rank in ranks),
         only,
         (ranks[0].actor,),
+        redo=redo if again else nothing,
     )
 
 
@@ -55,11 +78,22 @@ class Ranked:
 
     def open(self) -> Pending[Meeting]:
         """Ask rank 0 where to meet."""
-        return _ask(self.ranks[0], self.ranks[0].actor.open, self.timeout_s)
+        return _ask(self.ranks[0], lambda actor: actor.open.remote(self.timeout_s))
 
     def join(self, meeting: Meeting) -> Pending[None]:
         """Bring the ranks together."""
-        return _ask_all(self.ranks, lambda actor: actor.join.remote(meeting, self.timeout_s))
+        return _ask_all(self.ranks, lambda actor: actor.join.remote(meeting, self.timeout_s), again=False)
+
+    def regroup(self) -> list[tuple[Process, Any]]:
+        """Bring ranks together that have just been asked for, all of them.
+
+        Returns:
+            Each with the reference of an answer that comes when it is ready to work.
+        """
+        if len(self.ranks) == 1:
+            return [(rank, rank.actor.identity.remote()) for rank in self.ranks]
+        meeting = self.ranks[0].actor.open.remote(self.timeout_s)
+        return [(rank, rank.actor.join.remote(meeting, self.timeout_s)) for rank in self.ranks]
 
 
 class RewardHandle(Ranked):
@@ -68,44 +102,86 @@ class RewardHandle(Ranked):
     def fit(self, out_dir: Path, seed: int, previous: Path | None, shifted: Sequence[Rollout] | None) -> Pending[RewardReport]:
         """Train a reward model into ``out_dir``; with MetaRM where ``shifted`` (S_k) is given."""
         moves = self.rota.turn("reward")
-        return moves.before(_ask_all(self.ranks, lambda actor: actor.fit.remote(out_dir, seed, previous, shifted)))
+        return moves.before(_ask_all(self.ranks, lambda actor: actor.fit.remote(out_dir, seed, previous, shifted), again=True))
 
     def study(self, out_dir: Path | None, seed: int, shifted: Groups, meta: bool, num_featured: int) -> Pending[Study]:
         """Train a reward model and look at it closely; see ``RewardTrainer.study``."""
-        return _ask_all(self.ranks, lambda actor: actor.study.remote(out_dir, seed, shifted, meta, num_featured))
+        return _ask_all(self.ranks, lambda actor: actor.study.remote(out_dir, seed, shifted, meta, num_featured), again=True)
+
+
+@dataclass
+class Ensemble:
+    """What a scorer must hold: the samples that it is calibrated on, and its members."""
+
+    calibration: Sequence[Rollout] | None = None
+    members: dict[int, Path] = field(default_factory=dict)
 
 
 class ScorerHandle:
-    """The ensemble scorer."""
+    """The ensemble scorer.
 
-    def __init__(self, process: Process, rota: Rota) -> None:
-        self.process, self.rota = process, rota
+    Args:
+        process: of it.
+        rota: of the devices.
+        holds: what it was given; another process in its place is given the same.
+    """
+
+    def __init__(self, process: Process, rota: Rota, holds: Ensemble) -> None:
+        self.process, self.rota, self.holds = process, rota, holds
+
+    def refit(self) -> Any:
+        """Give a process that has just come all that it must hold.
+
+        Returns:
+            Reference of an answer that comes when it holds it.
+        """
+        actor, last = self.process.actor, None
+        if self.holds.calibration is not None:
+            last = actor.calibrate_on.remote(self.holds.calibration)
+        for member, model_dir in self.holds.members.items():
+            last = actor.load.remote(member, model_dir)
+        return actor.identity.remote() if last is None else last
 
     def calibrate_on(self, rollouts: Sequence[Rollout]) -> Pending[None]:
         """Hand over the SFT policy's samples, before the members are loaded."""
-        return _ask(self.process, self.process.actor.calibrate_on, rollouts)
+        self.holds.calibration = rollouts
+        return _ask(self.process, lambda actor: actor.calibrate_on.remote(rollouts))
 
     def load(self, member: int, model_dir: Path) -> Pending[None]:
         """Load or replace a member; 0 is r_k."""
+        self.holds.members[member] = model_dir
         moves = self.rota.turn("scorer")
-        return moves.before(_ask(self.process, self.process.actor.load, member, model_dir))
+        return moves.before(_ask(self.process, lambda actor: actor.load.remote(member, model_dir)))
 
     def score(self, rollouts: Sequence[Rollout]) -> Pending[Scores]:
         """Score rollouts with every member."""
         moves = self.rota.turn("scorer")
-        return moves.before(_ask(self.process, self.process.actor.score, rollouts))
+        return moves.before(_ask(self.process, lambda actor: actor.score.remote(rollouts)))
 
 
 class LearnerHandle(Ranked):
-    """The policy learner, one process or several ranks."""
+    """The policy learner, one process or several ranks.
 
-    def _all(self, submit: Callable[[Any], Any]) -> Pending[Any]:
+    What it holds is in no other place, so a call is made again only of a process that was out of reach for a while; another one
+    in its place must be given a checkpoint first.
+    """
+
+    def _all(self, submit: Submit, again: bool = False) -> Pending[Any]:
         moves = self.rota.turn("learner")
-        return moves.before(_ask_all(self.ranks, submit))
+        return moves.before(_ask_all(self.ranks, submit, again and len(self.ranks) == 1))
 
-    def load(self, engines: RolloutPool) -> Pending[None]:
-        """Load policy and SFT model, once the ranks are together, and meet the engines."""
-        return self._all(lambda actor: actor.load.remote(engines.actors))
+    def load(self, engines: RolloutPool, saved: Path | None, critic_base: Path) -> Pending[None]:
+        """Load the models, once the ranks are together, and meet the engines; see ``restore``."""
+        return self._all(lambda actor: actor.load.remote(engines.actors, saved, critic_base))
+
+    def restore(self, saved: Path | None, critic_base: Path) -> Pending[None]:
+        """Be where a save left the learner (None: where it begins), in the process that there is.
+
+        Args:
+            saved: what ``save`` wrote.
+            critic_base: with adapters, what those of a saved critic were trained on.
+        """
+        return self._all(lambda actor: actor.restore.remote(saved, critic_base))
 
     def begin_round(
         self, index: int, calibration: Sequence[float] | None, critic: Path | None, policy: Path | None, reference: Path | None
@@ -118,10 +194,17 @@ class LearnerHandle(Ranked):
         return self._all(lambda actor: actor.warm_up.remote(rollouts, scores, steps))
 
     def update(
-        self, rollouts: Sequence[Rollout], scores: Sequence[float], sampler_bound: float | None
+        self, rollouts: Sequence[Rollout], scores: Sequence[float], number: int, sampler_bound: float | None
     ) -> Pending[dict[str, float]]:
-        """One PPO update; ``sampler_bound`` is how far the engines' log-probs may lie from the learner's, None = anywhere."""
-        return self._all(lambda actor: actor.update.remote(rollouts, scores, sampler_bound))
+        """One PPO update.
+
+        Args:
+            rollouts: to learn from.
+            scores: of each.
+            number: counts updates over all rounds; each is made once however often it is asked for.
+            sampler_bound: how far the engines' log-probs may lie from the learner's; None = anywhere.
+        """
+        return self._all(lambda actor: actor.update.remote(rollouts, scores, number, sampler_bound), again=True)
 
     def prefer(self, pairs: Sequence[Pair], dpo: DPOConfig, out_dir: Path, seed: int) -> Pending[list[dict[str, float]]]:
         """Train the policy by DPO, from SFT, and save it."""
@@ -133,29 +216,38 @@ class LearnerHandle(Ranked):
         Args:
             after: references that must be there first.
         """
-        return _ask_all(self.ranks, lambda actor: actor.send.remote(*after))
+        return _ask_all(self.ranks, lambda actor: actor.send.remote(*after), again=False)
 
     def statistics(self, rollouts: Sequence[Rollout]) -> Pending[tuple[tuple[float, ...], tuple[float, ...]]]:
         """Log-probability of each response under the policy and under SFT."""
-        return self._all(lambda actor: actor.statistics.remote(rollouts))
+        return self._all(lambda actor: actor.statistics.remote(rollouts), again=True)
 
     def save(self, out_dir: Path) -> Pending[None]:
         """Save policy, critic and state."""
-        return self._all(lambda actor: actor.save.remote(out_dir))
+        return self._all(lambda actor: actor.save.remote(out_dir), again=True)
 
 
 @dataclass(frozen=True)
 class Roles:
-    """The five roles but the driver."""
+    """The five roles but the driver.
+
+    Args:
+        rollout: the engines.
+        reward: trainer of reward models.
+        scorer: the ensemble.
+        learner: of the policy.
+        processes: of all of them.
+        rota: of the devices.
+        deliver: what the engines are handed, from the learner's sending.
+    """
 
     rollout: RolloutPool
     reward: RewardHandle
     scorer: ScorerHandle
     learner: LearnerHandle
-    identities: tuple[Identity, ...]
+    processes: tuple[Process, ...]
     rota: Rota
     deliver: Callable[[Pending[Parcels]], Any]
-    """What the engines are handed, from the learner's sending."""
 
     def sync(self, wait: Waiter, version: int) -> Sync:
         """Give the engines the learner's weights, as policy ``version``."""

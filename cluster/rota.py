@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
 
 from actors.process import Identity
-from cluster.waiting import Pending
+from cluster.waiting import Pending, shifted
 
 T = TypeVar("T")
 
@@ -56,7 +56,7 @@ class Moves:
             names=(*self.names, *work.names),
             nodes=(*self.nodes, *work.nodes),
             combine=lambda answers: work.combine(answers[number:]),
-            redo=lambda who: {number + at: again for at, again in work.redo(who).items()},
+            redo=lambda who, parts: shifted(number, work.redo, who, parts),
         )
 
 

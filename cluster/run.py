@@ -175,9 +175,7 @@ def play(
     from rm.config import ORIGINAL
 
     timeline, telemetry = Timeline(directory.path), telemetry_of(config, directory, asked)
-    paused = directory.paused
-    steps_done = 0 if paused is None else paused.steps
-    metrics = Metrics(directory.path, config.policy.steps_per_round, directory.num_committed, steps_done, telemetry)
+    metrics = Metrics(directory.path, config.policy.steps_per_round, telemetry)
 
     def record(span: Span) -> None:
         timeline(span)
@@ -201,13 +199,13 @@ def play(
         with console.bar("start the five roles") as bar:
             longest = config.data.max_prompt_tokens + config.rollout.max_new_tokens
             validation = {ORIGINAL: inputs.validation} | inputs.stopping
-            critic_base = inputs.sft_dir if config.policy.critic_start == "sft" else directory.critic_reward_path
             given = (inputs.sft_dir, inputs.base_dir, inputs.pairs, validation, inputs.ptx)
-            roles = wait("start_roles", stage.start(*given, longest, directory.learner_path, critic_base), bar)
+            roles = wait("start_roles", stage.start(*given, longest), bar)
             for ranked in (roles.reward, roles.learner):
                 if len(ranked.ranks) > 1:
                     wait("start_roles", ranked.join(wait("start_roles", ranked.open())))
-            wait("start_roles", roles.learner.load(roles.rollout), bar)
+            saved = (directory.learner_path, directory.critic_base(inputs.sft_dir))
+            wait("start_roles", roles.learner.load(roles.rollout, *saved), bar)
         telemetry.serve(config.rollout.num_engines)
         roles.rollout.report_to(wait, metrics)
         wait.look = Notices(roles.identities, console.say)
@@ -215,8 +213,9 @@ def play(
         processes = {identity.name: {"pid": identity.pid, "node": identity.node} for identity in roles.identities}
         write_file(directory.path / "processes.json", json.dumps({"driver": {"pid": os.getpid()}, **processes}, indent=1))
         sft, version = begin(config, directory, inputs, roles, wait, console, metrics)
+        stands = (directory.num_committed, None if directory.point is None else directory.point.place)
         batches = sampling(config, inputs.policy_prompts, roles.rollout, wait)
-        theme_of(config)(config, directory, inputs, roles, batches, wait, console, metrics, sft, version).run()
+        theme_of(config)(config, directory, inputs, roles, batches, wait, console, metrics, sft, version, stands).run()
     except RoleFailed as failure:
         telemetry.failed(failure.who)
         raise

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -23,19 +23,31 @@ from actors.scorer import EnsembleScorer
 from actors.seats import Seat
 from actors.transfer import TransferSetup
 from cluster.config import RunConfig
+from cluster.fixed_pool import FixedPool
 from cluster.growth import UNKNOWN, RoomFor, growth
 from cluster.placement import placed, weight_transfer
 from cluster.plan import Bundle
-from cluster.pool import FixedPool, PhaseRota, RolloutPool, elastic_pool
+from cluster.pool import PhaseRota, RolloutPool, elastic_pool
 from cluster.preflight import refuse_namesake
-from cluster.roles import LearnerHandle, RewardHandle, Roles, ScorerHandle, only
+from cluster.roles import Ensemble, LearnerHandle, RewardHandle, Roles, ScorerHandle, only
 from cluster.rota import OwnDevices, Process, Rota, SharedDevice
 from cluster.signals import obey_termination
 from cluster.sync import DELIVERIES
-from cluster.waiting import POLL_S, Pending
+from cluster.waiting import POLL_S, Pending, Room
 from rm.config import RewardConfig
 from tokens.errors import UserError
 from tokens.records import Pair
+
+
+@dataclass(frozen=True)
+class _Order:
+    """What was asked for in a process's place."""
+
+    actor_class: Any
+    role: str
+    rank: int
+    bundle_of: str
+    arguments: tuple[Any, ...]
 
 
 class Stage:
@@ -54,6 +66,7 @@ class Stage:
         self.config, self.bundles, self.seats, self.logs, self.say = config, placement.bundles, placement.seats, logs, say
         self.actors: list[Any] = []
         self.closing: list[Callable[[], None]] = []
+        self.orders: dict[str, _Order] = {}
         self.growth = UNKNOWN if fixed else growth()
         self.fixed, self.group_name = fixed, f"rondo-{config.name}"
         if fixed:
@@ -112,17 +125,39 @@ class Stage:
         return {"rollout": shares.rollout, "reward": shares.reward, "scorer": shares.scorer, "learner": shares.learner}[role]
 
     def _spawn(self, actor_class: Any, role: str, rank: int, bundle_of: str, *arguments: Any) -> Any:
-        seat = self.seats[f"{bundle_of}-{rank}"]
+        order = self.orders[f"{role}-{rank}"] = _Order(actor_class, role, rank, bundle_of, arguments)
+        return self._carry_out(order, 1)
+
+    def _carry_out(self, order: _Order, incarnation: int) -> Any:
+        seat = self.seats[f"{order.bundle_of}-{order.rank}"]
         place = {
             "num_gpus": seat.num_gpus,
             "scheduling_strategy": PlacementGroupSchedulingStrategy(self.group, placement_group_bundle_index=seat.bundle),
         }
-        options, setup = self._order(role, rank, bundle_of)
-        actor = actor_class.options(**options, **place).remote(setup, *arguments)
+        options, setup = self._order(order.role, order.rank, order.bundle_of, incarnation)
+        actor = order.actor_class.options(**options, **place).remote(setup, *order.arguments)
         self.actors.append(actor)
         return actor
 
-    def _order(self, role: str, rank: int, bundle_of: str) -> tuple[dict[str, Any], ProcessSetup]:
+    def respawn(self, process: Process, incarnation: int) -> None:
+        """Ask for another process in the place of one that is dead, or is ended by this.
+
+        It is given the same bundle, which Ray moves to another node when its own is gone.
+
+        Args:
+            process: whose actor is replaced; node and process id are known when it is up.
+            incarnation: of the new one.
+        """
+        self.release(process.actor)
+        process.actor = self._carry_out(self.orders[process.identity.name], incarnation)
+        process.identity = Identity(process.identity.name, 0, "", incarnation)
+
+    def room(self, name: str) -> Room:
+        """A wait for room for one process."""
+        bundle = self.bundles[self.seats[name].bundle]
+        return RoomFor(self.say, [bundle], None, self.growth)
+
+    def _order(self, role: str, rank: int, bundle_of: str, incarnation: int = 1) -> tuple[dict[str, Any], ProcessSetup]:
         """What Ray and the process are told, wherever it runs."""
         share = self._share(bundle_of)
         setup = ProcessSetup(
@@ -136,10 +171,11 @@ class Stage:
             recompute_activations=share.recompute_activations,
             offload=share.offload,
             shares_device=self.config.resources.placement == "colocated",
+            incarnation=incarnation,
         )
         variables = engine_environment if role == "rollout" else environment
         options = {
-            "name": f"{self.config.name}/{setup.name}",
+            "name": f"{self.config.name}/{setup.name}" + (f".{incarnation}" if incarnation > 1 else ""),
             "num_cpus": share.num_cpus,
             "runtime_env": {"env_vars": variables(setup, self.config.data.allow_hub)},
         }
@@ -163,8 +199,6 @@ class Stage:
         validation: Mapping[str, Sequence[Pair]],
         ptx: Sequence[Example],
         max_model_len: int,
-        resume: Path | None,
-        critic_base: Path,
     ) -> Pending[Roles]:
         """Start the four roles' processes.
 
@@ -175,8 +209,6 @@ class Stage:
             validation: held-out pairs by the name of their set.
             ptx: texts of PPO's language-modelling loss; may be none.
             max_model_len: longest prompt + response, tokens.
-            resume: the last committed round, which the learner continues from; None = begin with SFT.
-            critic_base: what the first round's critic begins from: SFT, or its reward model, which may not be there yet.
 
         Returns:
             The roles, once every process answers.
@@ -190,8 +222,7 @@ class Stage:
         shares = config.resources
         actors += self._trainers(base_dir, pairs, validation, config.reward)
         actors.append(self._spawn(EnsembleScorer, "scorer", 0, "scorer", config.scorer, config.guards))
-        policy = (config.policy, config.rollout.temperature, sft_dir, resume, config.seed, critic_base)
-        learner = (*policy, transfer, ptx, config.guards)
+        learner = (config.policy, config.rollout.temperature, sft_dir, config.seed, transfer, ptx, config.guards)
         actors += [self._spawn(PolicyLearner, "learner", i, "learner", *learner) for i in range(shares.learner.num_ranks)]
         counts = {
             "rollout": config.rollout.num_engines,
@@ -202,15 +233,16 @@ class Stage:
         names = tuple(f"{role}-{i}" for role, count in counts.items() for i in range(count))
 
         def combine(identities: list[Identity]) -> Roles:
-            started = iter(Process(a, i) for a, i in zip(actors, identities, strict=True))
+            processes = tuple(Process(a, i) for a, i in zip(actors, identities, strict=True))
+            started = iter(processes)
             of = {role: list(islice(started, count)) for role, count in counts.items()}
             pool, rota = self._pool(of, engine)
             return Roles(
                 pool,
                 RewardHandle(of["reward"], limit_s, rota),
-                ScorerHandle(of["scorer"][0], rota),
+                ScorerHandle(of["scorer"][0], rota, Ensemble()),
                 LearnerHandle(of["learner"], limit_s, rota),
-                tuple(identities),
+                processes,
                 rota,
                 DELIVERIES[backend],
             )
