@@ -13,6 +13,7 @@ from typing import Any
 import ray
 
 from actors.learner_models import AdaptedModels, WholeModels
+from actors.once import Once
 from actors.process import STATUS_GROUP, ProcessSetup
 from actors.ranks import Rank
 from actors.transfer import Parcels, TransferSetup, make_sender
@@ -61,6 +62,7 @@ class PolicyLearner(Rank):
         self.ppo: Any = None
         self.policy: Any = None
         self.sft: Any = None
+        self.updates: Once[dict[str, float]] = Once()
 
     def load(self, engines: Sequence[Any], saved: Path | None, critic_base: Path) -> None:
         """Load the models, once the ranks are together and before anything else is asked, and meet the engines.
@@ -83,6 +85,7 @@ class PolicyLearner(Rank):
             saved: a directory that ``save`` wrote; None = the beginning, with the SFT policy.
             critic_base: with adapters, what those of a saved critic were trained on.
         """
+        self.updates.forget()
         self.ppo = self.policy = self.sft = None
         gc.collect()
         self.saved, self.critic_base = saved, critic_base
@@ -176,22 +179,26 @@ class PolicyLearner(Rank):
             return list(self.ppo.warm_up_critic(rollouts, torch.tensor(list(scores)), steps))
 
     def update(
-        self, rollouts: Sequence[Rollout], scores: Sequence[float], number: int, sampler_bound: float | None = None
+        self, rollouts: Sequence[Rollout], scores: Sequence[float], sampler_bound: float | None, number: int
     ) -> dict[str, float]:
-        """One PPO update.
+        """One PPO update; asked for twice, it is made once, and answered for twice.
 
         Args:
             rollouts: B of them, sampled from the current weights.
             scores: B scores.
-            number: of the update, counted over all rounds.
             sampler_bound: largest difference allowed between the engines' and the learner's log-prob of a token; None = any.
+            number: of the update, counted over all rounds.
 
         Returns:
             Metrics by name.
 
         Raises:
             BadNumber: as ``PPO.update``.
+            OutOfDate: if a later update is done.
         """
+        return self.updates(number, lambda: self._update(rollouts, scores, sampler_bound))
+
+    def _update(self, rollouts: Sequence[Rollout], scores: Sequence[float], sampler_bound: float | None) -> dict[str, float]:
         import torch
 
         with self.compute():

@@ -106,9 +106,8 @@ def best_weights(parameters: Mapping[str, nn.Parameter], copies: Sequence[Tensor
     for (name, parameter), own in zip(parameters.items() if copies else (), copies, strict=True):
         whole: Tensor = own
         if isinstance(parameter, DTensor):
-            stand_in = parameter.detach().clone()
-            stand_in.to_local().copy_(own)
-            whole = full(stand_in)
+            parts = (parameter.device_mesh, parameter.placements)
+            whole = full(DTensor.from_local(own.to(parameter.device), *parts, shape=parameter.shape, stride=parameter.stride()))
         if holds(parameter):
             kept[f"best/{name}"] = whole.to("cpu", copy=True).contiguous()
     return kept
