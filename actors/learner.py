@@ -13,10 +13,12 @@ from typing import Any
 import ray
 
 from actors.learner_models import AdaptedModels, WholeModels
+from actors.once import Once
 from actors.process import STATUS_GROUP, ProcessSetup
 from actors.ranks import Rank
 from actors.transfer import Parcels, TransferSetup, make_sender
 from policy.config import DPOConfig, PolicyConfig
+from tokens.guards import ONLY_FINITE, GuardsConfig
 from tokens.records import Pair, Rollout
 
 log = logging.getLogger(__name__)
@@ -46,19 +48,21 @@ class PolicyLearner(Rank):
         seed: int,
         transfer: TransferSetup,
         ptx: Sequence[Example] = (),
+        guards: GuardsConfig = ONLY_FINITE,
     ) -> None:
         super().__init__(setup)
         from transformers import AutoTokenizer
 
         self.transfer = transfer
         self.config, self.temperature, self.seed = config, temperature, seed
-        self.sft_dir, self.ptx = sft_dir, ptx
+        self.sft_dir, self.ptx, self.guards = sft_dir, ptx, guards
         self.saved: Path | None = None
         self.critic_base = sft_dir
         self.tokenizer = AutoTokenizer.from_pretrained(sft_dir)
         self.ppo: Any = None
         self.policy: Any = None
         self.sft: Any = None
+        self.updates: Once[dict[str, float]] = Once()
 
     def load(self, engines: Sequence[Any], saved: Path | None, critic_base: Path) -> None:
         """Load the models, once the ranks are together and before anything else is asked, and meet the engines.
@@ -81,6 +85,7 @@ class PolicyLearner(Rank):
             saved: a directory that ``save`` wrote; None = the beginning, with the SFT policy.
             critic_base: with adapters, what those of a saved critic were trained on.
         """
+        self.updates.forget()
         self.ppo = self.policy = self.sft = None
         gc.collect()
         self.saved, self.critic_base = saved, critic_base
@@ -156,6 +161,7 @@ class PolicyLearner(Rank):
             ranks=self.ranks,
             reference_rests=self.setup.offload,
             ptx=self.ptx,
+            guards=self.guards,
         )
         if self.saved is not None:
             ppo.load_state(load_file(self.saved / "learner.safetensors"), json.loads((self.saved / "learner.json").read_text()))
@@ -172,21 +178,35 @@ class PolicyLearner(Rank):
         with self.compute():
             return list(self.ppo.warm_up_critic(rollouts, torch.tensor(list(scores)), steps))
 
-    def update(self, rollouts: Sequence[Rollout], scores: Sequence[float]) -> dict[str, float]:
-        """One PPO update.
+    def update(
+        self, rollouts: Sequence[Rollout], scores: Sequence[float], sampler_bound: float | None, number: int
+    ) -> dict[str, float]:
+        """One PPO update; asked for twice, it is made once, and answered for twice.
 
         Args:
             rollouts: B of them, sampled from the current weights.
             scores: B scores.
+            sampler_bound: largest difference allowed between the engines' and the learner's log-prob of a token; None = any.
+            number: of the update, counted over all rounds.
 
         Returns:
             Metrics by name.
+
+        Raises:
+            BadNumber: as ``PPO.update``.
+            OutOfDate: if a later update is done.
         """
+        return self.updates(number, lambda: self._update(rollouts, scores, sampler_bound))
+
+    def _update(self, rollouts: Sequence[Rollout], scores: Sequence[float], sampler_bound: float | None) -> dict[str, float]:
         import torch
 
         with self.compute():
             metrics = self.ppo.update(
-                rollouts, torch.tensor(list(scores)), lambda done, total: self.tick(done, total, "minibatches")
+                rollouts,
+                torch.tensor(list(scores)),
+                lambda done, total: self.tick(done, total, "minibatches"),
+                sampler_bound,
             )
         return dict(metrics.as_dict())
 

@@ -6,6 +6,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from actors.config import ResourcesConfig, RolloutConfig
+from cluster.health import FaultsConfig
 from cluster.store_uri import check_storage_name
 from evaluation.config import EvaluationConfig
 from policy.config import DPOConfig, PolicyConfig, SFTConfig
@@ -13,6 +14,7 @@ from preferences.config import DataConfig
 from rm.config import MetaConfig, RewardConfig, ScorerConfig, StrengthConfig
 from sandbox.config import WorldConfig
 from tokens.errors import UserError
+from tokens.guards import GuardsConfig
 from tokens.paths import PathText
 from tokens.section import Section
 
@@ -34,6 +36,9 @@ class RoundsConfig(Section):
     keep_checkpoints: int = Field(2, ge=1, le=100)
     """Checkpoints of the round under way that are kept; each is a policy, a critic and both optimizers' moments. If the newest is
     damaged, the round goes on from the one before."""
+    save_fit_every: int | None = Field(100, ge=1)
+    """Optimizer steps of a reward model's fit between two saves of how far it has come; null = a fit that is cut short begins
+    again."""
     keep_rollouts: bool = False
     """Keep the rollouts of every PPO step, with the scores they got, when their round is committed."""
 
@@ -87,7 +92,9 @@ class RunConfig(Section):
     policy: PolicyConfig = PolicyConfig()
     dpo: DPOConfig = DPOConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    guards: GuardsConfig = GuardsConfig()
     resources: ResourcesConfig = ResourcesConfig()
+    faults: FaultsConfig = FaultsConfig()
 
     @field_validator("name")
     @classmethod

@@ -241,7 +241,8 @@ class Draft:
                 folder.rmdir()
 
 
-FIT = ".*.fit"
+FIT_SUFFIX = ".fit"
+FIT = f".*{FIT_SUFFIX}"
 """Directories in which the reward trainer keeps how far a fit has come."""
 
 

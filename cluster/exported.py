@@ -107,6 +107,18 @@ POOL = _of_rows(
 )
 """The rollout pool; all but the first with rollout.max_engines."""
 
+FAULTS = _of_rows(
+    "faults",
+    {
+        "losses": "processes that were lost since the driver started",
+        "detection_seconds": "from the last sign of life of the process that was lost last to when its loss was noticed",
+        "recovery_seconds": "from then until another one in its place held all that it must",
+        "start_seconds": "of these, until its process was up",
+        "stale_replies": "answers that came too late, of calls that were given up, and were refused",
+    },
+)
+"""What is lost and made good."""
+
 REWARD = (
     _of_rows(
         "reward",
@@ -153,6 +165,16 @@ REWARD = (
     )
 )
 """The fit of a round's reward model: known when it is over."""
+
+GUARD = _of_rows(
+    "guard",
+    {
+        "left_out": "PPO steps of the round that were left out: a number was wrong before anything had changed",
+        "undone": "PPO steps of the round that were undone: a number was wrong after weights had moved",
+        "refitted": "PPO steps of the round before which engines that disagreed with the learner got the weights again",
+    },
+)
+"""Numbers that went wrong; known when one has."""
 
 DPO = _of_rows(
     "dpo",
@@ -209,7 +231,7 @@ RUN = (
 )
 """The run itself."""
 
-EXPORTED = POLICY + SAMPLING + POOL + REWARD + DPO + EVALUATION + RUN
+EXPORTED = POLICY + SAMPLING + POOL + FAULTS + REWARD + GUARD + DPO + EVALUATION + RUN
 
 
 def exported_as(key: str) -> tuple[str, dict[str, str]]:

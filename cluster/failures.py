@@ -17,6 +17,8 @@ from ray.exceptions import (
     TaskUnschedulableError,
 )
 
+from tokens.guards import BadNumber
+
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 REFUSED = (RuntimeEnvSetupError, ActorUnschedulableError, TaskUnschedulableError)
 """What Ray cannot do however often it is asked."""
@@ -69,6 +71,21 @@ class GivenUp(RoleFailed):
     """A failure that is not made good any more; the same command continues the run."""
 
 
+class BadNumbers(RoleFailed):
+    """A number went wrong in a role, which found it by itself and lives.
+
+    Args:
+        words: as of ``RoleFailed``.
+        bad: the number, and whether weights have to be put back.
+        who: the process; the driver where it found the number itself.
+        trace: as of ``RoleFailed``.
+    """
+
+    def __init__(self, words: str, bad: BadNumber, who: str = "driver", trace: str = "") -> None:
+        super().__init__(words, who, trace)
+        self.bad = bad
+
+
 @dataclass(frozen=True)
 class Place:
     """Where something failed.
@@ -104,6 +121,16 @@ class Place:
         words, trace = self._written(what, error)
         actor = error.actor_id if isinstance(error, RayActorError) else None
         return RoleLost(words, self.process, trace, how, what or reason(error), actor)
+
+    def bad_number(self, bad: BadNumber, error: BaseException) -> BadNumbers:
+        """A number that went wrong in the process.
+
+        Args:
+            bad: the number.
+            error: what Ray raised.
+        """
+        words, trace = self._written(str(bad), error)
+        return BadNumbers(words, bad, self.process, trace)
 
     def _written(self, what: str, error: BaseException | None) -> tuple[str, str]:
         words, trace = self.words(what or reason(error), error), trace_of(error)

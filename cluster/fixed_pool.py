@@ -47,6 +47,15 @@ class FixedPool:
         staying = [engine for engine in there if engine.identity.name not in self.leaving]
         return staying or there or list(self.engines)
 
+    def leave(self, name: str) -> None:
+        """An engine does not serve until it is there again."""
+        self.absent.add(name)
+
+    def come(self, name: str) -> None:
+        """An engine serves again."""
+        self.absent.discard(name)
+        self.leaving.discard(name)
+
     def refit(self, engine: Process) -> tuple[Any, int | None]:
         """Give an engine that has just come the weights of now.
 

@@ -166,6 +166,25 @@ class Metrics:
         place = {"round": -1 if index is None else index, "step": -1 if step is None else step}
         self.file.write(json.dumps({"time": round(time.time(), 3), **place, "phase": "pool", **values}) + "\n")
 
+    def fault(
+        self, index: int | None, step: int | None, process: str, words: Mapping[str, str], values: Mapping[str, float]
+    ) -> None:
+        """Something happened to a process; -1 where there is no round or step.
+
+        Args:
+            index: of the round.
+            step: of it.
+            process: its name.
+            words: what happened, by key.
+            values: numbers, by name.
+        """
+        self.telemetry.row(-1, values)
+        if words["event"] in ("lost", "raised"):
+            self.telemetry.failed(process)
+        place = {"round": -1 if index is None else index, "step": -1 if step is None else step, "phase": "faults"}
+        rounded = {name: round(value, 3) for name, value in values.items()}
+        self.file.write(json.dumps({"time": round(time.time(), 3), **place, "process": process, **words, **rounded}) + "\n")
+
     def reward(self, index: int, report: RewardReport) -> None:
         """The steps of a reward model's fit."""
         for step, values in enumerate(report.steps):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from cluster.durable import write_file
 
-EVENTS = ("pool",)
+EVENTS = ("pool", "faults")
 """Phases whose rows tell what happened: that is not undone when a round goes back."""
 
 

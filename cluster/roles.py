@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from actors.ranks import Meeting
-from actors.reward_trainer import Groups, RewardReport, Study
+from actors.reward_trainer import FitSaves, Groups, RewardReport, Study
 from actors.scorer import Scores
 from actors.transfer import Parcels
 from cluster.parts import Again
@@ -99,10 +99,13 @@ class Ranked:
 class RewardHandle(Ranked):
     """The reward trainer, one process or several ranks."""
 
-    def fit(self, out_dir: Path, seed: int, previous: Path | None, shifted: Sequence[Rollout] | None) -> Pending[RewardReport]:
-        """Train a reward model into ``out_dir``; with MetaRM where ``shifted`` (S_k) is given."""
+    def fit(
+        self, out_dir: Path, seed: int, previous: Path | None, shifted: Sequence[Rollout] | None, saves: FitSaves | None
+    ) -> Pending[RewardReport]:
+        """Train a reward model into ``out_dir``; with MetaRM where ``shifted`` (S_k) is given. A fit that was saved goes on."""
         moves = self.rota.turn("reward")
-        return moves.before(_ask_all(self.ranks, lambda actor: actor.fit.remote(out_dir, seed, previous, shifted), again=True))
+        asked = (out_dir, seed, previous, shifted, saves)
+        return moves.before(_ask_all(self.ranks, lambda actor: actor.fit.remote(*asked), again=True))
 
     def study(self, out_dir: Path | None, seed: int, shifted: Groups, meta: bool, num_featured: int) -> Pending[Study]:
         """Train a reward model and look at it closely; see ``RewardTrainer.study``."""
@@ -115,6 +118,11 @@ class Ensemble:
 
     calibration: Sequence[Rollout] | None = None
     members: dict[int, Path] = field(default_factory=dict)
+
+    def committed(self, draft: Path, place: Path) -> None:
+        """What lay in a round's draft has another place now."""
+        inside = {member: path for member, path in self.members.items() if path.is_relative_to(draft)}
+        self.members |= {member: place / path.relative_to(draft) for member, path in inside.items()}
 
 
 class ScorerHandle:
@@ -193,9 +201,18 @@ class LearnerHandle(Ranked):
         """Update the critic alone."""
         return self._all(lambda actor: actor.warm_up.remote(rollouts, scores, steps))
 
-    def update(self, rollouts: Sequence[Rollout], scores: Sequence[float], number: int) -> Pending[dict[str, float]]:
-        """One PPO update; ``number`` counts them over all rounds, and each is made once however often it is asked for."""
-        return self._all(lambda actor: actor.update.remote(rollouts, scores, number), again=True)
+    def update(
+        self, rollouts: Sequence[Rollout], scores: Sequence[float], sampler_bound: float | None, number: int
+    ) -> Pending[dict[str, float]]:
+        """One PPO update.
+
+        Args:
+            rollouts: of the step.
+            scores: of them.
+            sampler_bound: how far the engines' log-probs may lie from the learner's; None = anywhere.
+            number: of the update, over all rounds; each is made once however often it is asked for.
+        """
+        return self._all(lambda actor: actor.update.remote(rollouts, scores, sampler_bound, number), again=True)
 
     def prefer(self, pairs: Sequence[Pair], dpo: DPOConfig, out_dir: Path, seed: int) -> Pending[list[dict[str, float]]]:
         """Train the policy by DPO, from SFT, and save it."""

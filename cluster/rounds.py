@@ -8,14 +8,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
-from actors.reward_trainer import RewardReport
+from actors.reward_trainer import FitSaves, RewardReport
 from actors.scorer import Scores
 from cluster.config import RunConfig
 from cluster.console import Console
 from cluster.draft import Draft, Point
 from cluster.inputs import Inputs
-from cluster.judging import Judgement, check_parity, judge, meta_rows, sample_for_judging
+from cluster.judging import Judgement, judge, meta_rows, parity_bound, sample_for_judging
 from cluster.metrics import Metrics
+from cluster.recovery import Recovery
 from cluster.roles import Roles
 from cluster.run_directory import RunDirectory, now, versions
 from cluster.sampling import Sampling, ages, draw
@@ -53,6 +54,7 @@ class Theme:
         version: of the policy's weights that the engines hold.
         stands: round that the roles stand at, and where the learner's state of it lies (None: as the round finds it); None while
             they move, and where that has failed.
+        recover: makes good what is lost in something that goes on where it was left.
     """
 
     config: RunConfig
@@ -66,13 +68,14 @@ class Theme:
     sft: Judgement
     version: int
     stands: tuple[int, Path | None] | None
+    recover: Recovery
 
     choices: ClassVar[tuple[str, ...]] = CHOICES
 
     def run(self) -> None:
         """Play every round that is not committed yet."""
         for index in range(self.directory.num_committed, self.config.rounds.num_rounds):
-            self.play(index)
+            self.recover(partial(self.play, index))
 
     def play(self, index: int) -> None:
         """Play a round from where its draft stands: what is recorded there is not done again."""
@@ -83,14 +86,16 @@ class Theme:
             shifted = self.sample_shifted(index, work)
             report = self.train_reward(index, work, shifted)
             first = self.begin_policy(index, work, self.score_shifted(work, shifted))
+            number = index * self.config.policy.steps_per_round
             with finishing():
                 for step in self.steps(first):
                     rollouts = work.batch(step, partial(self.sample, index, step, self.version))
                     rewards = work.rewards(step, partial(self.score, rollouts))
                     if step == 0:
                         self.warm_up(index, rollouts, rewards)
-                    update = self.wait("policy", self.roles.learner.update(rollouts, rewards.aggregated))
-                    check_parity(self.config, update["policy/sampler_gap"], rollouts, self.version)
+                    bound = parity_bound(self.config, rollouts, self.version)
+                    asked = (rollouts, rewards.aggregated, bound, number + step)
+                    update = self.wait("policy", self.roles.learner.update(*asked))
                     self.metrics.policy(index, step, update | ages(rollouts, self.version), rewards, self.gold(rollouts))
                     self.metrics.sync(index, step, self.sync())
                     work.record(f"step {step}", [], {"version": self.version})
@@ -112,7 +117,7 @@ class Theme:
         self.stands = None
         if point.steps:
             self.console.say(f"  goes on after step {point.steps} of {self.config.policy.steps_per_round}")
-        return Stages(draft, self.wait, self.metrics, self.config.name, index)
+        return Stages(draft, self.wait, self.metrics, self.config, index)
 
     def restore(self, point: Point) -> None:
         """Put every role where a round goes on: in living processes, and in those that have taken a dead one's place."""
@@ -131,7 +136,7 @@ class Theme:
             Stopped: when all is saved.
         """
         every, total, stopping = self.config.rounds.checkpoint_every, self.config.policy.steps_per_round, stop_asked()
-        if stopping or (every is not None and steps % every == 0 and steps < total):
+        if stopping or self.recover.saving_is_due() or (every is not None and steps % every == 0 and steps < total):
             work.checkpoint(
                 steps,
                 self.version,
@@ -162,10 +167,10 @@ class Theme:
         previous = last if config.reward.start == "previous" else None
         meta = shifted if config.meta.enabled else None
 
-        def fit(place: Path) -> RewardReport:
+        def fit(place: Path, saves: FitSaves | None) -> RewardReport:
             with self.console.bar("reward model", "pairs") as bar:
                 seed = derive(config.seed, "reward", index)
-                report = self.wait("reward", self.roles.reward.fit(place, seed, previous, meta), bar)
+                report = self.wait("reward", self.roles.reward.fit(place, seed, previous, meta, saves), bar)
             self.metrics.reward(index, report)
             return report
 
@@ -177,10 +182,11 @@ class Theme:
                 self.wait("score", self.roles.scorer.load(member, work.draft / "members" / str(member)))
         return report
 
-    def fit_member(self, member: int, meta: Sequence[Rollout] | None, place: Path) -> RewardReport:
+    def fit_member(self, member: int, meta: Sequence[Rollout] | None, place: Path, saves: FitSaves | None) -> RewardReport:
         """A further member of the ensemble."""
+        seed = derive(self.config.seed, "member", member)
         with self.console.bar(f"ensemble member {member}", "pairs") as bar:
-            return self.wait("reward", self.roles.reward.fit(place, derive(self.config.seed, "member", member), None, meta), bar)
+            return self.wait("reward", self.roles.reward.fit(place, seed, None, meta, saves), bar)
 
     def score_shifted(self, work: Stages, shifted: Sequence[Rollout]) -> Scores:
         """What r_k and a reward model without MetaRM say of S_k; PPO's reward moments start from it."""
@@ -273,6 +279,7 @@ class Theme:
             "git_commit": versions()["git_commit"],
         }
         self.directory.commit_round(work.draft, entry)
+        self.roles.scorer.holds.committed(work.draft.path, self.directory.round_path(index))
         self.stands = (index + 1, None)
         self.console.show(round_table(self.directory.ledger))
         if stop_asked():

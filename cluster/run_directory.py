@@ -34,8 +34,9 @@ from cluster.storage import storage_root
 from cluster.store_mirror import mirror_of
 from tokens.errors import UserError
 
-MAY_CHANGE = ("storage", "scratch", "resources", "rounds")
-"""Sections of the config that may differ when a run is continued: they change where and how long, not what."""
+MAY_CHANGE = ("storage", "scratch", "resources", "rounds", "guards", "faults")
+"""Sections of the config that may differ when a run is continued: they change where, how long and what is put up with on the way,
+not what is learned."""
 WHAT_IS_PLAYED = {"baseline": "none", "best_of": None}
 """Keys of ``rounds`` that do change what is learned, with their defaults."""
 

@@ -221,8 +221,8 @@ class Stage:
         actors = [self._spawn(RolloutEngine, "rollout", i, "rollout", *engine) for i in range(config.rollout.num_engines)]
         shares = config.resources
         actors += self._trainers(base_dir, pairs, validation, config.reward)
-        actors.append(self._spawn(EnsembleScorer, "scorer", 0, "scorer", config.scorer))
-        learner = (config.policy, config.rollout.temperature, sft_dir, config.seed, transfer, ptx)
+        actors.append(self._spawn(EnsembleScorer, "scorer", 0, "scorer", config.scorer, config.guards))
+        learner = (config.policy, config.rollout.temperature, sft_dir, config.seed, transfer, ptx, config.guards)
         actors += [self._spawn(PolicyLearner, "learner", i, "learner", *learner) for i in range(shares.learner.num_ranks)]
         counts = {
             "rollout": config.rollout.num_engines,
@@ -282,7 +282,7 @@ class Stage:
     def _trainers(
         self, base_dir: Path, pairs: Sequence[Pair], validation: Mapping[str, Sequence[Pair]], reward: RewardConfig
     ) -> list[Any]:
-        arguments = (pairs, validation, reward, self.config.meta, base_dir)
+        arguments = (pairs, validation, reward, self.config.meta, base_dir, self.config.guards)
         return [
             self._spawn(RewardTrainer, "reward", i, "reward", *arguments) for i in range(self.config.resources.reward.num_ranks)
         ]

@@ -7,9 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from actors.reward_trainer import RewardReport
+from actors.reward_trainer import FitSaves, RewardReport
 from actors.scorer import Scores
-from cluster.draft import TRAINED, Draft
+from cluster.config import RunConfig
+from cluster.draft import FIT_SUFFIX, TRAINED, Draft, remove
 from cluster.metrics import Metrics
 from cluster.recorded import read_rollouts, read_scores, sample_ids, write_rollouts, write_scores
 from cluster.waiting import Waiter
@@ -24,12 +25,12 @@ class Stages:
         draft: that they are recorded in.
         wait: knows the seconds so far.
         metrics: knows how long its record is.
-        run: its name.
+        config: of the run.
         index: of the round; -1 for ``start/``.
     """
 
-    def __init__(self, draft: Draft, wait: Waiter, metrics: Metrics, run: str, index: int) -> None:
-        self.draft, self.wait, self.metrics, self.run, self.index = draft, wait, metrics, run, index
+    def __init__(self, draft: Draft, wait: Waiter, metrics: Metrics, config: RunConfig, index: int) -> None:
+        self.draft, self.wait, self.metrics, self.config, self.index = draft, wait, metrics, config, index
 
     def record(self, key: str, outputs: Sequence[str], facts: Mapping[str, Any]) -> None:
         """A stage is done; its outputs lie at their ``partial`` places."""
@@ -46,7 +47,7 @@ class Stages:
         """
         if self.draft.done(key) is None:
             rollouts = sample()
-            ids = sample_ids(self.run, f"{self.index}/{key}", rollouts)
+            ids = sample_ids(self.config.name, f"{self.index}/{key}", rollouts)
             write_rollouts(self.draft.partial(name), rollouts, ids)
             seconds = {} if step is None else {"sample_seconds": self.metrics.seconds_of(self.index, step)}
             self.record(key, [name], {"samples": ids, **seconds})
@@ -102,13 +103,13 @@ class Stages:
         mark = self.metrics.mark()
         self.draft.checkpoint(steps, version, save, keep, mark, dict(self.wait.seconds))
 
-    def fit(self, key: str, name: str, fit: Callable[[Path], RewardReport]) -> RewardReport:
-        """A reward model, fitted once.
+    def fit(self, key: str, name: str, fit: Callable[[Path, FitSaves | None], RewardReport]) -> RewardReport:
+        """A reward model, fitted once; a fit that a failure ended goes on from where it was saved.
 
         Args:
             key: of the stage.
             name: of the directory in the draft.
-            fit: fits it into a directory.
+            fit: fits it into a directory, saving how far it has come in another.
 
         Returns:
             The report; without its steps and measurements where they have been written down already.
@@ -116,8 +117,11 @@ class Stages:
         done = self.draft.done(key)
         if done is not None:
             return RewardReport(dict(done.facts["summary"]), (), (), done.facts["validation_accuracy"])
-        report = fit(self.draft.partial(name))
+        place, every = self.draft.partial(name), self.config.rounds.save_fit_every
+        states = place.with_suffix(FIT_SUFFIX)
+        report = fit(place, None if every is None else FitSaves(states, every))
         self.record(key, [name], {"summary": report.summary, "validation_accuracy": report.validation_accuracy})
+        remove(states)
         return report
 
     def trained(self, steps: int, version: int, save: Callable[[Path], None]) -> None:

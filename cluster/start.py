@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from actors.reward_trainer import RewardReport
+from actors.reward_trainer import FitSaves, RewardReport
 from cluster.config import RunConfig
 from cluster.console import Console
 from cluster.inputs import Inputs
@@ -48,7 +48,7 @@ def begin(
         draft.begin(version, metrics.mark())
         for phase, seconds_before in draft.go_back().seconds.items():
             wait.seconds[phase] += seconds_before
-        work = Stages(draft, wait, metrics, config.name, -1)
+        work = Stages(draft, wait, metrics, config, -1)
         for member in range(1, config.scorer.num_members) if config.scorer.num_members > 1 else range(1):
             work.fit(f"member {member}", f"members/{member}", partial(fit_vanilla, config, roles, wait, console, member))
         with console.bar("judge the SFT policy", "samples") as bar:
@@ -67,13 +67,16 @@ def begin(
         directory.commit_start(
             draft, {"committed": True, "data_sha256": inputs.fingerprint, "seconds": seconds, "evaluation": sft.summary}
         )
+        roles.scorer.holds.committed(draft.path, directory.start_path)
     return sft, version
 
 
-def fit_vanilla(config: RunConfig, roles: Roles, wait: Waiter, console: Console, member: int, place: Path) -> RewardReport:
+def fit_vanilla(
+    config: RunConfig, roles: Roles, wait: Waiter, console: Console, member: int, place: Path, saves: FitSaves | None
+) -> RewardReport:
     """Fit a member of the ensemble on D alone, into a directory."""
     with console.bar(f"vanilla reward model {member}", "pairs") as bar:
-        return wait("reward", roles.reward.fit(place, derive(config.seed, "member", member), None, None), bar)
+        return wait("reward", roles.reward.fit(place, derive(config.seed, "member", member), None, None, saves), bar)
 
 
 def refuse_other_data(directory: RunDirectory, inputs: Inputs) -> None:

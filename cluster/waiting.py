@@ -21,6 +21,7 @@ from cluster.parts import Again, Fence, Part, moved, parts_of
 from cluster.signals import obey_termination
 from evaluation.timeline import DRIVER, Span
 from tokens.errors import UserError
+from tokens.guards import BadNumber
 
 T = TypeVar("T")
 POLL_S = 0.5
@@ -348,6 +349,8 @@ class Waiter:
                 raise UserError(str(cause)) from error
             if no_space(cause):
                 raise OSError(errno.ENOSPC, str(cause)) from error
+            if isinstance(cause, BadNumber):  # all ranks of a role find it together, and none of them waits for another
+                raise self._place(part).bad_number(cause, error) from error
             self._blame_the_dead(ref, part, lost_with(cause))
             raise self._place(part).failure("", error) from error
         except OutOfDiskError as error:

@@ -3,11 +3,14 @@
 Letters: B sequences, N pairs per step (n), m prompts of S_k per step, k responses per prompt.
 """
 
+from __future__ import annotations
+
 import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 
 import torch
 from torch import Tensor, nn
@@ -19,11 +22,13 @@ from rm.metarm import ascend_in_place, joint_gradient, metarm_gradient
 from rm.model import RewardModel
 from rm.objective import PreferenceObjective
 from rm.records import MetaFit, MetaStep, RewardFit, RewardStep, last_quarter
+from rm.resume import Saves, best_weights, numbers_of, own_parts, put_back, step_from, weights_and_moments
 from rm.shifted import ShiftedSamples, num_duplicates
 from tokens.errors import UserError
 from tokens.guards import ONLY_FINITE, BadNumber, Budget, GuardsConfig
 from tokens.ranks import ALONE, Ranks, clip_gradients, weights_norm
 from tokens.records import Pair
+from tokens.saved_state import SavedState
 
 log = logging.getLogger(__name__)
 
@@ -71,6 +76,7 @@ def fit_reward_model(
     ranks: Ranks = ALONE,
     watch: Watch | None = None,
     guards: GuardsConfig = ONLY_FINITE,
+    saves: Saves | None = None,
 ) -> RewardFit:
     """Train ``model`` in place on D, by MetaRM where S_k is given and enabled, else by the plain preference loss.
 
@@ -98,6 +104,8 @@ def fit_reward_model(
         watch: measurements and early stopping; None = neither.
         guards: how many steps whose loss or gradient is not finite may be left out. Such a step changes no weight, and its
             pairs are not learned from.
+        saves: saving how far the fit has come, and going on from there to the same bits: ``model`` is then as it was at the
+            beginning, and ``on_step`` is called again for the steps that are done. None = neither.
 
     Returns:
         Means over the last quarter of the steps that were taken.
@@ -117,14 +125,18 @@ def fit_reward_model(
     weights = _BestWeights(fit.theta, watch)
     start = shifted.measure() if shifted is not None and shifted.heldout else None
     budget = Budget.of(guards)
-    steps: list[RewardStep] = []
-    for index, batch in enumerate(pair_batches(pairs, reward.batch_size, reward.epochs, seed)):
-        step = fit.step(index, batch, budget)
-        if step is not None:
-            steps.append(step)
-            on_step(step)
+    done, steps = (0, []) if saves is None or saves.begin is None else fit.resume(saves.begin, weights, budget)
+    for step in steps:
+        on_step(step)
+    for index, batch in islice(enumerate(pair_batches(pairs, reward.batch_size, reward.epochs, seed)), done, None):
+        found = fit.step(index, batch, budget)
+        if found is not None:
+            steps.append(found)
+            on_step(found)
         if weights.measured(index + 1, num_steps):
             break
+        if saves is not None and (index + 1) % saves.every == 0 and index + 1 < num_steps:
+            saves.write(index + 1, fit.state(index + 1, steps, weights, budget))
     weights.restore()
     displacement = fit.deploy()
     fit.check(steps)
@@ -184,8 +196,10 @@ class _Fit:
             )
         self.reward, self.meta, self.shifted, self.num_steps, self.ranks = reward, meta, shifted, num_steps, ranks
         self.objective = PreferenceObjective(model, reward, pad_id, ranks, seed)
-        self.theta = [p for p in model.parameters() if p.requires_grad]
-        self.trained = [*self.theta, *self.objective.parameters()]
+        self.named = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self.theta = list(self.named.values())
+        self.own = {f"objective/{i}": p for i, p in enumerate(self.objective.parameters())}
+        self.trained = [*self.theta, *self.own.values()]
         self.optimizer = torch.optim.AdamW(
             self.trained, lr=reward.lr, betas=(reward.beta1, reward.beta2), eps=reward.eps, weight_decay=reward.weight_decay
         )
@@ -232,6 +246,57 @@ class _Fit:
         parts = dict(self.objective.parts)
         whole = (index + 1, self.num_steps, len(batch), loss, accuracy, lr, norm, parts, meta_step, duplicates, skipped)
         return RewardStep(*whole)
+
+    def state(self, done: int, steps: Sequence[RewardStep], weights: _BestWeights, budget: Budget) -> SavedState:
+        """All that moves in a fit; the order of the data follows from the seed and the number of steps behind it.
+
+        Args:
+            done: steps behind the fit, those that were left out included.
+            steps: that were taken.
+            weights: of the best measurement.
+            budget: of bad numbers.
+        """
+        tensors = weights_and_moments(self.named | self.own, self.optimizer) | best_weights(self.named, weights.copy)
+        tensors |= {f"generator/{name}": generator.get_state() for name, generator in self._generators().items()}
+        values = {
+            "done": done,
+            "since_best": weights.since_best,
+            "best_step": weights.best_step,
+            "budget": [budget.row, budget.count],
+            "collapsed": self.objective.steps_collapsed,
+        }
+        return SavedState(tensors if self.ranks.rank == 0 else {}, values | numbers_of(steps, weights.best_value))
+
+    def resume(self, saved: SavedState, weights: _BestWeights, budget: Budget) -> tuple[int, list[RewardStep]]:
+        """Be where a state says; the model and all else must be as they were at the beginning of the fit.
+
+        Args:
+            saved: what ``state`` gave.
+            weights: of the best measurement.
+            budget: of bad numbers.
+
+        Returns:
+            Steps behind the fit, and those that were taken.
+        """
+        tensors, values = saved.tensors, saved.values
+        put_back(self.named | self.own, self.optimizer, tensors)
+        weights.copy, weights.best_step, weights.since_best = (
+            own_parts(self.named, tensors),
+            values["best_step"],
+            values["since_best"],
+        )
+        weights.best_value = -math.inf if values["best_value"] is None else values["best_value"]
+        budget.row, budget.count = values["budget"]
+        self.objective.steps_collapsed = values["collapsed"]
+        for name, generator in self._generators().items():
+            generator.set_state(tensors[f"generator/{name}"])
+        if self.shifted is not None:
+            for _ in range(values["done"]):
+                next(self.shifted.batches)
+        return values["done"], [step_from(step) for step in values["steps"]]
+
+    def _generators(self) -> dict[str, torch.Generator]:
+        return {"directions": self.directions, "masks": self.objective.masks}
 
     def deploy(self) -> float | None:
         """Move theta to theta' for good, where that is what the config wants; how far."""
