@@ -10,37 +10,34 @@ import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Protocol, TypeVar
+from pathlib import Path
+from typing import Any, TypeVar
 
 import ray
 from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayActorError
 
+from actors.pool import NAME
 from actors.process import Identity
-from cluster.failures import GivenUp, RoleFailed, RoleLost
+from cluster.failures import BadNumbers, GivenUp, RoleFailed, RoleLost
 from cluster.fixed_pool import FixedPool
 from cluster.health import Budget, FaultsConfig, Health, Kind, State
 from cluster.parts import Fence
+from cluster.patience import is_away, until_there
+from cluster.pool import ElasticPool, Places
 from cluster.pulse import Pulse
 from cluster.roles import Roles, only
 from cluster.rota import Process
+from cluster.signals import obey_termination
 from cluster.telemetry import role_of
 from cluster.waiting import VIGIL, Pending, Room, Waiter
 
 T = TypeVar("T")
 RESTART = "restart"
 """The phase of what a process does before it is healthy again."""
+PLACE_OF_THE_POOL = "rollout-0"
+"""What an elastic pool waits for room for: its first engine."""
 PING_S = 1.0
 """How often a process that is out of reach is asked whether it is there."""
-
-
-class Places(Protocol):
-    """Where processes are put; see ``cluster.stage.Stage``."""
-
-    def respawn(self, process: Process, incarnation: int) -> None:
-        """Ask for another process in the place of one."""
-
-    def room(self, name: str) -> Room:
-        """A wait for room for one process."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +82,7 @@ class Recovery:
         note: writes a fault down.
         say: prints a line.
         identified: called when processes have other ids than before.
+        storage: directory of the run.
     """
 
     def __init__(
@@ -98,12 +96,16 @@ class Recovery:
         note: Callable[[Fault], None],
         say: Callable[[str], None],
         identified: Callable[[], None],
+        storage: Path,
     ) -> None:
+        self.storage = storage
         self.faults, self.places, self.roles, self.wait = faults, places, roles, wait
         self.load_learner, self.separate, self.note, self.say, self.identified = load_learner, separate, note, say, identified
         self.engines = roles.rollout if isinstance(roles.rollout, FixedPool) else None
-        """None where the pool itself replaces its engines (``actors.pool``)."""
-        mine = [each for each in roles.processes if self.engines is not None or role_of(each.identity.name) != "rollout"]
+        self.pool = roles.rollout if isinstance(roles.rollout, ElasticPool) else None
+        """It replaces its engines by itself (``actors.pool``), and is replaced with all of them."""
+        others = [each for each in roles.processes if self.engines is not None or role_of(each.identity.name) != "rollout"]
+        mine = others if self.pool is None else [*others, self.pool.process]
         self.processes = {process.identity.name: process for process in mine}
         self.health = {name: Health(name) for name in self.processes}
         self.budget = Budget(faults, time.monotonic)
@@ -128,7 +130,7 @@ class Recovery:
         while True:
             try:
                 return play()
-            except GivenUp:
+            except (GivenUp, BadNumbers):
                 raise
             except RoleLost as lost:
                 if lost.who not in self.processes:
@@ -136,6 +138,10 @@ class Recovery:
                 self.say(f"  goes on from the last checkpoint, since {lost.who} was lost")
             except RoleFailed as failure:
                 self._do_once_more(failure)
+            except OSError as error:
+                if not is_away(error, self.storage):
+                    raise
+                self._wait_for_storage(error)
 
     def look(self) -> None:
         """Look after those that are away, and whether the others live; called again and again while the driver waits.
@@ -198,6 +204,22 @@ class Recovery:
         due, self.save_soon = self.save_soon, False
         return due
 
+    def _wait_for_storage(self, error: OSError) -> None:
+        """Nothing can be saved or read meanwhile; what was being written when it went is written again.
+
+        Raises:
+            OSError: if it stays away.
+            GivenUp: if it is away too often.
+        """
+        limit_s = self.faults.storage_s
+        self.say(f"  [yellow]storage[/] {self.storage} does not answer ({error}); waiting up to {limit_s:g} s for it")
+        took = until_there(self.storage, limit_s, obey_termination)
+        why = f"{error.strerror}: away for {took:.1f} s"
+        self.note(Fault("storage away", "storage", "", why, {"faults/recovery_seconds": took}))
+        self.say(f"  storage is there again after {took:.1f} s; the round goes on from what is recorded")
+        if not self.budget.spend("storage", "infrastructure"):
+            raise GivenUp(f"the storage was away more than {self.faults.infrastructure} times within {self.faults.window_s:g} s")
+
     def _do_once_more(self, failure: RoleFailed) -> None:
         """A role raised an error: another process does its work once more."""
         if failure.who not in self.processes:
@@ -236,9 +258,13 @@ class Recovery:
             if health.state is not State.DEAD:
                 health.move(State.DEAD)
             health.move(State.RESTARTING)
-            self.places.respawn(process, health.incarnation)
+            if self.pool is not None and name == NAME:
+                self.pool.respawn(self.places, health.incarnation)
+            else:
+                self.places.respawn(process, health.incarnation)
             began = self.away[name].began if name in self.away else time.monotonic()
-            self.away[name] = _Absence(began, self.places.room(name), identity=process.actor.identity.remote())
+            room = self.places.room(PLACE_OF_THE_POOL if name == NAME else name)
+            self.away[name] = _Absence(began, room, identity=process.actor.identity.remote())
             self.wait.starting.add(name)
             self._watch(RESTART, process, self.away[name].identity, partial(self._up, name, health.incarnation))
             self._keep_vigil(process)
@@ -247,6 +273,9 @@ class Recovery:
 
     def _refit(self, role: str, names: Collection[str]) -> None:
         """Give processes that are about to come what they must hold. Their calls keep their order, so work may follow at once."""
+        if self.pool is not None and role == "rollout":
+            self._fitted(self.pool.process, self.pool.refit())
+            return
         if role == "rollout":
             for name in names:
                 self._refit_engine(name)

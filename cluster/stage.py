@@ -261,7 +261,6 @@ class Stage:
         bundles = [*range(len(self.bundles)), *more]
         request = Request(tuple(self.asked[i] for i in bundles), tuple(self.selectors[i] for i in bundles))
         pool = elastic_pool(config, seats, of["rollout"], request, self.logs, self.say)
-        self.actors.append(pool.actor)
         self.closing.append(pool.close)
         return pool, PhaseRota(pool)
 

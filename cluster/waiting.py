@@ -18,6 +18,7 @@ from actors.process import Progress
 from cluster.console import Bar, Console
 from cluster.failures import Place, RoleFailed, RoleLost, lost_with
 from cluster.parts import Again, Fence, Part, moved, parts_of
+from cluster.patience import AWAY, errno_of
 from cluster.signals import obey_termination
 from evaluation.timeline import DRIVER, Span
 from tokens.errors import UserError
@@ -35,10 +36,8 @@ DEATH_S = 5.0
 
 
 def no_space(error: BaseException) -> bool:
-    """True if an error of a role means that the disk, or one's share of it, is full; safetensors has the number in words only."""
-    if isinstance(error, OSError):
-        return error.errno in (errno.ENOSPC, errno.EDQUOT)
-    return any(f"(os error {number})" in str(error) for number in (errno.ENOSPC, errno.EDQUOT))
+    """True if an error of a role means that the disk, or one's share of it, is full."""
+    return errno_of(error) in (errno.ENOSPC, errno.EDQUOT)
 
 
 class Room:
@@ -349,6 +348,8 @@ class Waiter:
                 raise UserError(str(cause)) from error
             if no_space(cause):
                 raise OSError(errno.ENOSPC, str(cause)) from error
+            if (number := errno_of(cause)) in AWAY:
+                raise OSError(number, f"{part.name}: {cause}") from error
             if isinstance(cause, BadNumber):  # all ranks of a role find it together, and none of them waits for another
                 raise self._place(part).bad_number(cause, error) from error
             self._blame_the_dead(ref, part, lost_with(cause))
