@@ -130,7 +130,7 @@ class Recovery:
         while True:
             try:
                 return play()
-            except (GivenUp, BadNumbers):
+            except (GivenUp, BadNumbers):  # numbers that went wrong have a budget of their own: cluster.guarding
                 raise
             except RoleLost as lost:
                 if lost.who not in self.processes:

@@ -59,7 +59,7 @@ def other_reward(draft: Path) -> None:
 
 def other_rollouts(draft: Path) -> None:
     """The recorded rollouts of the last two steps change places."""
-    last = sorted(draft.glob("steps/*rollouts*"))[-2:]
+    last = sorted(draft.glob("steps/*.parquet"))[-2:]
     swap(last[0], last[1])
 
 
@@ -67,7 +67,7 @@ DOWNS: Sequence[Down] = (
     Down(0, "begun"),
     Down(0, "shifted", ("F5", "F11")),
     Down(0, "reward"),
-    Down(0, "rollouts 0", ("F11", "F42"), lambda draft: flip(newest(draft, "steps/*rollouts*")), "is not what was written"),
+    Down(0, "rollouts 0", ("F11", "F42"), lambda draft: flip(newest(draft, "steps/*.parquet")), "is not what was written"),
     Down(0, "scores 1"),
     Down(0, "step 2", ("F11", "F46"), tear, "cut short"),
     Down(0, "checkpoint 4", ("F11", "F44"), lambda draft: truncate(newest(draft, "after_*/learner.safetensors")), "older state"),
@@ -141,7 +141,7 @@ def drivers(bench: Bench) -> None:
                 break
             run.until_stage(down.index, down.key)
             ended = run.kill(down.number)
-            code = run.end(60)
+            code = run.end(120)
             if down.number == signal.SIGTERM:
                 stopped = time.time() - ended
                 ran_stop = Outcome("F55", stopped, None, None, "nothing", f"code {code}")
@@ -165,7 +165,7 @@ def refused(bench: Bench, name: str, refusal: Refusal) -> None:
     shutil.copyfile(file, aside)
     refusal.damage(file)
     with bench.run(name) as run:
-        code = run.end(200)
+        code = run.end()
         at = run.when(refusal.says)
     shutil.copyfile(aside, file)
     wrong = () if code == REFUSED and at is not None else (f"code {code}: {run.output()[-300:]}",)
@@ -176,7 +176,7 @@ def refused(bench: Bench, name: str, refusal: Refusal) -> None:
 def second_driver(bench: Bench, name: str) -> None:
     """Another driver on the same directory, while the first one plays."""
     with bench.run(name) as other:
-        code = other.end(100)
+        code = other.end(300)
         at = other.when("another driver is running")
     wrong = () if code == REFUSED and at is not None else (f"code {code}: {other.output()[-300:]}",)
     told = None if at is None else at - other.began

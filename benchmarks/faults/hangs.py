@@ -46,7 +46,7 @@ def hangs(bench: Bench, wanted: Sequence[str] = CELLS) -> None:
                 others.append((crawl(run, cell, process), Held({})))
         if "F21" in wanted:
             others.append(stand_still(bench, run))
-        if run.end(400):
+        if run.end():
             raise Late(f"the run did not survive:\n{run.output()[-3000:]}")
         write_events(bench, name, struck)
         held = bench.held(run, baseline, [each.process for each in STRIKES if each.cell in wanted], before, *bench.short_deadline)
@@ -76,7 +76,7 @@ def stand_still(bench: Bench, run: Run) -> tuple[Outcome, Held]:
     freeze_at = time.time()
     run.process.send_signal(19)
     with bench.run(run.name, *bench.short_deadline) as other:
-        code = other.end(100)
+        code = other.end(300)
         refused = other.when("another driver is running")
     time.sleep(max(0.0, STANDS_S - (time.time() - freeze_at)))
     run.process.send_signal(18)

@@ -73,7 +73,7 @@ def losses(bench: Bench, wanted: Sequence[str]) -> None:
             bench.nodes.add(TRAINERS, POOLS[TRAINERS])
         if "F22" in wanted:
             struck.append(lose("F22", "rollout-0", "score", "stop"))
-        if run.end(500):
+        if run.end():
             raise Late(f"the run did not survive its nodes:\n{run.output()[-3000:]}")
         for node in bench.nodes.alive():
             for member in node.family():
@@ -108,7 +108,7 @@ def growth(bench: Bench) -> None:
         drained = time.time()
         bench.observer.ask("drain", node.node_id(), 60.0)
         noticed = Watch(run, "rollout-2", drained).detected()
-        if run.end(400):
+        if run.end():
             raise Late(f"the run did not survive the drain:\n{run.output()[-3000:]}")
         batches = [row for row in run.metrics.read() if row["phase"] == "pool" and "event" not in row]
         again = sum(int(row["pool/redone"]) for row in batches)
@@ -133,13 +133,13 @@ def no_room(bench: Bench) -> None:
                 node.kill()
         watch = Watch(run, "learner-0", at)
         detected = watch.detected()
-        code = run.end(120)
+        code = run.end()
         took = time.time() - at
         said = run.when(r"wait_limit_s", at) is not None
     for _ in range(2):
         bench.nodes.add(TRAINERS, POOLS[TRAINERS])
     with bench.run(name, *APART) as run:
-        if run.end(400):
+        if run.end():
             raise Late(f"the run did not go on when there was room:\n{run.output()[-3000:]}")
         held = bench.held(run, bench.baseline(), [], before, *APART)
         again = lost(run)

@@ -15,6 +15,7 @@ from benchmarks.faults.bench import Bench, Late, Watch, shm
 from benchmarks.faults.inject import freeze, kill, kill_frozen, thaw
 from benchmarks.faults.machines import node_of
 from benchmarks.faults.play import DRIVER, Run
+from benchmarks.faults.record import seconds
 from benchmarks.faults.strikes import Strike, Struck, after, redone
 
 POOL, CPUS = "all", 2
@@ -90,7 +91,7 @@ def play(bench: Bench, seed: int) -> dict[str, Any]:
             "seconds": took,
             "undisturbed_s": usual,
             "goodput": usual / took,
-            "stale_refused": sum(row["recovery/stale_refused"] for row in rows if "recovery/stale_refused" in row),
+            "stale_refused": max((row["faults/stale_replies"] for row in rows if "faults/stale_replies" in row), default=0),
             "duplicates": len([words for words in held.wrong["I1"] if "twice" in words]),
             "invariants": held.words(),
             "held": held.all,
@@ -118,8 +119,7 @@ def one(bench: Bench, run: Run, each: Planned) -> Struck | None:
     at = act(process)
     watch = Watch(run, each.process, at)
     try:
-        detected = watch.detected()
-        recovered = watch.recovered(at + detected)
+        detected, recovered = watch.detected(), watch.recovered()
     except Late:
         if run.process.poll() == 0:  # it was not needed any more
             return None
@@ -191,7 +191,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     ]
     for row in sorted(rows, key=lambda row: row["seed"]):
         faults = "; ".join(f"{f['how']}: {f['process']} after {f['phase']}" for f in row["faults"])
-        detected, recovered = ([f"{value:.1f}" for value in row[key]] for key in ("detected_s", "recovered_s"))
+        detected, recovered = ([seconds(value) for value in row[key]] for key in ("detected_s", "recovered_s"))
         wrong = [f"{key}: {words}" for key, words in row["invariants"].items() if words != "held"]
         lines.append(
             f"| {row['seed']} | {faults} | {', '.join(detected)} | {', '.join(recovered)} | {'; '.join(row['lost'])} | "

@@ -68,7 +68,7 @@ def numbers(bench: Bench, orders: Path, wanted: Sequence[str] = CELLS) -> None:
             while waiting and run.process.poll() is None:
                 each = waiting.pop(0)
                 found.append(go_wrong(run, each, orders))
-            code = run.end(400)
+            code = run.end()
         if code == 0:
             break
     else:

@@ -39,7 +39,7 @@ def roles(bench: Bench, wanted: Sequence[str] = CELLS) -> None:
                 struck.append(strike(run, each))
                 print(f"     {each.cell} {each.process}: named after {struck[-1].detected_s:.1f} s, back after {struck[-1].recovered_s:.1f} s",
                       flush=True)  # fmt: skip
-        if run.end(400):
+        if run.end():
             raise Late(f"the run did not survive:\n{run.output()[-3000:]}")
         write_events(bench, name, struck)
         held = bench.held(run, baseline, [each.process for each in STRIKES if each.cell in wanted], before)
