@@ -168,7 +168,7 @@ class Recovery:
         if name not in self.processes:
             raise lost
         process = self.processes[name]
-        if lost.actor is not None and lost.actor != _id(process):
+        if lost.actor != _id(process):
             return  # another one has its place already
         if name in self.wait.starting and time.monotonic() - self.away[name].began > self.faults.restart_s:
             self._give_up(process, lost)

@@ -16,8 +16,8 @@ from ray.exceptions import ActorUnavailableError, OutOfDiskError, RayActorError,
 
 from actors.process import Progress
 from cluster.console import Bar, Console
-from cluster.failures import Place, RoleFailed, RoleLost, lost_with
-from cluster.parts import Again, Fence, Part, moved, parts_of
+from cluster.failures import How, Place, RoleFailed, RoleLost, lost_with
+from cluster.parts import Again, Fence, Part, asked_of, moved, parts_of
 from cluster.patience import AWAY, errno_of
 from cluster.signals import obey_termination
 from evaluation.timeline import DRIVER, Span
@@ -260,9 +260,9 @@ class Waiter:
             if len(answers) > num_before or queued or starting or said != before:
                 moved_at = time.perf_counter()
             if waiting and time.perf_counter() - moved_at > self.deadline_s:
-                late = next(part for part in waiting.values() if part.name not in self.starting)
+                ref, late = next(each for each in waiting.items() if each[1].name not in self.starting)
                 what = f"no progress for {self.deadline_s:g} s (resources.deadline_s)"
-                self._ask_others(self._place(late).loss("hung", what), waiting)
+                self._ask_others(self._place(late).loss("hung", asked_of(ref), what), waiting)
                 moved_at = time.perf_counter()
             if bar:
                 bar.show(said)
@@ -299,12 +299,15 @@ class Waiter:
         Raises:
             RoleLost: if it is not replaced, or something of that must begin anew.
         """
-        had = {ref: part for parts in (waiting, self._watched) for ref, part in parts.items() if part.name == lost.who}
-        self.make_good(lost)
-        left = [*moved(waiting, lost.who), *moved(self._watched, lost.who)]
-        for ref in had:
-            self._watched.pop(ref, None)
-        self.fence.put([*had, *left], lost.who)
+        had = {ref: part for parts in (waiting, self._watched) for ref, part in parts.items() if asked_of(ref) == lost.actor}
+        left: list[Any] = []
+        try:
+            self.make_good(lost)
+            left += [*moved(waiting, lost.who, lost.actor), *moved(self._watched, lost.who, lost.actor)]
+        finally:
+            for ref in had:
+                self._watched.pop(ref, None)
+            self.fence.put([*had, *left], lost.who)
         if any(not part.pending.news for ref, part in had.items() if ref not in left):
             raise lost
 
@@ -357,12 +360,13 @@ class Waiter:
         except OutOfDiskError as error:
             raise OSError(errno.ENOSPC, str(error)) from error
         except RayError as error:
-            raise self._loss(part, error) from error
+            raise self._loss(ref, part, error) from error
 
-    def _loss(self, part: Part, error: RayError) -> RoleFailed:
+    def _loss(self, ref: Any, part: Part, error: RayError) -> RoleFailed:
         if not lost_with(error):
             return self._place(part).failure("", error)
-        return self._place(part).loss("unreachable" if isinstance(error, ActorUnavailableError) else "died", "", error)
+        how: How = "unreachable" if isinstance(error, ActorUnavailableError) else "died"
+        return self._place(part).loss(how, asked_of(ref), "", error)
 
     def _blame_the_dead(self, failed: Any, part: Part, certain: bool) -> None:
         """Fail in the name of another process that has died: the one that raised may only have waited for it.
@@ -384,7 +388,7 @@ class Waiter:
             except RayTaskError:
                 continue
             except RayError as error:  # an actor's or a task's process, or the machine under it
-                raise self._loss((others | vigils)[ref], error) from error
+                raise self._loss(ref, (others | vigils)[ref], error) from error
 
     def _place(self, part: Part) -> Place:
         """Where a process is, and what it does for which part of the run."""

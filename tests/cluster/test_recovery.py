@@ -356,7 +356,7 @@ def test_storage_that_is_away_is_waited_for(scene: Scene, monkeypatch: pytest.Mo
 
 def test_a_process_that_could_not_be_reached_is_asked_whether_it_is_there(scene: Scene) -> None:
     process = scene.process("scorer-0")
-    lost = RoleLost("scorer-0: out of reach", "scorer-0", "", "unreachable", "out of reach", None)
+    lost = RoleLost("scorer-0: out of reach", "scorer-0", "", "unreachable", "out of reach", process.actor._actor_id.hex())
     scene.recover.make_good(lost)  # it answers
     assert scene.events() == [("cleared", "scorer-0")] and process.identity.incarnation == 1
     scene.send("scorer-0", signal.SIGKILL)()
