@@ -46,8 +46,9 @@ class RoleFailed(RuntimeError):
         return "".join(f"{line}\n" for line in cut + lines[-SHOWN_LINES:])
 
 
-How = Literal["died", "hung", "unreachable"]
-"""What became of a process: it or its machine is gone; it lives and does nothing; nobody knows."""
+How = Literal["died", "hung", "unreachable", "moved"]
+"""What became of a process: it or its machine is gone; it lives and does nothing; nobody knows; its machine is about to go, and
+another one is there to take its place."""
 
 
 class RoleLost(RoleFailed):
@@ -180,5 +181,5 @@ def reason(error: BaseException | None) -> str:
         return f"{type(error.cause).__name__}: {error.cause}"
     lines = [line.strip() for line in str(error).splitlines() if line.strip() and not line.startswith("\t")]
     if isinstance(error, RayActorError):
-        return f"its process died: {lines[-1]}"
+        return f"its process died: {lines[-1].partition(' Some common causes')[0]}"
     return f"{type(error).__name__}: {' '.join(lines)}"

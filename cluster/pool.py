@@ -62,6 +62,15 @@ class Places(Protocol):
     def room(self, name: str) -> Room:
         """A wait for room for one process."""
 
+    def spare(self, name: str, incarnation: int) -> Any:
+        """Ask for a process that may take over a place, on any node that stays."""
+
+    def take_over(self, process: Process, spare: Any, incarnation: int) -> None:
+        """Put a spare process in the place of one, which is ended."""
+
+    def release(self, actor: Any) -> None:
+        """End a process."""
+
 
 class ElasticPool:
     """Engines of the placement group, and extra ones while the run samples; see ``actors.pool``.

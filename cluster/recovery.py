@@ -45,7 +45,7 @@ class Fault:
     """What happened to a process, for the record.
 
     Args:
-        event: lost, raised, back, cleared, given up, or stale reply.
+        event: lost, raised, moved, back, cleared, given up, stale reply, or storage away.
         process: its name.
         node: where it ran, or runs; "" where that is not known.
         why: in words.
@@ -110,7 +110,11 @@ class Recovery:
         self.health = {name: Health(name) for name in self.processes}
         self.budget = Budget(faults, time.monotonic)
         self.away: dict[str, _Absence] = {}
+        self.unfit: dict[str, tuple[int, Any]] = {}
+        """Engines whose weights were lost on the way: incarnation, and which weights those were."""
         self.num_losses, self.num_stale = 0, 0
+        self.spares: dict[str, tuple[Any, Any]] = {}
+        """Processes that may take over where a node is about to go, with references of their identities."""
         self.save_soon = False
         self._warned: set[str] = set()
         self.pulse = Pulse(self.processes)
@@ -135,7 +139,7 @@ class Recovery:
             except RoleLost as lost:
                 if lost.who not in self.processes:
                     raise
-                self.say(f"  goes on from the last checkpoint, since {lost.who} was lost")
+                self.say(f"  goes on from the last checkpoint: {lost.who} {lost.how}")
             except RoleFailed as failure:
                 self._do_once_more(failure)
             except OSError as error:
@@ -147,9 +151,13 @@ class Recovery:
         """Look after those that are away, and whether the others live; called again and again while the driver waits.
 
         Raises:
-            RoleLost: if a process is not there again in time.
+            RoleLost: if a process is not there again in time, or another one takes over from it.
         """
         self.pulse.look(self.wait.starting)
+        self._refit_the_unfit()
+        for name in self._spares_that_are_up():
+            if role_of(name) != "learner":  # that one moves when it is saved
+                raise self._moves(name)
         for name in sorted(self.wait.starting):
             absence = self.away[name]
             absence.room.look(waiting=True)
@@ -175,19 +183,35 @@ class Recovery:
             return
         if lost.how == "unreachable" and self._answers_again(process, lost):
             return
+        if lost.how == "moved":
+            self._note("moved", process, lost.why, {})
+            self.say(f"  {name} moves: {lost.why}")
+        else:
+            self._count(process, lost)
+        group = self._group(name)
+        self._replace(group)
+        if any(role_of(member) == "learner" for member in group):
+            raise lost
+
+    def _count(self, process: Process, lost: RoleLost) -> None:
+        """Tell of a loss.
+
+        Raises:
+            GivenUp: if it is one too many.
+        """
+        name = process.identity.name
         silent = self.pulse.silent_s(name)
         self.num_losses += 1
         values = {"faults/losses": float(self.num_losses), "faults/detection_seconds": silent}
         self._note("lost", process, f"{lost.how}: {lost.why}", values)
         self.say(f"  [yellow]lost[/] {name}: {lost.how}, {silent:.1f} s after its last sign of life ({lost.why})")
         self._spend(name, "infrastructure", lost)
-        group = self._group(name)
-        self._replace(group)
-        if any(role_of(member) == "learner" for member in group):
-            raise lost
 
     def warned(self, nodes: Collection[str]) -> None:
-        """Nodes are about to go: their engines get no new work while others serve, and the learner is saved at its next step.
+        """Nodes are about to go: others are asked for in the places of their processes, and take over when they are up.
+
+        Meanwhile engines there get no new work while others serve, and the learner is saved after its step. Ranks that share a
+        model do not move; they are replaced when their node is gone.
 
         Args:
             nodes: Ray's ids; those of before that are not among them stay after all, or are gone.
@@ -198,11 +222,36 @@ class Recovery:
         learners = {name for name in there if role_of(name) == "learner"}
         self.save_soon = self.save_soon or bool(learners - self._warned)
         self._warned = learners
+        for name in self.spares.keys() - there:
+            self.places.release(self.spares.pop(name)[0])
+        for name in sorted(there - self.spares.keys() - {NAME}):
+            if self.health[name].state is State.HEALTHY and self._group(name) == [name]:
+                spare = self.places.spare(name, self.health[name].incarnation + 1)
+                self.spares[name] = (spare, spare.identity.remote())
+
+    def _spares_that_are_up(self) -> list[str]:
+        up = [name for name, (_, identity) in self.spares.items() if ray.wait([identity], timeout=0)[0]]
+        return [name for name in up if self.health[name].state is State.HEALTHY]
+
+    def _moves(self, name: str) -> RoleLost:
+        process = self.processes[name]
+        words = f"node {process.identity.node[:8]} is about to go"
+        return RoleLost(f"{name}: {words}", name, "", "moved", words, _id(process))
 
     def saving_is_due(self) -> bool:
-        """True once after the learner's node was said to go: what it holds should be saved."""
+        """Whether what the learner holds should be saved now: its node was just said to go, or another one can take over."""
         due, self.save_soon = self.save_soon, False
-        return due
+        return due or any(role_of(name) == "learner" for name in self._spares_that_are_up())
+
+    def move_learner(self) -> None:
+        """What the learner holds is saved: the moment to go on in another process, if one is there for it.
+
+        Raises:
+            RoleLost: then the round goes on from what was saved.
+        """
+        for name in self._spares_that_are_up():
+            if role_of(name) == "learner":
+                self.wait.lose(self._moves(name))
 
     def _wait_for_storage(self, error: OSError) -> None:
         """Nothing can be saved or read meanwhile; what was being written when it went is written again.
@@ -258,10 +307,7 @@ class Recovery:
             if health.state is not State.DEAD:
                 health.move(State.DEAD)
             health.move(State.RESTARTING)
-            if self.pool is not None and name == NAME:
-                self.pool.respawn(self.places, health.incarnation)
-            else:
-                self.places.respawn(process, health.incarnation)
+            self._put(process, health.incarnation)
             began = self.away[name].began if name in self.away else time.monotonic()
             room = self.places.room(PLACE_OF_THE_POOL if name == NAME else name)
             self.away[name] = _Absence(began, room, identity=process.actor.identity.remote())
@@ -270,6 +316,20 @@ class Recovery:
             self._keep_vigil(process)
         for role in sorted({role_of(name) for name in names}):
             self._refit(role, [name for name in names if role_of(name) == role])
+
+    def _put(self, process: Process, incarnation: int) -> None:
+        """Another process in a place: a spare one that is up, else one that is asked for now."""
+        name = process.identity.name
+        if name in self.spares:
+            spare, identity = self.spares.pop(name)
+            if ray.wait([identity], timeout=0)[0]:
+                self.places.take_over(process, spare, incarnation)
+                return
+            self.places.release(spare)
+        if self.pool is not None and name == NAME:
+            self.pool.respawn(self.places, incarnation)
+        else:
+            self.places.respawn(process, incarnation)
 
     def _refit(self, role: str, names: Collection[str]) -> None:
         """Give processes that are about to come what they must hold. Their calls keep their order, so work may follow at once."""
@@ -302,12 +362,20 @@ class Recovery:
                 self._healthy(name, incarnation)
 
         def failed(failure: RoleFailed) -> None:
-            if version != engines.version:
-                self._refit_engine(name)
-            else:  # whoever laid the weights out is gone: the next ones come when he is there again
-                self.say(f"  [yellow]note[/] {name} waits for weights: {failure}")
+            """Whoever laid the weights out is gone: the next ones come when he is there again."""
+            self.say(f"  [yellow]note[/] {name} waits for weights: {failure}")
+            self.unfit[name] = (incarnation, engines.weights)
 
         self._watch(RESTART, process, process.actor.identity.remote() if ref is None else ref, loaded, failed)
+
+    def _refit_the_unfit(self) -> None:
+        """Engines that could not be given the weights of their time are given the next ones."""
+        for name, (incarnation, weights) in list(self.unfit.items()):
+            if not self.health[name].admits(incarnation):
+                del self.unfit[name]
+            elif self.engines is not None and self.engines.weights is not weights:
+                del self.unfit[name]
+                self._refit_engine(name)
 
     def _fitted(self, process: Process, ref: Any) -> None:
         name = process.identity.name

@@ -293,6 +293,14 @@ class Waiter:
         else:
             part.pending.on_answer(answer)
 
+    def lose(self, lost: RoleLost) -> None:
+        """Give a process up while nobody waits for it.
+
+        Raises:
+            RoleLost: if what it held cannot be given to another.
+        """
+        self._ask_others(lost, {})
+
     def _ask_others(self, lost: RoleLost, waiting: dict[Any, Part]) -> None:
         """Have a lost process replaced, and ask again for all that it had.
 

@@ -135,6 +135,16 @@ class Scene:
         name = process.identity.name
         process.actor, process.identity = self._spawn(name, incarnation), Identity(name, 0, "", incarnation)
 
+    def spare(self, name: str, incarnation: int) -> Any:
+        return self._spawn(name, incarnation)
+
+    def take_over(self, process: Process, spare: Any, incarnation: int) -> None:
+        ray.kill(process.actor)
+        process.actor, process.identity = spare, Identity(process.identity.name, 0, "", incarnation)
+
+    def release(self, actor: Any) -> None:
+        ray.kill(actor)
+
     def room(self, name: str) -> Room:
         return Room(lambda line: None, {"CPU": 5.0}, None)
 
@@ -365,3 +375,42 @@ def test_a_process_that_could_not_be_reached_is_asked_whether_it_is_there(scene:
     stale = RoleLost("scorer-0: died", "scorer-0", "", "died", "of old", "0" * 32)
     scene.recover.make_good(stale)  # news of one that has a successor already
     assert process.identity.incarnation == 2
+
+
+def test_processes_move_before_their_node_goes_and_the_learner_when_it_is_saved(scene: Scene) -> None:
+    scene.sync(0)
+    node = scene.process("learner-0").identity.node
+    for name in NAMES[2:]:  # the engines are elsewhere, say
+        scene.process(name).identity = Identity(name, 0, "about to go", 1)
+    assert not scene.recover.saving_is_due()
+    scene.recover.warned(["about to go"])
+    assert scene.recover.saving_is_due(), "once because of the notice"
+    deadline = time.monotonic() + 60
+    while not scene.recover.saving_is_due():  # and once more when another process is there to go on
+        assert time.monotonic() < deadline
+        scene.wait("pass", Pending((ray.put(1),), ("driver",), ("",), list))
+        time.sleep(0.05)
+    played: list[int] = []
+
+    def play() -> Any:
+        played.append(1)
+        scene.recover.move_learner()
+        return scene.wait("policy", scene.roles.learner.update([], [], 5))
+
+    assert scene.recover(play) == [5] and len(played) == 2
+    scene.until("scorer-0", "reward-0", "learner-0")
+    moved = {process for event, process in scene.events() if event == "moved"}
+    assert moved == {"learner-0", "scorer-0", "reward-0"} and ("lost", "learner-0") not in scene.events()
+    assert {scene.process(name).identity.incarnation for name in NAMES[2:]} == {2}
+    assert scene.process("learner-0").identity.node == node
+
+
+def test_a_node_that_stays_after_all_costs_nothing(scene: Scene) -> None:
+    scene.sync(0)
+    scene.process("rollout-1").identity = Identity("rollout-1", 0, "about to go", 1)
+    scene.slow = {"rollout-1"}  # no other node has room
+    scene.recover.warned(["about to go"])
+    assert [engine.identity.name for engine in scene.pool.serving()] == ["rollout-0"]
+    assert scene.sample(0) == WANTED
+    scene.recover.warned([])
+    assert len(scene.pool.serving()) == 2 and not scene.recover.spares and not scene.faults
