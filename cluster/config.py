@@ -11,6 +11,7 @@ from evaluation.config import EvaluationConfig
 from policy.config import DPOConfig, PolicyConfig, SFTConfig
 from preferences.config import DataConfig
 from rm.config import MetaConfig, RewardConfig, ScorerConfig, StrengthConfig
+from rm.domain_config import CustomizeConfig
 from sandbox.config import WorldConfig
 from tokens.errors import UserError
 from tokens.paths import PathText
@@ -79,6 +80,7 @@ class RunConfig(Section):
     policy: PolicyConfig = PolicyConfig()
     dpo: DPOConfig = DPOConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    customize: CustomizeConfig = CustomizeConfig()
     resources: ResourcesConfig = ResourcesConfig()
 
     @field_validator("name")

@@ -55,8 +55,8 @@ class RewardConfig(Section):
     shape: ModelShape | None = None
     """What `plan` counts while the directory ``base`` is not there; null = the policy's shape."""
     pooling: Pooling = "last"
-    """Hidden state the score is read from: the last token's (Hugging Face's own), that of the token before it, that of the response's
-    first EOS, or the mean or the elementwise maximum over the response's tokens."""
+    """Hidden state the score is read from: the last token's (Hugging Face's own), that of the token before it, the first EOS's
+    of the response, or the mean or the elementwise maximum over the response's tokens."""
     lora: LoraConfig = LoraConfig()
     contrastive: ContrastiveConfig = ContrastiveConfig()
     dropout: float = Field(0.0, ge=0, lt=1)
