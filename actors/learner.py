@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 from collections.abc import Iterator, Sequence
@@ -12,10 +13,12 @@ from typing import Any
 import ray
 
 from actors.learner_models import AdaptedModels, WholeModels
+from actors.once import Once
 from actors.process import STATUS_GROUP, ProcessSetup
 from actors.ranks import Rank
 from actors.transfer import Parcels, TransferSetup, make_sender
 from policy.config import DPOConfig, PolicyConfig
+from tokens.guards import ONLY_FINITE, GuardsConfig
 from tokens.records import Pair, Rollout
 
 log = logging.getLogger(__name__)
@@ -42,35 +45,54 @@ class PolicyLearner(Rank):
         config: PolicyConfig,
         temperature: float,
         sft_dir: Path,
-        resume: Path | None,
         seed: int,
-        critic_base: Path,
         transfer: TransferSetup,
         ptx: Sequence[Example] = (),
+        guards: GuardsConfig = ONLY_FINITE,
     ) -> None:
         super().__init__(setup)
         from transformers import AutoTokenizer
 
         self.transfer = transfer
-        self.config, self.temperature, self.seed, self.resume = config, temperature, seed, resume
-        self.sft_dir, self.critic_base, self.ptx = sft_dir, critic_base, ptx
+        self.config, self.temperature, self.seed = config, temperature, seed
+        self.sft_dir, self.ptx, self.guards = sft_dir, ptx, guards
+        self.saved: Path | None = None
+        self.critic_base = sft_dir
         self.tokenizer = AutoTokenizer.from_pretrained(sft_dir)
         self.ppo: Any = None
         self.policy: Any = None
         self.sft: Any = None
+        self.updates: Once[dict[str, float]] = Once()
 
-    def load(self, engines: Sequence[Any]) -> None:
-        """Load policy and SFT model, once the ranks are together and before anything else is asked.
+    def load(self, engines: Sequence[Any], saved: Path | None, critic_base: Path) -> None:
+        """Load the models, once the ranks are together and before anything else is asked, and meet the engines.
 
         Args:
             engines: the rollout engines' handles; they must be up, and idle.
+            saved: as in ``restore``, as is ``critic_base``.
         """
         self.models = self._models()
-        self.policy = self.models.policy(self.sft_dir if self.resume is None else self.resume)
+        self.restore(saved, critic_base)
+        self.sender = make_sender(self.named_weights, self.ranks, engines, self.transfer)
+
+    def restore(self, saved: Path | None, critic_base: Path) -> None:
+        """Be where a save left the learner, whatever it has done since; ``begin_round`` must follow before anything is learned.
+
+        Weights, both optimizers, the KL controller, the reward moments and the counters come back. What is drawn at random
+        follows from seed and counters. The old models are let go first, so that there is room.
+
+        Args:
+            saved: a directory that ``save`` wrote; None = the beginning, with the SFT policy.
+            critic_base: with adapters, what those of a saved critic were trained on.
+        """
+        self.updates.forget()
+        self.ppo = self.policy = self.sft = None
+        gc.collect()
+        self.saved, self.critic_base = saved, critic_base
+        self.policy = self.models.policy(self.sft_dir if saved is None else saved)
         self.sft = self.models.sft(self.policy)
         if self.setup.offload:
             self.move("sft", "cpu")
-        self.sender = make_sender(self.named_weights, self.ranks, engines, self.transfer)
 
     def move(self, part: str, device: str) -> None:
         """Move the policy alone, or what only training needs: critic, reference, SFT model and both optimizers' moments."""
@@ -118,7 +140,7 @@ class PolicyLearner(Rank):
         )
 
     def _ppo(self, critic: Path | None) -> Any:
-        """PPO as a fresh process has it: from SFT, or as the last committed round left it."""
+        """PPO as it begins: from SFT, or as the save that was restored has it."""
         from safetensors.torch import load_file
 
         from policy.ppo import PPO
@@ -126,8 +148,8 @@ class PolicyLearner(Rank):
         if critic is not None:
             first = self.models.critic(critic)
         else:
-            assert self.resume is not None
-            first = self.models.saved_critic(self.resume, self.critic_base)
+            assert self.saved is not None
+            first = self.models.saved_critic(self.saved, self.critic_base)
         ppo = PPO(
             self.policy,
             first,
@@ -139,9 +161,10 @@ class PolicyLearner(Rank):
             ranks=self.ranks,
             reference_rests=self.setup.offload,
             ptx=self.ptx,
+            guards=self.guards,
         )
-        if self.resume is not None:
-            ppo.load_state(load_file(self.resume / "learner.safetensors"), json.loads((self.resume / "learner.json").read_text()))
+        if self.saved is not None:
+            ppo.load_state(load_file(self.saved / "learner.safetensors"), json.loads((self.saved / "learner.json").read_text()))
         return ppo
 
     def warm_up(self, rollouts: Sequence[Rollout], scores: Sequence[float], steps: int) -> list[float]:
@@ -155,21 +178,35 @@ class PolicyLearner(Rank):
         with self.compute():
             return list(self.ppo.warm_up_critic(rollouts, torch.tensor(list(scores)), steps))
 
-    def update(self, rollouts: Sequence[Rollout], scores: Sequence[float]) -> dict[str, float]:
-        """One PPO update.
+    def update(
+        self, rollouts: Sequence[Rollout], scores: Sequence[float], sampler_bound: float | None, number: int
+    ) -> dict[str, float]:
+        """One PPO update; asked for twice, it is made once, and answered for twice.
 
         Args:
             rollouts: B of them, sampled from the current weights.
             scores: B scores.
+            sampler_bound: largest difference allowed between the engines' and the learner's log-prob of a token; None = any.
+            number: of the update, counted over all rounds.
 
         Returns:
             Metrics by name.
+
+        Raises:
+            BadNumber: as ``PPO.update``.
+            OutOfDate: if a later update is done.
         """
+        return self.updates(number, lambda: self._update(rollouts, scores, sampler_bound))
+
+    def _update(self, rollouts: Sequence[Rollout], scores: Sequence[float], sampler_bound: float | None) -> dict[str, float]:
         import torch
 
         with self.compute():
             metrics = self.ppo.update(
-                rollouts, torch.tensor(list(scores)), lambda done, total: self.tick(done, total, "minibatches")
+                rollouts,
+                torch.tensor(list(scores)),
+                lambda done, total: self.tick(done, total, "minibatches"),
+                sampler_bound,
             )
         return dict(metrics.as_dict())
 

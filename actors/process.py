@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import threading
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ class ProcessSetup:
         recompute_activations: True keeps only each layer's input for the backward pass.
         offload: True keeps frozen models in host memory but while they compute.
         shares_device: True where other roles compute on the same device, and this one rests in between.
+        incarnation: how many processes there have been in this place, with this one.
     """
 
     name: str
@@ -41,6 +43,7 @@ class ProcessSetup:
     recompute_activations: bool
     offload: bool = False
     shares_device: bool = False
+    incarnation: int = 1
 
 
 @dataclass(frozen=True)
@@ -66,11 +69,12 @@ class Progress:
 
 @dataclass(frozen=True)
 class Identity:
-    """Where a role runs."""
+    """Where a role runs, and which process in its place that is, counted from 1."""
 
     name: str
     pid: int
     node: str
+    incarnation: int = 1
 
 
 UNUSED = ("sklearn", "scipy")
@@ -177,11 +181,16 @@ class Role:
     @ray.method(concurrency_group="status")
     def identity(self) -> Identity:
         """Name, process and node."""
-        return Identity(self.setup.name, os.getpid(), ray.get_runtime_context().get_node_id())
+        return Identity(self.setup.name, os.getpid(), ray.get_runtime_context().get_node_id(), self.setup.incarnation)
+
+    @ray.method(concurrency_group="vigil")
+    def vigil(self) -> None:
+        """Never answers: whoever has asked learns of this process's death at once, whatever else is asked of it."""
+        threading.Event().wait()
 
 
-STATUS_GROUP = {"status": 1}
-"""The concurrency group that answers ``progress`` and ``identity`` beside the working thread."""
+STATUS_GROUP = {"status": 1, "vigil": 1}
+"""The concurrency groups that answer ``progress`` and ``identity``, and hold ``vigil``, beside the working thread."""
 
 
 def environment(setup: ProcessSetup, allow_hub: bool) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import time
 from collections.abc import Mapping, Sequence
@@ -15,11 +16,13 @@ import ray
 from actors.process import STATUS_GROUP, ProcessSetup
 from actors.ranks import Rank
 from rm.config import MetaConfig, RewardConfig
+from tokens.guards import GuardsConfig
 from tokens.records import Pair, Rollout
 
 if TYPE_CHECKING:
     from rm.batches import Encoded
     from rm.model import RewardModel
+    from rm.resume import Saves
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +45,19 @@ class RewardReport:
     steps: tuple[dict[str, float], ...]
     measurements: tuple[tuple[int, dict[str, float]], ...]
     validation_accuracy: float | None
+
+
+@dataclass(frozen=True)
+class FitSaves:
+    """Where a fit saves how far it has come.
+
+    Args:
+        folder: of its states.
+        every: optimizer steps between two of them.
+    """
+
+    folder: Path
+    every: int
 
 
 @dataclass(frozen=True)
@@ -111,6 +127,7 @@ class RewardTrainer(Rank):
         reward: RewardConfig,
         meta: MetaConfig,
         base_dir: Path,
+        guards: GuardsConfig,
     ) -> None:
         """Take what every fit needs.
 
@@ -121,16 +138,24 @@ class RewardTrainer(Rank):
             reward: how to fit.
             meta: MetaRM.
             base_dir: language model, encoder or reward model to start from, with its tokenizer.
+            guards: how many steps whose numbers went wrong a fit may leave out.
         """
         super().__init__(setup)
         from transformers import AutoTokenizer
 
         self.pairs, self.validation = pairs, {name: pairs for name, pairs in validation.items() if pairs}
         self.reward, self.meta = reward, meta
-        self.base_dir = base_dir
+        self.base_dir, self.guards = base_dir, guards
         self.tokenizer = AutoTokenizer.from_pretrained(base_dir)
 
-    def fit(self, out_dir: Path, seed: int, previous: Path | None, shifted: Sequence[Rollout] | None) -> RewardReport:
+    def fit(
+        self,
+        out_dir: Path,
+        seed: int,
+        previous: Path | None,
+        shifted: Sequence[Rollout] | None,
+        saves: FitSaves | None = None,
+    ) -> RewardReport:
         """Train one reward model and save it as a Hugging Face directory.
 
         Args:
@@ -138,13 +163,14 @@ class RewardTrainer(Rank):
             seed: of the head and of the order of the data.
             previous: reward model to continue from; None = ``base_dir``.
             shifted: S_k, k rollouts a prompt; None trains a vanilla model.
+            saves: where it is saved how far the fit has come, and gone on from there; None = nowhere.
 
         Returns:
             The report.
         """
         from rm.config import ORIGINAL
 
-        model, report = self._train(seed, previous, None if shifted is None else group_by_prompt(shifted))
+        model, report = self._train(seed, previous, None if shifted is None else group_by_prompt(shifted), saves)
         if self.validation:
             with self.compute():
                 accuracy = self._score(model, {ORIGINAL: self.validation[ORIGINAL]})[ORIGINAL].accuracy
@@ -187,7 +213,9 @@ class RewardTrainer(Rank):
         )
         return Study(report, validation, rows, features, tuple(scores.tolist()), seconds)
 
-    def _train(self, seed: int, previous: Path | None, groups: Groups | None) -> tuple[RewardModel, RewardReport]:
+    def _train(
+        self, seed: int, previous: Path | None, groups: Groups | None, saves: FitSaves | None = None
+    ) -> tuple[RewardModel, RewardReport]:
         import torch
 
         from rm.lora import add_lora
@@ -231,8 +259,37 @@ class RewardTrainer(Rank):
                 on_step=on_step,
                 ranks=self.ranks,
                 watch=watch,
+                saves=None if saves is None else self._saves(saves, (seed, str(previous), groups), measured),
+                guards=self.guards,
             )
         return model, RewardReport(fit.as_dict(), tuple(steps), tuple(measured), None)
+
+    def _saves(self, saves: FitSaves, inputs: object, measured: list[tuple[int, dict[str, float]]]) -> Saves:
+        """Saving a fit, and what is saved of this very fit already.
+
+        Args:
+            saves: where.
+            inputs: what the fit is of, beside what this process was made with.
+            measured: takes the measurements that were made before the save, and is saved as far as it goes.
+        """
+        from rm.resume import Saves
+        from tokens.saved_state import SavedState, latest_state, save_state
+
+        whole = (inputs, self.pairs, self.reward.model_dump(), self.meta.model_dump())
+        identity = hashlib.sha256(repr(whole).encode()).hexdigest()
+
+        def write(done: int, state: SavedState) -> None:
+            if self.ranks.rank == 0:
+                more = {"fit": identity, "measured": [list(row) for row in measured]}
+                save_state(saves.folder, done, SavedState(state.tensors, {**state.values, **more}))
+
+        begin = latest_state(saves.folder)
+        if begin is not None and begin.values["fit"] != identity:
+            begin = None
+        if begin is not None:
+            measured += [(step, values) for step, values in begin.values["measured"]]
+            log.info("%s: goes on after step %d of a fit", self.setup.name, begin.values["done"])
+        return Saves(saves.every, write, begin)
 
     def _score(self, model: RewardModel, sets: Mapping[str, Sequence[Pair]]) -> Any:
         from rm.validation import score_sets

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from actors.config import RolloutConfig
 from actors.process import STATUS_GROUP, ProcessSetup, Role
 from actors.transfer import STORED, Delivery, Line, TransferSetup
 from actors.turns import Turns
+from tokens.guards import BadNumber
 from tokens.records import Prompt, Rollout, Swap
 
 log = logging.getLogger(__name__)
@@ -181,6 +183,7 @@ class RolloutEngine(Role):
         Raises:
             StaleEngine: if older weights are loaded, or none.
             RuntimeError: if the engine gives back fewer samples than asked for, or one that is empty.
+            BadNumber: if a log-prob is not finite.
         """
         rollouts: list[Rollout] = []
         before = occurrences(prompts) if before is None else before
@@ -264,4 +267,8 @@ class RolloutEngine(Role):
         text = self.tokenizer.decode(ids, skip_special_tokens=True).strip()
         spans = [(span.start, int(span.version)) for span in sample.weight_versions]
         swaps = tuple(Swap(start, version) for start, version in spans if version != held)
-        return Rollout(prompt, index, ids, text, logprobs, held, sample.finish_reason == "stop", swaps)
+        bad = [logprob for logprob in logprobs if not math.isfinite(logprob)]
+        if bad:
+            what, engine = f"the log-prob of a token that {self.setup.name} sampled", (self.setup.name,)
+            raise BadNumber(what, bad[0], where=f"prompt {prompt.id}, policy version {held}", engines=engine)
+        return Rollout(prompt, index, ids, text, logprobs, held, sample.finish_reason == "stop", swaps, self.setup.name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ import ray
 
 from actors.process import STATUS_GROUP, ProcessSetup, Role
 from rm.config import ScorerConfig
+from tokens.guards import GuardsConfig
 from tokens.records import Rollout
 
 if TYPE_CHECKING:
@@ -31,10 +33,13 @@ class Scores:
 
     Args:
         ids: which members these are; a member with a score that is not finite is left out where the config allows it.
-        members: B rows of a score for each of ``ids``; member 0 is r_k.
+        members: B rows of a score for each of ``ids``; member 0 is r_k. Where a score did not count, the mean of its
+            row's others.
         mean: of the members.
         std: population standard deviation over the members.
         aggregated: what PPO is given.
+        dropped: scores that were not finite and do not count.
+        reloaded: members whose weights were found broken, and read again from their files.
     """
 
     ids: tuple[int, ...]
@@ -42,6 +47,8 @@ class Scores:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     aggregated: tuple[float, ...]
+    dropped: int = 0
+    reloaded: int = 0
 
 
 @ray.remote(concurrency_groups=STATUS_GROUP)
@@ -50,13 +57,15 @@ class EnsembleScorer(Role):
 
     about = "scores responses with the reward ensemble"
 
-    def __init__(self, setup: ProcessSetup, config: ScorerConfig) -> None:
+    def __init__(self, setup: ProcessSetup, config: ScorerConfig, guards: GuardsConfig) -> None:
         super().__init__(setup)
-        self.config = config
+        self.config, self.guards = config, guards
         self.calibration: Sequence[Rollout] = ()
         self.members: dict[int, RewardModel] = {}
         self.moments: dict[int, Moments] = {}
         self.pads: dict[int, int] = {}
+        self.places: dict[int, Path] = {}
+        self.reloaded = 0
 
     def move(self, part: str, device: str) -> None:
         """Move the members."""
@@ -79,15 +88,31 @@ class EnsembleScorer(Role):
         from transformers import AutoTokenizer
 
         from rm.ensemble import Moments
-        from rm.model import RewardModel
 
-        self.members[member] = RewardModel.from_pretrained(model_dir, dtype=self.dtype()).to(self.setup.device).eval()
+        self.places[member] = model_dir
+        self._read(member)
         self.pads[member] = AutoTokenizer.from_pretrained(model_dir).pad_token_id
         self.moments[member] = Moments.of(self._raw(member, self.calibration))
         log.info("%s: member %d is %s, %s", self.setup.name, member, model_dir, self.moments[member])
 
+    def _read(self, member: int) -> None:
+        from rm.model import RewardModel
+
+        model = RewardModel.from_pretrained(self.places[member], dtype=self.dtype())
+        self.members[member] = model.to(self.setup.device).eval()
+
     def _raw(self, member: int, rollouts: Sequence[Rollout]) -> torch.Tensor:
-        return self._score(member, [(r.prompt.token_ids, r.response_ids) for r in rollouts])
+        """Scores of one member; where some are not finite since its weights are broken, those in its files are taken instead."""
+        from tokens.ranks import weights_norm
+
+        sequences = [(r.prompt.token_ids, r.response_ids) for r in rollouts]
+        found = self._score(member, sequences)
+        if found.isfinite().all() or math.isfinite(weights_norm(self.members[member].parameters())):
+            return found
+        log.warning("%s: the weights of member %d are broken; they are read again", self.setup.name, member)
+        self._read(member)
+        self.reloaded += 1
+        return self._score(member, sequences)
 
     def _score(self, member: int, sequences: Sequences) -> torch.Tensor:
         from rm.batches import score_sequences
@@ -104,23 +129,27 @@ class EnsembleScorer(Role):
             The scores.
 
         Raises:
-            NonFiniteScoreError: if a member gave NaN or infinity, and ``scorer.min_members`` does not allow to go on without it.
+            BadNumber: if more scores than ``guards.bad_scores`` allows are NaN or infinite, and ``scorer.min_members`` does not
+                allow to go on without their members.
         """
         import torch
 
-        from rm.ensemble import aggregate, finite_members, normalise
+        from rm.ensemble import aggregate, disagreement, fill, finite_members, normalise
 
-        order = sorted(self.members)
+        order, before = sorted(self.members), self.reloaded
         raw = torch.stack([self._raw(member, rollouts) for member in order], dim=1)  # [B, M]
         fewest = None if self.config.min_members is None else min(self.config.min_members, len(order))
-        kept = finite_members(raw, fewest)
+        kept = finite_members(raw, fewest, self.guards.bad_scores, self.config.aggregate)
         moments = [self.moments[order[member]] for member in kept]
         scores = normalise(raw[:, list(kept)], torch.tensor([m.mean for m in moments]), torch.tensor([m.std for m in moments]))
+        filled = fill(scores)
         self.tick(len(rollouts), len(rollouts), "scores")
         return Scores(
             tuple(order[member] for member in kept),
-            tuple(tuple(row) for row in scores.tolist()),
-            tuple(scores.mean(1).tolist()),
-            tuple(scores.std(1, correction=0).tolist()),
+            tuple(tuple(row) for row in filled.tolist()),
+            tuple(filled.mean(1).tolist()),
+            tuple(disagreement(scores).tolist()),
             tuple(aggregate(scores, self.config.aggregate, self.config.std_coef).tolist()),
+            int((~raw.isfinite()).sum()),
+            self.reloaded - before,
         )

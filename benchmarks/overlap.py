@@ -34,8 +34,9 @@ from actors.process import Identity, Progress
 from actors.transfer import Parcels
 from cluster.config import RunConfig
 from cluster.console import Console
+from cluster.fixed_pool import FixedPool
 from cluster.load_config import load_config
-from cluster.pool import FixedPool, RolloutPool
+from cluster.pool import RolloutPool
 from cluster.roles import LearnerHandle, together
 from cluster.rota import OwnDevices, Process
 from cluster.run_directory import versions
@@ -97,7 +98,9 @@ class SleepingLearner:
         """Nothing is counted."""
         return Progress(0, 0, "")
 
-    def update(self, rollouts: Sequence[Rollout], scores: Sequence[float]) -> dict[str, float]:
+    def update(
+        self, rollouts: Sequence[Rollout], scores: Sequence[float], sampler_bound: float | None, number: int
+    ) -> dict[str, float]:
         """No metric."""
         time.sleep(self.seconds)
         return {}
@@ -114,7 +117,7 @@ def scene(g: float, t: float) -> Iterator[tuple[RolloutPool, LearnerHandle]]:
     engine: Any = ray.remote(**options)(SleepingEngine).remote(g)
     learner: Any = ray.remote(**options)(SleepingLearner).remote(t)
     try:
-        ray.get(learner.update.remote(ray.get(engine.sample.remote([Prompt("p", "", (1,))], 1, 0, 0, (0,))), [0.0]))
+        ray.get(learner.update.remote(ray.get(engine.sample.remote([Prompt("p", "", (1,))], 1, 0, 0, (0,))), [0.0], None, 0))
         pool = FixedPool([Process(engine, Identity("rollout-0", 0, ""))], OwnDevices())
         yield pool, LearnerHandle([Process(learner, Identity("learner-0", 0, ""))], 60.0, OwnDevices())
     finally:
@@ -132,7 +135,7 @@ def play(config: RunConfig, pool: RolloutPool, learner: LearnerHandle, logs: Pat
     for version in range(config.policy.steps_per_round):
         wait.step = version
         rollouts = sample(0, version, version)
-        wait("policy", learner.update(rollouts, [0.0] * len(rollouts)))
+        wait("policy", learner.update(rollouts, [0.0] * len(rollouts), None, version))
         sending = learner.send(())
         wait("sync", together(sending, pool.load(sending.refs[0], version + 1, ())))
     return spans

@@ -13,14 +13,15 @@ from pathlib import Path
 from actors.reward_trainer import RewardReport
 from actors.scorer import Scores
 from cluster.config import Baseline, RunConfig
+from cluster.draft import TRAINED, Draft, Point
 from cluster.failures import RoleFailed
 from cluster.judging import EVALUATION_SEED, Judgement, judge, meta_rows
 from cluster.roles import ScorerHandle
 from cluster.rounds import CHOICES, Theme
 from cluster.seeds import derive
+from cluster.stages import Stages
 from cluster.waiting import Pending
 from evaluation.best_of_n import best_of_n_kl, pick_best
-from evaluation.records import write_rows
 from tokens.records import Rollout
 
 NO_SCORES = Scores((), (), (), (), ())
@@ -56,29 +57,39 @@ class VanillaPPO(Theme):
 
     def run(self) -> None:
         """Play every round that is not committed yet."""
-        self.roles = replace(self.roles, scorer=FirstMember(self.roles.scorer.process, self.roles.scorer.rota))
-        if self.directory.num_committed:
-            self.wait("score", self.roles.scorer.load(0, self.directory.round_path(0) / "reward"))
+        scorer = self.roles.scorer
+        self.roles = replace(self.roles, scorer=FirstMember(scorer.process, scorer.rota, scorer.holds))
+        self.load_first()
         super().run()
 
-    def sample_shifted(self, index: int) -> list[Rollout]:
+    def sample_shifted(self, index: int, work: Stages) -> list[Rollout]:
         """S_0, which the reward moments start from; nothing later."""
-        return [] if index else super().sample_shifted(index)
+        return [] if index else super().sample_shifted(index, work)
 
-    def train_reward(self, index: int, draft: Path, shifted: Sequence[Rollout]) -> RewardReport:
+    def train_reward(self, index: int, work: Stages, shifted: Sequence[Rollout]) -> RewardReport:
         """r_0, without MetaRM; later rounds keep it, and have no fit to report."""
-        return kept(self.directory.ledger["rounds"][0]["reward"]) if index else super().train_reward(index, draft, shifted)
+        return kept(self.directory.ledger["rounds"][0]["reward"]) if index else super().train_reward(index, work, shifted)
 
-    def score_shifted(self, shifted: Sequence[Rollout], draft: Path) -> Scores:
+    def score_shifted(self, work: Stages, shifted: Sequence[Rollout]) -> Scores:
         """What r_0 says of S_0."""
-        return super().score_shifted(shifted, draft) if shifted else NO_SCORES
+        return super().score_shifted(work, shifted) if shifted else NO_SCORES
 
-    def begin_policy(self, index: int, draft: Path, scores: Scores) -> None:
+    def start_policy(self, index: int, draft: Draft, scores: Scores) -> None:
         """The first round's start; later nothing starts: policy, critic, reference, optimizers and moments go on."""
         if index:
             self.wait("policy", self.roles.learner.begin_round(index, None, None, None, None))
         else:
-            super().begin_policy(index, draft, scores)
+            super().start_policy(index, draft, scores)
+
+    def restore(self, point: Point) -> None:
+        """Put every role where a round goes on; the scorer still has r_0, or is given it again."""
+        super().restore(point)
+        self.load_first()
+
+    def load_first(self) -> None:
+        """Give the scorer r_0, once that is committed; in the first round it is loaded when it is fitted."""
+        if self.directory.num_committed:
+            self.wait("score", self.roles.scorer.load(0, self.directory.round_path(0) / "reward"))
 
     def reference(self, index: int) -> Path | None:
         """SFT in every round."""
@@ -104,21 +115,19 @@ def kept(reward: dict[str, float | None]) -> RewardReport:
 class OneRound(Theme):
     """A comparison without rounds: a reward model to judge by, a policy, its judgement."""
 
-    def run(self) -> None:
-        """Make it."""
-        self.wait.begin("round 0")
+    def play(self, index: int) -> None:
+        """Make it, from where its draft stands."""
+        self.wait.begin(f"round {index}")
         self.console.say(f"[bold]{self.config.rounds.baseline}[/]")
-        with self.directory.draft(self.directory.round_path(0)) as draft:
-            report = self.train_reward(0, draft, ())
-            self.improve(draft)
-            judgement = self.evaluate(0, draft)
-            self.commit(0, draft, report, judgement)
+        with self.directory.draft(self.directory.round_path(index)) as draft:
+            work = self.take_up(index, draft)
+            report = self.train_reward(index, work, ())
+            self.improve(work)
+            judgement = self.evaluate(index, work)
+            self.commit(index, work, report, judgement)
 
-    def improve(self, draft: Path) -> None:
+    def improve(self, work: Stages) -> None:
         """Make the policy better than SFT, where it is trained."""
-
-    def save(self, draft: Path) -> None:
-        """There is no learner's state to go on from."""
 
 
 @dataclass
@@ -127,7 +136,7 @@ class BestOfN(OneRound):
 
     choices = ("rounds.baseline", "rounds.best_of", "scorer.aggregate", "reward.base", "data.denoise.method")
 
-    def evaluate(self, index: int, draft: Path) -> Judgement:
+    def evaluate(self, index: int, work: Stages) -> Judgement:
         """The best of n for each held-out prompt, judged against one response of SFT; all n are written down.
 
         The KL of the summary is log n - (n - 1) / n: the rows' log-probs are SFT's, whose samples they are.
@@ -135,14 +144,18 @@ class BestOfN(OneRound):
         number = self.config.rounds.best_of
         assert number is not None
         prompts = self.inputs.eval_prompts[: self.config.evaluation.num_prompts]
-        with self.console.bar(f"evaluate: best of {number}", "samples") as bar:
-            samples = self.wait("evaluate", self.roles.rollout.sample(prompts, number, EVALUATION_SEED, self.version), bar)
-            scores = self.wait("evaluate", self.roles.scorer.score(samples))
-            best = [samples[i] for i in pick_best(scores.aggregated, number)]
-            judgement = judge(self.config, self.inputs, self.roles, self.wait, self.version, self.sft, rollouts=best)
+
+        def sample() -> list[Rollout]:
+            with self.console.bar(f"evaluate: best of {number}", "samples") as bar:
+                return self.wait("evaluate", self.roles.rollout.sample(prompts, number, EVALUATION_SEED, self.version), bar)
+
+        samples = work.rollouts("evaluation", "evaluation_rollouts.parquet", sample)
+        scores = self.wait("evaluate", self.roles.scorer.score(samples))
+        best = [samples[i] for i in pick_best(scores.aggregated, number)]
+        judgement = judge(self.config, self.inputs, self.roles, self.wait, self.version, self.sft, rollouts=best)
         judgement = replace(judgement, summary=judgement.summary | {"kl": best_of_n_kl(number)})
-        write_rows(draft / "samples.parquet", meta_rows(samples, scores, vanilla=None))
-        write_rows(draft / "evaluation.parquet", judgement.rows)
+        work.rows("samples.parquet", meta_rows(samples, scores, vanilla=None))
+        work.rows("evaluation.parquet", judgement.rows)
         self.metrics.evaluation(index, judgement.summary)
         return judgement
 
@@ -153,14 +166,18 @@ class DPO(OneRound):
 
     choices = ("rounds.baseline", "dpo.beta", "dpo.lr", "dpo.epochs", "dpo.batch_size", "reward.base", "data.denoise.method")
 
-    def improve(self, draft: Path) -> None:
+    def improve(self, work: Stages) -> None:
         """Train it from SFT, in the learner."""
+        if work.draft.done(TRAINED) is None:
+            work.trained(0, self.version + 1, self.prefer)
+            self.sync()
+
+    def prefer(self, place: Path) -> None:
+        """By DPO, into a directory."""
         seed = derive(self.config.seed, "dpo")
         with self.console.bar("policy (DPO)", "steps") as bar:
-            pending = self.roles.learner.prefer(self.inputs.pairs, self.config.dpo, draft, seed)
-            rows = self.wait("policy", pending, bar)
+            rows = self.wait("policy", self.roles.learner.prefer(self.inputs.pairs, self.config.dpo, place, seed), bar)
         self.metrics.dpo(0, rows)
-        self.sync()
 
 
 THEMES: dict[Baseline, type[Theme]] = {"none": Theme, "vanilla_ppo": VanillaPPO, "best_of_n": BestOfN, "dpo": DPO}

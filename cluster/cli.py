@@ -1,4 +1,5 @@
-"""The command line. Exit code 0 = done, 1 = a role failed, 2 = the input is wrong, 130 and 143 = stopped: docs/jobs.md."""
+"""The command line. Exit code 0 = done, 1 = a role failed, 2 = the input is wrong, 3 = too many numbers went wrong, 130 and 143 =
+stopped: docs/jobs.md."""
 
 from __future__ import annotations
 
@@ -13,7 +14,7 @@ from cluster.signals import EXIT_INTERRUPTED, Stopped, exit_code, listen, stop_a
 from tokens.errors import UserError
 from tokens.paths import check_path, printable
 
-EXIT_FAILED, EXIT_INPUT = 1, 2
+EXIT_FAILED, EXIT_INPUT, EXIT_NUMBERS = 1, 2, 3
 CUT_SHORT = "what was committed is intact; the same command continues after it"
 
 
@@ -57,13 +58,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"interrupted: {CUT_SHORT}", file=sys.stderr)
         return EXIT_INTERRUPTED
     except RuntimeError as error:
-        from cluster.failures import RoleFailed
+        from cluster.failures import BadNumbers, RoleFailed
 
         if not isinstance(error, RoleFailed):
             raise
         words = f"{error.shown()}failed: {error}\n{CUT_SHORT.capitalize()}."
         print("\n".join(printable(line) for line in words.split("\n")), file=sys.stderr)
-        return EXIT_FAILED
+        return EXIT_NUMBERS if isinstance(error, BadNumbers) else EXIT_FAILED
 
 
 def _with_config(chosen: argparse.Namespace, config: RunConfig) -> int:

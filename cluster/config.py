@@ -6,6 +6,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from actors.config import ResourcesConfig, RolloutConfig
+from cluster.health import FaultsConfig
 from cluster.store_uri import check_storage_name
 from evaluation.config import EvaluationConfig
 from policy.config import DPOConfig, PolicyConfig, SFTConfig
@@ -14,6 +15,7 @@ from rm.config import MetaConfig, RewardConfig, ScorerConfig, StrengthConfig
 from rm.domain_config import CustomizeConfig
 from sandbox.config import WorldConfig
 from tokens.errors import UserError
+from tokens.guards import GuardsConfig
 from tokens.paths import PathText
 from tokens.section import Section
 
@@ -29,6 +31,17 @@ class RoundsConfig(Section):
     among its samples. dpo: TRL's DPO on D. The last two are one round. docs/baselines.md."""
     best_of: int | None = Field(None, ge=2)
     """n of best_of_n: samples of each evaluation prompt."""
+    checkpoint_every: int | None = Field(20, ge=1)
+    """PPO steps between two checkpoints within a round; null saves at a stop and at the round's end only. What came after the
+    last one is learned again from its recorded rollouts. docs/run_directory.md."""
+    keep_checkpoints: int = Field(2, ge=1, le=100)
+    """Checkpoints of the round under way that are kept; each is a policy, a critic and both optimizers' moments. If the newest is
+    damaged, the round goes on from the one before."""
+    save_fit_every: int | None = Field(100, ge=1)
+    """Optimizer steps of a reward model's fit between two saves of how far it has come; null = a fit that is cut short begins
+    again."""
+    keep_rollouts: bool = False
+    """Keep the rollouts of every PPO step, with the scores they got, when their round is committed."""
 
     @model_validator(mode="after")
     def _baseline_is_whole(self) -> "RoundsConfig":
@@ -81,7 +94,9 @@ class RunConfig(Section):
     dpo: DPOConfig = DPOConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     customize: CustomizeConfig = CustomizeConfig()
+    guards: GuardsConfig = GuardsConfig()
     resources: ResourcesConfig = ResourcesConfig()
+    faults: FaultsConfig = FaultsConfig()
 
     @field_validator("name")
     @classmethod

@@ -19,10 +19,11 @@ def write_file(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(partial, path)
-    _sync(path.parent)
+    sync_directory(path.parent)
 
 
-def _sync(path: Path) -> None:
+def sync_directory(path: Path) -> None:
+    """Make durable what a directory lists, or what a file holds."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -34,8 +35,8 @@ def sync_tree(directory: Path) -> None:
     """Make all that was written into a directory durable."""
     for folder, _, files in os.walk(directory):
         for name in files:
-            _sync(Path(folder) / name)
-        _sync(Path(folder))
+            sync_directory(Path(folder) / name)
+        sync_directory(Path(folder))
 
 
 def commit_directory(partial: Path, final: Path) -> None:
@@ -47,4 +48,4 @@ def commit_directory(partial: Path, final: Path) -> None:
     """
     sync_tree(partial)
     os.replace(partial, final)
-    _sync(final.parent)
+    sync_directory(final.parent)

@@ -58,6 +58,8 @@ POLICY = _of_rows(
         "entropy": "mean -log pi of the sampled tokens, nats",
         "exact_entropy": "entropy over the whole vocabulary, nats; with policy.entropy_coef",
         "ptx_loss": "language-modelling loss on the supervised texts, nats per token; with policy.ptx_coef",
+        "update_kl": "KL of the policy before the update to that after it, per token, nats; on some of the rollouts",
+        "scores_dropped": "scores of single members that were not finite and did not count",
         "length": "mean response tokens",
         "finished": "share of responses that ended by themselves",
         "sampler_gap": "largest difference of sampler's and learner's log-prob of a token, nats",
@@ -105,6 +107,18 @@ POOL = _of_rows(
 )
 """The rollout pool; all but the first with rollout.max_engines."""
 
+FAULTS = _of_rows(
+    "faults",
+    {
+        "losses": "processes that were lost since the driver started",
+        "detection_seconds": "from the last sign of life of the process that was lost last to when its loss was noticed",
+        "recovery_seconds": "from then until another one in its place held all that it must",
+        "start_seconds": "of these, until its process was up",
+        "stale_replies": "answers that came too late, of calls that were given up, and were refused",
+    },
+)
+"""What is lost and made good."""
+
 REWARD = (
     _of_rows(
         "reward",
@@ -113,6 +127,7 @@ REWARD = (
             "accuracy": "share of the step's pairs ranked as labelled",
             "lr": "learning rate",
             "gradient_norm": "gradient norm before clipping",
+            "skipped": "steps of the fit that were left out: their loss or gradient was not finite",
             "J": "MetaRM's difference loss at theta",
             "J_ascended": "the same at theta'",
             "J_heldout": "the same at theta, on prompts that no ascent sees",
@@ -150,6 +165,16 @@ REWARD = (
     )
 )
 """The fit of a round's reward model: known when it is over."""
+
+GUARD = _of_rows(
+    "guard",
+    {
+        "left_out": "PPO steps of the round that were left out: a number was wrong before anything had changed",
+        "undone": "PPO steps of the round that were undone: a number was wrong after weights had moved",
+        "refitted": "PPO steps of the round before which engines that disagreed with the learner got the weights again",
+    },
+)
+"""Numbers that went wrong; known when one has."""
 
 DPO = _of_rows(
     "dpo",
@@ -206,7 +231,7 @@ RUN = (
 )
 """The run itself."""
 
-EXPORTED = POLICY + SAMPLING + POOL + REWARD + DPO + EVALUATION + RUN
+EXPORTED = POLICY + SAMPLING + POOL + FAULTS + REWARD + GUARD + DPO + EVALUATION + RUN
 
 
 def exported_as(key: str) -> tuple[str, dict[str, str]]:

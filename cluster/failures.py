@@ -5,11 +5,23 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import ray
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import (
+    ActorUnschedulableError,
+    RayActorError,
+    RayError,
+    RayTaskError,
+    RuntimeEnvSetupError,
+    TaskUnschedulableError,
+)
+
+from tokens.guards import BadNumber
 
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+REFUSED = (RuntimeEnvSetupError, ActorUnschedulableError, TaskUnschedulableError)
+"""What Ray cannot do however often it is asked."""
 SHOWN_LINES = 8
 """Of a traceback, at its end, that the driver prints; the log file has all of it."""
 
@@ -32,6 +44,46 @@ class RoleFailed(RuntimeError):
         lines = self.trace.rstrip().splitlines()
         cut = [f"  ... {len(lines) - SHOWN_LINES} lines more in the log"] if len(lines) > SHOWN_LINES else []
         return "".join(f"{line}\n" for line in cut + lines[-SHOWN_LINES:])
+
+
+How = Literal["died", "hung", "unreachable"]
+"""What became of a process: it or its machine is gone; it lives and does nothing; nobody knows."""
+
+
+class RoleLost(RoleFailed):
+    """A process is gone for reasons that lie outside of the work: another one in its place can do it.
+
+    Args:
+        words: as of ``RoleFailed``.
+        who: the process.
+        trace: as of ``RoleFailed``.
+        how: what became of it.
+        why: the same in words, without the place.
+        actor: Ray's id of it, where Ray has said so; there may be another one in its place by now.
+    """
+
+    def __init__(self, words: str, who: str, trace: str, how: How, why: str, actor: str | None) -> None:
+        super().__init__(words, who, trace)
+        self.how, self.why, self.actor = how, why, actor
+
+
+class GivenUp(RoleFailed):
+    """A failure that is not made good any more; the same command continues the run."""
+
+
+class BadNumbers(RoleFailed):
+    """A number went wrong in a role, which found it by itself and lives.
+
+    Args:
+        words: as of ``RoleFailed``.
+        bad: the number, and whether weights have to be put back.
+        who: the process; the driver where it found the number itself.
+        trace: as of ``RoleFailed``.
+    """
+
+    def __init__(self, words: str, bad: BadNumber, who: str = "driver", trace: str = "") -> None:
+        super().__init__(words, who, trace)
+        self.bad = bad
 
 
 @dataclass(frozen=True)
@@ -61,12 +113,32 @@ class Place:
             what: happened, in words; "" takes them from ``error``.
             error: what Ray raised.
         """
+        words, trace = self._written(what, error)
+        return RoleFailed(words, self.process, trace)
+
+    def loss(self, how: How, what: str, error: BaseException | None = None) -> RoleLost:
+        """The loss of the process; the arguments are those of ``failure``, and what became of it."""
+        words, trace = self._written(what, error)
+        actor = error.actor_id if isinstance(error, RayActorError) else None
+        return RoleLost(words, self.process, trace, how, what or reason(error), actor)
+
+    def bad_number(self, bad: BadNumber, error: BaseException) -> BadNumbers:
+        """A number that went wrong in the process.
+
+        Args:
+            bad: the number.
+            error: what Ray raised.
+        """
+        words, trace = self._written(str(bad), error)
+        return BadNumbers(words, bad, self.process, trace)
+
+    def _written(self, what: str, error: BaseException | None) -> tuple[str, str]:
         words, trace = self.words(what or reason(error), error), trace_of(error)
         if trace:
             self.log.parent.mkdir(parents=True, exist_ok=True)
             with self.log.open("a") as log:
                 log.write(f"{words}\n{trace.rstrip()}\n")
-        return RoleFailed(f"{words}. Its log: {self.log}", self.process, trace)
+        return f"{words}. Its log: {self.log}", trace
 
     def words(self, what: str, error: BaseException | None) -> str:
         """One line."""
@@ -89,6 +161,13 @@ def address_in(error: BaseException | None) -> str:
     """The address of the machine that an error of Ray comes from; "" where it does not say."""
     found = re.search(r"\bip[:=] ?([0-9a-fA-F.:]+)", str(error)) if error else None
     return found[1] if found else ""
+
+
+def lost_with(error: BaseException) -> bool:
+    """Whether what Ray raised says that a process, a machine or an object on it is gone, and nothing of the work itself."""
+    if isinstance(error, RayActorError):
+        return not error.actor_init_failed
+    return isinstance(error, RayError) and not isinstance(error, (RayTaskError, *REFUSED))
 
 
 def trace_of(error: BaseException | None) -> str:

@@ -10,12 +10,13 @@ from typing import Any
 from actors.scorer import Scores
 from cluster.config import RunConfig
 from cluster.console import Bar
-from cluster.failures import RoleFailed
+from cluster.failures import BadNumbers
 from cluster.inputs import Inputs
 from cluster.roles import Roles
 from cluster.waiting import Waiter
 from evaluation.compare import win_tie_lose
 from evaluation.records import EvaluationRow, MetaRow
+from tokens.guards import BadNumber
 from tokens.records import Rollout
 
 EVALUATION_SEED = 20_260
@@ -78,8 +79,7 @@ def judge(
         rollouts = sample_for_judging(config, inputs, roles, wait, version, bar)
     scores = wait("evaluate", roles.scorer.score(rollouts))
     policy, reference = wait("evaluate", roles.learner.statistics(rollouts))
-    gaps = [abs(sum(r.sampler_logprobs) - total) / len(r.response_ids) for r, total in zip(rollouts, policy, strict=True)]
-    check_parity(config, max(gaps), rollouts, version)
+    check_likelihoods(parity_bound(config, rollouts, version), rollouts, policy, reference)
     rows = tuple(
         EvaluationRow(
             prompt_id=rollout.prompt.id,
@@ -106,24 +106,46 @@ def comparable(config: RunConfig) -> bool:
     return not config.rollout.reshaped() and config.resources.rollout.dtype == config.resources.learner.dtype == "float32"
 
 
-def check_parity(config: RunConfig, gap: float, rollouts: Sequence[Rollout], version: int) -> None:
-    """The engine's log-probs must be the learner's: the proof that the last sync arrived whole.
+def parity_bound(config: RunConfig, rollouts: Sequence[Rollout], version: int) -> float | None:
+    """How far the engines' log-probs may lie from the learner's: that they agree proves that the last sync arrived whole.
 
     Args:
         config: of the run.
-        gap: largest difference seen, nats per token.
-        rollouts: that it was seen on; those that older weights had a part in prove nothing.
+        rollouts: to be compared; those that older weights had a part in prove nothing.
         version: of the learner's weights.
 
-    Raises:
-        RoleFailed: if they differ by more than ``rollout.parity_bound``, where they can be compared.
+    Returns:
+        ``rollout.parity_bound``, nats per token; None where the two cannot be compared.
     """
     fresh = all(rollout.policy_version == version and not rollout.swaps for rollout in rollouts)
-    if comparable(config) and fresh and gap > config.rollout.parity_bound:
-        raise RoleFailed(
-            f"engine and learner disagree by {gap:.2e} nats on a token that was sampled from version {version} "
-            f"(rollout.parity_bound = {config.rollout.parity_bound:g}): the engine's weights are not the learner's"
-        )
+    return config.rollout.parity_bound if comparable(config) and fresh else None
+
+
+def check_likelihoods(bound: float | None, rollouts: Sequence[Rollout], policy: Sequence[float], sft: Sequence[float]) -> None:
+    """The sums of log-probs of an evaluation must be finite, and the engines' those of the learner.
+
+    Args:
+        bound: as ``parity_bound`` gives it.
+        rollouts: N responses.
+        policy: N sums of the learner's log-probs, nats.
+        sft: the same of the SFT model.
+
+    Raises:
+        BadNumbers: if one is not finite; or the engines' lie further off, in the name of the engines.
+    """
+    for name, sums in (("policy", policy), ("SFT model", sft)):
+        if not all(map(math.isfinite, sums)):
+            bad = BadNumber(f"the log-prob of a response under the {name}", sum(sums), where="the evaluation", undo=True)
+            raise BadNumbers(str(bad), bad, "learner-0")
+    if bound is None:
+        return
+    gaps = [abs(sum(r.sampler_logprobs) - total) / len(r.response_ids) for r, total in zip(rollouts, policy, strict=True)]
+    engines = tuple(sorted({rollout.engine for rollout, gap in zip(rollouts, gaps, strict=True) if not gap <= bound}))
+    if engines:
+        what = f"the largest difference per token between a response's log-prob of {', '.join(engines)} and the learner's"
+        limit = f"at most {bound:g} nats (rollout.parity_bound): the engine's weights are not the learner's"
+        bad = BadNumber(what, max(gaps), limit, "the evaluation", engines=engines)
+        raise BadNumbers(str(bad), bad, engines[0] or "driver")
 
 
 def rejudged(config: RunConfig, sft: Judgement, wait: Waiter, roles: Roles) -> Sequence[EvaluationRow]:

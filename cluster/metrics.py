@@ -12,12 +12,14 @@ from typing import Any
 from actors.reward_trainer import RewardReport
 from actors.scorer import Scores
 from cluster.console import Bar, Console
+from cluster.metrics_file import forget_rows
 from cluster.sync import Sync
 from cluster.telemetry import Telemetry
 from evaluation.timeline import DRIVER, Span
 
 STEP_PHASES = ("policy", "sample", "sync")
 """What has a row for each PPO step."""
+NO_WORDS: Mapping[str, str] = {}
 
 
 class Metrics:
@@ -26,17 +28,16 @@ class Metrics:
     Args:
         path: of the run.
         steps_per_round: PPO steps of a round; a global step is round * steps_per_round + step.
-        first_round: round that this process begins with; TensorBoard forgets what an earlier process wrote of it.
-        steps_done: PPO steps of that round that stay, and its reward model with them.
         telemetry: Ray's metrics.
     """
 
-    def __init__(self, path: Path, steps_per_round: int, first_round: int, steps_done: int, telemetry: Telemetry) -> None:
+    def __init__(self, path: Path, steps_per_round: int, telemetry: Telemetry) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
         self.steps_per_round, self.telemetry = steps_per_round, telemetry
-        self.file = (path / "metrics.jsonl").open("a", buffering=1)
-        self.writer, self.path, self.first_round, self.steps_done = SummaryWriter, path / "tensorboard", first_round, steps_done
+        self.record = path / "metrics.jsonl"
+        self.file = self.record.open("a", buffering=1)
+        self.writer, self.path = SummaryWriter, path / "tensorboard"
         self.boards: dict[str, SummaryWriter] = {}
         self.bar: Bar | None = None
         self.sampled: dict[tuple[int, int], tuple[float, float]] = {}
@@ -60,6 +61,19 @@ class Metrics:
         os.fsync(self.file.fileno())
         return os.fstat(self.file.fileno()).st_size
 
+    def go_back(self, mark: int) -> None:
+        """Forget the rows after a place, which are about to come again.
+
+        Args:
+            mark: what ``mark`` gave then.
+        """
+        self.file.close()
+        for board in self.boards.values():
+            board.close()  # type: ignore[no-untyped-call]
+        self.boards = {}
+        forget_rows(self.record, mark)
+        self.file = self.record.open("a", buffering=1)
+
     def steps(self, first: int, number: int, console: Console) -> Iterator[int]:
         """The PPO steps of a round from ``first`` on, under one bar."""
         with console.bar("policy (PPO)", "steps") as bar:
@@ -71,28 +85,31 @@ class Metrics:
             bar.update(number - first, number - first)
         self.bar = None
 
-    def _write(self, index: int, step: int, phase: str, values: dict[str, float | None], steps_per_round: int) -> None:
-        row = {"time": round(time.time(), 3), "round": index, "step": step, "phase": phase, **values}
+    def _write(
+        self,
+        index: int,
+        step: int,
+        phase: str,
+        values: dict[str, float | None],
+        steps_per_round: int,
+        words: Mapping[str, str] = NO_WORDS,
+    ) -> None:
+        row = {"time": round(time.time(), 3), "round": index, "step": step, "phase": phase, **values, **words}
         self.file.write(json.dumps(row) + "\n")
         self.telemetry.row(index, values)
-        if phase not in self.boards:  # each phase has its own count of steps, and forgets what an earlier process wrote past it
-            purge = self.first_round * steps_per_round + self._kept(phase, steps_per_round)
+        if phase not in self.boards:  # each phase has its own count of steps, and forgets what was written from this one on
+            purge = max(0, index * steps_per_round + step)
             self.boards[phase] = self.writer(str(self.path / phase), purge_step=purge)  # type: ignore[no-untyped-call]
         for name, value in values.items():
             if value is not None:
                 self.boards[phase].add_scalar(name, value, index * steps_per_round + step)  # type: ignore[no-untyped-call]
-
-    def _kept(self, phase: str, steps_per_round: int) -> int:
-        """Steps of the first round that an earlier process wrote, and that stay."""
-        if phase in STEP_PHASES:
-            return self.steps_done
-        return steps_per_round if self.steps_done and phase != "evaluation" else 0
 
     def policy(self, index: int, step: int, update: dict[str, float], rewards: Scores, gold: float | None) -> None:
         """One PPO update."""
         primary = [row[0] for row in rewards.members]
         values: dict[str, float | None] = {
             **update,
+            "policy/scores_dropped": float(rewards.dropped),
             "policy/proxy": sum(primary) / len(primary),
             "policy/ensemble_mean": sum(rewards.mean) / len(rewards.mean),
             "policy/ensemble_std": sum(rewards.std) / len(rewards.std),
@@ -107,6 +124,18 @@ class Metrics:
             )
             self.bar.update(step + 1 - self.bar_first, self.steps_per_round - self.bar_first, note=note)
 
+    def guard(self, index: int, step: int, counts: Mapping[str, int], event: Mapping[str, str]) -> None:
+        """A step whose numbers went wrong.
+
+        Args:
+            index: of the round.
+            step: of it.
+            counts: of such steps in the round so far, by what was done.
+            event: what it was, in words.
+        """
+        values: dict[str, float | None] = {f"guard/{name}": float(count) for name, count in counts.items()}
+        self._write(index, step, "guard", values, self.steps_per_round, event)
+
     def span(self, span: Span) -> None:
         """A wait of the driver, or the work of a process, that is over."""
         self.telemetry.span(span)
@@ -114,6 +143,21 @@ class Metrics:
             place = (span.round, span.step)
             start, end = self.sampled[place] if place in self.sampled else (span.start, span.end)
             self.sampled[place] = (min(start, span.start), max(end, span.end))
+
+    def seconds_of(self, index: int, step: int) -> float:
+        """How long the engines took for the batch of a step, s."""
+        start, end = self.sampled[index, step]
+        return end - start
+
+    def was_sampled(self, index: int, step: int, seconds: float) -> None:
+        """The batch of a step is one that was recorded.
+
+        Args:
+            index: of the round.
+            step: of it.
+            seconds: what ``seconds_of`` was then.
+        """
+        self.sampled[index, step] = (0.0, seconds)
 
     def _sampling(self, index: int, step: int, tokens: float) -> None:
         """How fast the engines sampled the batch of a step."""
@@ -143,6 +187,25 @@ class Metrics:
             self.telemetry.failed(str(values["engine"]))
         place = {"round": -1 if index is None else index, "step": -1 if step is None else step}
         self.file.write(json.dumps({"time": round(time.time(), 3), **place, "phase": "pool", **values}) + "\n")
+
+    def fault(
+        self, index: int | None, step: int | None, process: str, words: Mapping[str, str], values: Mapping[str, float]
+    ) -> None:
+        """Something happened to a process; -1 where there is no round or step.
+
+        Args:
+            index: of the round.
+            step: of it.
+            process: its name.
+            words: what happened, by key.
+            values: numbers, by name.
+        """
+        self.telemetry.row(-1, values)
+        if words["event"] in ("lost", "raised"):
+            self.telemetry.failed(process)
+        place = {"round": -1 if index is None else index, "step": -1 if step is None else step, "phase": "faults"}
+        rounded = {name: round(value, 3) for name, value in values.items()}
+        self.file.write(json.dumps({"time": round(time.time(), 3), **place, "process": process, **words, **rounded}) + "\n")
 
     def reward(self, index: int, report: RewardReport) -> None:
         """The steps of a reward model's fit."""

@@ -39,8 +39,8 @@ class Mirror(Protocol):
     def held(self) -> contextlib.AbstractContextManager[None]:
         """Keep other drivers out of it meanwhile."""
 
-    def pause_steps(self, name: str) -> int:
-        """PPO steps of the pause that the draft of a round holds there; 0 where it is not there, whole."""
+    def saved_steps(self, name: str) -> int:
+        """PPO steps of the last checkpoint in the draft of a round there; 0 where it is not there, whole."""
 
     def fetch(self, name: str, into: Path) -> None:
         """Bring a directory here."""
@@ -51,8 +51,8 @@ class Mirror(Protocol):
     def send(self, names: list[str], ledger: Ledger) -> None:
         """Copy committed directories there, and the ledger after them."""
 
-    def send_pause(self, name: str) -> None:
-        """Copy the draft of a round that was laid down."""
+    def send_draft(self, name: str) -> None:
+        """Copy the draft of a round under way."""
 
     def drop(self, name: str) -> None:
         """Remove a directory."""
@@ -72,7 +72,7 @@ class NoMirror:
         """The directory's own lock is enough."""
         yield
 
-    def pause_steps(self, name: str) -> int:
+    def saved_steps(self, name: str) -> int:
         """It is where it belongs."""
         return 0
 
@@ -86,7 +86,7 @@ class NoMirror:
     def send(self, names: list[str], ledger: Ledger) -> None:
         """It is where it belongs."""
 
-    def send_pause(self, name: str) -> None:
+    def send_draft(self, name: str) -> None:
         """It is where it belongs."""
 
     def drop(self, name: str) -> None:

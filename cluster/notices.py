@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from ray.exceptions import RpcError
 
@@ -17,12 +17,15 @@ class Notices:
     """Says once of each node that is about to go which processes of the run will be lost with it.
 
     Args:
-        identities: of the processes that the run cannot do without.
+        identities: gives those of the processes that the run cannot do without, as they are now.
         say: prints a line.
+        warn: told of the nodes that are about to go, and have some of these processes, at each look.
     """
 
-    def __init__(self, identities: Sequence[Identity], say: Callable[[str], None]) -> None:
-        self.identities, self.say = identities, say
+    def __init__(
+        self, identities: Callable[[], Sequence[Identity]], say: Callable[[str], None], warn: Callable[[Collection[str]], None]
+    ) -> None:
+        self.identities, self.say, self.warn = identities, say, warn
         self.looked = time.monotonic()
         self.known: set[str] = set()
 
@@ -32,10 +35,11 @@ class Notices:
             return
         self.looked = time.monotonic()
         try:
-            found = endangered(self.identities)
+            found = endangered(self.identities())
         except RpcError as error:
             self.say(f"[yellow]note[/] which nodes are about to go was not learned: {error}")
             return
+        self.warn(found.keys())
         for node, line in found.items():
             if node not in self.known:
                 self.say(f"[yellow]note[/] {line}")

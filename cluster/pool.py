@@ -1,4 +1,4 @@
-"""The rollout engines as one: a fixed number of them, or a pool that grows while it samples. Chosen once, at set-up."""
+"""The rollout engines as one: what the loop sees of them, and a pool that grows while it samples. Chosen once, at set-up."""
 
 from __future__ import annotations
 
@@ -14,11 +14,10 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from actors.demand import Request
 from actors.pool import NAME, ElasticEngines
 from actors.process import Identity
-from actors.rollout import occurrences
 from actors.seats import Event, Sampled, Seat
 from cluster.config import RunConfig
 from cluster.metrics import Metrics
-from cluster.rota import Moves, Process, Rota
+from cluster.rota import Moves, Process
 from cluster.waiting import Pending, Room, Waiter
 from tokens.records import Prompt, Rollout
 
@@ -51,47 +50,6 @@ class RolloutPool(Protocol):
     def report_to(self, wait: Waiter, metrics: Metrics) -> None:
         """Where engines that come and go are written down, as they do."""
         ...
-
-
-class FixedPool:
-    """The same engines from the first round to the last; one that dies ends the run.
-
-    Args:
-        engines: that there are.
-        rota: of the devices.
-    """
-
-    def __init__(self, engines: Sequence[Process], rota: Rota) -> None:
-        self.engines, self.rota = engines, rota
-
-    @property
-    def actors(self) -> Sequence[Any]:
-        """Of all engines."""
-        return [engine.actor for engine in self.engines]
-
-    def _all(self, refs: Sequence[Any], combine: Callable[[list[Any]], Any]) -> Pending[Any]:
-        asked = self.engines[: len(refs)]
-        names = tuple(engine.identity.name for engine in asked)
-        nodes = tuple(engine.identity.node for engine in asked)
-        return Pending(tuple(refs), names, nodes, combine, tuple(engine.actor for engine in asked))
-
-    def load(self, weights: Any, version: int, after: Sequence[Any]) -> Pending[int]:
-        """Give every engine new weights."""
-        return self._all([engine.actor.load.remote(weights, version, *after) for engine in self.engines], min)
-
-    def sample(self, prompts: Sequence[Prompt], samples_per_prompt: int, seed: int, version: int) -> Pending[list[Rollout]]:
-        """k responses to each prompt; every engine gets an equal part."""
-        size, before = -(-len(prompts) // len(self.engines)), occurrences(prompts)
-        parts = [slice(i, i + size) for i in range(0, len(prompts), size)]
-        moves = self.rota.turn("rollout")
-        refs = [
-            engine.actor.sample.remote(prompts[part], samples_per_prompt, seed, version, before[part])
-            for engine, part in zip(self.engines, parts, strict=False)  # fewer prompts than engines leave some idle
-        ]
-        return moves.before(self._all(refs, lambda answers: [rollout for answer in answers for rollout in answer]))
-
-    def report_to(self, wait: Waiter, metrics: Metrics) -> None:
-        """Nobody comes or goes."""
 
 
 class ElasticPool:

@@ -20,10 +20,11 @@ from cluster.plan import Bundle, reward_bundles
 from cluster.preflight import check_nodes
 from cluster.reward_directory import RewardDirectory
 from cluster.reward_inputs import RewardInputs, load_inputs, pairs_sha256, read_samples
-from cluster.roles import RewardHandle, Stage
+from cluster.roles import RewardHandle
 from cluster.run import connected
 from cluster.run_directory import now, space_errors
 from cluster.seeds import derive
+from cluster.stage import Stage
 from cluster.storage import storage_root
 from cluster.study import LOOKS
 from cluster.waiting import Waiter

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
 
 from actors.process import Identity
-from cluster.waiting import Pending
+from cluster.waiting import Pending, shifted
 
 T = TypeVar("T")
 
@@ -25,9 +25,9 @@ MEETING: Mapping[str, tuple[str, ...]] = {"learner": ("policy",), "rollout": ("w
 """What must be there when weights go from the learner to the engines."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Process:
-    """One running actor."""
+    """The process in a place. Everybody who talks to it holds this, so another one in its place is known to all at once."""
 
     actor: Any
     identity: Identity
@@ -56,6 +56,7 @@ class Moves:
             names=(*self.names, *work.names),
             nodes=(*self.nodes, *work.nodes),
             combine=lambda answers: work.combine(answers[number:]),
+            redo=lambda who, parts: shifted(number, work.redo, who, parts),
         )
 
 

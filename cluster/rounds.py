@@ -4,25 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
-from actors.reward_trainer import RewardReport
+from actors.reward_trainer import FitSaves, RewardReport
 from actors.scorer import Scores
 from cluster.config import RunConfig
 from cluster.console import Console
+from cluster.draft import Draft, Point
+from cluster.guarding import EVALUATED, Guard, counts, until_good
 from cluster.inputs import Inputs
-from cluster.judging import Judgement, check_parity, judge, meta_rows
+from cluster.judging import Judgement, judge, meta_rows, parity_bound, sample_for_judging
 from cluster.metrics import Metrics
-from cluster.pause import Pause, lay_down
+from cluster.recovery import Recovery
 from cluster.roles import Roles
 from cluster.run_directory import RunDirectory, now, versions
 from cluster.sampling import Sampling, ages, draw
 from cluster.seeds import derive
 from cluster.signals import end, finishing, stop_asked
+from cluster.stages import Stages
+from cluster.start import resume
 from cluster.sync import Sync
 from cluster.waiting import Waiter
-from evaluation.records import write_rows
 from evaluation.table import round_table
 from tokens.records import Rollout
 
@@ -32,19 +36,6 @@ CHOICES = (
     "reward.base", "meta.order", "meta.deploy", "meta.objective", "meta.direction", "data.denoise.method",
 )  # fmt: skip
 """What is carried from round to round and what starts anew; each is written into the ledger."""
-
-
-@dataclass(frozen=True)
-class Begun:
-    """A round that has its reward model.
-
-    Args:
-        report: of the reward model's fit.
-        steps: PPO steps that are done.
-    """
-
-    report: RewardReport
-    steps: int
 
 
 @dataclass
@@ -62,6 +53,9 @@ class Theme:
         metrics: writes it down.
         sft: the SFT policy's samples and how they were judged.
         version: of the policy's weights that the engines hold.
+        stands: round that the roles stand at, and where the learner's state of it lies (None: as the round finds it); None while
+            they move, and where that has failed.
+        recover: makes good what is lost in something that goes on where it was left.
     """
 
     config: RunConfig
@@ -74,107 +68,161 @@ class Theme:
     metrics: Metrics
     sft: Judgement
     version: int
+    stands: tuple[int, Path | None] | None
+    recover: Recovery
 
     choices: ClassVar[tuple[str, ...]] = CHOICES
 
     def run(self) -> None:
-        """Play every round that is not committed yet; one that was laid down goes on at its next step."""
+        """Play every round that is not committed yet."""
         for index in range(self.directory.num_committed, self.config.rounds.num_rounds):
-            self.wait.begin(f"round {index}", index)
-            self.console.say(f"[bold]Round {index + 1} of {self.config.rounds.num_rounds}[/]")
-            with self.directory.draft(self.directory.round_path(index)) as draft:
-                begun = self.take_up(index, draft) or self.begin(index, draft)
-                with finishing():
-                    for step in self.steps(begun.steps):
-                        rollouts = self.sample(index, step, self.version)
-                        rewards = self.wait("score", self.roles.scorer.score(rollouts))
-                        if step == 0:
-                            self.warm_up(index, rollouts, rewards)
-                        update = self.wait("policy", self.roles.learner.update(rollouts, rewards.aggregated))
-                        check_parity(self.config, update["policy/sampler_gap"], rollouts, self.version)
-                        self.metrics.policy(index, step, update | ages(rollouts, self.version), rewards, self.gold(rollouts))
-                        self.metrics.sync(index, step, self.sync())
-                        self.stop_if_asked(index, draft, Begun(begun.report, step + 1))
-                    judgement = self.evaluate(index, draft)
-                    self.commit(index, draft, begun.report, judgement)
+            self.recover(partial(until_good, partial(self.play, index)))
 
-    def begin(self, index: int, draft: Path) -> Begun:
-        """S_k, r_k, and where PPO starts."""
-        shifted = self.sample_shifted(index)
-        report = self.train_reward(index, draft, shifted)
-        scores = self.score_shifted(shifted, draft)
-        self.begin_policy(index, draft, scores)
-        return Begun(report, 0)
+    def play(self, index: int) -> None:
+        """Play a round from where its draft stands: what is recorded there is not done again."""
+        self.wait.begin(f"round {index}", index)
+        self.console.say(f"[bold]Round {index + 1} of {self.config.rounds.num_rounds}[/]")
+        with self.directory.draft(self.directory.round_path(index)) as draft:
+            work = self.take_up(index, draft)
+            shifted = self.sample_shifted(index, work)
+            report = self.train_reward(index, work, shifted)
+            first = self.begin_policy(index, work, self.score_shifted(work, shifted))
+            with finishing():
+                guard = Guard(self.config.guards, work.draft, index, self.metrics, self.console.say, self.refit)
+                for step in self.steps(first):
+                    guard.step(step, partial(self.learn, index, work, step))
+                    self.keep(index, work, step + 1)
+                self.save(work)
+                judgement = guard.trusting(EVALUATED, partial(self.evaluate, index, work))
+                self.commit(index, work, report, judgement)
 
-    def take_up(self, index: int, draft: Path) -> Begun | None:
-        """Put the roles where they were when this round was laid down; None if it never was."""
-        paused = self.directory.paused
-        if paused is None:
-            return None
-        self.console.say(f"  goes on after step {paused.steps} of {self.config.policy.steps_per_round}")
-        self.wait.seconds.update(paused.seconds)
-        new = {0: draft / "reward"} | {i: draft / "members" / str(i) for i in range(1, self.config.scorer.num_members)}
-        for member, path in new.items():
-            if path.exists():
-                self.wait("score", self.roles.scorer.load(member, path))
-        self.wait("policy", self.roles.learner.begin_round(index, None, None, None, self.reference(index)))
-        return Begun(RewardReport(dict(paused.reward), (), (), paused.validation_accuracy), paused.steps)
+    def learn(self, index: int, work: Stages, step: int) -> None:
+        """One PPO step: sample, score, update, and give the engines the new weights."""
+        rollouts = work.batch(step, partial(self.sample, index, step, self.version))
+        rewards = work.rewards(step, partial(self.score, rollouts))
+        if work.first(step):
+            self.warm_up(index, rollouts, rewards)
+        bound, number = parity_bound(self.config, rollouts, self.version), index * self.config.policy.steps_per_round + step
+        update = self.wait("policy", self.roles.learner.update(rollouts, rewards.aggregated, bound, number))
+        self.metrics.policy(index, step, update | ages(rollouts, self.version), rewards, self.gold(rollouts))
+        self.metrics.sync(index, step, self.sync())
+        work.record(f"step {step}", [], {"version": self.version})
 
-    def stop_if_asked(self, index: int, draft: Path, begun: Begun) -> None:
-        """Lay the round down and end the run, if a signal came; the step under way is over now.
+    def refit(self) -> None:
+        """Give the engines the learner's weights once more; what they were asked for ahead is asked for again."""
+        self.sample.forget()
+        self.roles.sync(self.wait, self.version)
+
+    def take_up(self, index: int, draft: Draft) -> Stages:
+        """Go to where the round's draft stands, unless the roles stand there."""
+        if self.stands is None:
+            draft.check(self.console.say)
+            draft.tidy()
+        draft.begin(self.version, self.metrics.mark())
+        point = draft.go_back()
+        self.wait.seconds.update(point.seconds)
+        if self.stands != (index, point.place):
+            self.restore(point)
+        self.stands = None
+        if point.steps:
+            self.console.say(f"  goes on after step {point.steps} of {self.config.policy.steps_per_round}")
+        return Stages(draft, self.wait, self.metrics, self.config, index)
+
+    def restore(self, point: Point) -> None:
+        """Put every role where a round goes on: in living processes, and in those that have taken a dead one's place."""
+        self.sample.forget()
+        self.metrics.go_back(point.metrics_bytes)
+        resume(self.config, self.directory, self.inputs, self.roles, self.wait)
+        saved = (self.directory.learner_path, self.directory.critic_base(self.inputs.sft_dir))
+        self.wait("restore", self.roles.learner.restore(*saved))
+        self.version = point.policy_version
+        self.roles.sync(self.wait, self.version)
+
+    def keep(self, index: int, work: Stages, steps: int) -> None:
+        """Save the round as it stands if that is due, or a signal came; then end the run.
 
         Raises:
             Stopped: when all is saved.
         """
-        if stop_asked():
-            self.lay_down(draft, begun)
-            total = self.config.policy.steps_per_round
-            end(f"round {index + 1} is saved after step {begun.steps} of {total}; the same command continues there")
+        every, total, stopping = self.config.rounds.checkpoint_every, self.config.policy.steps_per_round, stop_asked()
+        if stopping or self.recover.saving_is_due() or (every is not None and steps % every == 0 and steps < total):
+            work.checkpoint(
+                steps,
+                self.version,
+                lambda place: self.wait("checkpoint", self.roles.learner.save(place)),
+                self.config.rounds.keep_checkpoints,
+            )
+            self.directory.keep_draft()
+        if stopping:
+            end(f"round {index + 1} is saved after step {steps} of {total}; the same command continues there")
 
-    def lay_down(self, draft: Path, begun: Begun) -> None:
-        """Save all that the rest of the round rests on."""
-        report, seconds, mark = begun.report, dict(self.wait.seconds), self.metrics.mark()
-        state = Pause(begun.steps, self.version, report.summary, report.validation_accuracy, seconds, mark)
-        lay_down(draft, state, lambda place: self.wait("commit", self.roles.learner.save(place)))
-        self.directory.keep_pause()
-
-    def sample_shifted(self, index: int) -> list[Rollout]:
+    def sample_shifted(self, index: int, work: Stages) -> list[Rollout]:
         """S_k: k responses of the current policy to each of the meta prompts."""
         number = min(self.config.meta.num_prompts, len(self.inputs.meta_prompts))
         prompts = draw(self.config.seed, self.inputs.meta_prompts, 0, number, "meta", index)
         seed = derive(self.config.seed, "meta", index)
-        with self.console.bar("sample S_k", "samples") as bar:
-            pending = self.roles.rollout.sample(prompts, self.config.meta.samples_per_prompt, seed, self.version)
-            return self.wait("sample_meta", pending, bar)
 
-    def train_reward(self, index: int, draft: Path, shifted: Sequence[Rollout]) -> RewardReport:
+        def sample() -> list[Rollout]:
+            with self.console.bar("sample S_k", "samples") as bar:
+                pending = self.roles.rollout.sample(prompts, self.config.meta.samples_per_prompt, seed, self.version)
+                return self.wait("sample_meta", pending, bar)
+
+        return work.rollouts("shifted", "shifted.parquet", sample)
+
+    def train_reward(self, index: int, work: Stages, shifted: Sequence[Rollout]) -> RewardReport:
         """r_k: MetaRM on D and S_k; it becomes member 0 of the ensemble."""
         config = self.config
         last = self.directory.round_path(index - 1) / "reward" if index else None
         previous = last if config.reward.start == "previous" else None
         meta = shifted if config.meta.enabled else None
-        with self.console.bar("reward model", "pairs") as bar:
-            report = self.wait(
-                "reward", self.roles.reward.fit(draft / "reward", derive(config.seed, "reward", index), previous, meta), bar
-            )
-        self.metrics.reward(index, report)
-        self.wait("score", self.roles.scorer.load(0, draft / "reward"))
+
+        def fit(place: Path, saves: FitSaves | None) -> RewardReport:
+            with self.console.bar("reward model", "pairs") as bar:
+                seed = derive(config.seed, "reward", index)
+                report = self.wait("reward", self.roles.reward.fit(place, seed, previous, meta, saves), bar)
+            self.metrics.reward(index, report)
+            return report
+
+        report = work.fit("reward", "reward", fit)
+        self.wait("score", self.roles.scorer.load(0, work.draft / "reward"))
         if config.scorer.refresh == "each_round":
             for member in range(1, config.scorer.num_members):
-                with self.console.bar(f"ensemble member {member}", "pairs") as bar:
-                    out, seed = draft / "members" / str(member), derive(config.seed, "member", member)
-                    self.wait("reward", self.roles.reward.fit(out, seed, None, meta), bar)
-                self.wait("score", self.roles.scorer.load(member, out))
+                work.fit(f"member {member}", f"members/{member}", partial(self.fit_member, member, meta))
+                self.wait("score", self.roles.scorer.load(member, work.draft / "members" / str(member)))
         return report
 
-    def score_shifted(self, shifted: Sequence[Rollout], draft: Path) -> Scores:
+    def fit_member(self, member: int, meta: Sequence[Rollout] | None, place: Path, saves: FitSaves | None) -> RewardReport:
+        """A further member of the ensemble."""
+        seed = derive(self.config.seed, "member", member)
+        with self.console.bar(f"ensemble member {member}", "pairs") as bar:
+            return self.wait("reward", self.roles.reward.fit(place, seed, None, meta, saves), bar)
+
+    def score_shifted(self, work: Stages, shifted: Sequence[Rollout]) -> Scores:
         """What r_k and a reward model without MetaRM say of S_k; PPO's reward moments start from it."""
-        scores = self.wait("score", self.roles.scorer.score(shifted))
+        scores = work.scores("calibration", "calibration.json", partial(self.score, shifted))
         refitted = self.config.scorer.refresh == "each_round" and self.config.meta.enabled
-        write_rows(draft / "meta_rollouts.parquet", meta_rows(shifted, scores, vanilla=None if refitted else 1))
+        rows = meta_rows(shifted, scores, vanilla=None if refitted else 1)
+        work.rows("meta_rollouts.parquet", rows)
         return scores
 
-    def begin_policy(self, index: int, draft: Path, scores: Scores) -> None:
+    def score(self, rollouts: Sequence[Rollout]) -> Scores:
+        """What every member says of rollouts."""
+        return self.wait("score", self.roles.scorer.score(rollouts))
+
+    def begin_policy(self, index: int, work: Stages, scores: Scores) -> int:
+        """Go on with the policy after the steps that are done; else critic, reference and start of it, as the config chooses.
+
+        Returns:
+            PPO steps that are done.
+        """
+        point = work.draft.go_back()
+        if point.place is not None:
+            self.wait("policy", self.roles.learner.begin_round(index, None, None, None, self.reference(index)))
+        else:
+            self.start_policy(index, work.draft, scores)
+        return point.steps
+
+    def start_policy(self, index: int, draft: Draft, scores: Scores) -> None:
         """Critic, reference and start of the policy, as the config chooses."""
         policy = self.config.policy
         begins = {"reward": draft / "reward", "sft": self.inputs.sft_dir, "previous": None if index else draft / "reward"}
@@ -214,17 +262,18 @@ class Theme:
             return None
         return sum(self.inputs.gold(r.prompt.text, r.text) for r in rollouts) / len(rollouts)
 
-    def evaluate(self, index: int, draft: Path) -> Judgement:
+    def evaluate(self, index: int, work: Stages) -> Judgement:
         """One response to each held-out prompt, judged against SFT's."""
         with self.console.bar("evaluate", "samples") as bar:
-            judgement = judge(self.config, self.inputs, self.roles, self.wait, self.version, self.sft, bar)
-        write_rows(draft / "evaluation.parquet", judgement.rows)
+            given = (self.config, self.inputs, self.roles, self.wait, self.version)
+            rollouts = work.rollouts("evaluation", "evaluation_rollouts.parquet", lambda: sample_for_judging(*given, bar))
+            judgement = judge(*given, self.sft, bar, rollouts)
+        work.rows("evaluation.parquet", judgement.rows)
         self.metrics.evaluation(index, judgement.summary)
         return judgement
 
-    def commit(self, index: int, draft: Path, report: RewardReport, judgement: Judgement) -> None:
-        """Save what the next round needs and make the round part of the run, in one step."""
-        self.save(draft)
+    def commit(self, index: int, work: Stages, report: RewardReport, judgement: Judgement) -> None:
+        """Make the round part of the run, in one step."""
         flat = self.config.model_dump(mode="json")
         entry: dict[str, Any] = {
             "round": index,
@@ -236,16 +285,20 @@ class Theme:
             "evaluation": judgement.summary,
             "dropped": self.inputs.dropped,
             "denoised": self.inputs.denoised,
+            "guards": counts(work.draft),
             "git_commit": versions()["git_commit"],
         }
-        self.directory.commit_round(draft, entry)
+        self.directory.commit_round(work.draft, entry)
+        self.roles.scorer.holds.committed(work.draft.path, self.directory.round_path(index))
+        self.stands = (index + 1, None)
         self.console.show(round_table(self.directory.ledger))
         if stop_asked():
             end(f"round {index + 1} is committed; the same command continues after it")
 
-    def save(self, draft: Path) -> None:
+    def save(self, work: Stages) -> None:
         """The learner's models and all that moves, which the next round continues from."""
-        self.wait("commit", self.roles.learner.save(draft))
+        steps = self.config.policy.steps_per_round
+        work.trained(steps, self.version, lambda place: self.wait("commit", self.roles.learner.save(place)))
 
 
 def look_up(tree: dict[str, Any], dotted: str) -> Any:

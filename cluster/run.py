@@ -166,18 +166,18 @@ def play(
     from cluster.failures import RoleFailed
     from cluster.metrics import Metrics
     from cluster.notices import Notices
+    from cluster.placement import weight_transfer
     from cluster.preflight import check_nodes
-    from cluster.roles import Stage
+    from cluster.recovery import Fault, Recovery
     from cluster.sampling import sampling
+    from cluster.stage import Stage
     from cluster.start import begin, refuse_other_data
     from cluster.timeline import Timeline
-    from cluster.waiting import Waiter
+    from cluster.waiting import Pending, Waiter
     from rm.config import ORIGINAL
 
     timeline, telemetry = Timeline(directory.path), telemetry_of(config, directory, asked)
-    paused = directory.paused
-    steps_done = 0 if paused is None else paused.steps
-    metrics = Metrics(directory.path, config.policy.steps_per_round, directory.num_committed, steps_done, telemetry)
+    metrics = Metrics(directory.path, config.policy.steps_per_round, telemetry)
 
     def record(span: Span) -> None:
         timeline(span)
@@ -201,22 +201,43 @@ def play(
         with console.bar("start the five roles") as bar:
             longest = config.data.max_prompt_tokens + config.rollout.max_new_tokens
             validation = {ORIGINAL: inputs.validation} | inputs.stopping
-            critic_base = inputs.sft_dir if config.policy.critic_start == "sft" else directory.critic_reward_path
             given = (inputs.sft_dir, inputs.base_dir, inputs.pairs, validation, inputs.ptx)
-            roles = wait("start_roles", stage.start(*given, longest, directory.learner_path, critic_base), bar)
+            roles = wait("start_roles", stage.start(*given, longest), bar)
             for ranked in (roles.reward, roles.learner):
                 if len(ranked.ranks) > 1:
                     wait("start_roles", ranked.join(wait("start_roles", ranked.open())))
-            wait("start_roles", roles.learner.load(roles.rollout), bar)
+
+            def load_learner() -> Pending[None]:
+                return roles.learner.load(roles.rollout, directory.learner_path, directory.critic_base(inputs.sft_dir))
+
+            wait("start_roles", load_learner(), bar)
         telemetry.serve(config.rollout.num_engines)
         roles.rollout.report_to(wait, metrics)
-        wait.look = Notices(roles.identities, console.say)
         telemetry.set("rondo_pairs", len(inputs.pairs))
-        processes = {identity.name: {"pid": identity.pid, "node": identity.node} for identity in roles.identities}
-        write_file(directory.path / "processes.json", json.dumps({"driver": {"pid": os.getpid()}, **processes}, indent=1))
-        sft, version = begin(config, directory, inputs, roles, wait, console, metrics)
+
+        def identified() -> None:
+            there = {process.identity.name: process.identity for process in roles.processes}
+            ids = {name: {"pid": each.pid, "node": each.node, "incarnation": each.incarnation} for name, each in there.items()}
+            write_file(directory.path / "processes.json", json.dumps({"driver": {"pid": os.getpid()}, **ids}, indent=1))
+
+        def note(fault: Fault) -> None:
+            words = {"event": fault.event, "node": fault.node, "why": fault.why}
+            metrics.fault(wait.round, wait.step, fault.process, words, fault.values)
+
+        separate = weight_transfer(config) == "store"
+        recover = Recovery(config.faults, stage, roles, wait, load_learner, separate, note, console.say, identified)
+        notices = Notices(lambda: [process.identity for process in roles.processes], console.say, recover.warned)
+
+        def look() -> None:
+            notices()
+            recover.look()
+
+        wait.look = look
+        identified()
+        sft, version = recover(lambda: begin(config, directory, inputs, roles, wait, console, metrics))
+        stands = (directory.num_committed, None if directory.point is None else directory.point.place)
         batches = sampling(config, inputs.policy_prompts, roles.rollout, wait)
-        theme_of(config)(config, directory, inputs, roles, batches, wait, console, metrics, sft, version).run()
+        theme_of(config)(config, directory, inputs, roles, batches, wait, console, metrics, sft, version, stands, recover).run()
     except RoleFailed as failure:
         telemetry.failed(failure.who)
         raise

@@ -25,16 +25,18 @@ import yaml
 
 from cluster.config import RunConfig
 from cluster.differences import flat, refuse_differences
+from cluster.draft import Draft, Point, drop, point_of, remove
 from cluster.durable import commit_directory, write_file
 from cluster.ledger import FORMAT, read_ledger
+from cluster.metrics_file import forget_rows
 from cluster.mirror import IDENTITY, Ledger, entries, newer
-from cluster.pause import Pause, drop, latest, tidy
 from cluster.storage import storage_root
 from cluster.store_mirror import mirror_of
 from tokens.errors import UserError
 
-MAY_CHANGE = ("storage", "scratch", "resources", "rounds")
-"""Sections of the config that may differ when a run is continued: they change where and how long, not what."""
+MAY_CHANGE = ("storage", "scratch", "resources", "rounds", "guards", "faults")
+"""Sections of the config that may differ when a run is continued: they change where, how long and what is put up with on the way,
+not what is learned."""
 WHAT_IS_PLAYED = {"baseline": "none", "best_of": None}
 """Keys of ``rounds`` that do change what is learned, with their defaults."""
 
@@ -138,6 +140,7 @@ class RunDirectory:
         self.config = config
         self.root = storage_root(config)
         self.path = self.root / "runs" / config.name
+        self.say = say
         self.mirror = mirror_of(config, f"runs/{config.name}", self.path, say)
         self.ledger: Ledger = {"format": FORMAT, "config_sha256": config_sha256(config), "start": None, "rounds": []}
         self.here = self.there = self.ledger
@@ -191,8 +194,8 @@ class RunDirectory:
                 self._discard_uncommitted()
             if unsent := self._units(self.ledger)[len(entries(self.there)) :]:
                 self.mirror.send([self._name(unit) for unit in unsent], self.ledger)
-            if self.paused is not None and self.mirror.pause_steps(self._name(self.draft_path)) != self.paused.steps:
-                self.keep_pause()
+            if self.saved_steps and self.mirror.saved_steps(self._name(self.draft_path)) != self.saved_steps:
+                self.keep_draft()
             try:
                 yield self
             except RuntimeError:  # a role failed: the first thing that somebody wants to read is its log
@@ -206,59 +209,56 @@ class RunDirectory:
         return [*([self.start_path] if ledger["start"] else []), *(self.round_path(entry["round"]) for entry in ledger["rounds"])]
 
     def _take_back(self) -> None:
-        """A round that has its place, and was cut off before the ledger named it, goes on from its pause, if it has one."""
-        cut_off = self.round_path(self.num_committed)
-        if latest(cut_off) is not None:
-            os.replace(cut_off, self.draft_path)
+        """What has its place, and was cut off before the ledger named it, goes on as a draft."""
+        cut_off = self.round_path(self.num_committed) if self.ledger["start"] else self.start_path
+        if point_of(cut_off) is not None:
+            remove(_draft_of(cut_off))
+            os.replace(cut_off, _draft_of(cut_off))
 
     def _fetch(self) -> None:
         missing = self._units(self.ledger)[len(entries(self.here)) :]
         (self.path / "rounds").mkdir(exist_ok=True)
-        for unit in missing:
-            for left in (unit, _draft_of(unit)):
-                shutil.rmtree(left, ignore_errors=True)
-            with self.draft(unit) as partial:
+        further = self.mirror.saved_steps(self._name(self.draft_path)) > (0 if missing else self.saved_steps)
+        for unit in [*missing, *([self.draft_path] if further else [])]:
+            partial = unit.with_name(f".fetched{unit.name}")
+            for left in (partial, unit, _draft_of(unit)):
+                remove(left)
+            partial.mkdir()
+            try:
                 self.mirror.fetch(self._name(unit), partial)
                 commit_directory(partial, unit)
-        further = self.mirror.pause_steps(self._name(self.draft_path)) > (0 if self.paused is None else self.paused.steps)
+            finally:
+                remove(partial)
         if missing or further:
             self.mirror.fetch_rest()
-        if further:
-            partial = self.draft_path.with_name(f".fetched{self.draft_path.name}")
-            for left in (partial, self.draft_path):
-                shutil.rmtree(left, ignore_errors=True)
-            partial.mkdir()
-            self.mirror.fetch(self._name(self.draft_path), partial)
-            commit_directory(partial, self.draft_path)
 
     def _name(self, place: Path) -> str:
         return place.relative_to(self.path).as_posix()
 
     def _discard_uncommitted(self) -> None:
-        kept, paused = {self.round_path(entry["round"]).name for entry in self.ledger["rounds"]}, self.paused
+        kept = {self.round_path(entry["round"]).name for entry in self.ledger["rounds"]}
         for name in kept:
-            drop(self.path / "rounds" / name)
-        if paused is not None:
-            tidy(self.draft_path, paused)
-            kept.add(self.draft_path.name)
+            drop(self.path / "rounds" / name, self.config.rounds.keep_rollouts)
+        under_way = _draft_of(self.start_path) if self.ledger["start"] is None else self.draft_path
+        if point_of(under_way) is not None:
+            kept.add(under_way.name)
+            draft = Draft(under_way)
+            draft.check(self.say)
+            draft.tidy()
         for folder in (self.path / "rounds").iterdir():
             if folder.name not in kept:
                 shutil.rmtree(folder)
-        for name in (".start.partial", *(() if self.ledger["start"] else ("start",))):
-            if (self.path / name).exists():
-                shutil.rmtree(self.path / name)
+        for name in (".fetchedstart", ".start.partial", *(() if self.ledger["start"] else ("start",))):
+            if name not in kept:
+                remove(self.path / name)
         timeline = self.path / "timeline.jsonl"
         if timeline.exists() and not (text := timeline.read_text()).endswith("\n"):  # a kill cut its last line
             write_file(timeline, text[: text.rfind("\n") + 1])
-        metrics = self.path / "metrics.jsonl"
-        if metrics.exists():
-            text, mark = metrics.read_text(), 0 if paused is None else paused.metrics_bytes
-            rows = []
-            for line in text[mark:].splitlines():
-                with contextlib.suppress(json.JSONDecodeError):  # the last line, if a kill cut it
-                    rows.append(json.loads(line))
-            later = "".join(json.dumps(row) + "\n" for row in rows if row["round"] < self.num_committed)
-            write_file(metrics, text[:mark] + later)
+        point = point_of(under_way)
+        if point is None:
+            forget_rows(self.path / "metrics.jsonl", 0, self.num_committed)
+        else:
+            forget_rows(self.path / "metrics.jsonl", point.metrics_bytes)
 
     @property
     def num_committed(self) -> int:
@@ -285,73 +285,84 @@ class RunDirectory:
         return _draft_of(self.round_path(self.num_committed))
 
     @property
-    def paused(self) -> Pause | None:
-        """How far the next round to be committed is; None = it has not begun."""
-        return latest(self.draft_path)
+    def point(self) -> Point | None:
+        """Where the next round to be committed goes on; None = it has not begun."""
+        return point_of(self.draft_path)
+
+    @property
+    def saved_steps(self) -> int:
+        """PPO steps of the next round to be committed that its checkpoint has; 0 where there is none."""
+        return 0 if (point := self.point) is None else point.steps
 
     @property
     def policy_version(self) -> int:
         """That of the weights that the run goes on from."""
-        if (paused := self.paused) is not None:
-            return paused.policy_version
+        if (point := self.point) is not None:
+            return point.policy_version
         return int(self.ledger["rounds"][-1]["policy_version"]) if self.num_committed else 0
 
     @property
     def learner_path(self) -> Path | None:
-        """What the learner goes on from: a round under way, else the last one; None = it begins with SFT."""
-        if (paused := self.paused) is not None:
-            return paused.place(self.draft_path)
+        """What the learner goes on from: a checkpoint of a round under way, else the last one; None = it begins with SFT."""
+        if (point := self.point) is not None and point.place is not None:
+            return point.place
         return self.round_path(self.num_committed - 1) if self.num_committed else None
 
-    @property
-    def critic_reward_path(self) -> Path:
-        """The reward model that a critic which goes on began from, where that was one."""
+    def critic_base(self, sft_dir: Path) -> Path:
+        """What the critic that ``learner_path`` holds began from.
+
+        Args:
+            sft_dir: the SFT model.
+        """
+        if self.config.policy.critic_start == "sft":
+            return sft_dir
         begins_each_round = self.config.policy.critic_start == "reward" and (self.draft_path / "reward").exists()
-        if self.paused is not None and (begins_each_round or not self.num_committed):
+        saved = (point := self.point) is not None and point.place is not None
+        if saved and (begins_each_round or not self.num_committed):
             return self.draft_path / "reward"
         return self.round_path(0) / "reward"
 
     @contextlib.contextmanager
-    def draft(self, final: Path) -> Iterator[Path]:
-        """A directory to write ``final``'s content into, beside it; gone again if it is neither committed nor laid down.
+    def draft(self, final: Path) -> Iterator[Draft]:
+        """A directory to write ``final``'s content into, beside it; if it is not committed, the stages that are done stay in it.
 
         Args:
             final: ``start_path`` or a ``round_path``.
 
         Raises:
-            UserError: if the disk is full. What was committed before stays as it was.
+            UserError: if the disk is full. What was committed before stays as it was, and so does every stage that was done.
         """
         partial = _draft_of(final)
         try:
             with space_errors(self.path):
-                partial.mkdir(exist_ok=latest(partial) is not None)
-                yield partial
+                partial.mkdir(exist_ok=point_of(partial) is not None)
+                yield Draft(partial)
         finally:
-            if latest(partial) is None:
+            if partial.exists() and point_of(partial) is None:
                 shutil.rmtree(partial, ignore_errors=True)
 
-    def keep_pause(self) -> None:
-        """Give the mirror the round that was laid down.
+    def keep_draft(self) -> None:
+        """Give the mirror the round under way.
 
         Raises:
-            UserError: if it does not take it. It is laid down here all the same.
+            UserError: if it does not take it. It is saved here all the same.
         """
-        self.mirror.send_pause(self._name(self.draft_path))
+        self.mirror.send_draft(self._name(self.draft_path))
 
-    def commit_start(self, partial: Path, entry: dict[str, Any]) -> None:
+    def commit_start(self, draft: Draft, entry: dict[str, Any]) -> None:
         """Commit ``start/`` and its ledger entry."""
-        self._commit(partial, self.start_path, self.ledger | {"start": entry})
+        self._commit(draft.path, self.start_path, self.ledger | {"start": entry})
 
-    def commit_round(self, partial: Path, entry: dict[str, Any]) -> None:
+    def commit_round(self, draft: Draft, entry: dict[str, Any]) -> None:
         """Commit the next round and its ledger entry; ``entry["round"]`` must be its index."""
         assert entry["round"] == self.num_committed
-        self._commit(partial, self.round_path(entry["round"]), self.ledger | {"rounds": [*self.ledger["rounds"], entry]})
+        self._commit(draft.path, self.round_path(entry["round"]), self.ledger | {"rounds": [*self.ledger["rounds"], entry]})
 
     def _commit(self, partial: Path, final: Path, ledger: dict[str, Any]) -> None:
         commit_directory(partial, final)
         write_file(self.path / "ledger.json", json.dumps(ledger, indent=1))
         self.ledger = ledger
-        drop(final)
+        drop(final, self.config.rounds.keep_rollouts)
         self.mirror.send([self._name(final)], ledger)
         self.mirror.drop(self._name(_draft_of(final)))
 
@@ -369,6 +380,6 @@ def space_errors(path: Path) -> Iterator[None]:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise UserError(
-            f"no space left while writing to {path}: nothing of this round was committed, all earlier rounds are intact. "
-            "Free some space and run the same command again"
+            f"no space left while writing to {path}: this round is not committed, what of it was done before and all earlier "
+            "rounds are intact. Free some space and run the same command again"
         ) from error

@@ -63,6 +63,10 @@ class Sampling(Protocol):
         """The batch of a step, for a learner that holds ``version``."""
         ...
 
+    def forget(self) -> None:
+        """Nobody waits any more for what was asked for."""
+        ...
+
 
 class WhenAsked:
     """On-policy: a batch is sampled from the weights that will learn from it, and everybody else waits."""
@@ -75,6 +79,9 @@ class WhenAsked:
         rollouts = self.wait("sample", self.batches.submit(index, step, version))
         refuse_old(rollouts, index, step, version, max_lag=0)
         return rollouts
+
+    def forget(self) -> None:
+        """Nothing is asked for ahead."""
 
 
 class Ahead:
@@ -102,6 +109,12 @@ class Ahead:
         rollouts = self.wait("sample", self.submitted.popleft())
         refuse_old(rollouts, index, step, version, self.max_lag)
         return rollouts
+
+    def forget(self) -> None:
+        """The batches to come are asked for again."""
+        for pending in self.submitted:
+            self.wait.forget(pending)
+        self.submitted.clear()
 
 
 def sampling(config: RunConfig, prompts: Sequence[Prompt], pool: RolloutPool, wait: Waiter) -> Sampling:

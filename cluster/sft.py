@@ -13,11 +13,11 @@ from cluster.config import RunConfig
 from cluster.console import Console
 from cluster.plan import Bundle
 from cluster.preflight import check_nodes
-from cluster.roles import Stage
 from cluster.run import connected
 from cluster.run_directory import now, space_errors
 from cluster.seeds import derive
 from cluster.sft_directory import SFTDirectory
+from cluster.stage import Stage
 from cluster.storage import storage_root
 from cluster.texts import Texts, sft_texts
 from cluster.waiting import Waiter

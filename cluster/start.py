@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
+from actors.reward_trainer import FitSaves, RewardReport
 from cluster.config import RunConfig
 from cluster.console import Console
 from cluster.inputs import Inputs
@@ -13,8 +15,9 @@ from cluster.metrics import Metrics
 from cluster.roles import Roles
 from cluster.run_directory import RunDirectory
 from cluster.seeds import derive
+from cluster.stages import Stages
 from cluster.waiting import Waiter
-from evaluation.records import EvaluationRow, MetaRow, read_rows, write_rows
+from evaluation.records import EvaluationRow, MetaRow, read_rows
 from preferences.denoise import write_pairs
 from tokens.errors import UserError
 from tokens.records import Rollout
@@ -41,31 +44,39 @@ def begin(
     roles.sync(wait, version)
     if directory.ledger["start"]:
         return resume(config, directory, inputs, roles, wait), version
-    members = range(1, config.scorer.num_members) if config.scorer.num_members > 1 else range(1)
     with directory.draft(directory.start_path) as draft:
-        for member in members:
-            with console.bar(f"vanilla reward model {member}", "pairs") as bar:
-                wait(
-                    "reward",
-                    roles.reward.fit(draft / "members" / str(member), derive(config.seed, "member", member), None, None),
-                    bar,
-                )
+        draft.begin(version, metrics.mark())
+        for phase, seconds_before in draft.go_back().seconds.items():
+            wait.seconds[phase] += seconds_before
+        work = Stages(draft, wait, metrics, config, -1)
+        for member in range(1, config.scorer.num_members) if config.scorer.num_members > 1 else range(1):
+            work.fit(f"member {member}", f"members/{member}", partial(fit_vanilla, config, roles, wait, console, member))
         with console.bar("judge the SFT policy", "samples") as bar:
-            rollouts = sample_for_judging(config, inputs, roles, wait, version, bar)
+            given = (config, inputs, roles, wait, version)
+            rollouts = work.rollouts("evaluation", "evaluation_rollouts.parquet", lambda: sample_for_judging(*given, bar))
             wait("evaluate", roles.scorer.calibrate_on(rollouts))
             load_members(config, draft / "members", roles, wait)
             if config.scorer.num_members == 1:
                 wait("evaluate", roles.scorer.load(0, draft / "members" / "0"))  # stands in until r_0 is there
-            sft = judge(config, inputs, roles, wait, version, None, rollouts=rollouts)
-        write_pairs(inputs.training, draft)
-        write_rows(draft / "evaluation.parquet", sft.rows)
-        write_rows(draft / "sft_rollouts.parquet", meta_rows(rollouts, wait("evaluate", roles.scorer.score(rollouts)), None))
+            sft = judge(*given, None, rollouts=rollouts)
+        write_pairs(inputs.training, draft.path)
+        work.rows("evaluation.parquet", sft.rows)
+        work.rows("sft_rollouts.parquet", meta_rows(rollouts, wait("evaluate", roles.scorer.score(rollouts)), None))
         metrics.evaluation(-1, sft.summary)
         seconds = {phase: round(value, 3) for phase, value in wait.seconds.items()}
         directory.commit_start(
             draft, {"committed": True, "data_sha256": inputs.fingerprint, "seconds": seconds, "evaluation": sft.summary}
         )
+        roles.scorer.holds.committed(draft.path, directory.start_path)
     return sft, version
+
+
+def fit_vanilla(
+    config: RunConfig, roles: Roles, wait: Waiter, console: Console, member: int, place: Path, saves: FitSaves | None
+) -> RewardReport:
+    """Fit a member of the ensemble on D alone, into a directory."""
+    with console.bar(f"vanilla reward model {member}", "pairs") as bar:
+        return wait("reward", roles.reward.fit(place, derive(config.seed, "member", member), None, None, saves), bar)
 
 
 def refuse_other_data(directory: RunDirectory, inputs: Inputs) -> None:

@@ -21,9 +21,9 @@ from pathlib import Path
 
 from cluster.claims import FOLDER, PACE, Claim, Pace
 from cluster.config import RunConfig
+from cluster.draft import steps_among
 from cluster.ledger import parse_ledger
 from cluster.mirror import IDENTITY, Ledger, Mirror, Mirrored, NoMirror
-from cluster.pause import steps_among
 from cluster.storage import Digest, Store, storage_name
 from cluster.store_uri import is_store
 from tokens.errors import UserError
@@ -87,8 +87,8 @@ class StoreMirror:
                 self.store.stopped.set()
                 self.hands.shutdown(cancel_futures=True)
 
-    def pause_steps(self, name: str) -> int:
-        """PPO steps of the pause that a draft holds; 0 where it is not there, whole: its manifest is put after its files."""
+    def saved_steps(self, name: str) -> int:
+        """PPO steps of the last checkpoint in a draft; 0 where it is not there, whole: its manifest is put after its files."""
         listed = self.store.read(self._manifest(name))
         return 0 if listed is None else steps_among(json.loads(listed))
 
@@ -148,8 +148,8 @@ class StoreMirror:
         self.store.write(self._key(LEDGER), text)
         self.seen = text
 
-    def send_pause(self, name: str) -> None:
-        """Copy the draft of a round that was laid down, after the numbers that it goes on from.
+    def send_draft(self, name: str) -> None:
+        """Copy the draft of a round under way, after the numbers that it goes on from.
 
         Args:
             name: of the draft in the run.

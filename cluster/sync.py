@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from actors.config import Backend
 from actors.transfer import Live, Parcels
-from cluster.waiting import Pending
+from cluster.waiting import Pending, shifted
 
 T = TypeVar("T")
 
@@ -39,6 +39,10 @@ def together(first: Pending[T], second: Pending[Any]) -> Pending[T]:
         (*first.names, *second.names),
         (*first.nodes, *second.nodes),
         lambda answers: first.combine(answers[:number]),
+        redo=lambda who, parts: {
+            **first.redo(who, [part for part in parts if part < number]),
+            **shifted(number, second.redo, who, parts),
+        },
     )
 
 

@@ -6,26 +6,30 @@ import contextlib
 import errno
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import ray
-from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.exceptions import ActorUnavailableError, OutOfDiskError, RayActorError, RayError, RayTaskError
 
 from actors.process import Progress
 from cluster.console import Bar, Console
-from cluster.failures import Place
+from cluster.failures import Place, RoleFailed, RoleLost, lost_with
+from cluster.parts import Again, Fence, Part, moved, parts_of
 from cluster.signals import obey_termination
 from evaluation.timeline import DRIVER, Span
 from tokens.errors import UserError
+from tokens.guards import BadNumber
 
 T = TypeVar("T")
 POLL_S = 0.5
 SAY_EVERY_S = 30.0
 FINAL_S = 2.0
 """Longest wait for the last word on a phase's progress."""
+VIGIL = "vigil"
+"""What the driver waits for all the time: that a process dies."""
 DEATH_S = 5.0
 """How long Ray may need to notice that a process has died, after those that worked with it have."""
 
@@ -80,6 +84,24 @@ class Room:
         )
 
 
+def nothing(who: str, parts: Collection[int]) -> dict[int, Again]:
+    """Of work that cannot be asked for again by itself: whoever lost it begins anew."""
+    return {}
+
+
+Redo = Callable[[str, Collection[int]], Mapping[int, Again]]
+
+
+def shifted(by: int, redo: Redo, who: str, parts: Collection[int]) -> dict[int, Again]:
+    """``redo`` of work whose parts stand behind ``by`` others."""
+    return {by + at: again for at, again in redo(who, [part - by for part in parts if part >= by]).items()}
+
+
+def not_made_good(lost: RoleLost) -> None:
+    """Nobody takes a lost process's place."""
+    raise lost
+
+
 @dataclass(frozen=True)
 class Pending(Generic[T]):
     """Work that was handed to processes of one role.
@@ -97,6 +119,9 @@ class Pending(Generic[T]):
         submitted: when it was handed over, Unix time, s.
         spans: who made an answer, from when to when, where that was not the process that gave it; None = it was.
         news: True where nobody waits for the answer, and ``on_answer`` is all that it is for.
+        on_failure: for news: called with an error of the role, which is then not raised; None = it is.
+        redo: asks again for what a process had that was lost and replaced: given its name and its parts that are open, by their
+            place in ``refs``, all that must be asked for again, and of whom. Nothing = the whole must begin anew.
     """
 
     refs: tuple[Any, ...]
@@ -111,6 +136,8 @@ class Pending(Generic[T]):
     submitted: float = field(default_factory=time.time)
     spans: Callable[[Any], Sequence[tuple[str, float, float]]] | None = None
     news: bool = False
+    on_failure: Callable[[RoleFailed], None] | None = None
+    redo: Redo = nothing
 
 
 class Waiter:
@@ -133,7 +160,12 @@ class Waiter:
         self.step: int | None = None
         self.look: Callable[[], None] = lambda: None
         """Called again and again while the driver waits."""
-        self._watched: dict[Any, tuple[str, Pending[Any]]] = {}
+        self.make_good: Callable[[RoleLost], None] = not_made_good
+        """Puts another process in the place of a lost one, or raises; what the lost one had is then asked for again."""
+        self.starting: set[str] = set()
+        """Processes that are not up yet, and say nothing of their progress; no deadline of a call runs meanwhile."""
+        self.fence = Fence(lambda name: None)
+        self._watched: dict[Any, Part] = {}
         self._early: dict[Any, Any] = {}
         self._free_since: dict[tuple[str, str], float] = defaultdict(float)
 
@@ -148,7 +180,18 @@ class Waiter:
         What it raises is raised by the wait that sees it, in the name of ``phase``; a process that dies is not found out only
         when its answer is needed.
         """
-        self._watched |= dict.fromkeys(pending.refs, (phase, pending))
+        self._watched |= parts_of(phase, pending)
+
+    def forget(self, pending: Pending[Any]) -> None:
+        """Work that was watched is not waited for after all; what it comes to is refused."""
+        for ref, part in self._watched_parts(pending).items():
+            del self._watched[ref]
+            self.fence.put([ref], part.name)
+        for ref in pending.refs:
+            self._early.pop(ref, None)
+
+    def _watched_parts(self, pending: Pending[Any]) -> dict[Any, Part]:
+        return {ref: part for ref, part in self._watched.items() if part.origin in pending.refs}
 
     def __call__(self, phase: str, pending: Pending[T], bar: Bar | None = None) -> T:
         """Wait for one piece of work; its seconds are added to ``phase``.
@@ -160,56 +203,127 @@ class Waiter:
 
         Raises:
             UserError: what a role raised as such, a full disk, or no room within ``resources.wait_limit_s``.
+            RoleLost: a process was lost, and the work cannot go on with another one in its place.
             RoleFailed: anything else that went wrong.
             SystemExit: if SIGTERM has come.
         """
-        began = moved = time.perf_counter()
-        since = time.time()
-        answers: dict[Any, Any] = {ref: self._early.pop(ref) for ref in pending.refs if ref in self._early}
-        waiting = [ref for ref in pending.refs if ref not in answers]
-        for ref in waiting:
-            self._watched.pop(ref, None)
+        began, since = time.perf_counter(), time.time()
+        known = {part.origin: (ref, part) for ref, part in self._watched_parts(pending).items()}
+        answers: dict[int, Any] = {}
+        waiting: dict[Any, Part] = {}
+        for ref, part in parts_of(phase, pending).items():
+            if ref in self._early:
+                answers[part.slot] = self._early.pop(ref)
+            elif ref in known:  # perhaps another process has it by now
+                now, moved_part = known[ref]
+                del self._watched[now]
+                waiting[now] = replace(part, name=moved_part.name, node=moved_part.node, actor=moved_part.actor)
+            else:
+                waiting[ref] = part
+        try:
+            said = self._until_answered(phase, pending, waiting, answers, bar)
+        except BaseException:
+            for ref, part in waiting.items():
+                self.fence.put([ref], part.name)
+            raise
+        if bar:
+            asked = [actor.progress.remote() for actor in self._speaking(pending, waiting)]
+            bar.show(self._listen(said, asked, (), FINAL_S)[0])
+        self.seconds[phase] += time.perf_counter() - began
+        self.record(Span(phase, DRIVER, self.round, self.step, since, time.time()))
+        return pending.combine([answers[slot] for slot in range(len(pending.refs))])
+
+    def _until_answered(
+        self, phase: str, pending: Pending[Any], waiting: dict[Any, Part], answers: dict[int, Any], bar: Bar | None
+    ) -> list[Progress]:
+        """Wait until nothing is in ``waiting``; what comes goes into ``answers``. Returns what was last said of the progress."""
+        moved_at = time.perf_counter()
         asked: list[Any] = []
         said: list[Progress] = []
         while waiting:
-            found, _ = ray.wait([*self._watched, *waiting], num_returns=1, timeout=POLL_S if bar else 5.0)
+            found, _ = ray.wait([*self._watched, *waiting], num_returns=1, timeout=POLL_S if bar else 1.0)
             obey_termination()
-            self.look()
-            ready = [ref for ref in found if ref not in self._watched]
-            for ref in found:
-                if ref in self._watched:
-                    about, watched = self._watched.pop(ref)
-                    answer = self._arrived(ref, about, watched)
-                    if not watched.news:
-                        self._early[ref] = answer
-                else:
-                    answers[ref] = self._arrived(ref, phase, pending)
-                    waiting.remove(ref)
-            before = said
-            said, asked = self._listen(pending, said, asked)
+            self.fence.look()
+            num_before, before = len(answers), said
+            try:
+                self.look()
+                for ref in found:
+                    self._take(ref, waiting, answers)
+            except RoleLost as lost:
+                self._ask_others(lost, waiting)
+                moved_at = time.perf_counter()
+            said, asked = self._listen(said, asked, self._speaking(pending, waiting))
             heard = bool(said) or not pending.progress_of
             queued = pending.room is not None and heard and all(progress.waiting for progress in said)
             if pending.room is not None:
                 pending.room.look(queued)
-            if ready or queued or said != before:
-                moved = time.perf_counter()
-            if waiting and time.perf_counter() - moved > self.deadline_s:
-                late = pending.refs.index(waiting[0])
+            starting = bool(waiting) and all(part.name in self.starting for part in waiting.values())
+            if len(answers) > num_before or queued or starting or said != before:
+                moved_at = time.perf_counter()
+            if waiting and time.perf_counter() - moved_at > self.deadline_s:
+                late = next(part for part in waiting.values() if part.name not in self.starting)
                 what = f"no progress for {self.deadline_s:g} s (resources.deadline_s)"
-                raise self._place(pending, late, phase).failure(what)
+                self._ask_others(self._place(late).loss("hung", what), waiting)
+                moved_at = time.perf_counter()
             if bar:
                 bar.show(said)
-        if bar:
-            bar.show(self._listen(pending, said, [actor.progress.remote() for actor in pending.progress_of], FINAL_S)[0])
-        self.seconds[phase] += time.perf_counter() - began
-        self.record(Span(phase, DRIVER, self.round, self.step, since, time.time()))
-        return pending.combine([answers[ref] for ref in pending.refs])
+        return said
 
-    def _arrived(self, ref: Any, phase: str, pending: Pending[Any]) -> Any:
+    def _take(self, ref: Any, waiting: dict[Any, Part], answers: dict[int, Any]) -> None:
+        """Take an answer in, where somebody still waits for it."""
+        if ref in self._watched and self._watched[ref].pending.on_failure is not None:
+            self._told(ref, self._watched.pop(ref))
+        elif ref in self._watched:
+            answer = self._arrived(ref, self._watched[ref])
+            part = self._watched.pop(ref)
+            if not part.pending.news:
+                self._early[part.origin] = answer
+        elif ref in waiting:
+            answer = self._arrived(ref, waiting[ref])
+            answers[waiting.pop(ref).slot] = answer
+
+    def _told(self, ref: Any, part: Part) -> None:
+        """Take news in whose failure is news as well."""
+        assert part.pending.on_failure is not None
+        try:
+            answer = self._get(ref, part)
+        except RoleLost:
+            raise
+        except RoleFailed as failure:
+            part.pending.on_failure(failure)
+        else:
+            part.pending.on_answer(answer)
+
+    def _ask_others(self, lost: RoleLost, waiting: dict[Any, Part]) -> None:
+        """Have a lost process replaced, and ask again for all that it had.
+
+        Raises:
+            RoleLost: if it is not replaced, or something of that must begin anew.
+        """
+        had = {ref: part for parts in (waiting, self._watched) for ref, part in parts.items() if part.name == lost.who}
+        self.make_good(lost)
+        left = [*moved(waiting, lost.who), *moved(self._watched, lost.who)]
+        for ref in had:
+            self._watched.pop(ref, None)
+        self.fence.put([*had, *left], lost.who)
+        if any(not part.pending.news for ref, part in had.items() if ref not in left):
+            raise lost
+
+    def _speaking(self, pending: Pending[Any], waiting: Mapping[Any, Part]) -> list[Any]:
+        """Whom to ask how far the work is: those named at first, or those that took over from them, once they are up."""
+        if not pending.progress_of:
+            return []
+        over = [part for part in waiting.values() if part.actor is not None]
+        if not over:
+            return list(pending.progress_of)
+        return list({part.name: part.actor for part in over if part.name not in self.starting}.values())
+
+    def _arrived(self, ref: Any, part: Part) -> Any:
         """The answer of one process. It was at work since it got the call, or since it was done with the call before."""
-        answer = self._get(ref, pending, phase)
+        pending, phase = part.pending, part.phase
+        answer = self._get(ref, part)
         pending.on_answer(answer)
-        name, now = pending.names[pending.refs.index(ref)], time.time()
+        name, now = part.name, time.time()
         start, step = max(pending.submitted, self._free_since[name, phase]), self.step if pending.step is None else pending.step
         self._free_since[name, phase] = now
         for who, since, until in [(name, start, now)] if pending.spans is None else pending.spans(answer):
@@ -217,17 +331,16 @@ class Waiter:
         return answer
 
     def _listen(
-        self, pending: Pending[Any], said: list[Progress], asked: list[Any], timeout: float = 0.0
+        self, said: list[Progress], asked: list[Any], actors: Sequence[Any], timeout: float = 0.0
     ) -> tuple[list[Progress], list[Any]]:
         """What the processes last said of their progress, and the question that is open now."""
         if asked and len(ray.wait(asked, num_returns=len(asked), timeout=timeout)[0]) < len(asked):
             return said, asked
         with contextlib.suppress(RayActorError):  # the work's own reference tells what happened
             said = ray.get(asked) if asked else said
-        return said, [actor.progress.remote() for actor in pending.progress_of]
+        return said, [actor.progress.remote() for actor in actors]
 
-    def _get(self, ref: Any, pending: Pending[Any], phase: str) -> Any:
-        index = pending.refs.index(ref)
+    def _get(self, ref: Any, part: Part) -> Any:
         try:
             return ray.get(ref)
         except RayTaskError as error:
@@ -236,23 +349,44 @@ class Waiter:
                 raise UserError(str(cause)) from error
             if no_space(cause):
                 raise OSError(errno.ENOSPC, str(cause)) from error
-            self._blame_the_dead(ref, pending, phase)
-            raise self._place(pending, index, phase).failure("", error) from error
+            if isinstance(cause, BadNumber):  # all ranks of a role find it together, and none of them waits for another
+                raise self._place(part).bad_number(cause, error) from error
+            self._blame_the_dead(ref, part, lost_with(cause))
+            raise self._place(part).failure("", error) from error
+        except OutOfDiskError as error:
+            raise OSError(errno.ENOSPC, str(error)) from error
         except RayError as error:
-            raise self._place(pending, index, phase).failure("", error) from error
+            raise self._loss(part, error) from error
 
-    def _blame_the_dead(self, failed: Any, pending: Pending[Any], phase: str) -> None:
-        """Fail in the name of another process of the role that has died: the one that raised may only have waited for it."""
-        others = [ref for ref in pending.refs if ref != failed]
-        for ref in ray.wait(others, num_returns=len(others), timeout=DEATH_S)[0] if others else []:
+    def _loss(self, part: Part, error: RayError) -> RoleFailed:
+        if not lost_with(error):
+            return self._place(part).failure("", error)
+        return self._place(part).loss("unreachable" if isinstance(error, ActorUnavailableError) else "died", "", error)
+
+    def _blame_the_dead(self, failed: Any, part: Part, certain: bool) -> None:
+        """Fail in the name of another process that has died: the one that raised may only have waited for it.
+
+        Args:
+            failed: reference of the one that raised.
+            part: that it had.
+            certain: True if somebody has died, or what he had made is gone.
+        """
+        mine = parts_of(part.phase, part.pending)
+        others = {ref: other for ref, other in mine.items() if ref != failed}
+        vigils = {ref: other for ref, other in self._watched.items() if other.phase == VIGIL}
+        dead = ray.wait(list(others), num_returns=len(others), timeout=DEATH_S)[0] if others else []
+        if vigils:
+            dead += ray.wait(list(vigils), num_returns=1, timeout=DEATH_S if certain and not dead else 0)[0]
+        for ref in dead:
             try:
                 ray.get(ref)
             except RayTaskError:
                 continue
             except RayError as error:  # an actor's or a task's process, or the machine under it
-                raise self._place(pending, pending.refs.index(ref), phase).failure("", error) from error
+                raise self._loss((others | vigils)[ref], error) from error
 
-    def _place(self, pending: Pending[Any], index: int, phase: str) -> Place:
+    def _place(self, part: Part) -> Place:
         """Where a process is, and what it does for which part of the run."""
-        name, step = pending.names[index], self.step if pending.step is None else pending.step
-        return Place(name, pending.nodes[index], self.place, step, phase, self.logs / f"{pending.log or name}.log")
+        pending = part.pending
+        step = self.step if pending.step is None else pending.step
+        return Place(part.name, part.node, self.place, step, part.phase, self.logs / f"{pending.log or part.name}.log")

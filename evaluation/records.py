@@ -1,4 +1,4 @@
-"""The two Parquet files of a round: responses that were judged, and the rollouts of S_k.
+"""The Parquet files of a round: responses that were judged, the rollouts of S_k, and those that PPO learns from.
 
 Letters: N rows, M ensemble members, T response tokens.
 """
@@ -102,7 +102,44 @@ class MetaRow:
         _all_finite(name, (*self.sampler_logprobs, *scores))
 
 
-Row = TypeVar("Row", EvaluationRow, MetaRow)
+@dataclass(frozen=True)
+class RolloutRow:
+    """A rollout as it was sampled, whole enough to be learned from again.
+
+    Args:
+        sample_id: unique in its run.
+        prompt_id: of the prompt.
+        prompt: as text.
+        domain: or "".
+        prompt_ids: ids of the prompt.
+        sample: index of the response among those of its prompt.
+        response: as text.
+        token_ids: [T] ids of the response.
+        sampler_logprobs: [T] log-probability of each id when it was drawn, nats.
+        policy_version: oldest version of the weights that had a part in it.
+        finished: True if it ended with EOS.
+        swap_tokens: response tokens at which newer weights took over.
+        swap_versions: versions of these weights.
+        engine: that sampled it.
+    """
+
+    sample_id: str
+    prompt_id: str
+    prompt: str
+    domain: str
+    prompt_ids: tuple[int, ...]
+    sample: int
+    response: str
+    token_ids: tuple[int, ...]
+    sampler_logprobs: tuple[float, ...]
+    policy_version: int
+    finished: bool
+    swap_tokens: tuple[int, ...]
+    swap_versions: tuple[int, ...]
+    engine: str
+
+
+Row = TypeVar("Row", EvaluationRow, MetaRow, RolloutRow)
 
 
 def write_rows(path: Path, rows: Sequence[Row]) -> None:
@@ -143,7 +180,7 @@ def read_rows(path: Path, kind: type[Row]) -> tuple[Row, ...]:
 
     Args:
         path: the file.
-        kind: ``EvaluationRow`` or ``MetaRow``.
+        kind: ``EvaluationRow``, ``MetaRow`` or ``RolloutRow``.
 
     Returns:
         N rows, in the order written; each has checked itself.
@@ -173,7 +210,7 @@ def read_rows(path: Path, kind: type[Row]) -> tuple[Row, ...]:
     return tuple(kind(**(row | {name: tuple(row[name]) for name in lists})) for row in table.to_pylist())
 
 
-def _schema(kind: type[EvaluationRow] | type[MetaRow]) -> "pa.Schema":
+def _schema(kind: type[EvaluationRow] | type[MetaRow] | type[RolloutRow]) -> "pa.Schema":
     """The Arrow schema of a kind of row: made of its annotations; only what may be None is nullable."""
     import pyarrow as pa
 

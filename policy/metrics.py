@@ -47,6 +47,7 @@ class UpdateMetrics:
         critic_grad_norm: the critic's.
         exact_entropy: mean per token of the whole distribution's entropy, over all minibatches; with an entropy bonus.
         ptx_loss: mean over minibatches of the language-modelling loss, nats per token; with ``ptx_coef``.
+        update_kl: mean per token of KL(before the update || after it) (k3), on some of the rollouts; with ``guards.update_kl``.
     """
 
     score: float
@@ -74,6 +75,7 @@ class UpdateMetrics:
     critic_grad_norm: float
     exact_entropy: float | None
     ptx_loss: float | None
+    update_kl: float | None
 
     def as_dict(self) -> dict[str, float]:
         """The metrics under their public names, ``policy/...``; without those of options that are off."""
@@ -98,6 +100,7 @@ class Sums:
         critic_grad_norm: sum of the critic's.
         exact_entropy: sum over tokens, nats.
         ptx_loss: sum over minibatches, nats per token.
+        update_kl: mean per token over some rollouts of all ranks, after the last step, nats; None where it is not measured.
     """
 
     minibatches: int = 0
@@ -113,6 +116,7 @@ class Sums:
     critic_grad_norm: float = 0.0
     exact_entropy: float = 0.0
     ptx_loss: float = 0.0
+    update_kl: float | None = None
 
     def together(self, ranks: Ranks, device: torch.device) -> Sums:
         """What all ranks saw: losses and counts of their rows added up, the largest ratio; communicates.
@@ -186,4 +190,5 @@ def update_metrics(
         critic_grad_norm=sums.critic_grad_norm / max(1, sums.minibatches),
         exact_entropy=sums.exact_entropy / sums.tokens if config.entropy_coef else None,
         ptx_loss=sums.ptx_loss / max(1, sums.minibatches) if config.ptx_coef else None,
+        update_kl=sums.update_kl,
     )

@@ -6,14 +6,11 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from tokens.guards import FINITE, BadNumber
 from tokens.offload import move_optimizer
 from tokens.ranks import clip_gradients, full, shard_like
 
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")
-
-
-class NonFiniteError(ArithmeticError):
-    """A loss or a gradient is NaN or infinite. Raised before the weights change, so that no bad step is taken or skipped."""
 
 
 class NamedAdamW:
@@ -33,21 +30,22 @@ class NamedAdamW:
         self._max_grad_norm = max_grad_norm
         self._adamw = torch.optim.AdamW(self._parameters.values(), lr=lr, betas=(0.9, 0.95), weight_decay=0.0)
 
-    def clip(self, where: str) -> float:
+    def clip(self, what: str, where: str) -> float:
         """Scale the gradients down to ``max_grad_norm`` where they are larger.
 
         Args:
-            where: round, update and minibatch, for the error.
+            what: whose gradient it is, for the error.
+            where: round, update and minibatch, likewise.
 
         Returns:
             The gradient norm before clipping.
 
         Raises:
-            NonFiniteError: if the norm is not finite.
+            BadNumber: if the norm is not finite; the weights are as they were.
         """
         norm = clip_gradients(self._parameters.values(), self._max_grad_norm)
         if not math.isfinite(norm):
-            raise NonFiniteError(f"the gradient norm is {norm} at {where}; the weights were left as they were before this step")
+            raise BadNumber(f"the {what}'s gradient norm", norm, FINITE, where)
         return norm
 
     def step(self) -> None:

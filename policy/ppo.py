@@ -28,15 +28,18 @@ from policy.experience import (
     sampler_logprobs,
     shaped_scores,
 )
-from policy.kl import kl_controller
+from policy.guards import PROBED, check_collapse, check_sampler, check_views
+from policy.kl import kl_controller, kl_estimate
 from policy.metrics import Sums, UpdateMetrics, update_metrics
 from policy.microbatches import divide
-from policy.objective import critic_loss, policy_terms, ptx_batch, ptx_loss, value_clip
-from policy.optimizers import NamedAdamW, NonFiniteError
+from policy.objective import critic_loss, cut, policy_terms, ptx_batch, ptx_loss, value_clip
+from policy.optimizers import NamedAdamW
 from policy.rewards import RunningMoments
+from tokens.guards import FINITE, ONLY_FINITE, BadNumber, GuardsConfig
 from tokens.logprobs import response_logprobs
+from tokens.masked import masked_sum
 from tokens.offload import move_module, present
-from tokens.ranks import ALONE, Ranks
+from tokens.ranks import ALONE, Ranks, weights_norm
 from tokens.records import Rollout, SequenceBatch
 
 _Model = TypeVar("_Model", bound=nn.Module)
@@ -80,6 +83,7 @@ class PPO:
         ranks: that share the models, which ``ranks.shard`` has cut up already.
         ptx: prompt and response ids of the texts that ``ptx_coef`` is about; not used where that is 0.
         reference_rests: True keeps the reference in host memory but while old log-probs are computed.
+        guards: what counts as a number gone wrong.
 
     Raises:
         ValueError: if the reference is the policy itself, ``minibatch_size`` or (where it counts) ``ptx_batch_size`` is not a
@@ -98,6 +102,7 @@ class PPO:
         ranks: Ranks = ALONE,
         ptx: Sequence[tuple[Sequence[int], Sequence[int]]] = (),
         reference_rests: bool = False,
+        guards: GuardsConfig = ONLY_FINITE,
     ) -> None:
         shared = {"minibatch_size": config.minibatch_size} | (
             {"ptx_batch_size": config.ptx_batch_size} if config.ptx_coef else {}
@@ -114,6 +119,7 @@ class PPO:
         self.seed = seed
         self.ptx = ptx
         self.reference_rests = reference_rests
+        self.guards = guards
         self.moments = RunningMoments()
         self.kl = kl_controller(config.kl)
         self.round = 0
@@ -184,31 +190,46 @@ class PPO:
             parts.append((logprobs, ref_logprobs, values))
         return Evaluation(*(division.whole(torch.cat(each)) for each in zip(*parts, strict=True)))
 
-    def update(self, rollouts: Sequence[Rollout], scores: Tensor, on_progress: Progress = silent) -> UpdateMetrics:
+    def update(
+        self,
+        rollouts: Sequence[Rollout],
+        scores: Tensor,
+        on_progress: Progress = silent,
+        sampler_bound: float | None = None,
+    ) -> UpdateMetrics:
         """One PPO update of policy and critic on one batch of rollouts.
 
         Args:
             rollouts: B rollouts, sampled by the current policy, or by one that is at most ``max_lag`` updates older.
-            scores: [B] float, the reward model's units, finite.
+            scores: [B] float, the reward model's units.
             on_progress: told after each minibatch.
+            sampler_bound: largest difference allowed between the engine's and the learner's log-prob of a token, nats; None where
+                the two cannot be compared.
 
         Returns:
             The update's metrics.
 
         Raises:
-            ValueError: if there are not as many scores as rollouts, or a score is not finite.
-            NonFiniteError: if a loss or gradient is not finite; names round, update and minibatch.
+            ValueError: if there are not as many scores as rollouts.
+            BadNumber: if a number is not finite or beyond its limit; names round, update and minibatch, and says whether weights
+                have moved. Where they have not, everything is as it was before the call, bit for bit.
 
         Padding contract: more padding changes nothing.
         """
-        scores = self._checked(rollouts, scores)
-        self.moments.update(scores)
-        data = self._experience(rollouts, scores, self.moments, self.config.lam)
-        sums, steps = Sums(), self.config.epochs * math.ceil(len(rollouts) / self.config.minibatch_size)
-        for number, minibatch in enumerate(self._minibatches(len(rollouts), self.config.epochs, "update")):
-            if not self._step(data, minibatch, number, steps, sums):
-                break
-            on_progress(number + 1, steps)
+        where, sums = f"round {self.round}, update {self.num_updates}", Sums()
+        with self._undoing(sums):
+            scores = self._checked(rollouts, scores, where)
+            check_collapse(rollouts, scores, self.moments, self.guards.collapse, where)
+            self.moments.update(scores)
+            data = self._experience(rollouts, scores, self.moments, self.config.lam, where)
+            if sampler_bound is not None:
+                check_sampler(rollouts, self._gaps(rollouts, data), sampler_bound, where)
+            steps = self.config.epochs * math.ceil(len(rollouts) / self.config.minibatch_size)
+            for number, minibatch in enumerate(self._minibatches(len(rollouts), self.config.epochs, "update")):
+                if not self._step(data, minibatch, number, steps, sums):
+                    break
+                on_progress(number + 1, steps)
+            sums.update_kl = self._moved(data, where)
         sums = sums.together(self.ranks, self.policy.device)
         metrics = update_metrics(rollouts, scores, data, sums, self.moments, self.kl.coef, steps, self.config)
         self.kl.update(metrics.kl, len(rollouts))
@@ -231,26 +252,29 @@ class PPO:
             The value loss of each step, before the step.
 
         Raises:
-            ValueError: if there are not as many scores as rollouts, or a score is not finite.
-            NonFiniteError: if a loss or gradient is not finite.
+            ValueError: if there are not as many scores as rollouts.
+            BadNumber: if a number is not finite, as for ``update``.
 
         Padding contract: more padding changes nothing.
         """
-        scores = self._checked(rollouts, scores)
-        moments = self.moments.copy()
-        moments.update(scores)
-        data = self._experience(rollouts, scores, moments, lam=1.0)
         losses: list[float] = []
-        learnable = (m for m in self._minibatches(len(rollouts), None, "warm-up") if bool(data.learned[m].any()))
-        for minibatch in islice(learnable, steps):
-            where = f"round {self.round}, critic warm-up step {len(losses)}"
-            sums, denominator = Sums(), data.learned[minibatch].sum()
-            with self._clean_on_failure():
+        done = Sums()
+        with self._undoing(done):
+            where = f"round {self.round}, critic warm-up"
+            scores = self._checked(rollouts, scores, where)
+            moments = self.moments.copy()
+            moments.update(scores)
+            data = self._experience(rollouts, scores, moments, 1.0, where)
+            learnable = (m for m in self._minibatches(len(rollouts), None, "warm-up") if bool(data.learned[m].any()))
+            for minibatch in islice(learnable, steps):
+                where = f"round {self.round}, critic warm-up step {len(losses)}"
+                sums, denominator = Sums(), data.learned[minibatch].sum()
                 for index in self._microbatches(data.batch, minibatch):
                     self._critic_backward(data, index, denominator, math.inf, sums, where)
-                self.critic_optimizer.clip(f"{where} (critic)")
-            self.critic_optimizer.step()
-            losses.append(sums.together(self.ranks, self.policy.device).value_loss)
+                self.critic_optimizer.clip("critic", where)
+                self.critic_optimizer.step()
+                done.minibatches += 1
+                losses.append(sums.together(self.ranks, self.policy.device).value_loss)
         return losses
 
     def state(self) -> PPOState:
@@ -309,17 +333,23 @@ class PPO:
         if self.reference_rests:
             move_module(self.reference, "cpu")
 
-    def _checked(self, rollouts: Sequence[Rollout], scores: Tensor) -> Tensor:
-        if scores.shape != (len(rollouts),) or not bool(scores.isfinite().all()):
-            raise ValueError(f"need one finite score per rollout ({len(rollouts)}), got {tuple(scores.shape)}: {scores.tolist()}")
+    def _checked(self, rollouts: Sequence[Rollout], scores: Tensor, where: str) -> Tensor:
+        if scores.shape != (len(rollouts),):
+            raise ValueError(f"need one score per rollout ({len(rollouts)}), got {tuple(scores.shape)}: {scores.tolist()}")
         if len(rollouts) % self.ranks.size:
             raise ValueError(f"{len(rollouts)} rollouts are not a multiple of the number of ranks, {self.ranks.size}")
+        bad = (~scores.isfinite()).nonzero().flatten().tolist()
+        if bad:
+            raise BadNumber(f"the score of rollout {bad[0]}", scores[bad[0]].item(), FINITE, where)
         return scores.detach().to(self.policy.device)
 
-    def _experience(self, rollouts: Sequence[Rollout], scores: Tensor, moments: RunningMoments, lam: float) -> Experience:
+    def _experience(
+        self, rollouts: Sequence[Rollout], scores: Tensor, moments: RunningMoments, lam: float, where: str
+    ) -> Experience:
         batch = rollout_batch(rollouts, self.pad_id).to(self.policy.device)
         with present(self.reference, self.policy.device) if self.reference_rests else nullcontext():
             old = self.evaluate(batch, self.config.microbatch_size)
+        check_views(old, where)
         finished = torch.tensor([r.finished for r in rollouts], device=scores.device)
         shaped = shaped_scores(scores, finished, batch.response_mask.sum(-1), moments, self.config)
         learned = finished | (self.config.truncated != "mask")
@@ -354,19 +384,18 @@ class PPO:
         if not int(denominator):
             return True  # every response of it was cut, and those are not learned from
         before = sums.approx_kl
-        with self._clean_on_failure():
-            for index in self._microbatches(data.batch, minibatch):
-                self._policy_backward(data, index, denominator, sums, where)
-                self._critic_backward(data, index, denominator, value_clip(self.config), sums, where)
-            sums.tokens += int(denominator)
-            sums.seen += 1
-            if self._moved_too_far(sums.approx_kl - before, int(denominator)):
-                self._clear()
-                return False
-            if self.config.ptx_coef:
-                self._ptx_backward(self.num_updates * steps + number, sums, where)
-            sums.grad_norm += self.policy_optimizer.clip(f"{where} (policy)")
-            sums.critic_grad_norm += self.critic_optimizer.clip(f"{where} (critic)")
+        for index in self._microbatches(data.batch, minibatch):
+            self._policy_backward(data, index, denominator, sums, where)
+            self._critic_backward(data, index, denominator, value_clip(self.config), sums, where)
+        sums.tokens += int(denominator)
+        sums.seen += 1
+        if self._moved_too_far(sums.approx_kl - before, int(denominator)):
+            self._clear()
+            return False
+        if self.config.ptx_coef:
+            self._ptx_backward(self.num_updates * steps + number, sums, where)
+        sums.grad_norm += self.policy_optimizer.clip("policy", where)
+        sums.critic_grad_norm += self.critic_optimizer.clip("critic", where)
         self.policy_optimizer.step()
         self.critic_optimizer.step()
         sums.minibatches += 1
@@ -381,7 +410,7 @@ class PPO:
 
     def _policy_backward(self, data: Experience, index: Tensor, denominator: Tensor, sums: Sums, where: str) -> None:
         terms = policy_terms(self.policy, data, index, denominator, self.config, self.temperature, self.kl.coef)
-        self._backward(terms.loss, f"policy loss at {where}")
+        self._backward(terms.loss, "the policy loss", where)
         sums.loss += terms.surrogate.loss.item()
         sums.clipped += terms.surrogate.num_clipped.item()
         sums.approx_kl += terms.surrogate.approx_kl.item()
@@ -390,7 +419,7 @@ class PPO:
 
     def _critic_backward(self, data: Experience, index: Tensor, denominator: Tensor, clip: float, sums: Sums, where: str) -> None:
         result = critic_loss(self.critic, data, index, denominator, self.config, clip)
-        self._backward(result.loss, f"value loss at {where}")
+        self._backward(result.loss, "the value loss", where)
         sums.value_loss += result.loss.item()
         sums.value_clipped += result.num_clipped.item()
 
@@ -402,24 +431,61 @@ class PPO:
         denominator = batch.response_mask.sum()
         for index in self._microbatches(batch, torch.arange(len(batch), device=batch.input_ids.device)):
             loss = ptx_loss(self.policy, batch.rows(index), denominator)
-            self._backward(self.config.ptx_coef * loss, f"ptx loss at {where}")
+            self._backward(self.config.ptx_coef * loss, "the ptx loss", where)
             sums.ptx_loss += loss.item()
 
-    def _backward(self, loss: Tensor, what: str) -> None:
+    def _backward(self, loss: Tensor, what: str, where: str) -> None:
         """Every rank looks at the sum, so that all of them give up, or none: one that waits for the others waits for ever."""
         total = self.ranks.sum(loss)
         if not bool(total.isfinite()):
-            raise NonFiniteError(f"{what} is {total.item()}; the weights were left as they were before this step")
+            raise BadNumber(what, total.item(), FINITE, where)
         torch.autograd.backward(loss)
 
+    def _gaps(self, rollouts: Sequence[Rollout], data: Experience) -> Tensor:
+        """[B] float64, the largest difference between an engine's and the learner's log-prob of a token of each rollout, nats."""
+        differences = (sampler_logprobs(rollouts, data.batch) - data.old.logprobs.double()).abs()
+        return torch.where(data.batch.response_mask, differences, 0.0).amax(-1)
+
+    @torch.no_grad()
+    def _moved(self, data: Experience, where: str) -> float | None:
+        """How far an update has moved the policy: mean k3 per token of KL(before || after), on some of its rollouts.
+
+        Raises:
+            BadNumber: if that is too far, or a weight is not finite.
+        """
+        norm, limit = weights_norm(p for p in self._weights() if p.requires_grad), self.guards.update_kl
+        if not math.isfinite(norm):
+            raise BadNumber("the norm of the weights of policy and critic", norm, FINITE, where)
+        if limit is None:
+            return None
+        rows = torch.arange(self.ranks.size * math.ceil(len(data.batch) / PROBED / self.ranks.size), device=self.policy.device)
+        total = torch.zeros((), dtype=torch.float64, device=self.policy.device)
+        for index in self._microbatches(data.batch, rows):
+            part = data.batch.rows(index)
+            now, before = response_logprobs(self.policy, part, self.temperature), cut(data.old.logprobs, index, part)
+            total += masked_sum(kl_estimate(before.double(), now.double(), "k3"), part.response_mask)
+        moved = self.ranks.sum(total).item() / int(data.batch.response_mask[rows].sum())
+        if not moved <= limit:
+            expected = f"at most {limit:g} nats per token (guards.update_kl); policy.lr may be too high"
+            raise BadNumber("the KL of the policy before an update to that after it", moved, expected, where)
+        return moved
+
+    def _weights(self) -> Iterator[nn.Parameter]:
+        yield from self.policy.parameters()
+        yield from self.critic.parameters()
+
     @contextmanager
-    def _clean_on_failure(self) -> Iterator[None]:
-        """Drop accumulated gradients when a step is given up, so that none reaches a later one."""
+    def _undoing(self, sums: Sums) -> Iterator[None]:
+        """Where a number goes wrong, leave no gradient and no score of the batch behind, and say whether weights have moved."""
+        moments = self.moments.copy()
         try:
             yield
-        except NonFiniteError:
+        except BadNumber as bad:
             self._clear()
-            raise
+            self.moments = moments
+            moved = sums.minibatches > 0
+            broken = not math.isfinite(weights_norm(self._weights()))
+            raise bad.found(undo=moved or broken) from None
 
     def _clear(self) -> None:
         self.policy_optimizer.clear()

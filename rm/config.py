@@ -189,6 +189,7 @@ class ScorerConfig(Section):
     refresh: Literal["never", "each_round"] = "never"
     """Fit members 1..M-1 once on D, or again every round with MetaRM."""
     min_members: int | None = Field(None, ge=1)
-    """Fewest members with finite scores that a score may rest on; null = all of them."""
+    """Fewest members with finite scores that a score may rest on; null = all of them, but for the few scores that
+    ``guards.bad_scores`` lets go."""
     batch_size: int = Field(64, ge=1)
     """Sequences per forward pass."""

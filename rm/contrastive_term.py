@@ -132,7 +132,7 @@ class ContrastiveTerm:
         """[K, H] float32, any length: every step takes their directions only. None for SimCSE."""
         self.parts: dict[str, float] = {}
         """What the last batch reports: the loss, how alike the two views are, and how many prototypes tell the rows apart."""
-        self._steps_collapsed = 0
+        self.steps_collapsed = 0
         if config.method == "swav":
             drawn = torch.randn(self.settings.num_prototypes, num_features, generator=torch.Generator().manual_seed(seed))
             self.prototypes = nn.Parameter(functional.normalize(drawn, dim=-1).to(device))
@@ -169,8 +169,8 @@ class ContrastiveTerm:
     def _watch(self, s: Tensor, t: Tensor, prototypes: Tensor) -> None:
         usage = prototype_usage(prototype_scores(torch.cat([s, t]).detach(), prototypes.to(s.dtype)), self.settings.temperature)
         self.parts |= {"reward/prototypes_effective": usage.effective, "reward/prototypes_used": usage.share}
-        self._steps_collapsed = self._steps_collapsed + 1 if usage.effective < COLLAPSED else 0
-        if self._steps_collapsed == COLLAPSE_STEPS:
+        self.steps_collapsed = self.steps_collapsed + 1 if usage.effective < COLLAPSED else 0
+        if self.steps_collapsed == COLLAPSE_STEPS:
             log.warning(
                 "swav on %s has told no rows apart for %d steps (%.2f of %d prototypes in effective use): they have collapsed, "
                 "or were never learnt. Lower reward.contrastive.num_prototypes, temperature or epsilon, or raise "

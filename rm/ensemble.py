@@ -14,28 +14,9 @@ import torch
 from torch import Tensor
 
 from rm.config import Aggregate
+from tokens.guards import FINITE, BadNumber
 
 log = logging.getLogger(__name__)
-
-
-class NonFiniteScoreError(FloatingPointError):
-    """A member scored a sequence with NaN or infinity.
-
-    Args:
-        member: index of the member.
-        row: index of the first such sequence in the batch.
-        value: the score.
-        reason: why the member was not left out.
-    """
-
-    def __init__(self, member: int, row: int, value: float, reason: str) -> None:
-        super().__init__(member, row, value, reason)
-        self.member = member
-        self.row = row
-
-    def __str__(self) -> str:
-        member, row, value, reason = self.args
-        return f"reward model {member} scores sequence {row} of the batch with {value}; {reason}"
 
 
 @dataclass(frozen=True)
@@ -76,42 +57,79 @@ class Moments:
         return cls(float(wide.mean()), float(wide.std(correction=0)))
 
 
-def finite_members(scores: Tensor, min_members: int | None) -> tuple[int, ...]:
-    """Members all of whose scores are finite; anything less is an error unless the config allows it.
+def finite_members(scores: Tensor, min_members: int | None, bad_scores: float, rule: Aggregate) -> tuple[int, ...]:
+    """Members that have a say in a batch. A few scores that are not finite do not count, each in its sample alone.
 
-    A member with one bad score is left out of the whole batch, so that every row is aggregated over the same members.
-    Member 0 (the round's own reward model) is never left out. Leaving one out is logged as a warning.
+    Beyond ``bad_scores`` that would hide a broken model: then a member with such scores is left out of the whole batch where
+    ``min_members`` allows it, so that every row is aggregated over the same members, and else it is an error. Member 0 (the
+    round's own reward model) is never left out. Whatever is left out is logged as a warning.
 
     Args:
         scores: [B, M] float.
-        min_members: fewest members that a score may rest on; None = all M.
+        min_members: fewest members that a score may rest on; None = all M, or a single one where its others were let go.
+        bad_scores: share of the B M scores that may be let go.
+        rule: of ``aggregate``; ``primary`` needs every score of member 0.
 
     Returns:
         Indices of the members kept, ascending; pick the scores' columns and the moments with them.
 
     Raises:
-        NonFiniteScoreError: if a score is not finite and its member may not be left out; names member and row.
+        BadNumber: if a score is not finite and can neither be let go nor its member be left out; names member and row.
         ValueError: if ``scores`` is not [B, M], or ``min_members`` is not in 1..M.
     """
     _check_scores(scores)
-    num_members = scores.shape[1]
+    num_rows, num_members = scores.shape
     needed = num_members if min_members is None else min_members
     if not 1 <= needed <= num_members:
         raise ValueError(f"scorer.min_members is {needed}, expected 1 to {num_members} (the number of members)")
     finite = torch.isfinite(scores)  # [B, M]
-    bad = [member for member in range(num_members) if not bool(finite[:, member].all())]
+    bad = (~finite.all(0)).nonzero().flatten().tolist()
+    num_bad = int((~finite).sum())
+    enough = int(finite.sum(1).min()) >= (1 if min_members is None else min_members)
+    if num_bad <= bad_scores * finite.numel() and enough and not (rule == "primary" and bad[:1] == [0]):
+        if bad:
+            log.warning("%d scores of %d are not finite and do not count (reward models %s)", num_bad, finite.numel(), bad)
+        return tuple(range(num_members))
     kept = tuple(member for member in range(num_members) if member not in bad)
-    if bad and (bad[0] == 0 or len(kept) < needed):
+    if bad[0] == 0 or len(kept) < needed:
         row = int((~finite[:, bad[0]]).nonzero()[0])
-        reason = (
-            "member 0 is the round's own reward model and cannot be left out"
-            if bad[0] == 0
-            else f"{len(kept)} of {num_members} members are finite, {needed} are needed (scorer.min_members)"
+        own = "; member 0 is the round's own reward model and cannot be left out" if bad[0] == 0 else ""
+        raise BadNumber(
+            f"the score of reward model {bad[0]} for sequence {row} of the batch",
+            float(scores[row, bad[0]]),
+            f"{FINITE} but for a share of {bad_scores:g} (guards.bad_scores), {num_bad} of {finite.numel()} are not; {len(kept)} "
+            f"of {num_members} members are finite, {needed} are needed (scorer.min_members){own}",
+            "the scorer",
         )
-        raise NonFiniteScoreError(bad[0], row, float(scores[row, bad[0]]), reason)
-    if bad:
-        log.warning("reward models %s left out of %d sequences: scores that are not finite", bad, scores.shape[0])
+    log.warning("reward models %s left out of %d sequences: scores that are not finite", bad, num_rows)
     return kept
+
+
+def fill(scores: Tensor) -> Tensor:
+    """Put the mean of a sample's other scores where one is not finite: every mean is then that of the others.
+
+    Args:
+        scores: [B, M] float, normalised; at least one of each row is finite.
+
+    Returns:
+        [B, M] float, finite.
+    """
+    finite = torch.isfinite(scores)
+    means = torch.where(finite, scores, 0.0).sum(1, keepdim=True) / finite.sum(1, keepdim=True)
+    return torch.where(finite, scores, means)
+
+
+def disagreement(scores: Tensor) -> Tensor:
+    """Population standard deviation over those of a sample's scores that are finite.
+
+    Args:
+        scores: [B, M] float, normalised; at least one of each row is finite.
+
+    Returns:
+        [B] float, units of the scores.
+    """
+    filled, num_finite = fill(scores), torch.isfinite(scores).sum(1)
+    return filled.std(1, correction=0) * (scores.shape[1] / num_finite).sqrt()
 
 
 def normalise(scores: Tensor, means: Tensor, stds: Tensor) -> Tensor:
@@ -147,7 +165,7 @@ def aggregate(scores: Tensor, rule: Aggregate, std_coef: float) -> Tensor:
     uncertainty-weighted optimisation; the last subtracts the variance there, the standard deviation here).
 
     Args:
-        scores: [B, M] float, finite, normalised.
+        scores: [B, M] float, normalised; those that are not finite do not count, and at least one of each row is.
         rule: one of the four.
         std_coef: c >= 0 of mean_minus_std; unused by the others.
 
@@ -155,22 +173,23 @@ def aggregate(scores: Tensor, rule: Aggregate, std_coef: float) -> Tensor:
         [B], units of the scores.
 
     Raises:
-        ValueError: if ``scores`` is not [B, M] or not finite, or ``std_coef`` is negative.
+        ValueError: if ``scores`` is not [B, M], a row has no score that counts, or ``std_coef`` is negative.
     """
     _check_scores(scores)
-    if not bool(torch.isfinite(scores).all()):
-        raise ValueError("a score is not finite: choose the members with finite_members first")
+    counts = torch.isfinite(scores)
+    if not bool((counts[:, 0] if rule == "primary" else counts.any(1)).all()):
+        raise ValueError("a row has no finite score: choose the members with finite_members first")
     if not std_coef >= 0:
         raise ValueError(f"std_coef must be >= 0, got {std_coef}")
     match rule:
         case "primary":
             return scores[:, 0]
         case "mean":
-            return scores.mean(-1)
+            return fill(scores).mean(-1)
         case "worst":
-            return scores.amin(-1)
+            return fill(scores).amin(-1)
         case "mean_minus_std":
-            return scores.mean(-1) - std_coef * scores.std(-1, correction=0)
+            return fill(scores).mean(-1) - std_coef * disagreement(scores)
         case _:
             assert_never(rule)
 

@@ -21,6 +21,7 @@ from rm.records import MetaStep
 from rm.second_order import hessian_product
 from rm.spread import Separation
 from tokens.errors import UserError
+from tokens.guards import BadNumber
 from tokens.ranks import ALONE, Ranks, shard_like
 
 
@@ -70,7 +71,7 @@ def metarm_gradient(
     Raises:
         ValueError: if ``eta`` is negative or not finite, nothing is trainable, or a random direction has no generator.
         UserError: if order 2 is asked for on several ranks, with a random direction, or of a model that cannot do it.
-        FloatingPointError: if J, L or a gradient is not finite.
+        BadNumber: if J, L or a gradient is not finite.
     """
     _check_eta(eta)
     if order == 2 and (ranks.size > 1 or direction == "random"):
@@ -93,7 +94,7 @@ def metarm_gradient(
             slope.add_(curved, alpha=signed)
     norm = _norm(gradient)
     if not math.isfinite(norm):
-        raise FloatingPointError(f"the preference loss L at theta' is {loss}, its gradient's norm through theta' is {norm}")
+        raise BadNumber("the gradient norm through theta' of the preference loss L at theta'", norm)
     for parameter, slope in zip(theta, gradient, strict=True):
         parameter.grad = slope
     return MetaStep(
@@ -138,7 +139,7 @@ def joint_gradient(
 
     Raises:
         ValueError: if nothing is trainable.
-        FloatingPointError: if J, L or a gradient is not finite.
+        BadNumber: if J, L or a gradient is not finite.
     """
     theta = _trainable(parameters)
     at_theta = heldout() if heldout is not None else None
@@ -187,7 +188,7 @@ def ascend_in_place(
 
     Raises:
         ValueError: if ``eta`` is negative or not finite, nothing is trainable, or a random direction has no generator.
-        FloatingPointError: if J or its gradient is not finite; theta is then unchanged.
+        BadNumber: if J or its gradient is not finite; theta is then unchanged.
     """
     _check_eta(eta)
     theta = _trainable(parameters)
@@ -221,7 +222,7 @@ def _gradient(
             term_value = term()
             value += float(ranks.sum(term_value.detach()))
             if not math.isfinite(value):
-                raise FloatingPointError(f"{name} is {value}")
+                raise BadNumber(name, value)
             torch.autograd.backward(term_value)
         gradient = [torch.zeros_like(p) if p.grad is None else p.grad for p in theta]
     finally:
@@ -229,7 +230,7 @@ def _gradient(
             parameter.grad = None
     norm = _norm(gradient)
     if not math.isfinite(norm):
-        raise FloatingPointError(f"{name} is {value}, its gradient's norm is {norm}")
+        raise BadNumber(f"the gradient norm of {name}", norm)
     return value, gradient
 
 

@@ -56,11 +56,21 @@ class PreferenceObjective:
         self.parts: dict[str, float] = {}
         """What else the last batch reports, by its name in the metrics; empty without a contrastive loss."""
         self._device = next(model.parameters()).device
-        self._masks = torch.Generator().manual_seed(seed + DROPOUT_SEED_OFFSET)
+        self.masks: torch.Generator = torch.Generator().manual_seed(seed + DROPOUT_SEED_OFFSET)
         self._term: ContrastiveTerm | None = None
         if reward.contrastive.method != "none":
             prototype_seed = seed + PROTOTYPE_SEED_OFFSET
             self._term = ContrastiveTerm(reward.contrastive, model.head.in_features, prototype_seed, self._device)
+
+    @property
+    def steps_collapsed(self) -> int:
+        """Steps in a row in which the prototypes told no rows apart; 0 where there are none."""
+        return 0 if self._term is None else self._term.steps_collapsed
+
+    @steps_collapsed.setter
+    def steps_collapsed(self, steps: int) -> None:
+        if self._term is not None:
+            self._term.steps_collapsed = steps
 
     def parameters(self) -> list[nn.Parameter]:
         """What is trained beside the model and thrown away with the objective: the prototypes of SwAV."""
@@ -107,7 +117,7 @@ class PreferenceObjective:
     @contextmanager
     def _own_masks(self) -> Iterator[None]:
         devices = [] if self._device.type == "cpu" else list(range(torch.cuda.device_count()))
-        drawn = int(torch.randint(2**62, (), generator=self._masks))
+        drawn = int(torch.randint(2**62, (), generator=self.masks))
         with torch.random.fork_rng(devices=devices):
             torch.manual_seed(drawn + self.ranks.rank)  # each rank has rows of its own
             yield

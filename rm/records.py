@@ -55,6 +55,7 @@ class RewardStep:
         parts: what the objective reports beside the loss, by the metrics file's names.
         meta: what the MetaRM step saw; None for a vanilla step.
         duplicates: responses among the step's m * k that repeat an earlier one of their prompt (no gradient between them).
+        skipped: steps of the fit before this one that were left out, since a loss or gradient was not finite.
     """
 
     step: int
@@ -67,6 +68,7 @@ class RewardStep:
     parts: Mapping[str, float]
     meta: MetaStep | None
     duplicates: int
+    skipped: int
 
     def as_dict(self) -> dict[str, float]:
         """The step as a row of the metrics file.
@@ -79,6 +81,7 @@ class RewardStep:
             "reward/accuracy": self.accuracy,
             "reward/lr": self.lr,
             "reward/gradient_norm": self.gradient_norm,
+            "reward/skipped": float(self.skipped),
             **self.parts,
         }
         if self.meta is None:

@@ -3,10 +3,14 @@
 Letters: B sequences, N pairs per step (n), m prompts of S_k per step, k responses per prompt.
 """
 
+from __future__ import annotations
+
+import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 
 import torch
 from torch import Tensor, nn
@@ -18,10 +22,15 @@ from rm.metarm import ascend_in_place, joint_gradient, metarm_gradient
 from rm.model import RewardModel
 from rm.objective import PreferenceObjective
 from rm.records import MetaFit, MetaStep, RewardFit, RewardStep, last_quarter
+from rm.resume import Saves, best_weights, numbers_of, own_parts, put_back, step_from, weights_and_moments
 from rm.shifted import ShiftedSamples, num_duplicates
 from tokens.errors import UserError
-from tokens.ranks import ALONE, Ranks, clip_gradients
+from tokens.guards import ONLY_FINITE, BadNumber, Budget, GuardsConfig
+from tokens.ranks import ALONE, Ranks, clip_gradients, weights_norm
 from tokens.records import Pair
+from tokens.saved_state import SavedState
+
+log = logging.getLogger(__name__)
 
 MEASURE_EVERY = 10
 """J at theta' and on held-out prompts takes further forward passes: on the first, every tenth and the last step they cost a few
@@ -66,6 +75,8 @@ def fit_reward_model(
     on_step: Callable[[RewardStep], None],
     ranks: Ranks = ALONE,
     watch: Watch | None = None,
+    guards: GuardsConfig = ONLY_FINITE,
+    saves: Saves | None = None,
 ) -> RewardFit:
     """Train ``model`` in place on D, by MetaRM where S_k is given and enabled, else by the plain preference loss.
 
@@ -91,13 +102,18 @@ def fit_reward_model(
         ranks: that share the model, which ``ranks.shard`` has cut up already. All must call this with the same arguments; each
             computes on its share of the pairs and of S_k's prompts, and returns the same.
         watch: measurements and early stopping; None = neither.
+        guards: how many steps whose loss or gradient is not finite may be left out. Such a step changes no weight, and its
+            pairs are not learned from.
+        saves: saving how far the fit has come, and going on from there to the same bits: ``model`` is then as it was at the
+            beginning, and ``on_step`` is called again for the steps that are done. None = neither.
 
     Returns:
-        Means over the last quarter of the steps.
+        Means over the last quarter of the steps that were taken.
 
     Raises:
         UserError: if there are no pairs, S_k is empty, ragged or has k < 2, or meta.order is 2 on several ranks.
-        FloatingPointError: if a loss, gradient or measurement is not finite; names the step. The weights are those before it.
+        BadNumber: if too many losses or gradients are not finite, or a weight or measurement; names the step. Where it is a loss
+            or a gradient, the weights are those before it.
     """
     if not pairs:
         raise UserError("no preference pairs to train the reward model on: got 0, expected at least 1. Check the data set.")
@@ -108,14 +124,22 @@ def fit_reward_model(
     fit = _Fit(model, reward, meta_config, shifted, seed, pad_id, num_steps, ranks)
     weights = _BestWeights(fit.theta, watch)
     start = shifted.measure() if shifted is not None and shifted.heldout else None
-    steps: list[RewardStep] = []
-    for batch in pair_batches(pairs, reward.batch_size, reward.epochs, seed):
-        steps.append(fit.step(len(steps), batch))
-        on_step(steps[-1])
-        if weights.measured(len(steps), num_steps):
+    budget = Budget.of(guards)
+    done, steps = (0, []) if saves is None or saves.begin is None else fit.resume(saves.begin, weights, budget)
+    for step in steps:
+        on_step(step)
+    for index, batch in islice(enumerate(pair_batches(pairs, reward.batch_size, reward.epochs, seed)), done, None):
+        found = fit.step(index, batch, budget)
+        if found is not None:
+            steps.append(found)
+            on_step(found)
+        if weights.measured(index + 1, num_steps):
             break
+        if saves is not None and (index + 1) % saves.every == 0 and index + 1 < num_steps:
+            saves.write(index + 1, fit.state(index + 1, steps, weights, budget))
     weights.restore()
     displacement = fit.deploy()
+    fit.check(steps)
     seen = [step.meta for step in last_quarter(steps) if step.meta is not None]
     if shifted is None:
         return RewardFit.of(steps, weights.best_step, None)
@@ -172,8 +196,10 @@ class _Fit:
             )
         self.reward, self.meta, self.shifted, self.num_steps, self.ranks = reward, meta, shifted, num_steps, ranks
         self.objective = PreferenceObjective(model, reward, pad_id, ranks, seed)
-        self.theta = [p for p in model.parameters() if p.requires_grad]
-        self.trained = [*self.theta, *self.objective.parameters()]
+        self.named = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self.theta = list(self.named.values())
+        self.own = {f"objective/{i}": p for i, p in enumerate(self.objective.parameters())}
+        self.trained = [*self.theta, *self.own.values()]
         self.optimizer = torch.optim.AdamW(
             self.trained, lr=reward.lr, betas=(reward.beta1, reward.beta2), eps=reward.eps, weight_decay=reward.weight_decay
         )
@@ -181,18 +207,36 @@ class _Fit:
         self.directions = torch.Generator().manual_seed(seed + DIRECTION_SEED_OFFSET)
         self.gradient: _Gradient = self._plain if shifted is None else partial(self._meta, shifted)
 
-    def step(self, index: int, batch: Sequence[Pair]) -> RewardStep:
-        """One optimizer step."""
+    def step(self, index: int, batch: Sequence[Pair], budget: Budget) -> RewardStep | None:
+        """One optimizer step; None where a number went wrong before anything was changed, and the batch was left out."""
         try:
-            loss, meta_step, duplicates = self.gradient(index, batch)
-            norm = clip_gradients(self.trained, self.reward.max_grad_norm)
-            if not math.isfinite(norm):
-                raise FloatingPointError(f"the preference loss is {loss}, its gradient's norm is {norm}")
-        except FloatingPointError as error:
-            raise FloatingPointError(
-                f"reward model, step {index + 1} of {self.num_steps}: {error}; first pair {batch[0].id!r}. "
-                "Lower reward.lr or meta.eta."
-            ) from error
+            step = self._step(index, batch, budget.count)
+        except BadNumber as bad:
+            self.optimizer.zero_grad(set_to_none=True)
+            budget.bad()
+            broken = not math.isfinite(weights_norm(self.trained))
+            why = "the weights themselves are not finite" if broken else budget.spent()
+            where = f"step {index + 1} of {self.num_steps} of a reward model's fit, first pair {batch[0].id!r}"
+            if why:
+                raise bad.found(where, undo=broken, note=f"{why}; lower reward.lr or meta.eta") from bad
+            log.warning("left out: %s", bad.found(where))
+            return None
+        budget.good()
+        return step
+
+    def check(self, steps: Sequence[RewardStep]) -> None:
+        """A fit that is over has learned something, and has finite weights."""
+        norm, where = weights_norm(self.theta), f"the end of a reward model's fit of {self.num_steps} steps"
+        if not math.isfinite(norm):
+            raise BadNumber("the norm of the weights", norm, where=where, undo=True, note="lower reward.lr or meta.eta")
+        if not steps:
+            raise BadNumber("the number of steps with a finite gradient", 0, "1 or more", where, undo=True)
+
+    def _step(self, index: int, batch: Sequence[Pair], skipped: int) -> RewardStep:
+        loss, meta_step, duplicates = self.gradient(index, batch)
+        norm = clip_gradients(self.trained, self.reward.max_grad_norm)
+        if not math.isfinite(norm):
+            raise BadNumber("the gradient norm of the preference loss", norm)
         lr = self.reward.lr * learning_rate_factor(index, self.num_steps, self.reward.warmup_ratio)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
@@ -200,7 +244,59 @@ class _Fit:
         self.optimizer.zero_grad(set_to_none=True)
         accuracy = float(self.ranks.sum(self.objective.accuracy))
         parts = dict(self.objective.parts)
-        return RewardStep(index + 1, self.num_steps, len(batch), loss, accuracy, lr, norm, parts, meta_step, duplicates)
+        whole = (index + 1, self.num_steps, len(batch), loss, accuracy, lr, norm, parts, meta_step, duplicates, skipped)
+        return RewardStep(*whole)
+
+    def state(self, done: int, steps: Sequence[RewardStep], weights: _BestWeights, budget: Budget) -> SavedState:
+        """All that moves in a fit; the order of the data follows from the seed and the number of steps behind it.
+
+        Args:
+            done: steps behind the fit, those that were left out included.
+            steps: that were taken.
+            weights: of the best measurement.
+            budget: of bad numbers.
+        """
+        tensors = weights_and_moments(self.named | self.own, self.optimizer) | best_weights(self.named, weights.copy)
+        tensors |= {f"generator/{name}": generator.get_state() for name, generator in self._generators().items()}
+        values = {
+            "done": done,
+            "since_best": weights.since_best,
+            "best_step": weights.best_step,
+            "budget": [budget.row, budget.count],
+            "collapsed": self.objective.steps_collapsed,
+        }
+        return SavedState(tensors if self.ranks.rank == 0 else {}, values | numbers_of(steps, weights.best_value))
+
+    def resume(self, saved: SavedState, weights: _BestWeights, budget: Budget) -> tuple[int, list[RewardStep]]:
+        """Be where a state says; the model and all else must be as they were at the beginning of the fit.
+
+        Args:
+            saved: what ``state`` gave.
+            weights: of the best measurement.
+            budget: of bad numbers.
+
+        Returns:
+            Steps behind the fit, and those that were taken.
+        """
+        tensors, values = saved.tensors, saved.values
+        put_back(self.named | self.own, self.optimizer, tensors)
+        weights.copy, weights.best_step, weights.since_best = (
+            own_parts(self.named, tensors),
+            values["best_step"],
+            values["since_best"],
+        )
+        weights.best_value = -math.inf if values["best_value"] is None else values["best_value"]
+        budget.row, budget.count = values["budget"]
+        self.objective.steps_collapsed = values["collapsed"]
+        for name, generator in self._generators().items():
+            generator.set_state(tensors[f"generator/{name}"])
+        if self.shifted is not None:
+            for _ in range(values["done"]):
+                next(self.shifted.batches)
+        return values["done"], [step_from(step) for step in values["steps"]]
+
+    def _generators(self) -> dict[str, torch.Generator]:
+        return {"directions": self.directions, "masks": self.objective.masks}
 
     def deploy(self) -> float | None:
         """Move theta to theta' for good, where that is what the config wants; how far."""
@@ -219,7 +315,7 @@ class _Fit:
         loss = self.objective(batch)
         value = float(self.ranks.sum(loss.detach()))
         if not math.isfinite(value):
-            raise FloatingPointError(f"the preference loss is {value}")
+            raise BadNumber("the preference loss", value)
         torch.autograd.backward(loss)
         return value, None, 0
 
@@ -259,7 +355,8 @@ class _BestWeights:
             return False
         value = self.watch.measure(step)
         if not math.isfinite(value):
-            raise FloatingPointError(f"reward model, after step {step} of {num_steps}: the validation measurement is {value}")
+            where = f"step {step} of {num_steps} of a reward model's fit"
+            raise BadNumber("the validation measurement", value, where=where, undo=True)
         if self.watch.patience is None:
             return False
         if value > self.best_value:

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Generator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,12 +16,27 @@ os.environ["MPLBACKEND"] = "agg"
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip tests marked gpu where there is no CUDA device."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Skip tests marked gpu where there is no CUDA device; where workers share the tests, put them into their order."""
+    if hasattr(config, "workerinput"):  # a worker of pytest-xdist
+        import torch
+
+        from tests.side_by_side import in_turn
+
+        in_turn(items, ROOT)
+        torch.set_num_threads(1)  # a core for each worker
     marked = [item for item in items if item.get_closest_marker("gpu")]
     if marked and not _has_cuda():
         for item in marked:
             item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """With ``-n 2``: whole files, in an order that suits two workers."""
+    from tests.side_by_side import SideBySide
+
+    return SideBySide(config, log)
 
 
 def _has_cuda() -> bool:

@@ -217,3 +217,15 @@ def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> float
     norm = full(nn.utils.get_total_norm([p.grad for p in clipped if p.grad is not None]))
     nn.utils.clip_grads_with_norm_(clipped, max_norm, norm)
     return float(norm)
+
+
+def weights_norm(parameters: Iterable[nn.Parameter]) -> float:
+    """Norm of weights, by which one that is NaN or infinite shows itself; communicates where they are shards.
+
+    Args:
+        parameters: of one model or of several on one device; at least one.
+
+    Returns:
+        One number for all of them, equal on all ranks; not finite if one of them is not.
+    """
+    return float(full(nn.utils.get_total_norm([p.detach() for p in parameters])))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -64,6 +64,7 @@ class Rollout:
         policy_version: version of the weights that the engine held when it took the prompt: the oldest that had a part in it.
         finished: True if it ended with EOS, False if it was cut by the token limit.
         swaps: weights that came while it was sampled, oldest first; the tokens before the first are of ``policy_version``.
+        engine: name of the engine that sampled it; "" where that is not known. Who sampled makes no rollout another one.
 
     Raises:
         ValueError: if ids and log-probabilities differ in number, are none, or are not finite, or the swaps do not rise.
@@ -77,6 +78,7 @@ class Rollout:
     policy_version: int
     finished: bool
     swaps: tuple[Swap, ...] = ()
+    engine: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
         if not self.response_ids:

@@ -16,6 +16,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassifi
 import actors.learner
 from actors.learner import PolicyLearner
 from actors.process import ProcessSetup
+from actors.transfer import STORED
 from policy.config import PolicyConfig
 from tokens.config import AdapterConfig
 from tokens.records import Prompt, Rollout
@@ -74,18 +75,18 @@ def test_a_resumed_learner_with_adapters_goes_on_to_the_bit(
     process = PolicyLearner.__ray_metadata__.modified_class
 
     def learner(resume: Path | None) -> Any:
-        made = process(setup, config, 0.8, sft, resume, 3, first / "reward", None)
-        made.load([])
+        made = process(setup, config, 0.8, sft, 3, STORED)
+        made.load([], resume, first / "reward")
         return made
 
     def second_round(made: Any) -> Any:
         reward = first / "reward" if critic == "reward" else None
         made.begin_round(1, scores(rollouts(1)), reward, sft if start == "sft" else None, None)
-        return made.update(rollouts(1), scores(rollouts(1))), made.statistics(rollouts(2))
+        return made.update(rollouts(1), scores(rollouts(1)), None, 1), made.statistics(rollouts(2))
 
     one = learner(None)
     one.begin_round(0, scores(rollouts(0)), rewards[0], None, None)
-    one.update(rollouts(0), scores(rollouts(0)))
+    one.update(rollouts(0), scores(rollouts(0)), None, 0)
     one.save(tmp_path / "draft")
     shutil.move(tmp_path / "draft", first)  # as a round is committed
     assert second_round(one) == second_round(learner(first))

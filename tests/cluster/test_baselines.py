@@ -23,12 +23,12 @@ from cluster.load_config import load_config
 from cluster.metrics import Metrics
 from cluster.model_sizes import model_size
 from cluster.plan import bundles
-from cluster.roles import Stage
 from cluster.run import connected, telemetry_of, warnings
 from cluster.run_directory import RunDirectory
 from cluster.sampling import sampling
 from cluster.sft import sft, train
 from cluster.sft_directory import SFTDirectory
+from cluster.stage import Stage
 from cluster.start import begin
 from cluster.texts import sft_texts
 from cluster.waiting import Waiter
@@ -86,13 +86,13 @@ def play(storage: Path, console: Console, fixed: bool) -> None:
     try:
         stage.wait_for_room()
         given = (inputs.sft_dir, inputs.base_dir, inputs.pairs, {"original": inputs.validation}, inputs.ptx)
-        roles = wait("start", stage.start(*given, 56, None, storage / "no first reward"))
-        wait("start", roles.learner.load(roles.rollout))
+        roles = wait("start", stage.start(*given, 56))
+        wait("start", roles.learner.load(roles.rollout, None, storage / "no first reward"))
         sft_judged, version = None, 0
         for baseline in BASELINES:
             config = config_of(baseline, storage)
             with RunDirectory(config).open() as directory:
-                metrics = Metrics(directory.path, config.policy.steps_per_round, 0, 0, telemetry_of(config, directory, asked))
+                metrics = Metrics(directory.path, config.policy.steps_per_round, telemetry_of(config, directory, asked))
                 wait.record = metrics.span
                 if sft_judged is None:
                     sft_judged, version = begin(config, directory, inputs, roles, wait, console, metrics)
@@ -101,7 +101,8 @@ def play(storage: Path, console: Console, fixed: bool) -> None:
                     shutil.copytree(storage / "runs" / "best_of_n" / "start", directory.start_path)
                     directory.ledger["start"] = entry
                 batches = sampling(config, inputs.policy_prompts, roles.rollout, wait)
-                theme = theme_of(config)(config, directory, inputs, roles, batches, wait, console, metrics, sft_judged, version)
+                given = (config, directory, inputs, roles, batches, wait, console, metrics, sft_judged, version)
+                theme = theme_of(config)(*given, stands=(0, None))
                 with closing(metrics):
                     theme.run()
                 version = theme.version

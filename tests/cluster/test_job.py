@@ -247,4 +247,4 @@ def test_without_token_mode_jobs_run_and_stop_too(command: Command, tmp_path: Pa
         assert head.ask(f"/api/jobs/{job}")["status"] == "STOPPED"
         said = str(head.ask(f"/api/jobs/{job}/logs")["logs"])
     saved = re.search(r"stopped: round 1 is saved after step (\d+) of 2000", said)
-    assert saved and (run / "rounds" / ".round_000.partial" / f"after_{int(saved[1]):04d}_steps" / "pause.json").exists(), said
+    assert saved and (run / "rounds" / ".round_000.partial" / f"after_{int(saved[1]):04d}_steps" / "manifest.json").exists(), said

@@ -16,8 +16,8 @@ import psutil
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
+from cluster.draft import point_of
 from cluster.load_config import load_config
-from cluster.pause import latest
 from cluster.run_directory import config_sha256
 from evaluation.records import EvaluationRow, MetaRow, read_rows
 from evaluation.timeline import DRIVER, read_timeline
@@ -134,7 +134,7 @@ def test_ctrl_c_saves_the_round_and_leaves_no_process(command: Command, tmp_path
     assert not any(psutil.pid_exists(p["pid"]) for p in processes.values())
     assert ledger(run)["rounds"] == []
     assert [path.name for path in (run / "rounds").iterdir()] == [".round_000.partial"]
-    paused = latest(run / "rounds" / ".round_000.partial")
+    paused = point_of(run / "rounds" / ".round_000.partial")
     assert paused is not None and [row["step"] for row in rows(run, "policy")] == list(range(paused.steps))
     said = f"stopped: round 1 is saved after step {paused.steps} of 2000; the same command continues there"
     assert said in log.read_text() and "Traceback" not in log.read_text()

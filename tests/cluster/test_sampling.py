@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +15,8 @@ import ray
 from benchmarks.overlap import compare
 from cluster.config import RunConfig
 from cluster.console import Console
-from cluster.failures import RoleFailed
-from cluster.judging import check_parity
+from cluster.failures import BadNumbers, RoleFailed
+from cluster.judging import check_likelihoods, parity_bound
 from cluster.run import warnings
 from cluster.sampling import ages, draw, refuse_old, sampling
 from cluster.waiting import Pending, Waiter
@@ -116,12 +118,29 @@ def test_ages_by_hand() -> None:
 
 
 def test_only_fresh_rollouts_prove_a_sync() -> None:
-    check_parity(config(), 1.0, [rollout(3)], 4)
-    check_parity(config(), 1.0, [rollout(4), rollout(3, Swap(1, 4))], 4)
-    check_parity(config(rollout={"repetition_penalty": 1.1}), 1.0, [rollout(4)], 4)
-    check_parity(config(), 1e-5, [rollout(4)], 4)
-    with pytest.raises(RoleFailed, match="engine's weights are not the learner's"):
-        check_parity(config(), 1.0, [rollout(4)], 4)
+    assert parity_bound(config(), [rollout(3)], 4) is None
+    assert parity_bound(config(), [rollout(4), rollout(3, Swap(1, 4))], 4) is None
+    assert parity_bound(config(rollout={"repetition_penalty": 1.1}), [rollout(4)], 4) is None
+    assert parity_bound(config(), [rollout(4)], 4) == 1e-4
+
+
+def test_an_evaluation_names_the_engines_that_disagree_and_numbers_that_are_not_finite() -> None:
+    both = [replace(rollout(4), engine=f"rollout-{i}") for i in range(2)]
+    sums = [sum(r.sampler_logprobs) for r in both]
+    check_likelihoods(1e-4, both, sums, [-1.0, -2.0])
+    off = [sums[0], sums[1] + 0.03]
+    check_likelihoods(None, both, off, [-1.0, -2.0])
+    for policy in (off, [sums[0], math.nan]):
+        with pytest.raises(BadNumbers) as found:
+            check_likelihoods(1e-4, both, policy, [-1.0, -2.0])
+        assert found.value.bad.undo == math.isnan(policy[1])
+    with pytest.raises(
+        BadNumbers, match=r"log-prob of rollout-1 and the learner's is 0.01 at the evaluation, .*weights are not"
+    ) as found:
+        check_likelihoods(1e-4, both, off, [-1.0, -2.0])
+    assert found.value.bad.engines == ("rollout-1",) and found.value.who == "rollout-1"
+    with pytest.raises(BadNumbers, match=r"under the SFT model is -?inf"):
+        check_likelihoods(None, both, sums, [-1.0, -math.inf])
 
 
 def test_settings_that_change_the_distribution_are_named() -> None:

@@ -18,7 +18,6 @@ from safetensors.torch import load_file
 from cluster.claims import ENDED, FOLDER, LIVE, Pace
 from cluster.cli import main
 from cluster.load_config import load_config
-from cluster.pause import Pause, lay_down
 from cluster.run_directory import RunDirectory
 from cluster.storage import Store
 from cluster.store_mirror import StoreMirror
@@ -79,7 +78,7 @@ def start(run: RunDirectory, by: str = "first") -> None:
 
 def play(run: RunDirectory, index: int, by: str = "first") -> None:
     with (run.path / "metrics.jsonl").open("a") as file:
-        file.write(json.dumps({"round": index, "reward": 0.5}) + "\n")
+        file.write(json.dumps({"round": index, "phase": "policy", "reward": 0.5}) + "\n")
     with run.draft(run.round_path(index)) as draft:
         (draft / "policy").mkdir()
         (draft / "policy" / "model.safetensors").write_bytes(f"{by} {index}".encode() * 1000)
@@ -206,13 +205,16 @@ def test_a_store_that_fails_now_and_then_is_asked_again(place: Place, server: Ob
 
 
 def lay_down_round(run: RunDirectory, index: int, steps: int) -> None:
+    """As a stop leaves a round."""
     with run.draft(run.round_path(index)) as draft:
-        (draft / "reward").mkdir(exist_ok=True)
-        (draft / "reward" / "model.safetensors").write_bytes(b"r")
         mark = (run.path / "metrics.jsonl").stat().st_size
-        pause = Pause(steps, 7, {"J": 1.0}, 0.5, {"policy": 2.0}, mark)
-        lay_down(draft, pause, lambda place: (place / "learner.safetensors").touch())
-        run.keep_pause()
+        draft.begin(6, mark)
+        if draft.done("reward") is None:
+            draft.partial("reward").mkdir()
+            (draft / ".reward.partial" / "model.safetensors").write_bytes(b"r")
+            draft.record("reward", ["reward"], {"J": 1.0}, mark, {"policy": 2.0})
+        draft.checkpoint(steps, 7, lambda place: (place / "learner.safetensors").touch(), 1, mark, {"policy": 2.0})
+        run.keep_draft()
 
 
 def lay_down_in_vain(run: RunDirectory, server: ObjectStore) -> None:
@@ -231,14 +233,14 @@ def test_a_round_that_was_laid_down_goes_on_elsewhere(place: Place) -> None:
         lay_down_round(run, 1, steps=3)
         first = tree(run.path / "rounds")
     with place.run("b").open() as run:
-        assert run.num_committed == 1 and run.paused is not None and run.paused.steps == 3 and tree(run.path / "rounds") == first
+        assert run.num_committed == 1 and run.point is not None and run.point.steps == 3 and tree(run.path / "rounds") == first
         lay_down_round(run, 1, steps=5)
     with place.run("c").open() as run:
-        assert run.paused is not None and run.paused.steps == 5
+        assert run.point is not None and run.point.steps == 5
         play(run, 1)
-        assert run.paused is None
+        assert run.point is None
     with place.run("d").open() as run:
-        assert run.paused is None and run.num_committed == 2
+        assert run.point is None and run.num_committed == 2
     assert not [name for name in place.there().tree("runs/tiny") if "partial" in name], "nothing of the draft is left there"
 
 
@@ -247,9 +249,9 @@ def test_a_pause_that_is_cut_short_is_not_seen(place: Place, server: ObjectStore
         start(run)
         play(run, 0)
         lay_down_in_vain(run, server)
-        assert run.paused is not None, "it is laid down here all the same"
+        assert run.point is not None, "it is laid down here all the same"
     with place.run("b").open() as run:
-        assert run.paused is None and run.num_committed == 1
+        assert run.point is None and run.num_committed == 1
 
 
 def test_the_further_of_two_pauses_goes_on(place: Place) -> None:
@@ -260,7 +262,7 @@ def test_the_further_of_two_pauses_goes_on(place: Place) -> None:
     with place.run("b").open() as run:
         lay_down_round(run, 1, steps=5)
     with place.run("a").open() as run:
-        assert run.paused is not None and run.paused.steps == 5, "the first machine's own pause is older"
+        assert run.point is not None and run.point.steps == 5, "the first machine's own pause is older"
 
 
 def test_a_pause_that_was_not_sent_is_sent_when_the_run_is_opened(place: Place, server: ObjectStore) -> None:
@@ -271,7 +273,7 @@ def test_a_pause_that_was_not_sent_is_sent_when_the_run_is_opened(place: Place, 
     with place.run("a").open():
         pass
     with place.run("b").open() as run:
-        assert run.paused is not None and run.paused.steps == 3
+        assert run.point is not None and run.point.steps == 3
 
 
 def test_a_fetch_that_is_cut_short_is_begun_again(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -293,9 +295,9 @@ def test_a_fetch_that_is_cut_short_is_begun_again(place: Place, monkeypatch: pyt
             with pytest.raises(SystemExit), place.run("b").open():
                 pass
     with place.run("b").open() as run:
-        assert run.num_committed == 1 and run.paused is not None and run.paused.steps == 3
+        assert run.num_committed == 1 and run.point is not None and run.point.steps == 3
         assert tree(run.path / "rounds") == first
-        assert (run.path / "metrics.jsonl").stat().st_size == run.paused.metrics_bytes
+        assert (run.path / "metrics.jsonl").stat().st_size == run.point.metrics_bytes
 
 
 def test_two_histories_are_not_mixed(place: Place) -> None:

@@ -25,7 +25,7 @@ from cluster.failures import RoleFailed
 from cluster.load_config import load_config
 from cluster.model_sizes import model_size
 from cluster.plan import bundles
-from cluster.roles import Stage
+from cluster.stage import Stage
 from cluster.strength_scores import _polled, refuse_constant_fold
 from cluster.waiting import Pending, Room, Waiter
 from preferences.strength import write_strengths

@@ -17,10 +17,10 @@ from actors.ranks import recompute_layers
 from policy.config import KLConfig, PolicyConfig
 from policy.critic import Critic
 from policy.lora import add_adapters
-from policy.optimizers import NonFiniteError
 from policy.ppo import PPO
 from policy.statistics import sequence_statistics
 from tokens.config import AdapterConfig
+from tokens.guards import BadNumber
 from tokens.lora import WithoutAdapters
 from tokens.offload import move_module
 from tokens.packing import PACKED
@@ -124,7 +124,7 @@ def refusals(ppo: PPO, batch: tuple[list[Rollout], torch.Tensor]) -> list[str]:
         name, norm = next((n, p) for n, p in ppo.critic.named_parameters() if n.endswith("norm.weight"))
         if ppo.ranks.rank == 1:
             norm.to_local().fill_(float("nan"))  # type: ignore[operator]
-    with pytest.raises(NonFiniteError) as broken:
+    with pytest.raises(BadNumber) as broken:
         ppo.update(*batch)
     return [*said, f"{name}: {broken.value}"]
 

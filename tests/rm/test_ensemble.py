@@ -2,14 +2,14 @@
 
 import logging
 import math
-import pickle
 
 import numpy as np
 import pytest
 import torch
 
 from rm.config import Aggregate
-from rm.ensemble import Moments, NonFiniteScoreError, aggregate, finite_members, normalise
+from rm.ensemble import Moments, aggregate, disagreement, fill, finite_members, normalise
+from tokens.guards import BadNumber
 
 SCORES = torch.tensor([[1.0, 3.0, 5.0], [0.0, -3.0, 0.0]])
 
@@ -37,7 +37,7 @@ def test_aggregate_refuses_bad_input() -> None:
     with pytest.raises(ValueError, match="std_coef"):
         aggregate(SCORES, "mean_minus_std", -1.0)
     with pytest.raises(ValueError, match="finite_members"):
-        aggregate(torch.tensor([[1.0, math.nan]]), "worst", 0.0)
+        aggregate(torch.tensor([[math.nan, math.nan]]), "worst", 0.0)
     with pytest.raises(ValueError, match="M >= 1"):
         aggregate(torch.zeros(3), "mean", 0.0)
 
@@ -68,8 +68,35 @@ def test_moments_refuse_scores_without_spread(scores: list[float]) -> None:
 
 
 def test_all_members_stay_when_all_scores_are_finite() -> None:
-    assert finite_members(SCORES, None) == (0, 1, 2)
-    assert finite_members(SCORES, 1) == (0, 1, 2)
+    assert finite_members(SCORES, None, 0.0, "mean") == (0, 1, 2)
+    assert finite_members(SCORES, 1, 0.0, "primary") == (0, 1, 2)
+    assert torch.equal(fill(SCORES), SCORES)
+    assert torch.equal(disagreement(SCORES), SCORES.std(1, correction=0))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_few_bad_scores_do_not_count_in_their_samples(value: float, caplog: pytest.LogCaptureFixture) -> None:
+    scores = torch.tensor([[1.0, 3.0, 5.0], [value, -3.0, 1.0], [2.0, 2.0, 8.0]])
+    with caplog.at_level(logging.WARNING):
+        assert finite_members(scores, None, 0.2, "mean") == (0, 1, 2)  # 1 of 9
+    assert "1 scores of 9 are not finite and do not count (reward models [0])" in caplog.text
+    assert fill(scores).tolist() == [[1.0, 3.0, 5.0], [-1.0, -3.0, 1.0], [2.0, 2.0, 8.0]]
+    rest = torch.tensor([[-3.0, 1.0]])
+    for rule in ("mean", "worst", "mean_minus_std"):
+        assert aggregate(scores, rule, 0.5)[1].item() == pytest.approx(aggregate(rest, rule, 0.5).item(), abs=1e-6)  # type: ignore[arg-type]
+        others = aggregate(scores[[0, 2]], rule, 0.5)  # type: ignore[arg-type]
+        assert torch.equal(aggregate(scores, rule, 0.5)[[0, 2]], others)  # type: ignore[arg-type]
+    assert disagreement(scores)[1].item() == pytest.approx(2.0)
+    for min_members, share, rule in ((None, 0.1, "mean"), (None, 0.2, "primary"), (3, 0.2, "mean")):
+        with pytest.raises(BadNumber, match="score of reward model 0 for sequence 1 of the batch"):
+            finite_members(scores, min_members, share, rule)  # type: ignore[arg-type]
+
+
+def test_a_sample_that_nobody_scores_is_an_error() -> None:
+    scores = torch.zeros(50, 2)
+    scores[7] = math.nan
+    with pytest.raises(BadNumber, match="sequence 7"):
+        finite_members(scores, None, 0.05, "mean")
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
@@ -77,34 +104,26 @@ def test_a_bad_score_names_member_and_row(value: float) -> None:
     scores = SCORES.clone()
     scores[1, 2] = value
     for min_members in (None, 3):
-        with pytest.raises(NonFiniteScoreError, match=f"model 2 scores sequence 1 of the batch with {value}; 2 of 3") as caught:
-            finite_members(scores, min_members)
-        assert (caught.value.member, caught.value.row) == (2, 1)
+        with pytest.raises(BadNumber, match=f"model 2 for sequence 1 of the batch is {value} .*2 of 3 members"):
+            finite_members(scores, min_members, 0.0, "mean")
 
 
 def test_a_bad_member_is_left_out_where_the_config_allows_it(caplog: pytest.LogCaptureFixture) -> None:
     scores = SCORES.clone()
     scores[1, 1] = math.nan
     with caplog.at_level(logging.WARNING):
-        assert finite_members(scores, 2) == (0, 2)
+        assert finite_members(scores, 2, 0.0, "mean") == (0, 2)
     assert "[1] left out" in caplog.text
 
 
 def test_the_rounds_own_model_is_never_left_out() -> None:
     scores = SCORES.clone()
     scores[0, 0] = math.nan
-    with pytest.raises(NonFiniteScoreError, match="member 0 is the round's own"):
-        finite_members(scores, 1)
+    with pytest.raises(BadNumber, match="member 0 is the round's own"):
+        finite_members(scores, 1, 0.0, "mean")
 
 
 @pytest.mark.parametrize("min_members", [0, 4])
 def test_min_members_out_of_range(min_members: int) -> None:
     with pytest.raises(ValueError, match="expected 1 to 3"):
-        finite_members(SCORES, min_members)
-
-
-def test_the_error_survives_pickling() -> None:
-    error = NonFiniteScoreError(2, 5, math.nan, "why")
-    again = pickle.loads(pickle.dumps(error))  # noqa: S301 (Ray sends errors this way)
-    assert str(again) == str(error)
-    assert (again.member, again.row) == (2, 5)
+        finite_members(SCORES, min_members, 0.0, "mean")

@@ -1,0 +1,170 @@
+"""What all scenarios share: the cluster, the undisturbed run, and how a fault is timed."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import shutil
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from benchmarks.faults.invariants import Held, complete, named, nothing_left, same_bits, shared_memory, whole
+from benchmarks.faults.nodes import Node, Nodes
+from benchmarks.faults.observer import Observer
+from benchmarks.faults.play import ROOT, Late, Run
+from benchmarks.faults.record import Outcome, Record
+from cluster.config import RunConfig
+from cluster.load_config import load_config
+
+CONFIG = ROOT / "benchmarks" / "faults" / "small.yaml"
+NOTICE_S, BACK_S = 120.0, 600.0
+
+
+@dataclass
+class Bench:
+    """A cluster, and what is known of the undisturbed run on it.
+
+    Args:
+        nodes: the cluster.
+        observer: of it.
+        storage: root of all runs.
+        record: of what is found.
+        say: shows a line.
+    """
+
+    nodes: Nodes
+    observer: Observer
+    storage: Path
+    record: Record
+    config: Path = CONFIG
+    done: list[str] = field(default_factory=list)
+
+    def arguments(self, *overrides: str) -> list[str]:
+        """Of a run of the bench."""
+        return [str(self.config), *overrides]
+
+    def run(self, name: str, *overrides: str, variables: Mapping[str, str] = {}, storage: Path | None = None) -> Run:
+        """Start a run, or go on with it.
+
+        Args:
+            name: of the run.
+            overrides: of the config.
+            variables: environment of the driver.
+            storage: another root.
+        """
+        return Run(self.nodes, storage or self.storage, name, self.arguments(*overrides), variables)
+
+    def fresh(self, name: str) -> str:
+        """A name of which there is no run."""
+        shutil.rmtree(self.storage / "runs" / name, ignore_errors=True)
+        return name
+
+    def loaded(self, name: str, *overrides: str) -> RunConfig:
+        """The config of a run."""
+        return load_config(self.config, [*overrides, "--name", name, "--storage", str(self.storage)])
+
+    def baseline(self, name: str = "baseline", *overrides: str) -> Path:
+        """The undisturbed run; played once."""
+        path = self.storage / "runs" / name
+        if not (path / "report.html").exists():
+            shutil.rmtree(path, ignore_errors=True)
+            with self.run(name, *overrides) as run:
+                if run.end():
+                    raise Late(f"the undisturbed run failed:\n{run.output()[-3000:]}")
+        return path
+
+    def held(
+        self, run: Run, baseline: Path | None, patterns: Sequence[str], shared: set[str], *overrides: str, ended: bool = True
+    ) -> Held:
+        """All invariants after a run.
+
+        Args:
+            run: that has ended.
+            baseline: to compare bits with; None where the fault changes what is learned.
+            patterns: one a fault, for I6.
+            shared: names in /dev/shm before the run.
+            overrides: of the config.
+            ended: True if all rounds must be committed.
+        """
+        config = self.loaded(run.name, *overrides)
+        return Held(
+            {
+                "I1": tuple(complete(run.path, config)) if ended else (),
+                "I2": tuple(whole(run.path)) if ended else (),
+                "I3": tuple(same_bits(run.path, baseline)) if baseline is not None else (),
+                "I4": tuple(nothing_left(self.nodes, self.observer, shared, run)),
+                "I5": (),  # a wait past its deadline raises Late, and is told as such
+                "I6": tuple(named(run, patterns)),
+            }
+        )
+
+
+@contextlib.contextmanager
+def bench(storage: Path, record: Record, pools: Mapping[str, int], variables: Mapping[str, str]) -> Iterator[Bench]:
+    """A cluster of a head and one node for each pool.
+
+    Args:
+        storage: root of the runs.
+        record: of what is found.
+        pools: CPUs of each node, by the value of its label.
+        variables: environment of all of it.
+    """
+    with Nodes(variables) as nodes:
+        for pool, num_cpus in pools.items():
+            nodes.add(pool.split("/")[0], num_cpus)
+        observer = Observer(nodes)
+        try:
+            yield Bench(nodes, observer, storage, record)
+        finally:
+            observer.end()
+
+
+@dataclass
+class Watch:
+    """How one fault went, as seen from outside.
+
+    Args:
+        run: that it is done to.
+        name: of the process.
+        at: when it was done, Unix time, s.
+    """
+
+    run: Run
+    name: str
+    at: float
+
+    def detected(self, seconds: float = NOTICE_S) -> float:
+        """Wait for the line that says that the process is lost; seconds since the fault."""
+        return self.run.until_said(rf"\blost {re.escape(self.name)}\b", self.at, seconds) - self.at
+
+    def recovered(self, seconds: float = BACK_S) -> float | None:
+        """Wait for the line that says that it is back; seconds since it was said to be lost. None if the run ended before."""
+        since = self.run.until_said(rf"\blost {re.escape(self.name)}\b", self.at, 1)
+        pattern = rf"\bback {re.escape(self.name)}\b"
+        self.run.until(lambda: self.run.when(pattern, since) is not None or self.run.process.poll() == 0, seconds, pattern)
+        back = self.run.when(pattern, since)
+        return None if back is None else back - since
+
+
+def lost(run: Run) -> str:
+    """Work of the driver's waits that was done more than once, by phase."""
+    places = [(span["what"], span["round"], span["step"]) for span in run.spans() if span["who"] != "driver"]
+    again = sorted(
+        {f"{what} of step {step}" if step is not None else what for what, _, step in places if places.count((what, _, step)) > 1}
+    )
+    return ", ".join(again) or "nothing"
+
+
+def shm() -> set[str]:
+    """Names in /dev/shm now."""
+    return shared_memory()
+
+
+def pause(seconds: float) -> None:
+    """Let the run go on."""
+    time.sleep(seconds)
+
+
+__all__ = ["Bench", "Late", "Node", "Outcome", "Watch", "bench", "lost", "pause", "shm"]

@@ -1,0 +1,49 @@
+"""Ray's own calls lost on the way there, on the way back, or in between: each must be applied once."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+
+from benchmarks.faults.bench import Bench, Outcome, shm
+
+CELLS = ("F48", "F49", "F50")
+ATTEMPTS = 4
+METHODS: Mapping[str, Sequence[str]] = {
+    "F48": ("CoreWorkerService.grpc_client.PushTask",),
+    "F50": (
+        "ray::rpc::ActorInfoGcsService.grpc_client.RegisterActor",
+        "ray::rpc::ActorInfoGcsService.grpc_client.CreateActor",
+        "ray::rpc::PlacementGroupInfoGcsService.grpc_client.CreatePlacementGroup",
+        "ray::rpc::InternalKVGcsService.grpc_client.InternalKVGet",
+        "ray::rpc::NodeInfoGcsService.grpc_client.GetAllNodeInfo",
+    ),
+}
+LOSS: Mapping[str, int] = {"num_failures": 40, "req_failure_prob": 4, "resp_failure_prob": 4, "in_flight_failure_prob": 2}
+"""In a hundred: a tenth in all. Of the driver's calls to every role; a role is one of many that are called."""
+
+
+def calls(bench: Bench, wanted: Sequence[str] = CELLS) -> None:
+    """Lose a tenth of the driver's calls: to the roles, and to the head of the cluster.
+
+    Args:
+        bench: where.
+        wanted: cells to play.
+    """
+    for cell, methods in METHODS.items():
+        if cell not in wanted:
+            continue
+        baseline, before, name = bench.baseline(), shm(), bench.fresh(f"calls-{cell.lower()}")
+        variables = {"RAY_testing_rpc_failure": json.dumps({method: dict(LOSS) for method in methods})}
+        starts, said = 0, list[str]()
+        while True:
+            starts += 1
+            with bench.run(name, variables=variables) as run:
+                code = run.end()
+                said += [line.text for line in run.said if "failed in" in line.text or "unavailable" in line.text.lower()]
+            if code == 0 or starts == ATTEMPTS:
+                break
+        held = bench.held(run, baseline, [], before)
+        note = f"{starts} starts of the command; " + (said[0][:160] if said else "no call was missed by the run")
+        for name_ in ("F48", "F49") if cell == "F48" else (cell,):
+            bench.record.outcome(Outcome(name_, None, None, None, "nothing", note, {"starts": float(starts)}), held)

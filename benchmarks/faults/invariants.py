@@ -1,0 +1,221 @@
+"""What must hold after every fault, as code: I1 to I6."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as parquet
+from safetensors import SafetensorError, safe_open
+
+from benchmarks.faults.nodes import Nodes
+from benchmarks.faults.observer import Observer
+from benchmarks.faults.play import Run, ledger
+from cluster.config import RunConfig
+
+NOT_LEARNED = ("journal.jsonl", "manifest.json")
+"""Files of a round that tell when and how it was made, not what it came to."""
+PLAYED = ("policy", "reward", "evaluation", "validation")
+"""Phases of metrics.jsonl whose rows say what was learned; the others say how fast."""
+LEAVE_S = 20.0
+ACTORS = re.compile(r"^ray::(?!IDLE|SPILL|RESTORE)")
+
+
+@dataclass(frozen=True)
+class Held:
+    """What was found.
+
+    Args:
+        wrong: of each invariant, what does not hold; empty where it holds.
+    """
+
+    wrong: Mapping[str, tuple[str, ...]]
+
+    def words(self) -> dict[str, str]:
+        """For the table and the results."""
+        return {name: "held" if not wrong else "; ".join(wrong[:3]) for name, wrong in self.wrong.items()}
+
+    @property
+    def all(self) -> bool:
+        """True if every one holds."""
+        return not any(self.wrong.values())
+
+
+def samples_of(run: Path) -> list[tuple[Any, ...]]:
+    """All samples of the committed rounds: where they belong, their tokens' digest, and their log-probs' digest, bit for bit."""
+    found: list[tuple[Any, ...]] = []
+    for file in sorted(run.glob("rounds/round_*/**/*.parquet")):
+        table = parquet.read_table(file)
+        if "token_ids" not in table.column_names:
+            continue
+        place = file.relative_to(run).as_posix()
+        for number, row in enumerate(table.to_pylist()):
+            bits = repr((row["token_ids"], row["sampler_logprobs"]))
+            found.append((place, row["prompt_id"], row["sample"], number, hashlib.sha256(bits.encode()).hexdigest()[:16]))
+    return found
+
+
+def complete(run: Path, config: RunConfig) -> list[str]:
+    """I1: the committed rounds are those of the config, each step of each is there once, and each sample."""
+    wrong: list[str] = []
+    index = [entry["round"] for entry in ledger(run)["rounds"]]
+    if index != list(range(config.rounds.num_rounds)):
+        wrong.append(f"the ledger has rounds {index}, {config.rounds.num_rounds} were asked for")
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    steps = Counter((row["round"], row["step"]) for row in rows if row["phase"] == "policy")
+    wanted = {(k, step) for k in index for step in range(config.policy.steps_per_round)}
+    if set(steps) != wanted or set(steps.values()) - {1}:
+        wrong.append(f"steps of metrics.jsonl: {sorted(set(steps) ^ wanted)} differ, {duplicates(steps)} come twice")
+    for k in index:
+        wrong += _samples(run / "rounds" / f"round_{k:03d}", config)
+    ids = [row["sample_id"] for file in sorted(run.glob("rounds/round_*/steps/*.parquet")) for row in _rows(file)]
+    if twice := duplicates(Counter(ids)):
+        wrong.append(f"{len(twice)} sample ids come twice, such as {twice[0]}")
+    return wrong
+
+
+def _samples(folder: Path, config: RunConfig) -> list[str]:
+    wrong = []
+    policy, meta = config.policy, config.meta
+    shifted = Counter((row["prompt_id"], row["sample"]) for row in _rows(folder / "meta_rollouts.parquet"))
+    per_prompt = Counter(prompt for prompt, _ in shifted)
+    if set(shifted.values()) - {1} or set(per_prompt.values()) - {meta.samples_per_prompt} or not shifted:
+        wrong.append(f"{folder.name}: S_k is not {meta.samples_per_prompt} samples of each prompt, once")
+    judged = Counter(row["prompt_id"] for row in _rows(folder / "evaluation.parquet"))
+    if len(judged) != config.evaluation.num_prompts or set(judged.values()) != {1}:
+        wrong.append(
+            f"{folder.name}: {len(judged)} of {config.evaluation.num_prompts} evaluation prompts, {duplicates(judged)} twice"
+        )
+    if config.rounds.keep_rollouts:
+        number = [len(_rows(file)) for file in sorted((folder / "steps").glob("*.parquet"))]
+        if number != [policy.prompts_per_step * policy.samples_per_prompt] * policy.steps_per_round:
+            wrong.append(f"{folder.name}: rollouts of the steps: {number}")
+    return wrong
+
+
+def duplicates(counts: Counter[Any]) -> list[Any]:
+    """What was counted more than once."""
+    return [key for key, number in counts.items() if number > 1]
+
+
+def _rows(file: Path) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = parquet.read_table(file).to_pylist()
+    return rows
+
+
+def whole(run: Path) -> list[str]:
+    """I2: every file of the run can be read to its end, is what the journal says it is, and no draft is left."""
+    wrong: list[str] = []
+    for file in sorted(run.rglob("*")):
+        name = file.relative_to(run).as_posix()
+        if ".partial" in name or ".dropped" in name or name.startswith(("tensorboard/", "logs/")):
+            wrong += [f"{name} is left over"] if ".partial" in name or ".dropped" in name else []
+        elif file.is_file() and (why := _torn(file)):
+            wrong.append(f"{name}: {why}")
+    for journal in sorted(run.glob("rounds/round_*/journal.jsonl")):
+        for line in journal.read_text().splitlines():
+            for name, digest in json.loads(line)["entry"]["outputs"].items():
+                file = journal.parent / name
+                if file.exists() and hashlib.sha256(file.read_bytes()).hexdigest() != digest:
+                    wrong.append(f"{journal.parent.name}/{name} is not what the journal says")
+    return wrong
+
+
+def _torn(file: Path) -> str | None:
+    """Why a file cannot be read to its end; None if it can."""
+    try:
+        if file.suffix == ".json":
+            json.loads(file.read_text())
+        elif file.suffix == ".jsonl":
+            for line in file.read_text().splitlines():
+                json.loads(line)
+        elif file.suffix == ".parquet":
+            parquet.read_table(file)
+        elif file.suffix == ".safetensors":
+            with safe_open(file, "pt") as tensors:
+                for name in tensors.keys():  # noqa: SIM118 (not a dict)
+                    tensors.get_tensor(name)
+    except (ValueError, OSError, SafetensorError) as error:
+        return f"{type(error).__name__}: {error}"
+    return None
+
+
+def same_bits(run: Path, baseline: Path, rounds: Sequence[int] | None = None) -> list[str]:
+    """I3: what was learned is bit for bit what it is without the fault.
+
+    Args:
+        run: directory of the run that was disturbed.
+        baseline: of one that was not.
+        rounds: to compare; None = all.
+    """
+    wrong: list[str] = []
+    folders = (
+        sorted((baseline / "rounds").glob("round_*")) if rounds is None else [baseline / f"rounds/round_{k:03d}" for k in rounds]
+    )
+    for folder in folders:
+        ours = run / "rounds" / folder.name
+        for file in sorted(folder.rglob("*")):
+            name = file.relative_to(folder)
+            if not file.is_file() or file.name in NOT_LEARNED or name.parts[0] == "steps":
+                continue
+            if not (ours / name).is_file() or (ours / name).read_bytes() != file.read_bytes():
+                wrong.append(f"{folder.name}/{name} differs")
+    numbers = [_learned(path, None if rounds is None else set(rounds)) for path in (run, baseline)]
+    if numbers[0] != numbers[1]:
+        places = [key for key in numbers[1] if key not in numbers[0] or numbers[0][key] != numbers[1][key]]
+        wrong.append(f"metrics of {places[:3]} differ")
+    return wrong
+
+
+def _learned(run: Path, rounds: set[int] | None) -> dict[tuple[Any, ...], dict[str, Any]]:
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return {
+        (row["phase"], row["round"], row["step"]): {key: value for key, value in row.items() if key != "time"}
+        for row in rows
+        if row["phase"] in PLAYED and (rounds is None or row["round"] in rounds)
+    }
+
+
+def nothing_left(nodes: Nodes, observer: Observer, shared: set[str], run: Run) -> list[str]:
+    """I4: what the run took is back, within ``LEAVE_S``.
+
+    Args:
+        nodes: the cluster.
+        observer: of it.
+        shared: names in /dev/shm before the run.
+        run: that has ended.
+    """
+    deadline = time.monotonic() + LEAVE_S
+    while (left := _left(nodes, observer, shared)) and time.monotonic() < deadline:
+        time.sleep(0.5)
+    return left + ([f"driver {run.process.pid} lives"] if run.process.poll() is None else [])
+
+
+def _left(nodes: Nodes, observer: Observer, shared: set[str]) -> list[str]:
+    titles = [" ".join(process.cmdline()) for node in nodes.alive() for process in node.family() if process.is_running()]
+    workers = [title for title in titles if ACTORS.match(title)]
+    return [*workers, *observer.room_is_back(), *(f"/dev/shm/{name}" for name in sorted(shared_memory() - shared))]
+
+
+def shared_memory() -> set[str]:
+    """Names in /dev/shm."""
+    place = Path("/dev/shm")
+    return {file.name for file in place.iterdir()} if place.is_dir() else set()
+
+
+def named(run: Run, patterns: Sequence[str]) -> list[str]:
+    """I6: what the run said, or its logs, name each fault.
+
+    Args:
+        run: that has ended.
+        patterns: regular expressions, one a fault.
+    """
+    text = run.output() + "\n".join(log.read_text(errors="replace") for log in sorted((run.path / "logs").glob("*.log")))
+    return [f"nothing says {pattern!r}" for pattern in patterns if not re.search(pattern, text)]

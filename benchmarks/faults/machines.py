@@ -1,0 +1,149 @@
+"""Nodes that are lost, stopped, drained, or come; and a cluster with no room left."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from benchmarks.faults.bench import Bench, Late, Outcome, Watch, lost, shm
+from benchmarks.faults.invariants import Held
+from benchmarks.faults.nodes import Node
+from benchmarks.faults.play import Run
+from benchmarks.faults.strikes import Strike, Struck, after, outcomes, redone, strike
+
+CELLS = ("F6", "F12", "F22", "F51", "F52", "F53")
+ENGINES, TRAINERS = "engines", "trainers"
+POOLS = {ENGINES: 1, f"{ENGINES}/spare": 1, TRAINERS: 1, f"{TRAINERS}/spare": 1}
+"""CPUs of the nodes; every one has a spare of its kind. Two engines fill one."""
+APART = (
+    "--resources.rollout.labels", f"{{pool: {ENGINES}}}",
+    "--resources.reward.labels", f"{{pool: {TRAINERS}}}",
+    "--resources.scorer.labels", f"{{pool: {TRAINERS}}}",
+    "--resources.learner.labels", f"{{pool: {TRAINERS}}}",
+)  # fmt: skip
+LONG = ("--rounds.num_rounds", "1", "--policy.steps_per_round", "150", "--rollout.max_engines", "3")
+GROWN_S, USED_S = 90.0, 5.0
+WAIT_S = 8.0
+
+
+def node_of(bench: Bench, run: Run, process: str) -> Node:
+    """The node that a process of the run is on."""
+    pid = run.role(process).pid
+    return next(node for node in bench.nodes.alive() if pid in {member.pid for member in node.family()})
+
+
+def machines(bench: Bench, wanted: Sequence[str] = CELLS) -> None:
+    """Lose nodes under one run, grow another's cluster and drain it, and at last leave a third without room.
+
+    Args:
+        bench: where, with ``POOLS``.
+        wanted: cells to play.
+    """
+    if {"F6", "F12", "F22"} & set(wanted):
+        losses(bench, wanted)
+    if {"F51", "F52"} & set(wanted):
+        growth(bench)
+    if "F53" in wanted:
+        no_room(bench)
+
+
+def losses(bench: Bench, wanted: Sequence[str]) -> None:
+    """Nodes with engines, with the trainers, and one whose raylet stands still."""
+    baseline, before, name = bench.baseline(), shm(), bench.fresh("nodes")
+    with bench.run(name, *APART) as run:
+
+        def lose(cell: str, process: str, phase: str, how: str) -> Struck:
+            def act(victim: object) -> float:
+                node = node_of(bench, run, process)
+                at = time.time()
+                if how == "stop":
+                    node.raylet().suspend()
+                else:
+                    node.kill()
+                return at
+
+            return strike(run, Strike(cell, process, after(phase), act))
+
+        struck = []
+        if "F6" in wanted:
+            struck.append(lose("F6", "rollout-0", "score", "kill"))
+            bench.nodes.add(ENGINES, POOLS[ENGINES])
+        if "F12" in wanted:
+            struck.append(lose("F12", "learner-0", "score", "kill"))
+            bench.nodes.add(TRAINERS, POOLS[TRAINERS])
+        if "F22" in wanted:
+            struck.append(lose("F22", "rollout-0", "score", "stop"))
+        if run.end():
+            raise Late(f"the run did not survive its nodes:\n{run.output()[-3000:]}")
+        for node in bench.nodes.alive():
+            for member in node.family():
+                if member.status() == "stopped":
+                    member.resume()
+        held = bench.held(run, baseline, [each.strike.process for each in struck], before, *APART)
+        for outcome in outcomes(run, struck, redone):
+            bench.record.outcome(outcome, held)
+
+
+def growth(bench: Bench) -> None:
+    """A node comes in the middle of a round, an engine on it takes part, and the node is drained."""
+    before, name = shm(), bench.fresh("grows")
+    with bench.run(name, *APART, *LONG) as run:
+        run.until_waited("sync", 0, 1)
+        at = time.time()
+        node = bench.nodes.add(ENGINES, 1)
+
+        def event(kind: str) -> float | None:
+            return next(
+                (row["time"] for row in run.metrics.read() if "event" in row and row["event"] == kind and row["time"] > at), None
+            )
+
+        def worked() -> bool:
+            joined = event("joined")
+            return joined is not None and any(span["who"] == "rollout-2" and span["end"] > joined for span in run.spans())
+
+        run.until(worked, GROWN_S, "an engine on the new node samples")
+        joined = event("joined")
+        assert joined is not None
+        used = next(span["end"] for span in run.spans() if span["who"] == "rollout-2" and span["end"] > joined)
+        drained = time.time()
+        bench.observer.ask("drain", node.node_id(), 60.0)
+        noticed = Watch(run, "rollout-2", drained).detected()
+        if run.end():
+            raise Late(f"the run did not survive the drain:\n{run.output()[-3000:]}")
+        batches = [row for row in run.metrics.read() if row["phase"] == "pool" and "event" not in row]
+        again = sum(int(row["pool/redone"]) for row in batches)
+        held = bench.held(run, None, ["rollout-2"], before, *APART, *LONG)
+    late = () if used - joined <= USED_S else (f"used {used - joined:.1f} s after it joined",)
+    grown = Held(held.wrong | {"I5": late})
+    bench.record.outcome(
+        Outcome("F51", joined - at, used - joined, None, "nothing", "node started until the engine joined"), grown
+    )
+    lost_none = Held(held.wrong | {"I1": (*held.wrong["I1"], *([f"{again} pieces redone"] if again else []))})
+    bench.record.outcome(Outcome("F52", noticed, None, None, "nothing" if not again else f"{again} pieces", "drained"), lost_none)
+
+
+def no_room(bench: Bench) -> None:
+    """The nodes with trainers are lost and nothing replaces them: the run must end by its own limit, and go on later."""
+    before, name = shm(), bench.fresh("no-room")
+    with bench.run(name, *APART, "--resources.wait_limit_s", str(WAIT_S)) as run:
+        run.until_waited("sync", 0, 0)
+        at = time.time()
+        for node in bench.nodes.alive():
+            if node.labels["pool"] == TRAINERS:
+                node.kill()
+        watch = Watch(run, "learner-0", at)
+        detected = watch.detected()
+        code = run.end()
+        took = time.time() - at
+        said = run.when(r"wait_limit_s", at) is not None
+    for _ in range(2):
+        bench.nodes.add(TRAINERS, POOLS[TRAINERS])
+    with bench.run(name, *APART) as run:
+        if run.end():
+            raise Late(f"the run did not go on when there was room:\n{run.output()[-3000:]}")
+        held = bench.held(run, bench.baseline(), [], before, *APART)
+        again = lost(run)
+    wrong = () if code and said else (f"code {code}, resources.wait_limit_s not named",)
+    late = () if took < detected + WAIT_S + 15 else (f"ended after {took:.0f} s",)
+    note = f"ended with code {code} after {took:.1f} s (limit {WAIT_S:g} s); the same command went on when there was room"
+    bench.record.outcome(Outcome("F53", detected, None, None, again, note), Held(held.wrong | {"I5": late, "I6": wrong}))

@@ -1,0 +1,203 @@
+"""Seeded runs under random faults: roles and nodes are killed at random moments, and the run must come to the same end."""
+
+from __future__ import annotations
+
+import random
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import psutil
+
+from benchmarks.faults.bench import Bench, Late, Watch, shm
+from benchmarks.faults.inject import freeze, kill, kill_frozen, thaw
+from benchmarks.faults.machines import node_of
+from benchmarks.faults.play import DRIVER, Run
+from benchmarks.faults.record import seconds
+from benchmarks.faults.strikes import Strike, Struck, after, redone
+
+POOL, CPUS = "all", 2
+POOLS: Mapping[str, int] = {POOL: CPUS, f"{POOL}/spare": CPUS}
+PROCESSES = ("rollout-0", "rollout-1", "scorer-0", "reward-0", "learner-0")
+PHASES = ("sample_meta", "reward", "sample", "score", "policy", "sync")
+HOWS = (("kill", 5), ("kill frozen", 3), ("lose the node", 2))
+"""And how often each."""
+FAULTS = 2
+ENDS_S = 600.0
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A fault of a seed.
+
+    Args:
+        how: of ``HOWS``.
+        process: that it is done to, or whose node.
+        phase: after the driver's next wait for which it is done.
+        delay_s: and how long after.
+    """
+
+    how: str
+    process: str
+    phase: str
+    delay_s: float
+
+
+def plan(seed: int, faults: int = FAULTS) -> tuple[Planned, ...]:
+    """What a seed does; the same each time."""
+    rng = random.Random(seed)
+    hows, weights = [how for how, _ in HOWS], [weight for _, weight in HOWS]
+    return tuple(
+        Planned(rng.choices(hows, weights)[0], rng.choice(PROCESSES), rng.choice(PHASES), round(rng.uniform(0.0, 0.3), 3))
+        for _ in range(faults)
+    )
+
+
+def seconds_of_rounds(run: Run) -> float:
+    """From the first round's first wait until the last commit."""
+    spans = [span for span in run.spans() if span["who"] == DRIVER and span["round"] is not None]
+    return float(spans[-1]["end"] - spans[0]["start"])
+
+
+def play(bench: Bench, seed: int) -> dict[str, Any]:
+    """One run under the faults of a seed.
+
+    Args:
+        bench: where, with ``POOLS``.
+        seed: of the faults.
+    """
+    baseline, before, name = bench.baseline(), shm(), bench.fresh(f"monkey-{seed}")
+    usual = undisturbed(bench)
+    with bench.run(name) as run:
+        struck: list[tuple[Planned, Struck | None]] = []
+        for each in plan(seed):
+            if run.process.poll() is None:
+                struck.append((each, one(bench, run, each)))
+        code = run.end(ENDS_S)
+        if code:
+            raise Late(f"seed {seed}: the run ended with {code}:\n{run.output()[-3000:]}")
+        held = bench.held(run, baseline, [each.process for each, s in struck if s is not None], before)
+        rows = run.metrics.read()
+        took = seconds_of_rounds(run)
+        done = [(each, s) for each, s in struck if s is not None]
+        return {
+            "seed": seed,
+            "faults": [asdict(each) for each, _ in done],
+            "detected_s": [s.detected_s for _, s in done],
+            "recovered_s": [s.recovered_s for _, s in done],
+            "lost": [redone(run, s) for _, s in done],
+            "seconds": took,
+            "undisturbed_s": usual,
+            "goodput": usual / took,
+            "stale_refused": max((row["faults/stale_replies"] for row in rows if "faults/stale_replies" in row), default=0),
+            "duplicates": len([words for words in held.wrong["I1"] if "twice" in words]),
+            "invariants": held.words(),
+            "held": held.all,
+        }
+
+
+def one(bench: Bench, run: Run, each: Planned) -> Struck | None:
+    """Do a planned fault; None if the run was over before its moment."""
+
+    def act(victim: psutil.Process) -> float:
+        if each.how == "lose the node":
+            node, at = node_of(bench, run, each.process), time.time()
+            node.kill()
+            bench.nodes.add(POOL, CPUS)
+            return at
+        return kill(victim) if each.how == "kill" else kill_frozen(victim)
+
+    try:
+        after(each.phase, each.delay_s)(run)
+    except Late:
+        if run.process.poll() == 0:
+            return None
+        raise
+    process = run.role(each.process)
+    at = act(process)
+    watch = Watch(run, each.process, at)
+    try:
+        detected, recovered = watch.detected(), watch.recovered()
+    except Late:
+        if run.process.poll() == 0:  # it was not needed any more
+            return None
+        raise
+    return Struck(Strike("F56", each.process, lambda run: None), at, detected, recovered, f"{each.how} after {each.phase}")
+
+
+def undisturbed(bench: Bench) -> float:
+    """What the rounds take without a fault, on this machine: of the baseline's timeline, s."""
+    import json
+
+    lines = (bench.baseline() / "timeline.jsonl").read_text().splitlines()
+    spans = [span for span in map(json.loads, lines) if span["who"] == DRIVER and span["round"] is not None]
+    return float(spans[-1]["end"] - spans[0]["start"])
+
+
+def monkey(bench: Bench, seeds: int) -> None:
+    """Play the seeds that are not in the results yet.
+
+    Args:
+        bench: where.
+        seeds: how many, from 0.
+    """
+    done = {row["seed"] for row in bench.record.rows("monkey")}
+    for seed in range(seeds):
+        if seed not in done:
+            began = time.time()
+            row = play(bench, seed)
+            bench.record.write("monkey", row)
+            faults = ", ".join(f"{f['how']} {f['process']} after {f['phase']}" for f in row["faults"])
+            state = "all invariants held" if row["held"] else f"BROKEN {row['invariants']}"
+            print(f"seed {seed}: {faults}: goodput {row['goodput']:.0%}, {state}; {time.time() - began:.0f} s", flush=True)
+
+
+def goodput(bench: Bench, process: str, rounds: int = 10) -> None:
+    """Ten rounds of the quickstart with one failure in them.
+
+    The undisturbed time is that of the same run's other rounds.
+
+    Args:
+        bench: where.
+        process: that is killed in the middle of the fifth round.
+        rounds: to play.
+    """
+    from benchmarks.faults.play import ROOT
+
+    name = bench.fresh(f"goodput-{process}")
+    quick = [str(ROOT / "configs" / "quickstart.yaml"), "--rounds.num_rounds", str(rounds)]
+    with Run(bench.nodes, bench.storage, name, quick) as run:
+        run.until_waited("sync", rounds // 2, 4, 900)
+        kill_frozen(run.role(process))
+        if run.end(900):
+            raise Late(f"{name}: {run.output()[-3000:]}")
+        spans = [span for span in run.spans() if span["who"] == DRIVER and span["round"] is not None]
+        ends = [max(span["end"] for span in spans if span["round"] == k) for k in range(rounds)]
+        starts = [spans[0]["start"], *ends[:-1]]
+        each = [end - start for start, end in zip(starts, ends, strict=True)]
+    usual = statistics.median(each[1 : rounds // 2] + each[rounds // 2 + 1 :])
+    row = {"process": process, "rounds": rounds, "seconds": ends[-1] - starts[0], "round_s": usual, "all_rounds_s": each}
+    bench.record.write("goodput", row | {"goodput": usual * rounds / (ends[-1] - starts[0])})
+    print(f"goodput at one failure of {process} in {rounds} rounds: {usual * rounds / (ends[-1] - starts[0]):.1%}", flush=True)
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The seeds as Markdown, and what they come to."""
+    lines = [
+        "| seed | faults | detected, s | recovered, s | lost | goodput | stale replies refused | duplicates | I1 to I6 |",
+        "|---" * 9 + "|",
+    ]
+    for row in sorted(rows, key=lambda row: row["seed"]):
+        faults = "; ".join(f"{f['how']}: {f['process']} after {f['phase']}" for f in row["faults"])
+        detected, recovered = ([seconds(value) for value in row[key]] for key in ("detected_s", "recovered_s"))
+        wrong = [f"{key}: {words}" for key, words in row["invariants"].items() if words != "held"]
+        lines.append(
+            f"| {row['seed']} | {faults} | {', '.join(detected)} | {', '.join(recovered)} | {'; '.join(row['lost'])} | "
+            f"{row['goodput']:.0%} | {row['stale_refused']:g} | {row['duplicates']} | {'held' if not wrong else '; '.join(wrong)} |"
+        )
+    return "\n".join(lines)
+
+
+__all__ = ["POOLS", "freeze", "goodput", "monkey", "plan", "table", "thaw"]

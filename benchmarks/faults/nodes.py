@@ -1,0 +1,198 @@
+"""A cluster of several Ray nodes on this machine, each a process group of its own, so that one can be lost without a word."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+import psutil
+
+BIN = Path(sys.executable).parent
+TUNED: Mapping[str, int] = {
+    "health_check_initial_delay_ms": 500,
+    "health_check_period_ms": 500,
+    "health_check_timeout_ms": 1000,
+    "health_check_failure_threshold": 3,
+}
+"""Ray's own health checks find a node that is silent after some 16 s; these after 3 s at most."""
+STORE_BYTES = 150_000_000
+JOIN_S = 90.0
+HELD_BACK = ("RAY_ADDRESS", "PYTHONPATH", "RONDO_STORAGE", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
+
+
+def free_port() -> int:
+    """One that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@dataclass
+class Node:
+    """One Ray node.
+
+    Args:
+        process: ``ray start --block``, the leader of a session of its own.
+        labels: that it was started with.
+        log: what it printed.
+    """
+
+    process: subprocess.Popen[bytes]
+    labels: Mapping[str, str]
+    log: Path
+
+    def family(self) -> list[psutil.Process]:
+        """The node's own processes and the workers in it; none once it is gone."""
+        try:
+            leader = psutil.Process(self.process.pid)
+            return [leader, *leader.children(recursive=True)]
+        except psutil.NoSuchProcess:
+            return []
+
+    def raylet(self) -> psutil.Process:
+        """The process that speaks for the node."""
+        return next(process for process in self.family() if process.name() == "raylet")
+
+    def node_id(self) -> str:
+        """Ray's id of it, as its raylet was told."""
+        told = [word.split("=", 1)[1] for word in self.raylet().cmdline() if word.startswith("--node_id=")]
+        return told[0] if told else ""
+
+    def kill(self) -> None:
+        """Lose the machine: every process of the node at once, those that are stopped too."""
+        family = self.family()
+        for process in family:
+            if process.is_running():
+                process.kill()
+        psutil.wait_procs(family, timeout=10)
+        self.process.wait()
+
+    def end(self) -> None:
+        """An orderly end."""
+        family = self.family()
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+            try:
+                self.process.wait(timeout=30)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+        for process in psutil.wait_procs(family, timeout=5)[1]:
+            process.kill()
+
+
+class Nodes:
+    """The head, which holds the driver and no role, and the nodes that joined it.
+
+    Args:
+        variables: environment of all nodes and of the drivers.
+        system: Ray's settings of the whole cluster; ``TUNED`` or none.
+        num_cpus: of the head; 0 leaves the roles to the other nodes.
+    """
+
+    def __init__(self, variables: Mapping[str, str], system: Mapping[str, int] = TUNED, num_cpus: int = 0) -> None:
+        self.directory = Path(tempfile.mkdtemp(prefix="rf-"))  # short: paths of sockets are
+        self.port = free_port()
+        ours = {key: value for key, value in os.environ.items() if key not in HELD_BACK}
+        self.environment = ours | {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0", **variables}
+        self.environment["PATH"] = f"{BIN}:{self.environment['PATH']}"
+        self.nodes: list[Node] = []
+        self.system, self.num_cpus = system, num_cpus
+
+    def __enter__(self) -> Nodes:
+        try:
+            settings = [f"--system-config={json.dumps(dict(self.system))}"] if self.system else []
+            head = ["--head", f"--port={self.port}", "--include-dashboard=false", f"--temp-dir={self.directory}/ray"]
+            self._start([*head, "--node-ip-address=127.0.0.1", *settings], self.num_cpus, {"pool": "head"})
+            self._until(lambda: _answers(self.port), "the head does not answer")
+        except BaseException:
+            self._end()
+            raise
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._end()
+
+    @property
+    def address(self) -> str:
+        """For RAY_ADDRESS."""
+        return f"127.0.0.1:{self.port}"
+
+    @property
+    def head(self) -> Node:
+        """The first node."""
+        return self.nodes[0]
+
+    def add(self, pool: str, num_cpus: int = 1) -> Node:
+        """Start a node and wait until it has a raylet; Ray takes it in within the next second or two.
+
+        Args:
+            pool: value of its label.
+            num_cpus: that it claims to have.
+        """
+        node = self._start([f"--address={self.address}"], num_cpus, {"pool": pool})
+        self._until(lambda: any(process.name() == "raylet" for process in node.family()), node.log.read_text)
+        return node
+
+    def alive(self) -> list[Node]:
+        """Nodes that were not killed."""
+        return [node for node in self.nodes if node.process.poll() is None]
+
+    def ask(self, program: str, *arguments: str, seconds: float = 120) -> str:
+        """Run a small program that is connected to the cluster; what it printed.
+
+        Args:
+            program: Python; ``ray`` is imported and connected.
+            arguments: in ``sys.argv[1:]``.
+            seconds: longest wait.
+        """
+        preamble = "import sys, json, ray\nray.init(address=sys.argv.pop(1), log_to_driver=False, configure_logging=False)\n"
+        done = subprocess.run(
+            [sys.executable, "-c", preamble + program, self.address, *arguments],
+            env=self.environment, capture_output=True, text=True, timeout=seconds, check=False,
+        )  # fmt: skip
+        if done.returncode:
+            raise RuntimeError(f"the cluster did not answer: {done.stderr[-2000:]}")
+        return done.stdout
+
+    def _start(self, arguments: Sequence[str], num_cpus: int, labels: Mapping[str, str]) -> Node:
+        words = [f"{key}={value}" for key, value in labels.items()]
+        command = [str(BIN / "ray"), "start", "--block", f"--num-cpus={num_cpus}", f"--object-store-memory={STORE_BYTES}"]
+        command += [f"--labels={','.join(words)}", f"--dashboard-agent-listen-port={free_port()}", *arguments]
+        log = self.directory / f"node-{len(self.nodes)}.log"
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                command, env=self.environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+            )
+        self.nodes.append(Node(process, labels, log))
+        return self.nodes[-1]
+
+    def _until(self, true: object, what: object) -> None:
+        deadline = time.monotonic() + JOIN_S
+        while not true():  # type: ignore[operator]
+            node = self.nodes[-1]
+            if node.process.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError(f"{what if isinstance(what, str) else 'a node did not start'}: {node.log.read_text()}")
+            time.sleep(0.1)
+
+    def _end(self) -> None:
+        for node in reversed(self.nodes):
+            node.end()
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+
+def _answers(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.settimeout(1)
+        return probe.connect_ex(("127.0.0.1", port)) == 0

@@ -1,0 +1,102 @@
+"""Numbers that go wrong in a role's process, by a hook on its modules that the bench's nodes have on their path (``poison``)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.faults.bench import Bench, Late, Outcome, shm
+from benchmarks.faults.play import Run
+from benchmarks.faults.strikes import Trigger, after
+
+CELLS = ("F28", "F29", "F30", "F31", "F32")
+POISON = Path(__file__).parent / "poison"
+
+
+def variables(orders: Path) -> Mapping[str, str]:
+    """Environment of the nodes on which numbers can be made to go wrong.
+
+    Args:
+        orders: directory of the orders.
+    """
+    return {"PYTHONPATH": str(POISON), "RONDO_FAULT_ORDERS": str(orders)}
+
+
+@dataclass(frozen=True)
+class Wrong:
+    """One number that goes wrong.
+
+    Args:
+        cell: of the matrix.
+        process: by name.
+        order: a word that ``poison`` knows.
+        when: waits until it is time.
+        says: what the run must say.
+    """
+
+    cell: str
+    process: str
+    order: str
+    when: Trigger
+    says: str
+
+
+WRONG: Sequence[Wrong] = (
+    Wrong("F30", "learner-0", "nan", after("score"), "(?i)nan|not finite|non-finite"),
+    Wrong("F31", "learner-0", "inf", after("score"), "(?i)gradient"),
+    Wrong("F29", "scorer-0", "nan", after("sample"), "(?i)score"),
+    Wrong("F28", "rollout-0", "nan", after("sync"), "(?i)log-prob|nan|finite"),
+    Wrong("F32", "learner-0", "blow_up", after("score"), "(?i)kl"),
+)
+
+
+def numbers(bench: Bench, orders: Path, wanted: Sequence[str] = CELLS) -> None:
+    """Let one number after another go wrong in one run, which must name each and go on, or end by name and go on then.
+
+    Args:
+        bench: where; its nodes have ``variables``.
+        orders: directory of the orders.
+        wanted: cells to play.
+    """
+    before, name = shm(), bench.fresh("numbers")
+    waiting = [each for each in WRONG if each.cell in wanted]
+    found: list[Outcome] = []
+    for _ in range(len(waiting) + 1):
+        with bench.run(name) as run:
+            while waiting and run.process.poll() is None:
+                each = waiting.pop(0)
+                found.append(go_wrong(run, each, orders))
+            code = run.end()
+        if code == 0:
+            break
+    else:
+        raise Late(f"the run did not come to its end:\n{run.output()[-3000:]}")
+    held = bench.held(run, None, [], before)
+    for outcome in found:
+        bench.record.outcome(outcome, held)
+
+
+def go_wrong(run: Run, each: Wrong, orders: Path) -> Outcome:
+    """Give the order, and wait until the run names what came of it.
+
+    Args:
+        run: that it is done to.
+        each: the fault.
+        orders: directory of the orders.
+    """
+    each.when(run)
+    taken = orders / f"{each.process}.taken"
+    taken.unlink(missing_ok=True)
+    (orders / each.process).write_text(each.order)
+    run.until(taken.exists, 60, f"{each.process} takes the order {each.order!r}")
+    at = time.time()
+    told = run.until_said(each.says, at, 60)
+    line = next(line.text for line in run.said if line.at == told)
+    went_on = {"went on": lambda: any(span["end"] > told and span["what"] == "sync" for span in run.spans())}
+    deadline = time.monotonic() + 60
+    while run.process.poll() is None and not went_on["went on"]() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    back = None if run.process.poll() is not None else time.time() - told
+    return Outcome(each.cell, told - at, back, None, "its step" if back is not None else "the run ended", line.strip()[:200])

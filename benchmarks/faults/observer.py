@@ -1,0 +1,127 @@
+"""Somebody who stays connected to the cluster and answers questions about it, or takes its room away; one JSON line each.
+
+python -m benchmarks.faults.observer HOST:PORT
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from benchmarks.faults.nodes import Nodes
+
+
+def serve(address: str) -> None:
+    """Answer questions from standard input until it ends."""
+    import ray
+    from ray._raylet import GcsClient
+    from ray.util.placement_group import placement_group_table
+
+    ray.init(address=address, log_to_driver=False, configure_logging=False, namespace="observer")
+    gcs = GcsClient(address=address)
+    held: list[Any] = []
+
+    @ray.remote
+    class Squatter:
+        def here(self) -> bool:
+            return True
+
+    def room() -> dict[str, Any]:
+        groups = [group["state"] for group in placement_group_table().values()]
+        named = [f"{actor['namespace']}/{actor['name']}" for actor in ray.util.list_named_actors(all_namespaces=True)]
+        return {"free": ray.available_resources(), "total": ray.cluster_resources(), "named": named, "groups": groups}
+
+    def nodes() -> dict[str, bool]:
+        return {node["NodeID"]: node["Alive"] for node in ray.nodes()}
+
+    def occupy(label: str, cpus: float) -> bool:
+        squatter = Squatter.options(num_cpus=cpus, label_selector={"pool": label}).remote()
+        held.append(squatter)
+        return bool(ray.get(squatter.here.remote(), timeout=60))
+
+    def fill(mib: int) -> int:
+        import numpy
+
+        held.extend(ray.put(numpy.zeros(8 << 20, dtype=numpy.uint8)) for _ in range(mib // 8))
+        return len(held)
+
+    def release() -> None:
+        for thing in held:
+            if not isinstance(thing, ray.ObjectRef):
+                ray.kill(thing)
+        held.clear()
+
+    def drain(node: str, seconds: float) -> bool:
+        import time
+
+        from ray.core.generated.autoscaler_pb2 import DrainNodeReason
+
+        reason = DrainNodeReason.DRAIN_NODE_REASON_PREEMPTION
+        took, why = gcs.drain_node(node, reason, "fault bench", int((time.time() + seconds) * 1000))
+        if not took:
+            raise RuntimeError(str(why))
+        return bool(took)
+
+    answers = {"room": room, "nodes": nodes, "occupy": occupy, "fill": fill, "release": release, "drain": drain}
+    print(json.dumps("ready"), flush=True)
+    for line in sys.stdin:
+        what, arguments = json.loads(line)
+        print(json.dumps(answers[what](*arguments)), flush=True)
+
+
+class Observer:
+    """The same, from the bench's side.
+
+    Args:
+        nodes: the cluster.
+    """
+
+    def __init__(self, nodes: Nodes) -> None:
+        from benchmarks.faults.play import ROOT
+
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "benchmarks.faults.observer", nodes.address],
+            cwd=ROOT, env=nodes.environment, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL, start_new_session=True,
+        )  # fmt: skip
+        self._answer()
+
+    def ask(self, what: str, *arguments: Any) -> Any:
+        """Ask, and wait for the answer.
+
+        Args:
+            what: room, nodes, occupy, fill, release or drain.
+            arguments: of that.
+        """
+        assert self.process.stdin is not None
+        self.process.stdin.write(json.dumps([what, arguments]) + "\n")
+        self.process.stdin.flush()
+        return self._answer()
+
+    def _answer(self) -> Any:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            raise RuntimeError("the observer has lost the cluster")
+        return json.loads(line)
+
+    def room_is_back(self) -> list[str]:
+        """What a run has left in the cluster, in words; none if all is as before."""
+        seen: Mapping[str, Any] = self.ask("room")
+        free, total = seen["free"], seen["total"]
+        kept = [key for key in total if key == "CPU" and (key not in free or abs(free[key] - total[key]) > 1e-6)]
+        left = [f"{key}: {free[key] if key in free else 0.0:g} of {total[key]:g} free" for key in kept]
+        left += [f"actor {name}" for name in seen["named"]]
+        return left + [f"placement group {state}" for state in seen["groups"] if state != "REMOVED"]
+
+    def end(self) -> None:
+        """Let it go."""
+        self.process.kill()
+        self.process.wait()
+
+
+if __name__ == "__main__":
+    serve(sys.argv[1])

@@ -1,0 +1,102 @@
+"""The scorer's process without Ray: a weight that breaks in memory is read again, a few bad scores do not count."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer, models
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from actors.process import ProcessSetup
+from actors.scorer import EnsembleScorer
+from rm.config import ScorerConfig
+from rm.model import RewardModel
+from tokens.errors import UserError
+from tokens.guards import GuardsConfig
+from tokens.records import Prompt, Rollout
+
+
+@pytest.fixture
+def scorer(tmp_path: Path) -> Iterator[Any]:
+    """A scorer of three members, without Ray."""
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    shape = LlamaConfig(
+        vocab_size=24, hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=2, pad_token_id=0,
+        bos_token_id=None, eos_token_id=1, initializer_range=0.2,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    LlamaForCausalLM(shape).save_pretrained(tmp_path / "base")
+    vocabulary = Tokenizer(models.WordLevel({"<pad>": 0, "<eos>": 1}, unk_token="<pad>"))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=vocabulary, pad_token="<pad>", eos_token="<eos>")
+    setup = ProcessSetup("scorer-0", tmp_path / "log", torch.get_num_threads(), "cpu", "float32", 0, 1, False)
+    made = EnsembleScorer.__ray_metadata__.modified_class(setup, ScorerConfig(num_members=3), GuardsConfig())
+    made.calibrate_on(rollouts(16))
+    for member in range(3):
+        model = RewardModel.from_language_model(tmp_path / "base", pooling="last", seed=member, dtype=torch.float32)
+        model.save_pretrained(tmp_path / str(member))
+        tokenizer.save_pretrained(tmp_path / str(member))
+        made.load(member, tmp_path / str(member))
+    yield made
+    for handler in [h for h in root.handlers if h not in handlers]:
+        root.removeHandler(handler)
+        handler.close()
+    root.setLevel(level)
+
+
+def rollouts(number: int) -> list[Rollout]:
+    generator = torch.Generator().manual_seed(number)
+    made = []
+    for i in range(number):
+        ids = tuple(torch.randint(3, 24, (3 + i % 5,), generator=generator).tolist())
+        made.append(Rollout(Prompt(f"p{i}", "", ids[:2]), 0, (*ids[2:], 1), "", (-3.0,) * (len(ids) - 1), 0, True))
+    return made
+
+
+def break_weight(model: RewardModel) -> None:
+    with torch.no_grad():
+        next(p for name, p in model.named_parameters() if name.endswith("score.weight")).flatten()[3] = math.nan
+
+
+def test_a_weight_that_breaks_in_memory_is_read_again_from_its_file(scorer: Any) -> None:
+    batch = rollouts(24)
+    before = scorer.score(batch)
+    assert (before.dropped, before.reloaded) == (0, 0)
+    break_weight(scorer.members[1])
+    after = scorer.score(batch)
+    assert (after.dropped, after.reloaded) == (0, 1)
+    assert (after.members, after.aggregated) == (before.members, before.aggregated)
+    assert scorer.score(batch) == before
+
+
+def test_a_file_that_is_broken_too_is_an_error_that_names_it(scorer: Any) -> None:
+    file = next(scorer.places[2].glob("*.safetensors"))
+    tensors = load_file(file)
+    name = next(name for name in tensors if name.endswith("score.weight"))
+    tensors[name].flatten()[0] = math.nan
+    save_file(tensors, file, {"format": "pt"})
+    break_weight(scorer.members[2])
+    with pytest.raises(UserError, match=r"NaN or infinity in score\.weight"):
+        scorer.score(rollouts(24))
+
+
+def test_one_bad_score_of_an_ensemble_does_not_count(scorer: Any) -> None:
+    batch = rollouts(24)
+    before = scorer.score(batch)
+    with torch.no_grad():
+        scorer.members[1].model.get_input_embeddings().weight[2] = math.inf  # a token that one response alone has
+    odd = Rollout(batch[5].prompt, 0, (2, 1), "", (-1.0, -1.0), 0, True)
+    scorer._read = lambda member: None  # the file is no better
+    after = scorer.score([*batch[:5], odd, *batch[6:]])
+    assert (after.dropped, after.reloaded) == (1, 1)
+    assert after.members[5][1] == pytest.approx((after.members[5][0] + after.members[5][2]) / 2)
+    assert after.std[5] == pytest.approx(abs(after.members[5][0] - after.members[5][2]) / 2)
+    assert after.aggregated[5] == pytest.approx(after.mean[5] - after.std[5])
+    assert [after.aggregated[i] for i in range(24) if i != 5] == [before.aggregated[i] for i in range(24) if i != 5]

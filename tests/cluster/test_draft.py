@@ -1,0 +1,355 @@
+"""A round under way: what is trusted, what is kept, what is made again, and what a signal does meanwhile."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from actors.scorer import Scores
+from cluster import run_directory
+from cluster.draft import Draft, Point, drop, point_of
+from cluster.journal import Entry, Journal
+from cluster.load_config import load_config
+from cluster.metrics import Metrics
+from cluster.run_directory import RunDirectory
+from cluster.sync import Sync
+from cluster.telemetry import Telemetry
+from evaluation.timeline import Span
+from tests.cluster.command import ROOT, TINY
+from tokens.errors import UserError
+
+SCORES = Scores((0,), ((1.0,),), (1.0,), (0.0,), (1.0,))
+SECONDS = {"policy": 1.25}
+
+
+def write_state(place: Path) -> None:
+    (place / "learner.json").write_text(place.name)
+
+
+def put(draft: Draft, key: str, name: str, text: str = "x") -> None:
+    place = draft.partial(name)
+    if "." in name:
+        place.write_text(text)
+    else:
+        place.mkdir()
+        (place / "model.safetensors").write_text(text)
+    draft.record(key, [name], {}, 5, SECONDS)
+
+
+def begun(path: Path, steps: int = 0) -> Draft:
+    """A round with its reward model and S_k, and so many PPO steps, with a checkpoint after every second."""
+    path.mkdir(parents=True)
+    draft = Draft(path)
+    draft.begin(4, 3)
+    put(draft, "shifted", "shifted.parquet")
+    put(draft, "reward", "reward", "weights")
+    for step in range(steps):
+        put(draft, f"rollouts {step}", f"steps/{step:04d}.parquet", f"rollouts {step}")
+        put(draft, f"scores {step}", f"steps/{step:04d}.json")
+        draft.record(f"step {step}", [], {"version": 5 + step}, 10 * step, SECONDS)
+        if step % 2:
+            draft.checkpoint(step + 1, 5 + step, write_state, 2, 10 * step, SECONDS)
+    return draft
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(entry.name for entry in folder.iterdir())
+
+
+def again(draft: Draft, said: list[str] | None = None) -> Draft:
+    """As the next driver finds it."""
+    found = Draft(draft.path)
+    found.check((said if said is not None else []).append)
+    found.tidy()
+    found.go_back()
+    return found
+
+
+def test_a_round_goes_on_from_its_last_checkpoint_and_keeps_the_rollouts_after_it(tmp_path: Path) -> None:
+    assert point_of(tmp_path / "nowhere") is None
+    draft = again(begun(tmp_path / "draft", steps=5))
+    assert draft.point == Point(4, 8, draft / "after_0004_steps", 30, SECONDS)
+    assert names(draft.path) == ["after_0002_steps", "after_0004_steps", "journal.jsonl", "reward", "shifted.parquet", "steps"]
+    assert draft.done("step 4") is None and draft.done("step 3") is not None, "step 4 is learned again, from its rollouts"
+    assert draft.done("rollouts 4") is not None and draft.done("scores 4") is not None
+    draft.checkpoint(6, 10, write_state, 2, 60, SECONDS)
+    assert draft.checkpoints() == ["checkpoint 4", "checkpoint 6"] and not (draft / "after_0002_steps").exists()
+    drop(draft.path, keep_rollouts=True)
+    assert names(draft.path) == ["journal.jsonl", "reward", "steps"]
+    drop(draft.path, keep_rollouts=False)
+    assert names(draft.path) == ["journal.jsonl", "reward"]
+
+
+def test_without_a_checkpoint_the_policy_begins_again_with_the_reward_model_that_is_there(tmp_path: Path) -> None:
+    draft = again(begun(tmp_path / "draft", steps=1))
+    assert draft.point == Point(0, 4, None, 5, SECONDS)
+    assert draft.done("reward") is not None and draft.done("rollouts 0") is not None and draft.done("step 0") is None
+
+
+def test_a_stage_that_was_not_recorded_leaves_nothing(tmp_path: Path) -> None:
+    draft = begun(tmp_path / "draft")
+    draft.partial("members/1").mkdir()
+    (draft / "members" / ".1.partial" / "model.safetensors").write_text("half")
+    (draft / "evaluation.parquet").write_text("without a line")
+    (draft / "after_0002_steps").mkdir()
+    (draft / "after_0002_steps" / "manifest.json").write_text("{}")
+    (draft / ".reward.fit").mkdir()
+    (draft / ".reward.fit" / "state.json").write_text("how far a fit has come stays")
+    assert names(again(draft).path) == [".reward.fit", "journal.jsonl", "reward", "shifted.parquet"]
+
+
+def test_a_save_that_fails_leaves_the_checkpoints_before_it(tmp_path: Path) -> None:
+    draft = begun(tmp_path / "draft", steps=4)
+
+    def fail(place: Path) -> None:
+        write_state(place)
+        raise OSError("the disk refuses")
+
+    with pytest.raises(OSError, match="refuses"):
+        draft.checkpoint(5, 9, fail, 2, 50, SECONDS)
+    found = again(draft)
+    assert (
+        found.point is not None and found.point.steps == 4 and names(found.path)[:2] == ["after_0002_steps", "after_0004_steps"]
+    )
+
+
+DAMAGE = {
+    "a byte": lambda file: file.write_bytes(bytes([file.read_bytes()[0] ^ 1]) + file.read_bytes()[1:]),
+    "cut": lambda file: file.write_bytes(file.read_bytes()[:-1]),
+    "gone": lambda file: file.unlink(),
+    "exchanged": lambda file: file.write_bytes((file.parent.parent / "shifted.parquet").read_bytes()),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+@pytest.mark.parametrize(
+    ("file", "steps", "kept"),
+    [
+        ("after_0004_steps/learner.json", 2, {"rollouts 4", "checkpoint 2", "reward"}),
+        ("steps/0004.parquet", 4, {"rollouts 3", "scores 3", "checkpoint 4", "reward"}),
+        ("steps/0001.parquet", 4, {"rollouts 4", "checkpoint 4", "reward"}),
+        ("reward/model.safetensors", 0, {"shifted"}),
+    ],
+)
+def test_what_is_damaged_is_made_again_and_said(damage: str, file: str, steps: int, kept: set[str], tmp_path: Path) -> None:
+    draft, said = begun(tmp_path / "draft", steps=5), []
+    DAMAGE[damage](draft / file)
+    found = again(draft, said)
+    assert found.point is not None and found.point.steps == steps and kept <= found.journal.alive.keys()
+    assert bool(said) == (file != "steps/0001.parquet"), "what is not needed any more is not looked at"
+    assert all(file in line for line in said)
+    if file.startswith("reward"):
+        assert found.journal.alive.keys() == {"begun", "shifted"} and names(found.path) == ["journal.jsonl", "shifted.parquet"]
+    assert not said or again(found).point == found.point, "what was said once is written down"
+
+
+def test_both_checkpoints_damaged_begins_the_policy_again(tmp_path: Path) -> None:
+    draft, said = begun(tmp_path / "draft", steps=5), []
+    for steps in (2, 4):
+        (draft / f"after_000{steps}_steps" / "learner.json").write_text("other")
+    found = again(draft, said)
+    assert found.point == Point(0, 4, None, 5, SECONDS) and len(said) == 2
+    assert [key for key in found.journal.alive if key.startswith("rollouts")] == [f"rollouts {step}" for step in range(5)]
+
+
+def test_a_torn_tail_is_cut_back_and_a_torn_middle_is_refused(tmp_path: Path) -> None:
+    draft, said = begun(tmp_path / "draft", steps=1), []
+    path = draft.path / "journal.jsonl"
+    whole = path.read_bytes()
+    lines = whole.splitlines(keepends=True)
+    for cut in range(1, len(lines[-1])):
+        path.write_bytes(whole[:-cut])
+        assert list(Journal(draft.path).alive) == list(draft.journal.alive)[:-1]
+    found = again(draft, said)
+    assert "cut short" in said[0]
+    found.record("step 0", [], {}, 0, SECONDS)
+    assert Journal(draft.path).cut is None and len(Journal(draft.path).entries) == len(lines)
+    for damaged in (lines[:2] + lines[3:], [lines[0], lines[2], lines[1], *lines[3:]], [b"{}\n", *lines[1:]]):
+        path.write_bytes(b"".join(damaged))
+        with pytest.raises(UserError, match=r"journal\.jsonl is damaged: line \d"):
+            Journal(draft.path)
+
+
+def test_an_append_that_fails_leaves_the_journal_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    draft = begun(tmp_path / "draft")
+    whole = (draft / "journal.jsonl").read_bytes()
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(OSError, match="full"):
+            draft.journal.append(Entry("reward", {}))
+    assert (draft / "journal.jsonl").read_bytes() == whole
+    draft.journal.append(Entry("step 0"))
+    assert Draft(draft.path).done("step 0") is not None
+
+
+def begun_run(storage: Path, *options: str) -> RunDirectory:
+    """A run with one committed round, and a second one with a checkpoint after 3 steps of which step 4's row came later."""
+    directory = RunDirectory(load_config(TINY, ["--name", "paused", "--storage", str(storage), *options]))
+    with directory.open():
+        with directory.draft(directory.start_path) as draft:
+            directory.commit_start(draft, {"committed": True})
+        with directory.draft(directory.round_path(0)) as draft:
+            directory.commit_round(draft, {"round": 0, "policy_version": 4})
+        rows = "".join(json.dumps({"round": k, "step": step, "phase": "policy"}) + "\n" for k in (0, 1) for step in range(3))
+        (directory.path / "metrics.jsonl").write_text(rows)
+        with contextlib.suppress(KeyboardInterrupt), directory.draft(directory.round_path(1)) as draft:
+            draft.begin(4, 0)
+            put(draft, "reward", "reward")
+            draft.checkpoint(3, 7, write_state, 2, len(rows), SECONDS)
+            with (directory.path / "metrics.jsonl").open("a") as file:
+                file.write(
+                    '{"round": 1, "step": 3, "phase": "policy"}\n{"round": 1, "step": 3, "phase": "pool"}\n{"round": 1, "st'
+                )
+            (draft / "evaluation.parquet").write_text("half")
+            raise KeyboardInterrupt
+    return RunDirectory(directory.config)
+
+
+def test_the_next_driver_goes_on_from_the_checkpoint_with_the_rows_before_it(tmp_path: Path) -> None:
+    directory = begun_run(tmp_path)
+    with directory.open():
+        draft = directory.draft_path
+        assert (directory.num_committed, directory.policy_version) == (1, 7)
+        assert directory.learner_path == draft / "after_0003_steps"
+        assert names(draft) == ["after_0003_steps", "journal.jsonl", "reward"], "what came after the checkpoint is made again"
+        rows = [json.loads(line) for line in (directory.path / "metrics.jsonl").read_text().splitlines()]
+        steps = [(row["round"], row["step"]) for row in rows if row["phase"] == "policy"]
+        assert steps == [(k, step) for k in (0, 1) for step in range(3)]
+        assert [row["step"] for row in rows if row["phase"] == "pool"] == [3], "an engine that came or went did so"
+        with directory.draft(directory.round_path(1)) as again:
+            assert again.path == draft
+            directory.commit_round(again, {"round": 1, "policy_version": 9})
+        assert names(directory.path / "rounds") == ["round_000", "round_001"]
+        assert names(directory.round_path(1)) == ["journal.jsonl", "reward"]
+        assert directory.point is None and directory.policy_version == 9
+        assert directory.learner_path == directory.round_path(1)
+
+
+@pytest.mark.parametrize("cut", ["commit_directory", "write_file"], ids=["before its place", "before the ledger"])
+def test_a_commit_that_is_cut_short_leaves_the_round(cut: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    directory = begun_run(tmp_path)
+
+    def fail(*arguments: object) -> None:
+        raise SystemExit(143)
+
+    def commit() -> None:
+        with directory.draft(directory.round_path(1)) as draft:
+            put(draft, "policy", "policy")
+            directory.commit_round(draft, {"round": 1, "policy_version": 9})
+
+    with directory.open(), monkeypatch.context() as patch:
+        patch.setattr(run_directory, cut, fail)
+        with pytest.raises(SystemExit):
+            commit()
+    directory = RunDirectory(directory.config)
+    with directory.open():
+        assert directory.point is not None and directory.point.steps == 3
+        assert names(directory.draft_path) == ["after_0003_steps", "journal.jsonl", "policy", "reward"]
+        commit()
+        assert names(directory.round_path(1)) == ["journal.jsonl", "policy", "reward"]
+
+
+def test_a_draft_without_a_journal_is_removed(tmp_path: Path) -> None:
+    directory = begun_run(tmp_path)
+    (directory.path / "rounds" / ".round_001.partial" / "journal.jsonl").unlink()
+    with directory.open():
+        assert names(directory.path / "rounds") == ["round_000"]
+        assert directory.policy_version == 4 and directory.learner_path == directory.round_path(0)
+        rows = (directory.path / "metrics.jsonl").read_text().splitlines()
+        assert [json.loads(row)["round"] for row in rows if "pool" not in row] == [0, 0, 0]
+
+
+def test_another_config_does_not_take_a_round_up(tmp_path: Path) -> None:
+    begun_run(tmp_path)
+    other = RunDirectory(load_config(TINY, ["--name", "paused", "--storage", str(tmp_path), "--policy.lr", "1e-5"]))
+    with pytest.raises(UserError, match=r"policy\.lr"):
+        other.inspect()
+
+
+@pytest.mark.parametrize(
+    ("start", "kept"), [("reward", "rounds/.round_001.partial/reward"), ("previous", "rounds/round_000/reward")]
+)
+def test_adapters_of_a_critic_are_put_on_the_reward_model_that_they_were_trained_on(
+    tmp_path: Path, start: str, kept: str
+) -> None:
+    directory = begun_run(tmp_path, "--policy.critic_start", start)
+    assert directory.inspect() is None
+    assert directory.critic_base(tmp_path) == directory.path / kept
+
+
+def test_tensorboard_keeps_the_steps_before_a_pause_and_shows_the_later_ones_once(tmp_path: Path) -> None:
+    update = {"policy/score": 0.0, "policy/kl": 0.0, "policy/tokens": 8.0}
+
+    def play(steps: range, value: float) -> None:
+        metrics = Metrics(tmp_path, 4, Telemetry("paused", {}))
+        for step in steps:
+            metrics.span(Span("sample", "rollout-0", 1, step, 0.0, value))
+            metrics.policy(1, step, update | {"policy/loss": value}, SCORES, None)
+            metrics.sync(1, step, Sync(1.0, 1))
+        metrics.close()
+
+    play(range(3), 1.0)  # step 2 was played after the pause, and is played again
+    play(range(2, 4), 2.0)
+    for phase, name in (("policy", "policy/loss"), ("sample", "sample/seconds"), ("sync", "sync/bytes")):
+        board = EventAccumulator(str(tmp_path / "tensorboard" / phase))
+        board.Reload()
+        assert [event.step for event in board.Scalars(name)] == [4, 5, 6, 7], phase
+        if phase != "sync":
+            assert [event.value for event in board.Scalars(name)] == [1.0, 1.0, 2.0, 2.0]
+
+
+PROGRAM = """
+import os, signal, sys
+from cluster.signals import end, finishing, listen, obey_termination, stop_asked
+from cluster.cli import main
+listen()
+def work():
+    with finishing():
+        os.kill(os.getpid(), signal.{first})
+        obey_termination()
+        print("finished the step", flush=True)
+        {then}
+        if stop_asked():
+            end("saved")
+import cluster.cli
+cluster.cli._keys = work
+sys.exit(main(["keys"]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("first", "then", "code", "said"),
+    [
+        ("SIGTERM", "", 143, "stopped: saved"),
+        ("SIGINT", "", 130, "stopped: saved"),
+        ("SIGTERM", "os.kill(os.getpid(), signal.SIGTERM)", 143, "stopped: what was committed is intact"),
+        ("SIGTERM", "os.kill(os.getpid(), signal.SIGINT)", 130, "interrupted: what was committed is intact"),
+    ],
+)
+def test_the_first_signal_waits_for_the_step_and_the_second_does_not(first: str, then: str, code: int, said: str) -> None:
+    program = PROGRAM.format(first=first, then=then)
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == code, done.stderr
+    assert "finished the step" in done.stdout and said in done.stderr and "a second signal ends at once" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_outside_the_steps_a_signal_ends_at_once(number: signal.Signals, code: int) -> None:
+    program = PROGRAM.replace("with finishing():", "if True:").format(first=number.name, then="")
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == code and "finished the step" not in done.stdout
+    assert "what was committed is intact" in done.stderr and "Traceback" not in done.stderr
