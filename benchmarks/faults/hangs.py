@@ -9,7 +9,7 @@ from benchmarks.faults.bench import Bench, Late, Outcome, shm
 from benchmarks.faults.inject import freeze, slowed, thaw
 from benchmarks.faults.invariants import Held
 from benchmarks.faults.play import Run
-from benchmarks.faults.strikes import Strike, after, outcomes, redone, strike, write_events
+from benchmarks.faults.strikes import Strike, after, outcomes, redone, strike, tell, write_events
 
 CELLS = ("F17", "F18", "F19", "F20", "F21", "F23", "F24")
 STRIKES: Sequence[Strike] = (
@@ -18,6 +18,8 @@ STRIKES: Sequence[Strike] = (
     Strike("F17", "rollout-1", after("sync", 0.02), freeze),
     Strike("F20", "learner-0", after("score"), freeze),
 )
+SHORT = ("--resources.deadline_s", "30")
+"""Longer than the roles take to start: that counts as one call."""
 STANDS_S, CRAWLS_S, TIMES = 10.0, 6.0, 10
 
 
@@ -30,7 +32,7 @@ def hangs(bench: Bench, wanted: Sequence[str] = CELLS) -> None:
     """
     baseline, before, name = bench.baseline(), shm(), bench.fresh("hangs")
     others: list[tuple[Outcome, Held]] = []
-    with bench.run(name, *bench.short_deadline) as run:
+    with bench.run(name, *SHORT) as run:
         struck = []
         for each in STRIKES:
             if each.cell in wanted:
@@ -39,8 +41,7 @@ def hangs(bench: Bench, wanted: Sequence[str] = CELLS) -> None:
                 struck.append(strike(run, Strike(each.cell, each.process, lambda run: None, each.act)))
                 if stopped.is_running():
                     thaw(stopped)
-                print(f"     {each.cell} {each.process}: named after {struck[-1].detected_s:.1f} s, back after {struck[-1].recovered_s:.1f} s",
-                      flush=True)  # fmt: skip
+                tell(struck[-1])
         for cell, process in (("F23", "rollout-0"), ("F24", "scorer-0")):
             if cell in wanted:
                 others.append((crawl(run, cell, process), Held({})))
@@ -49,11 +50,12 @@ def hangs(bench: Bench, wanted: Sequence[str] = CELLS) -> None:
         if run.end():
             raise Late(f"the run did not survive:\n{run.output()[-3000:]}")
         write_events(bench, name, struck)
-        held = bench.held(run, baseline, [each.process for each in STRIKES if each.cell in wanted], before, *bench.short_deadline)
+        named = [each.process for each in STRIKES if each.cell in wanted]
+        held = bench.held(run, baseline, named, before, *SHORT)
         for outcome in outcomes(run, struck, redone):
             bench.record.outcome(outcome, held)
         for outcome, own in others:
-            bench.record.outcome(outcome, Held(held.wrong | own.wrong))
+            bench.record.outcome(outcome, held.also(own.wrong))
 
 
 def crawl(run: Run, cell: str, process: str) -> Outcome:
@@ -75,7 +77,7 @@ def stand_still(bench: Bench, run: Run) -> tuple[Outcome, Held]:
     """Stop the driver for a while; another one must not take its place."""
     freeze_at = time.time()
     run.process.send_signal(19)
-    with bench.run(run.name, *bench.short_deadline) as other:
+    with bench.run(run.name, *SHORT) as other:
         code = other.end(300)
         refused = other.when("another driver is running")
     time.sleep(max(0.0, STANDS_S - (time.time() - freeze_at)))

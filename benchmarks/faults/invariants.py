@@ -47,6 +47,16 @@ class Held:
         """True if every one holds."""
         return not any(self.wrong.values())
 
+    def also(self, more: Mapping[str, Sequence[str]]) -> Held:
+        """The same, and further things that do not hold."""
+        names = (*self.wrong, *(name for name in more if name not in self.wrong))
+        both = {name: (*_of(self.wrong, name), *_of(more, name)) for name in names}
+        return Held(both)
+
+
+def _of(wrong: Mapping[str, Sequence[str]], name: str) -> Sequence[str]:
+    return wrong[name] if name in wrong else ()
+
 
 def samples_of(run: Path) -> list[tuple[Any, ...]]:
     """All samples of the committed rounds: where they belong, their tokens' digest, and their log-probs' digest, bit for bit."""
@@ -156,10 +166,8 @@ def same_bits(run: Path, baseline: Path, rounds: Sequence[int] | None = None) ->
         rounds: to compare; None = all.
     """
     wrong: list[str] = []
-    folders = (
-        sorted((baseline / "rounds").glob("round_*")) if rounds is None else [baseline / f"rounds/round_{k:03d}" for k in rounds]
-    )
-    for folder in folders:
+    numbers_of = [int(path.name[-3:]) for path in sorted((baseline / "rounds").glob("round_*"))] if rounds is None else rounds
+    for folder in (baseline / "rounds" / f"round_{k:03d}" for k in numbers_of):
         ours = run / "rounds" / folder.name
         for file in sorted(folder.rglob("*")):
             name = file.relative_to(folder)

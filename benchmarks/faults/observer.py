@@ -17,17 +17,19 @@ from benchmarks.faults.nodes import Nodes
 def serve(address: str) -> None:
     """Answer questions from standard input until it ends."""
     import ray
-    from ray._raylet import GcsClient
+    from ray import _raylet
     from ray.util.placement_group import placement_group_table
 
     ray.init(address=address, log_to_driver=False, configure_logging=False, namespace="observer")
-    gcs = GcsClient(address=address)
+    client: Any = _raylet
+    gcs = client.GcsClient(address=address)
     held: list[Any] = []
 
-    @ray.remote
     class Squatter:
         def here(self) -> bool:
             return True
+
+    remote: Any = ray.remote(Squatter)
 
     def room() -> dict[str, Any]:
         groups = [group["state"] for group in placement_group_table().values()]
@@ -38,7 +40,7 @@ def serve(address: str) -> None:
         return {node["NodeID"]: node["Alive"] for node in ray.nodes()}
 
     def occupy(label: str, cpus: float) -> bool:
-        squatter = Squatter.options(num_cpus=cpus, label_selector={"pool": label}).remote()
+        squatter = remote.options(num_cpus=cpus, label_selector={"pool": label}).remote()
         held.append(squatter)
         return bool(ray.get(squatter.here.remote(), timeout=60))
 
@@ -65,7 +67,7 @@ def serve(address: str) -> None:
             raise RuntimeError(str(why))
         return bool(took)
 
-    answers = {"room": room, "nodes": nodes, "occupy": occupy, "fill": fill, "release": release, "drain": drain}
+    answers: dict[str, Any] = {"room": room, "nodes": nodes, "occupy": occupy, "fill": fill, "release": release, "drain": drain}
     print(json.dumps("ready"), flush=True)
     for line in sys.stdin:
         what, arguments = json.loads(line)

@@ -138,7 +138,7 @@ class Run:
         """
         deadline = time.monotonic() + seconds
         while not true():
-            if self.process.poll() is not None and not true():
+            if self.process.poll() is not None and not true():  # it may have come just before the end
                 self.listener.join(5)
                 raise Late(f"{self.name} ended with {self.process.returncode} before {what}:\n{self.output()[-3000:]}")
             if time.monotonic() > deadline:
