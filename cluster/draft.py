@@ -22,7 +22,9 @@ from cluster.journal import NAME, Entry, Journal
 PATTERN = "after_*_steps"
 MANIFEST = "manifest.json"
 BEGUN, TRAINED, CHECKPOINT = "begun", "trained", "checkpoint"
-STEP_KEYS = ("rollouts", "scores", "step", CHECKPOINT)
+BAD = "bad"
+"""A PPO step whose numbers went wrong; see ``cluster.guarding``."""
+STEP_KEYS = ("rollouts", "scores", "step", BAD, CHECKPOINT)
 """Stages of which there is one for each PPO step."""
 WORKING = ("steps", "shifted.parquet", "calibration.json", "evaluation_rollouts.parquet")
 """What only a round under way has a use for."""
@@ -182,6 +184,36 @@ class Draft:
         if steps:
             self.journal.undo(tuple(steps), f"goes on after step {point.steps}")
         return point
+
+    def note(self, key: str, facts: Mapping[str, Any]) -> None:
+        """Write down what leaves nothing but its line.
+
+        Args:
+            key: of what happened.
+            facts: of it.
+        """
+        self.journal.append(Entry(key, facts))
+
+    def undo(self, keys: Iterable[str], why: str) -> None:
+        """Let stages no longer count, as far as they did: they are done again.
+
+        Args:
+            keys: of these.
+            why: in words.
+        """
+        alive = tuple(key for key in keys if key in self.journal.alive)
+        if alive:
+            self.journal.undo(alive, why)
+
+    def undo_steps(self, first: int, why: str) -> None:
+        """Let all that was done for a PPO step and those after it no longer count, and the checkpoints that rest on them.
+
+        Args:
+            first: of these steps.
+            why: in words.
+        """
+        numbered = [(key, *key.split()) for key in self.journal.alive if key.split()[0] in STEP_KEYS]
+        self.undo([key for key, name, number in numbered if int(number) >= first + (name == CHECKPOINT)], why)
 
     def check(self, say: Callable[[str], None]) -> None:
         """Compare what is there with the journal; what is damaged is made again, and all that rests on it.

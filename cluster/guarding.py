@@ -1,9 +1,9 @@
 """PPO steps whose numbers went wrong: what is done about each, and when there have been too many.
 
 A step that found the number before it changed anything is left out. Where weights have moved, or the batch shows what the update
-before it did, the round goes back to the last checkpoint before the one to blame, which is then left out. Engines that disagree with
-the learner are given the weights again, once, and what they sampled is sampled again. Every such step has a line in the round's
-journal, which is what counts them: a run that is killed and continued goes on counting.
+before it did, the round goes back to the last checkpoint before the one to blame, which is then left out. Engines that disagree
+with the learner are given the weights again, once, and what they sampled is sampled again. Every such step has a line in the
+round's journal, which is what counts them: a run that is killed and continued goes on counting.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
-from cluster.draft import Draft
+from cluster.draft import BAD, Draft
 from cluster.failures import BadNumbers
 from cluster.metrics import Metrics
 from tokens.guards import Budget, GuardsConfig
@@ -20,7 +20,8 @@ from tokens.guards import Budget, GuardsConfig
 T = TypeVar("T")
 Action = Literal["left out", "undone", "refitted"]
 ACTIONS: tuple[Action, ...] = ("left out", "undone", "refitted")
-KEY = "bad"
+EVALUATED = ("evaluation",)
+"""Keys of the stages in which engines and learner look at the same responses after the last step."""
 
 
 class StepUndone(RuntimeError):
@@ -65,7 +66,7 @@ def events(draft: Draft) -> dict[int, Event]:
     Args:
         draft: of the round.
     """
-    return {int(key.split()[1]): Event(**entry.facts) for key, entry in draft.journal.alive.items() if key.split()[0] == KEY}
+    return {int(key.split()[1]): Event(**entry.facts) for key, entry in draft.journal.alive.items() if key.split()[0] == BAD}
 
 
 def counts(draft: Draft) -> dict[str, int]:
@@ -88,7 +89,7 @@ def budget(draft: Draft, guards: GuardsConfig, step: int) -> Budget:
     """
     bad = events(draft)
     row = next(count for count in range(step + 2) if step - count not in bad)
-    ever = sum(entry.key.split()[0] == KEY for entry in draft.journal.entries)  # those that no longer count, too
+    ever = sum(entry.key.split()[0] == BAD for entry in draft.journal.entries)  # those that no longer count, too
     return Budget(guards.in_a_row, guards.in_a_round, row, ever)
 
 
@@ -128,7 +129,7 @@ class Guard:
         """
         known = events(self.draft)
         if step in known:  # the round is played again
-            self.metrics.guard(self.index, step, counts(self.draft), known[step])
+            self.metrics.guard(self.index, step, counts(self.draft), vars(known[step]))
             if known[step].action != "refitted":
                 return
         try:
@@ -137,7 +138,7 @@ class Guard:
             self._leave_out(step, found)
 
     def trusting(self, keys: tuple[str, ...], act: Callable[[], T], step: int | None = None) -> T:
-        """Do what compares engines and learner; where they disagree, once more with engines that have been given the weights again.
+        """Do what compares engines and learner; where they disagree, once more, with engines that were given the weights again.
 
         Args:
             keys: of the stages that are made again.
@@ -178,8 +179,8 @@ class Guard:
         return learned[-1] if learned else None
 
     def _remember(self, step: int, event: Event, found: BadNumbers) -> None:
-        self.draft.note(f"{KEY} {step}", vars(event))
-        self.metrics.guard(self.index, step, counts(self.draft), event)
+        self.draft.note(f"{BAD} {step}", vars(event))
+        self.metrics.guard(self.index, step, counts(self.draft), vars(event))
         spent = budget(self.draft, self.guards, step).spent()
         if spent:
             raise self._end(found, f"that is {spent}") from found

@@ -19,6 +19,7 @@ from evaluation.timeline import DRIVER, Span
 
 STEP_PHASES = ("policy", "sample", "sync")
 """What has a row for each PPO step."""
+NO_WORDS: Mapping[str, str] = {}
 
 
 class Metrics:
@@ -84,8 +85,16 @@ class Metrics:
             bar.update(number - first, number - first)
         self.bar = None
 
-    def _write(self, index: int, step: int, phase: str, values: dict[str, float | None], steps_per_round: int) -> None:
-        row = {"time": round(time.time(), 3), "round": index, "step": step, "phase": phase, **values}
+    def _write(
+        self,
+        index: int,
+        step: int,
+        phase: str,
+        values: dict[str, float | None],
+        steps_per_round: int,
+        words: Mapping[str, str] = NO_WORDS,
+    ) -> None:
+        row = {"time": round(time.time(), 3), "round": index, "step": step, "phase": phase, **values, **words}
         self.file.write(json.dumps(row) + "\n")
         self.telemetry.row(index, values)
         if phase not in self.boards:  # each phase has its own count of steps, and forgets what was written from this one on
@@ -100,6 +109,7 @@ class Metrics:
         primary = [row[0] for row in rewards.members]
         values: dict[str, float | None] = {
             **update,
+            "policy/scores_dropped": float(rewards.dropped),
             "policy/proxy": sum(primary) / len(primary),
             "policy/ensemble_mean": sum(rewards.mean) / len(rewards.mean),
             "policy/ensemble_std": sum(rewards.std) / len(rewards.std),
@@ -113,6 +123,18 @@ class Metrics:
                 "" if gold is None else f"  gold {gold:.2f}"
             )
             self.bar.update(step + 1 - self.bar_first, self.steps_per_round - self.bar_first, note=note)
+
+    def guard(self, index: int, step: int, counts: Mapping[str, int], event: Mapping[str, str]) -> None:
+        """A step whose numbers went wrong.
+
+        Args:
+            index: of the round.
+            step: of it.
+            counts: of such steps in the round so far, by what was done.
+            event: what it was, in words.
+        """
+        values: dict[str, float | None] = {f"guard/{name}": float(count) for name, count in counts.items()}
+        self._write(index, step, "guard", values, self.steps_per_round, event)
 
     def span(self, span: Span) -> None:
         """A wait of the driver, or the work of a process, that is over."""

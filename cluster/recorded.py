@@ -58,6 +58,7 @@ def write_rollouts(path: Path, rollouts: Sequence[Rollout], ids: Sequence[str]) 
             finished=rollout.finished,
             swap_tokens=tuple(swap.token for swap in rollout.swaps),
             swap_versions=tuple(swap.version for swap in rollout.swaps),
+            engine=rollout.engine,
         )
         for rollout, sample_id in zip(rollouts, ids, strict=True)
     ]
@@ -80,6 +81,7 @@ def read_rollouts(path: Path) -> list[Rollout]:
             row.policy_version,
             row.finished,
             tuple(Swap(token, version) for token, version in zip(row.swap_tokens, row.swap_versions, strict=True)),
+            row.engine,
         )
         for row in read_rows(path, RolloutRow)
     ]

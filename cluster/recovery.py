@@ -16,7 +16,7 @@ import ray
 from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayActorError
 
 from actors.process import Identity
-from cluster.failures import GivenUp, RoleFailed, RoleLost
+from cluster.failures import BadNumbers, GivenUp, RoleFailed, RoleLost
 from cluster.fixed_pool import FixedPool
 from cluster.health import Budget, FaultsConfig, Health, Kind, State
 from cluster.parts import Fence
@@ -128,7 +128,7 @@ class Recovery:
         while True:
             try:
                 return play()
-            except GivenUp:
+            except (GivenUp, BadNumbers):  # numbers that went wrong have a budget of their own: cluster.guarding
                 raise
             except RoleLost as lost:
                 if lost.who not in self.processes:

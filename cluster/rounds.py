@@ -13,6 +13,7 @@ from actors.scorer import Scores
 from cluster.config import RunConfig
 from cluster.console import Console
 from cluster.draft import Draft, Point
+from cluster.guarding import EVALUATED, Guard, counts, until_good
 from cluster.inputs import Inputs
 from cluster.judging import Judgement, judge, meta_rows, parity_bound, sample_for_judging
 from cluster.metrics import Metrics
@@ -75,7 +76,7 @@ class Theme:
     def run(self) -> None:
         """Play every round that is not committed yet."""
         for index in range(self.directory.num_committed, self.config.rounds.num_rounds):
-            self.recover(partial(self.play, index))
+            self.recover(partial(until_good, partial(self.play, index)))
 
     def play(self, index: int) -> None:
         """Play a round from where its draft stands: what is recorded there is not done again."""
@@ -86,23 +87,31 @@ class Theme:
             shifted = self.sample_shifted(index, work)
             report = self.train_reward(index, work, shifted)
             first = self.begin_policy(index, work, self.score_shifted(work, shifted))
-            number = index * self.config.policy.steps_per_round
             with finishing():
+                guard = Guard(self.config.guards, work.draft, index, self.metrics, self.console.say, self.refit)
                 for step in self.steps(first):
-                    rollouts = work.batch(step, partial(self.sample, index, step, self.version))
-                    rewards = work.rewards(step, partial(self.score, rollouts))
-                    if step == 0:
-                        self.warm_up(index, rollouts, rewards)
-                    bound = parity_bound(self.config, rollouts, self.version)
-                    asked = (rollouts, rewards.aggregated, bound, number + step)
-                    update = self.wait("policy", self.roles.learner.update(*asked))
-                    self.metrics.policy(index, step, update | ages(rollouts, self.version), rewards, self.gold(rollouts))
-                    self.metrics.sync(index, step, self.sync())
-                    work.record(f"step {step}", [], {"version": self.version})
+                    guard.step(step, partial(self.learn, index, work, step))
                     self.keep(index, work, step + 1)
                 self.save(work)
-                judgement = self.evaluate(index, work)
+                judgement = guard.trusting(EVALUATED, partial(self.evaluate, index, work))
                 self.commit(index, work, report, judgement)
+
+    def learn(self, index: int, work: Stages, step: int) -> None:
+        """One PPO step: sample, score, update, and give the engines the new weights."""
+        rollouts = work.batch(step, partial(self.sample, index, step, self.version))
+        rewards = work.rewards(step, partial(self.score, rollouts))
+        if work.first(step):
+            self.warm_up(index, rollouts, rewards)
+        bound, number = parity_bound(self.config, rollouts, self.version), index * self.config.policy.steps_per_round + step
+        update = self.wait("policy", self.roles.learner.update(rollouts, rewards.aggregated, bound, number))
+        self.metrics.policy(index, step, update | ages(rollouts, self.version), rewards, self.gold(rollouts))
+        self.metrics.sync(index, step, self.sync())
+        work.record(f"step {step}", [], {"version": self.version})
+
+    def refit(self) -> None:
+        """Give the engines the learner's weights once more; what they were asked for ahead is asked for again."""
+        self.sample.forget()
+        self.roles.sync(self.wait, self.version)
 
     def take_up(self, index: int, draft: Draft) -> Stages:
         """Go to where the round's draft stands, unless the roles stand there."""
@@ -276,6 +285,7 @@ class Theme:
             "evaluation": judgement.summary,
             "dropped": self.inputs.dropped,
             "denoised": self.inputs.denoised,
+            "guards": counts(work.draft),
             "git_commit": versions()["git_commit"],
         }
         self.directory.commit_round(work.draft, entry)

@@ -65,6 +65,14 @@ class Stages:
             self.metrics.was_sampled(self.index, step, done.facts["sample_seconds"])
         return self.rollouts(f"rollouts {step}", f"steps/{step:04d}.parquet", sample, step)
 
+    def first(self, step: int) -> bool:
+        """Whether no step of the round before this one was learned from.
+
+        Args:
+            step: of the round.
+        """
+        return not any(self.draft.done(f"step {before}") for before in range(step))
+
     def rewards(self, step: int, score: Callable[[], Scores]) -> Scores:
         """The scores of a PPO step's rollouts, given once.
 

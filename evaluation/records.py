@@ -120,6 +120,7 @@ class RolloutRow:
         finished: True if it ended with EOS.
         swap_tokens: response tokens at which newer weights took over.
         swap_versions: versions of these weights.
+        engine: that sampled it.
     """
 
     sample_id: str
@@ -135,6 +136,7 @@ class RolloutRow:
     finished: bool
     swap_tokens: tuple[int, ...]
     swap_versions: tuple[int, ...]
+    engine: str
 
 
 Row = TypeVar("Row", EvaluationRow, MetaRow, RolloutRow)

@@ -82,11 +82,11 @@ def test_a_resumed_learner_with_adapters_goes_on_to_the_bit(
     def second_round(made: Any) -> Any:
         reward = first / "reward" if critic == "reward" else None
         made.begin_round(1, scores(rollouts(1)), reward, sft if start == "sft" else None, None)
-        return made.update(rollouts(1), scores(rollouts(1))), made.statistics(rollouts(2))
+        return made.update(rollouts(1), scores(rollouts(1)), None, 1), made.statistics(rollouts(2))
 
     one = learner(None)
     one.begin_round(0, scores(rollouts(0)), rewards[0], None, None)
-    one.update(rollouts(0), scores(rollouts(0)))
+    one.update(rollouts(0), scores(rollouts(0)), None, 0)
     one.save(tmp_path / "draft")
     shutil.move(tmp_path / "draft", first)  # as a round is committed
     assert second_round(one) == second_round(learner(first))
