@@ -217,7 +217,9 @@ def refused(bench: Bench, name: str, refusal: Refusal) -> None:
     (copies / "cache").symlink_to(bench.storage / "cache")
     refusal.damage(copies / "runs" / name / refusal.file)
     with bench.run(name, storage=copies) as run:
-        run.until(lambda: run.process.poll() is not None or any(span["round"] is not None for span in run.spans()), 900, "says no")
+        run.until(
+            lambda: run.process.poll() is not None or any(span["round"] is not None for span in run.spans()), 900, "says no"
+        )
         at, code = run.when(refusal.says), run.process.poll()
     wrong = () if code == REFUSED and at is not None else (f"code {code}: {run.output()[-300:]}",)
     told = None if at is None else at - run.began

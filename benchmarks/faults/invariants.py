@@ -79,8 +79,9 @@ def complete(run: Path, config: RunConfig) -> list[str]:
     if index != list(range(config.rounds.num_rounds)):
         wrong.append(f"the ledger has rounds {index}, {config.rounds.num_rounds} were asked for")
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    steps = Counter((row["round"], row["step"]) for row in rows if row["phase"] == "policy")
-    wanted = {(k, step) for k in index for step in range(config.policy.steps_per_round)}
+    steps = Counter((row["round"], row["step"]) for row in rows if row["phase"] == "policy" and row["round"] in index)
+    out = {(k, step) for k in index for step in left_out(run / "rounds" / f"round_{k:03d}")}
+    wanted = {(k, step) for k in index for step in range(config.policy.steps_per_round)} - out
     if set(steps) != wanted or set(steps.values()) - {1}:
         wrong.append(f"steps of metrics.jsonl: {sorted(set(steps) ^ wanted)} differ, {duplicates(steps)} come twice")
     for k in index:
@@ -89,6 +90,14 @@ def complete(run: Path, config: RunConfig) -> list[str]:
     if twice := duplicates(Counter(ids)):
         wrong.append(f"{len(twice)} sample ids come twice, such as {twice[0]}")
     return wrong
+
+
+def left_out(folder: Path) -> set[int]:
+    """PPO steps of a round that were not learned from, since their numbers went wrong."""
+    journal = folder / "journal.jsonl"
+    entries = [json.loads(line)["entry"] for line in journal.read_text().splitlines()] if journal.exists() else []
+    bad = [entry for entry in entries if entry["key"].split()[0] == "bad" and entry["facts"]["action"] != "refitted"]
+    return {int(entry["key"].split()[1]) for entry in bad}
 
 
 def _samples(folder: Path, config: RunConfig) -> list[str]:
@@ -104,9 +113,10 @@ def _samples(folder: Path, config: RunConfig) -> list[str]:
             f"{folder.name}: {len(judged)} of {config.evaluation.num_prompts} evaluation prompts, {duplicates(judged)} twice"
         )
     if config.rounds.keep_rollouts:
-        number = [len(_rows(file)) for file in sorted((folder / "steps").glob("*.parquet"))]
-        if number != [policy.prompts_per_step * policy.samples_per_prompt] * policy.steps_per_round:
-            wrong.append(f"{folder.name}: rollouts of the steps: {number}")
+        number = {int(file.stem): len(_rows(file)) for file in sorted((folder / "steps").glob("*.parquet"))}
+        each, steps = policy.prompts_per_step * policy.samples_per_prompt, set(range(policy.steps_per_round))
+        if set(number.values()) - {each} or not steps - left_out(folder) <= set(number) <= steps:
+            wrong.append(f"{folder.name}: rollouts of the steps: {number}, {each} each were asked for")
     return wrong
 
 

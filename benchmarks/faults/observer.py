@@ -6,12 +6,14 @@ python -m benchmarks.faults.observer HOST:PORT
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
-from benchmarks.faults.nodes import Nodes
+from benchmarks.faults.nodes import Nodes, with_parent
 
 
 def serve(address: str) -> None:
@@ -87,7 +89,7 @@ class Observer:
         self.process = subprocess.Popen(
             [sys.executable, "-m", "benchmarks.faults.observer", nodes.address],
             cwd=ROOT, env=nodes.environment, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL, start_new_session=True,
+            stderr=subprocess.DEVNULL, start_new_session=True, preexec_fn=partial(with_parent, signal.SIGKILL),
         )  # fmt: skip
         self._answer()
 

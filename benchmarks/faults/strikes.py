@@ -15,7 +15,7 @@ from benchmarks.faults.inject import kill, kill_frozen
 from benchmarks.faults.play import DRIVER, Run
 from benchmarks.faults.record import seconds
 
-Trigger = Callable[[Run], None]
+Trigger = Callable[[Run], object]
 Act = Callable[[psutil.Process], float]
 
 
