@@ -39,7 +39,7 @@ def calls(bench: Bench, wanted: Sequence[str] = CELLS) -> None:
         while True:
             starts += 1
             with bench.run(name, variables=variables) as run:
-                code = run.end(400)
+                code = run.end()
                 said += [line.text for line in run.said if "failed in" in line.text or "unavailable" in line.text.lower()]
             if code == 0 or starts == ATTEMPTS:
                 break

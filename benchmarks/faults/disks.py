@@ -63,7 +63,7 @@ def disks(bench: Bench, wanted: Sequence[str] = CELLS) -> None:
                 with read_only(run.path):
                     found.append(_ends(run, "F16", lambda: None, "[Rr]ead-only", None))
         with bench.run("disks", storage=place) as run:
-            if run.end(300):
+            if run.end():
                 raise Late(f"the run did not go on with room on its disk:\n{run.output()[-3000:]}")
             held = bench.held(run, baseline, [], before)
     for outcome in found:
@@ -76,7 +76,7 @@ def _ends(run: Run, cell: str, free: Callable[[], None], says: str, code: int | 
 
     at = time.time()
     try:
-        got = run.end(120)
+        got = run.end()
     finally:
         free()
     told = run.when(says, at)

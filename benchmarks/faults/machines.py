@@ -6,7 +6,6 @@ import time
 from collections.abc import Sequence
 
 from benchmarks.faults.bench import Bench, Late, Outcome, Watch, lost, shm
-from benchmarks.faults.invariants import Held
 from benchmarks.faults.nodes import Node
 from benchmarks.faults.play import Run
 from benchmarks.faults.strikes import Strike, Struck, after, outcomes, redone, strike
@@ -73,7 +72,7 @@ def losses(bench: Bench, wanted: Sequence[str]) -> None:
             bench.nodes.add(TRAINERS, POOLS[TRAINERS])
         if "F22" in wanted:
             struck.append(lose("F22", "rollout-0", "score", "stop"))
-        if run.end(500):
+        if run.end():
             raise Late(f"the run did not survive its nodes:\n{run.output()[-3000:]}")
         for node in bench.nodes.alive():
             for member in node.family():
@@ -108,17 +107,17 @@ def growth(bench: Bench) -> None:
         drained = time.time()
         bench.observer.ask("drain", node.node_id(), 60.0)
         noticed = Watch(run, "rollout-2", drained).detected()
-        if run.end(400):
+        if run.end():
             raise Late(f"the run did not survive the drain:\n{run.output()[-3000:]}")
         batches = [row for row in run.metrics.read() if row["phase"] == "pool" and "event" not in row]
         again = sum(int(row["pool/redone"]) for row in batches)
         held = bench.held(run, None, ["rollout-2"], before, *APART, *LONG)
     late = () if used - joined <= USED_S else (f"used {used - joined:.1f} s after it joined",)
-    grown = Held(held.wrong | {"I5": late})
+    grown = held.also({"I5": late})
     bench.record.outcome(
         Outcome("F51", joined - at, used - joined, None, "nothing", "node started until the engine joined"), grown
     )
-    lost_none = Held(held.wrong | {"I1": (*held.wrong["I1"], *([f"{again} pieces redone"] if again else []))})
+    lost_none = held.also({"I1": [f"{again} pieces redone"] if again else []})
     bench.record.outcome(Outcome("F52", noticed, None, None, "nothing" if not again else f"{again} pieces", "drained"), lost_none)
 
 
@@ -133,17 +132,17 @@ def no_room(bench: Bench) -> None:
                 node.kill()
         watch = Watch(run, "learner-0", at)
         detected = watch.detected()
-        code = run.end(120)
+        code = run.end()
         took = time.time() - at
         said = run.when(r"wait_limit_s", at) is not None
     for _ in range(2):
         bench.nodes.add(TRAINERS, POOLS[TRAINERS])
     with bench.run(name, *APART) as run:
-        if run.end(400):
+        if run.end():
             raise Late(f"the run did not go on when there was room:\n{run.output()[-3000:]}")
         held = bench.held(run, bench.baseline(), [], before, *APART)
         again = lost(run)
     wrong = () if code and said else (f"code {code}, resources.wait_limit_s not named",)
     late = () if took < detected + WAIT_S + 15 else (f"ended after {took:.0f} s",)
     note = f"ended with code {code} after {took:.1f} s (limit {WAIT_S:g} s); the same command went on when there was room"
-    bench.record.outcome(Outcome("F53", detected, None, None, again, note), Held(held.wrong | {"I5": late, "I6": wrong}))
+    bench.record.outcome(Outcome("F53", detected, None, None, again, note), held.also({"I5": late, "I6": wrong}))

@@ -69,7 +69,7 @@ def memory(bench: Bench, wanted: Sequence[str] = CELLS) -> None:
             bench.observer.ask("fill", STORE_MIB)
             note = f"{STORE_MIB} MiB put beside the run into stores of {STORE_BYTES >> 20} MiB"
             found.append(Outcome("F38", None, None, None, "nothing", note))
-        if run.end(400):
+        if run.end():
             raise Late(f"the run did not come to its end:\n{run.output()[-3000:]}")
     bench.observer.ask("release")
     _told(bench, found, bench.held(run, baseline, [], before))
@@ -92,7 +92,7 @@ def starved(run: Run, each: Starved) -> Outcome:
     victim = psutil.Process(run.process.pid) if each.process == "driver" else run.role(each.process)
     starve(victim, SPARE_MIB)
     at = time.time()
-    code = run.end(300)
+    code = run.end()
     told = run.when(each.says, at)
     if told is None and code:
         raise Late(f"{each.cell}: code {code}, and nothing like {each.says!r}:\n{run.output()[-3000:]}")

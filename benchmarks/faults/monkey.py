@@ -15,6 +15,7 @@ from benchmarks.faults.bench import Bench, Late, Watch, shm
 from benchmarks.faults.inject import freeze, kill, kill_frozen, thaw
 from benchmarks.faults.machines import node_of
 from benchmarks.faults.play import DRIVER, Run
+from benchmarks.faults.record import seconds
 from benchmarks.faults.strikes import Strike, Struck, after, redone
 
 POOL, CPUS = "all", 2
@@ -70,10 +71,7 @@ def play(bench: Bench, seed: int) -> dict[str, Any]:
     baseline, before, name = bench.baseline(), shm(), bench.fresh(f"monkey-{seed}")
     usual = undisturbed(bench)
     with bench.run(name) as run:
-        struck: list[tuple[Planned, Struck | None]] = []
-        for each in plan(seed):
-            if run.process.poll() is None:
-                struck.append((each, one(bench, run, each)))
+        struck = [(each, one(bench, run, each)) for each in plan(seed) if run.process.poll() is None]
         code = run.end(ENDS_S)
         if code:
             raise Late(f"seed {seed}: the run ended with {code}:\n{run.output()[-3000:]}")
@@ -90,7 +88,7 @@ def play(bench: Bench, seed: int) -> dict[str, Any]:
             "seconds": took,
             "undisturbed_s": usual,
             "goodput": usual / took,
-            "stale_refused": sum(row["recovery/stale_refused"] for row in rows if "recovery/stale_refused" in row),
+            "stale_refused": max((row["faults/stale_replies"] for row in rows if "faults/stale_replies" in row), default=0),
             "duplicates": len([words for words in held.wrong["I1"] if "twice" in words]),
             "invariants": held.words(),
             "held": held.all,
@@ -118,8 +116,7 @@ def one(bench: Bench, run: Run, each: Planned) -> Struck | None:
     at = act(process)
     watch = Watch(run, each.process, at)
     try:
-        detected = watch.detected()
-        recovered = watch.recovered(at + detected)
+        detected, recovered = watch.detected(), watch.recovered()
     except Late:
         if run.process.poll() == 0:  # it was not needed any more
             return None
@@ -191,11 +188,11 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     ]
     for row in sorted(rows, key=lambda row: row["seed"]):
         faults = "; ".join(f"{f['how']}: {f['process']} after {f['phase']}" for f in row["faults"])
-        detected, recovered = ([f"{value:.1f}" for value in row[key]] for key in ("detected_s", "recovered_s"))
+        detected, recovered = ([seconds(value) for value in row[key]] for key in ("detected_s", "recovered_s"))
         wrong = [f"{key}: {words}" for key, words in row["invariants"].items() if words != "held"]
         lines.append(
             f"| {row['seed']} | {faults} | {', '.join(detected)} | {', '.join(recovered)} | {'; '.join(row['lost'])} | "
-            f"{row['goodput']:.0%} | {row['stale_refused']:g} | {row['duplicates']} | {'held' if not wrong else '; '.join(wrong)} |"
+            f"{row['goodput']:.0%} | {row['stale_refused']:g} | {row['duplicates']} | {'; '.join(wrong) or 'held'} |"
         )
     return "\n".join(lines)
 

@@ -13,13 +13,14 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
 import psutil
 
-from benchmarks.faults.nodes import Nodes
+from benchmarks.faults.nodes import Nodes, with_parent
 from evaluation.timeline import DRIVER
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -99,6 +100,7 @@ class Run:
         self.process: subprocess.Popen[str] = subprocess.Popen(
             [*prefix, sys.executable, "-m", "cluster", "run", *arguments, "--name", name],
             cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
+            preexec_fn=partial(with_parent, signal.SIGKILL),
             env=nodes.environment | {"RAY_ADDRESS": nodes.address, "RONDO_STORAGE": str(storage), **variables},
         )  # fmt: skip
         assert self.process.stdout is not None
@@ -138,7 +140,7 @@ class Run:
         """
         deadline = time.monotonic() + seconds
         while not true():
-            if self.process.poll() is not None and not true():
+            if self.process.poll() is not None and not true():  # it may have come just before the end
                 self.listener.join(5)
                 raise Late(f"{self.name} ended with {self.process.returncode} before {what}:\n{self.output()[-3000:]}")
             if time.monotonic() > deadline:
@@ -161,7 +163,7 @@ class Run:
         place = (what, DRIVER, index, step)
         return any((span["what"], span["who"], span["round"], span["step"]) == place for span in self.spans())
 
-    def until_waited(self, what: str, index: int | None, step: int | None = None, seconds: float = 240) -> float:
+    def until_waited(self, what: str, index: int | None, step: int | None = None, seconds: float = 600) -> float:
         """Wait until a phase of a round's step is over: what comes after it begins now."""
         return self.until(lambda: self.waited(what, index, step), seconds, f"{what} of round {index}, step {step}")
 
@@ -177,15 +179,15 @@ class Run:
                 return [json.loads(line)["entry"]["key"] for line in lines]
         return []
 
-    def until_stage(self, index: int, key: str, seconds: float = 240) -> float:
+    def until_stage(self, index: int, key: str, seconds: float = 600) -> float:
         """Wait for a line of a round's journal."""
         return self.until(lambda: key in self.stages(index), seconds, f"{key!r} in the journal of round {index}")
 
-    def until_file(self, index: int, pattern: str, seconds: float = 240) -> float:
+    def until_file(self, index: int, pattern: str, seconds: float = 600) -> float:
         """Wait for a file in the draft of a round, such as one that is being written."""
         return self.until(lambda: any(self.draft(index).glob(pattern)), seconds, f"{pattern} in the draft of round {index}")
 
-    def until_rows(self, phase: str, index: int, step: int, seconds: float = 240) -> float:
+    def until_rows(self, phase: str, index: int, step: int, seconds: float = 600) -> float:
         """Wait for a row of the metrics."""
 
         def there() -> bool:
@@ -193,14 +195,14 @@ class Run:
 
         return self.until(there, seconds, f"metrics of {phase}, round {index}, step {step}")
 
-    def until_said(self, pattern: str, since: float = 0.0, seconds: float = 240) -> float:
+    def until_said(self, pattern: str, since: float = 0.0, seconds: float = 600) -> float:
         """Wait for a line; when it was printed."""
         self.until(lambda: self.when(pattern, since) is not None, seconds, f"a line like {pattern!r}")
         at = self.when(pattern, since)
         assert at is not None
         return at
 
-    def end(self, seconds: float = 300) -> int:
+    def end(self, seconds: float = 900) -> int:
         """Wait for its end.
 
         Returns:

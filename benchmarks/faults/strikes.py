@@ -13,8 +13,9 @@ import psutil
 from benchmarks.faults.bench import Bench, Outcome, Watch
 from benchmarks.faults.inject import kill, kill_frozen
 from benchmarks.faults.play import DRIVER, Run
+from benchmarks.faults.record import seconds
 
-Trigger = Callable[[Run], None]
+Trigger = Callable[[Run], object]
 Act = Callable[[psutil.Process], float]
 
 
@@ -42,15 +43,15 @@ class Struck:
     Args:
         strike: the fault.
         at: when it was done, Unix time, s.
-        detected_s: until the run named the process.
-        recovered_s: from then until the process did something again.
+        detected_s: until the run said that the process is lost.
+        recovered_s: from then until it said that it is back; None if the run ended before that.
         where: phase, round and step that were under way.
     """
 
     strike: Strike
     at: float
     detected_s: float
-    recovered_s: float
+    recovered_s: float | None
     where: str
 
 
@@ -68,7 +69,7 @@ def after(phase: str, delay_s: float = 0.0) -> Trigger:
         def over() -> bool:
             return any((span["what"], span["who"]) == (phase, DRIVER) and span["end"] > since for span in run.spans()[-40:])
 
-        run.until(over, 300, f"the next {phase}")
+        run.until(over, 600, f"the next {phase}")
         time.sleep(delay_s)
 
     return wait
@@ -103,8 +104,14 @@ def strike(run: Run, each: Strike) -> Struck:
     driver = [span for span in run.spans() if span["who"] == DRIVER]
     where = f"after {driver[-1]['what']} of round {driver[-1]['round']}, step {driver[-1]['step']}" if driver else "at the start"
     watch = Watch(run, each.process, at)
-    detected = watch.detected()
-    return Struck(each, at, detected, watch.recovered(at + detected), where)
+    return Struck(each, at, watch.detected(), watch.recovered(), where)
+
+
+def tell(each: Struck) -> None:
+    """A line for whoever watches."""
+    strike = each.strike
+    words = f"lost after {each.detected_s:.1f} s, back after {seconds(each.recovered_s)} s"
+    print(f"     {strike.cell} {strike.process} {each.where}: {words}", flush=True)
 
 
 def outcomes(run: Run, struck: Sequence[Struck], lost: Callable[[Run, Struck], str]) -> list[Outcome]:
@@ -115,14 +122,22 @@ def outcomes(run: Run, struck: Sequence[Struck], lost: Callable[[Run, Struck], s
         struck: the faults, in order.
         lost: says what was done twice.
     """
-    rows = [row for row in run.metrics.read() if row["phase"] == "recovery"]
     found = []
     for each in struck:
-        own = [row for row in rows if row["time"] >= each.at and row["process"] == each.strike.process][:1]
-        cold = float(own[0]["recovery/start_seconds"]) if own else None
-        figures = {key: float(value) for row in own for key, value in row.items() if key.startswith("recovery/")}
-        found.append(Outcome(each.strike.cell, each.detected_s, each.recovered_s, cold, lost(run, each), each.where, figures))
+        figures = {key: float(value) for row in told(run, each) for key, value in row.items() if key.startswith("faults/")}
+        cold = figures["faults/start_seconds"] if "faults/start_seconds" in figures else None
+        back = figures["faults/recovery_seconds"] if cold is not None else each.recovered_s
+        found.append(Outcome(each.strike.cell, each.detected_s, back, cold, lost(run, each), each.where, figures))
     return found
+
+
+def told(run: Run, each: Struck) -> list[dict[str, Any]]:
+    """The run's own rows on a fault: that the process is lost, and that it is back."""
+    rows = [row for row in run.metrics.read() if row["phase"] == "faults" and row["time"] >= each.at - 0.001]
+    mine = [row for row in rows if row["process"] == each.strike.process]
+    return [
+        next(row for row in mine if row["event"] == event) for event in ("lost", "back") if any(r["event"] == event for r in mine)
+    ]
 
 
 def redone(run: Run, each: Struck) -> str:
@@ -146,4 +161,4 @@ def write_events(bench: Bench, name: str, struck: Sequence[Struck]) -> None:
     (bench.storage / "runs" / name / "faults.json").write_text(json.dumps(events))
 
 
-__all__ = ["Strike", "Struck", "after", "kill", "kill_frozen", "outcomes", "redone", "strike", "writing"]
+__all__ = ["Strike", "Struck", "after", "kill", "kill_frozen", "outcomes", "redone", "strike", "tell", "writing"]
