@@ -77,12 +77,14 @@ def measure() -> list[dict[str, Any]]:
     data = ppo._experience(rollouts, scores, ppo.moments, 0.95, "")
     weights = [*ppo.policy.parameters(), *ppo.critic.parameters()]
     update = seconds(lambda: ppo.update(rollouts, scores, sampler_bound=1e9))
+
+    def before() -> None:
+        check_collapse(rollouts, scores, ppo.moments, 4.0, "")
+        check_views(data.old, "")
+        check_sampler(rollouts, ppo._gaps(rollouts, data), 1e9, "")
+
     named: dict[str, Callable[[], object]] = {
-        "all but the next, together": lambda: (
-            check_collapse(rollouts, scores, ppo.moments, 4.0, ""),
-            check_views(data.old, ""),
-            check_sampler(rollouts, ppo._gaps(rollouts, data), 1e9, ""),
-        ),
+        "before the update: rollouts, scores, views": before,
         "weights are finite, and how far the update went": lambda: ppo._moved(data, ""),
         "of that, the norm of the weights": lambda: weights_norm(weights),
     }
