@@ -36,8 +36,9 @@ def learner() -> PPO:
     llama = LlamaConfig(
         vocab_size=shape.vocab_size, hidden_size=shape.hidden_size, intermediate_size=shape.intermediate_size,
         num_hidden_layers=shape.num_layers, num_attention_heads=shape.num_heads, max_position_embeddings=shape.context_length,
-        pad_token_id=0, bos_token_id=None, eos_token_id=1, num_labels=1,
-    )  # fmt: skip
+        pad_token_id=0, bos_token_id=None, eos_token_id=1,
+)  # fmt: skip
+    llama.num_labels = 1
     models = LlamaForCausalLM(llama), Critic(LlamaForSequenceClassification(llama)), LlamaForCausalLM(llama)
     settings = config.policy.model_copy(update={"lr": 1e-6, "critic_lr": 1e-6})  # every update is like the first
     ppo = PPO(*models, settings, config.rollout.temperature, 0, 0, guards=GuardsConfig())
