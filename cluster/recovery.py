@@ -204,7 +204,7 @@ class Recovery:
         self.num_losses += 1
         values = {"faults/losses": float(self.num_losses), "faults/detection_seconds": silent}
         self._note("lost", process, f"{lost.how}: {lost.why}", values)
-        self.say(f"  [yellow]lost[/] {name}: {lost.how}, {silent:.1f} s after its last sign of life ({lost.why})")
+        self.say(f"[yellow]lost[/] {name}: {lost.how}, {silent:.1f} s after its last sign of life ({lost.why})")
         self._spend(name, "infrastructure", lost)
 
     def warned(self, nodes: Collection[str]) -> None:
@@ -261,7 +261,7 @@ class Recovery:
             GivenUp: if it is away too often.
         """
         limit_s = self.faults.storage_s
-        self.say(f"  [yellow]storage[/] {self.storage} does not answer ({error}); waiting up to {limit_s:g} s for it")
+        self.say(f"[yellow]storage[/] {self.storage} does not answer ({error}); waiting up to {limit_s:g} s for it")
         took = until_there(self.storage, limit_s, obey_termination)
         why = f"{error.strerror}: away for {took:.1f} s"
         self.note(Fault("storage away", "storage", "", why, {"faults/recovery_seconds": took}))
@@ -276,7 +276,7 @@ class Recovery:
         process = self.processes[failure.who]
         self._note("raised", process, str(failure), {})
         self._spend(failure.who, "data", failure)
-        self.say(f"  [yellow]failed[/] {failure}; another process does it once more, from the last checkpoint")
+        self.say(f"[yellow]failed[/] {failure}; another process does it once more, from the last checkpoint")
         self._replace(self._group(failure.who))
 
     def _spend(self, name: str, kind: Kind, failure: RoleFailed) -> None:
@@ -363,7 +363,7 @@ class Recovery:
 
         def failed(failure: RoleFailed) -> None:
             """Whoever laid the weights out is gone: the next ones come when he is there again."""
-            self.say(f"  [yellow]note[/] {name} waits for weights: {failure}")
+            self.say(f"[yellow]note[/] {name} waits for weights: {failure}")
             self.unfit[name] = (incarnation, engines.weights)
 
         self._watch(RESTART, process, process.actor.identity.remote() if ref is None else ref, loaded, failed)
@@ -425,7 +425,7 @@ class Recovery:
         values = {"faults/recovery_seconds": now - absence.began, "faults/start_seconds": absence.up - absence.began}
         self._note("back", process, f"incarnation {incarnation}", values)
         took = f"{now - absence.began:.1f} s after its loss was noticed ({absence.up - absence.began:.1f} s until it was up)"
-        self.say(f"  [green]back[/] {name} on node {process.identity.node[:8]}, {took}")
+        self.say(f"[green]back[/] {name} on node {process.identity.node[:8]}, {took}")
 
     def _answers_again(self, process: Process, lost: RoleLost) -> bool:
         """Whether a process that could not be reached is there after all, and its call may be made again."""
@@ -466,7 +466,7 @@ class Recovery:
         self.wait.starting.discard(name)
         ray.kill(process.actor)
         self._note("given up", process, lost.why, {})
-        self.say(f"  [yellow]given up[/] {name}: {lost.why}; {len(others)} engines go on")
+        self.say(f"[yellow]given up[/] {name}: {lost.why}; {len(others)} engines go on")
 
     def _refused(self, name: str) -> None:
         """An answer came that nobody may take."""
