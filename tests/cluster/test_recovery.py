@@ -22,7 +22,8 @@ from cluster.console import Console
 from cluster.failures import GivenUp, RoleLost
 from cluster.fixed_pool import FixedPool
 from cluster.health import Budget, FaultsConfig, State
-from cluster.recovery import Fault, Recovery
+from cluster.recovery import Recovery
+from cluster.replacing import Fault, Replacing
 from cluster.roles import Ensemble, LearnerHandle, RewardHandle, Roles, ScorerHandle
 from cluster.rota import OwnDevices, Process
 from cluster.waiting import Pending, Room, Waiter
@@ -124,7 +125,8 @@ class Scene:
             return Pending((learner.actor.load.remote("policy", 0),), ("learner-0",), ("",), lambda answers: None)
 
         told: tuple[Any, ...] = (self.faults.append, console.say, lambda: None)
-        self.recover = Recovery(faults, self, self.roles, self.wait, load_learner, True, *told, directory)
+        self.all = Replacing(self, self.roles, self.wait, load_learner, True, *told)
+        self.recover = Recovery(faults, self.all, directory)
         self.wait.look = self.recover.look
 
     def _spawn(self, name: str, incarnation: int) -> Any:
@@ -167,7 +169,7 @@ class Scene:
             act()
             hold.unlink()
 
-        thread = threading.Thread(target=then)
+        thread = threading.Thread(target=then, daemon=True)
         thread.start()
         return thread
 
@@ -184,7 +186,7 @@ class Scene:
     def until(self, *healthy: str) -> None:
         """Wait, as a driver does that waits for something else, until these are well."""
         deadline = time.monotonic() + 60
-        while any(self.recover.health[name].state is not State.HEALTHY for name in healthy):
+        while any(self.all.health[name].state is not State.HEALTHY for name in healthy):
             assert time.monotonic() < deadline, self.faults
             self.wait("pass", Pending((ray.put(1),), ("driver",), ("",), list))
             time.sleep(0.05)
@@ -382,11 +384,11 @@ def test_processes_move_before_their_node_goes_and_the_learner_when_it_is_saved(
     node, before = scene.process("learner-0").identity.node, scene.incarnations()
     for name in NAMES[2:]:  # the engines are elsewhere, say
         scene.process(name).identity = replace(scene.process(name).identity, node="about to go")
-    assert not scene.recover.saving_is_due()
-    scene.recover.warned(["about to go"])
-    assert scene.recover.saving_is_due(), "once because of the notice"
+    assert not scene.recover.moving.saving_is_due()
+    scene.recover.moving.warned(["about to go"])
+    assert scene.recover.moving.saving_is_due(), "once because of the notice"
     deadline = time.monotonic() + 60
-    while not scene.recover.saving_is_due():  # and once more when another process is there to go on
+    while not scene.recover.moving.saving_is_due():  # and once more when another process is there to go on
         assert time.monotonic() < deadline
         scene.wait("pass", Pending((ray.put(1),), ("driver",), ("",), list))
         time.sleep(0.05)
@@ -394,7 +396,7 @@ def test_processes_move_before_their_node_goes_and_the_learner_when_it_is_saved(
 
     def play() -> Any:
         played.append(1)
-        scene.recover.move_learner()
+        scene.recover.moving.move_learner()
         return scene.wait("policy", scene.roles.learner.update([], [], None, 5))
 
     assert scene.recover(play) == [5] and len(played) == 2
@@ -410,11 +412,11 @@ def test_a_node_that_stays_after_all_costs_nothing(scene: Scene) -> None:
     identity = scene.process("rollout-1").identity
     scene.process("rollout-1").identity = replace(identity, node="about to go")
     scene.slow = {"rollout-1"}  # no other node has room
-    scene.recover.warned(["about to go"])
+    scene.recover.moving.warned(["about to go"])
     assert [engine.identity.name for engine in scene.pool.serving()] == ["rollout-0"]
     assert scene.sample(0) == WANTED
-    scene.recover.warned([])
-    assert len(scene.pool.serving()) == 2 and not scene.recover.spares and not scene.faults
+    scene.recover.moving.warned([])
+    assert len(scene.pool.serving()) == 2 and not scene.all.spares and not scene.faults
     scene.process("rollout-1").identity = identity
 
 
