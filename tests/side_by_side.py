@@ -1,7 +1,7 @@
 """How two workers share the tests (``pytest -n 2``): file by file, in an order that suits a machine with two cores.
 
-A run on a real Ray mostly leaves a core idle: processes start, wait for each other, and end. What needs the machine's attention comes
-first, beside tests that start no Ray; then the long files, so that both workers end at about the same time.
+A run on a real Ray leaves a core idle for much of its time: processes start, wait for each other, and end. What depends on time
+comes first, beside tests that start no Ray; then the long files, so that both workers end at about the same time.
 """
 
 from __future__ import annotations
