@@ -19,8 +19,8 @@ class RolloutConfig(Section):
     """Engines that are there for the whole run."""
     max_engines: int | None = Field(None, ge=1)
     """Engines that there may be while the run samples: those beyond ``num_engines`` are asked of the cluster when sampling
-    begins, join when they are ready, and end when the reward model trains. With it, prompts are handed out in pieces and an
-    engine that dies is replaced; null = always ``num_engines``, and one that dies ends the run. docs/elastic.md."""
+    begins, join when they are ready, and end when the reward model trains. With it, prompts are handed out in pieces; null =
+    always ``num_engines``, with an equal part of each batch. An engine that dies is replaced either way. docs/elastic.md."""
     tensor_parallel: int = Field(1, ge=1)
     """GPUs of one node that share an engine's weights and cache; ``resources.rollout.num_gpus`` is then as many. Divides the
     policy's heads."""

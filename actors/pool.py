@@ -58,6 +58,7 @@ class ElasticEngines:
         engines: that sit there already, in the seats' order.
         identities: of these.
         request: what the whole run needs while it samples.
+        deadline_s: longest that an engine may go without progress; one that does is ended, and its place filled again.
     """
 
     def __init__(
@@ -68,9 +69,10 @@ class ElasticEngines:
         engines: Sequence[Any],
         identities: Sequence[Identity],
         request: Request,
+        deadline_s: float,
     ) -> None:
         log_to(log_path)
-        self.run, self.request = run, request
+        self.run, self.request, self.deadline_s = run, request, deadline_s
         self.chairs = [Chair(seat) for seat in seats]
         for chair, engine, identity in zip(self.chairs, engines, identities, strict=False):  # the extra seats are empty
             chair.engine, chair.identity, chair.engines, chair.wanted = engine, identity, 1, True
@@ -94,7 +96,15 @@ class ElasticEngines:
             if chair.wanted:
                 chair.task = self._run(self._man(chair))
         self.tasks = [self._run(self._watch_nodes()), self._run(self._ask_for_nodes())]
+        return await self.identity()
+
+    async def identity(self) -> Identity:
+        """Name, process and node."""
         return Identity(NAME, os.getpid(), ray.get_runtime_context().get_node_id())
+
+    async def vigil(self) -> None:
+        """Never answers; see ``Role.vigil``."""
+        await asyncio.Event().wait()
 
     async def close_phase(self) -> None:
         """Sampling is over: the extra engines end, and the request for their nodes with them."""
@@ -241,6 +251,8 @@ class ElasticEngines:
                 chair.version = await self._answer(chair.engine.load.remote(self.parcels, self.version))
             except RayTaskError as error:
                 raise EngineLost(f"it could not load policy version {self.version}: {in_words(error)}") from error
+        if chair.identity is None or not chair.identity.node:  # it was asked for by whoever made this pool
+            chair.identity = await self._answer(chair.engine.identity.remote())
         chair.serving = True
         if not first:
             await self._note("joined", chair, f"with policy version {chair.version}")
@@ -250,11 +262,8 @@ class ElasticEngines:
             began = time.time()
             log.info("%s takes %s", chair.seat.name, piece)
             try:
-                rollouts = await self._answer(
-                    chair.engine.sample.remote(
-                        piece.prompts, piece.samples_per_prompt, piece.seed, piece.version, piece.occurrences
-                    )
-                )
+                given = (piece.prompts, piece.samples_per_prompt, piece.seed, piece.version, piece.occurrences)
+                rollouts = await self._at_work(chair, chair.engine.sample.remote(*given))
             except EngineLost as lost:
                 self._redo(piece, chair, lost)
                 raise
@@ -293,6 +302,26 @@ class ElasticEngines:
         else:
             if chair.engine is engine:
                 chair.version = loaded
+
+    async def _at_work(self, chair: Chair, ref: Any) -> Any:
+        """An engine's answer to a piece.
+
+        Raises:
+            RayTaskError: what the engine raised.
+            EngineLost: if it died, or went too long without progress.
+        """
+        answer = asyncio.ensure_future(self._answer(ref))
+        said, moved = Progress(0, 0, ""), time.monotonic()
+        while not (await asyncio.wait([answer], timeout=POLL_S))[0]:
+            asked = asyncio.ensure_future(self._answer(chair.engine.progress.remote()))
+            heard, _ = await asyncio.wait([answer, asked], timeout=POLL_S, return_when=asyncio.FIRST_COMPLETED)
+            if asked in heard and asked.exception() is None and asked.result() != said:
+                said, moved = asked.result(), time.monotonic()
+            asked.cancel()
+            if time.monotonic() - moved > self.deadline_s:
+                answer.cancel()
+                raise EngineLost(f"no progress for {self.deadline_s:g} s (resources.deadline_s)")
+        return answer.result()
 
     @staticmethod
     async def _answer(ref: Any) -> Any:

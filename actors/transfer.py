@@ -82,9 +82,11 @@ class Parcels:
     def into(self, engine: Any, line: Line) -> None:
         """Start, one update for each chunk, finish; one chunk is held at a time."""
         engine.start_weight_update()
-        for ref in self.refs:
-            engine.update_weights({"update_info": {"chunk": ray.get(ref, timeout=line.deadline_s)}})
-        engine.finish_weight_update()
+        try:
+            for ref in self.refs:
+                engine.update_weights({"update_info": {"chunk": ray.get(ref, timeout=line.deadline_s)}})
+        finally:  # also where the learner has died, and its chunks with it: the next weights must find the engine ready
+            engine.finish_weight_update()
 
 
 @dataclass(frozen=True)

@@ -99,6 +99,11 @@ def _with_config(chosen: argparse.Namespace, config: RunConfig) -> int:
         from cluster.reward import reward
 
         directory = reward(config, console)
+    elif chosen.command == "customize":
+        from cluster.customize import customize
+
+        console.say(f"Report: {_report_of_domains(customize(config, console))}")
+        return 0
     else:
         from cluster.study import study
 
@@ -111,8 +116,17 @@ def _report(directory: Path) -> int:
     from evaluation.preference_report import write_preference_report
     from evaluation.report import write_report
 
-    print(write_preference_report(directory) if (directory / "card.json").exists() else write_report(directory))
+    if (directory / "results.jsonl").exists():
+        print(_report_of_domains(directory))
+    else:
+        print(write_preference_report(directory) if (directory / "card.json").exists() else write_report(directory))
     return 0
+
+
+def _report_of_domains(directory: Path) -> Path:
+    from evaluation.domain_report import write_domain_report
+
+    return write_domain_report(directory)
 
 
 def _relabel(chosen: argparse.Namespace) -> int:
@@ -159,6 +173,7 @@ def _parser() -> argparse.ArgumentParser:
     recipe("sft", "fine-tune a language model on texts: the first stage, where no SFT model is at hand")
     recipe("strength", "train an ensemble on the preference pairs and measure each pair's preference strength")
     recipe("reward", "train one reward model, without any RL")
+    recipe("customize", "fine-tune a reward model on general data, then one for each domain, and say what each cost")
     study = recipe("study", "train reward models on parts of the pairs chosen by strength, for the report's figures")
     study.add_argument(
         "--studies", nargs="+", metavar="NAME", default=None, help="which (default: all); an unknown one lists them"
@@ -178,7 +193,9 @@ def _parser() -> argparse.ArgumentParser:
     relabel.add_argument(
         "--max-tokens", type=int, default=16, help="of one reply (openai; default 16; a model that reasons first needs many more)"
     )
-    report = commands.add_parser("report", help="write report.html again from the directory of a run, strength or reward")
+    report = commands.add_parser(
+        "report", help="write report.html again from the directory of a run, strength, reward or domains"
+    )
     report.add_argument("directory", type=Path, metavar="DIRECTORY", help="e.g. ~/rondo/runs/quickstart")
     commands.add_parser("keys", help="list every config key with its default and meaning")
     return parser

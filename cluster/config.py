@@ -12,6 +12,7 @@ from evaluation.config import EvaluationConfig
 from policy.config import DPOConfig, PolicyConfig, SFTConfig
 from preferences.config import DataConfig
 from rm.config import MetaConfig, RewardConfig, ScorerConfig, StrengthConfig
+from rm.domain_config import CustomizeConfig
 from sandbox.config import WorldConfig
 from tokens.errors import UserError
 from tokens.guards import GuardsConfig
@@ -92,6 +93,7 @@ class RunConfig(Section):
     policy: PolicyConfig = PolicyConfig()
     dpo: DPOConfig = DPOConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    customize: CustomizeConfig = CustomizeConfig()
     guards: GuardsConfig = GuardsConfig()
     resources: ResourcesConfig = ResourcesConfig()
     faults: FaultsConfig = FaultsConfig()

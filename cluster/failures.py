@@ -46,8 +46,9 @@ class RoleFailed(RuntimeError):
         return "".join(f"{line}\n" for line in cut + lines[-SHOWN_LINES:])
 
 
-How = Literal["died", "hung", "unreachable"]
-"""What became of a process: it or its machine is gone; it lives and does nothing; nobody knows."""
+How = Literal["died", "hung", "unreachable", "moved"]
+"""What became of a process: it or its machine is gone; it lives and does nothing; nobody knows; its machine is about to go, and
+another one is there to take its place."""
 
 
 class RoleLost(RoleFailed):
@@ -59,10 +60,10 @@ class RoleLost(RoleFailed):
         trace: as of ``RoleFailed``.
         how: what became of it.
         why: the same in words, without the place.
-        actor: Ray's id of it, where Ray has said so; there may be another one in its place by now.
+        actor: Ray's id of it; there may be another one in its place by now.
     """
 
-    def __init__(self, words: str, who: str, trace: str, how: How, why: str, actor: str | None) -> None:
+    def __init__(self, words: str, who: str, trace: str, how: How, why: str, actor: str) -> None:
         super().__init__(words, who, trace)
         self.how, self.why, self.actor = how, why, actor
 
@@ -116,10 +117,9 @@ class Place:
         words, trace = self._written(what, error)
         return RoleFailed(words, self.process, trace)
 
-    def loss(self, how: How, what: str, error: BaseException | None = None) -> RoleLost:
-        """The loss of the process; the arguments are those of ``failure``, and what became of it."""
+    def loss(self, how: How, actor: str, what: str, error: BaseException | None = None) -> RoleLost:
+        """The loss of the process; the arguments are those of ``failure``, and what became of which actor."""
         words, trace = self._written(what, error)
-        actor = error.actor_id if isinstance(error, RayActorError) else None
         return RoleLost(words, self.process, trace, how, what or reason(error), actor)
 
     def bad_number(self, bad: BadNumber, error: BaseException) -> BadNumbers:
@@ -181,5 +181,5 @@ def reason(error: BaseException | None) -> str:
         return f"{type(error.cause).__name__}: {error.cause}"
     lines = [line.strip() for line in str(error).splitlines() if line.strip() and not line.startswith("\t")]
     if isinstance(error, RayActorError):
-        return f"its process died: {lines[-1]}"
+        return f"its process died: {lines[-1].partition(' Some common causes')[0]}"
     return f"{type(error).__name__}: {' '.join(lines)}"

@@ -34,6 +34,8 @@ class FaultsConfig(Section):
     restart_s: float = Field(1800.0, gt=0)
     """How long a process may take to be there again, s; a wait for room counts. After that an engine's place stays empty if
     others serve, and the run ends for any other."""
+    storage_s: float = Field(300.0, gt=0)
+    """How long a directory that gives errors, as a mount does whose server is away, is waited for before the run ends, s."""
 
 
 class State(Enum):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Hashable, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -171,11 +171,20 @@ def _words(problem: dict[str, Any]) -> str:
 
 def _section(path: Sequence[str]) -> type[BaseModel]:
     section: type[BaseModel] = RunConfig
-    for key in path:
-        found = _as_section(section.model_fields[key].annotation)
+    keys = iter(path)
+    for key in keys:
+        annotation = section.model_fields[key].annotation
+        found = _as_section(annotation)
         assert found is not None
         section = found
+        if _is_named(annotation):
+            next(keys, None)  # the name that the user gave
     return section
+
+
+def _is_named(annotation: Any) -> bool:
+    """Whether a key holds sections by names of the user's."""
+    return get_origin(annotation) is dict
 
 
 def _as_section(annotation: Any) -> type[BaseModel] | None:
@@ -200,7 +209,7 @@ def all_keys(section: type[BaseModel] = RunConfig, prefix: str = "") -> dict[str
     for name, info in section.model_fields.items():
         inner = _as_section(info.annotation)
         if inner is not None:
-            keys |= all_keys(inner, f"{prefix}{name}.")
+            keys |= all_keys(inner, f"{prefix}{name}.NAME." if _is_named(info.annotation) else f"{prefix}{name}.")
         else:
             default = "required" if info.is_required() else repr(info.default)
             keys[prefix + name] = (default, " ".join((info.description or "").split()))

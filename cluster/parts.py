@@ -56,6 +56,12 @@ class Part:
         return self.pending.refs[self.slot]
 
 
+def asked_of(ref: Any) -> str:
+    """Ray's id of the actor that was asked for what a reference is of."""
+    name: str = ref.task_id().actor_id().hex()
+    return name
+
+
 def parts_of(phase: str, pending: Pending[Any]) -> dict[Any, Part]:
     """The parts of some work, by reference."""
     rows = enumerate(zip(pending.refs, pending.names, pending.nodes, strict=True))
@@ -93,21 +99,22 @@ class Fence:
             self.refused(name)
 
 
-def moved(parts: dict[Any, Part], who: str) -> list[Any]:
+def moved(parts: dict[Any, Part], who: str, actor: str) -> list[Any]:
     """Ask again for what a process had.
 
     Args:
         parts: by reference; each that is asked for again takes the old one's place in it.
-        who: the process.
+        who: the process's place.
+        actor: Ray's id of the one that was lost; what its successor is asked for stays as it is.
 
     Returns:
         The references that are no longer waited for.
     """
     left: list[Any] = []
-    works = {id(part.pending): part.pending for part in parts.values() if part.name == who}
+    works = {id(part.pending): part.pending for ref, part in parts.items() if asked_of(ref) == actor}
     for pending in works.values():
         held = {part.slot: ref for ref, part in parts.items() if part.pending is pending}
-        mine = frozenset(slot for slot, ref in held.items() if parts[ref].name == who)
+        mine = frozenset(slot for slot, ref in held.items() if asked_of(ref) == actor)
         for slot, again in pending.redo(who, mine).items():
             if slot in held:  # a rank that had answered works again only since the others need it
                 old = parts.pop(held[slot])

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,10 +14,10 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from actors.demand import Request
 from actors.pool import NAME, ElasticEngines
-from actors.process import Identity
 from actors.seats import Event, Sampled, Seat
 from cluster.config import RunConfig
 from cluster.metrics import Metrics
+from cluster.parts import Again
 from cluster.rota import Moves, Process
 from cluster.waiting import Pending, Room, Waiter
 from tokens.records import Prompt, Rollout
@@ -52,45 +53,100 @@ class RolloutPool(Protocol):
         ...
 
 
+class Places(Protocol):
+    """Where processes are put; see ``cluster.stage.Stage``."""
+
+    def respawn(self, process: Process, incarnation: int) -> None:
+        """Ask for another process in the place of one."""
+
+    def room(self, name: str) -> Room:
+        """A wait for room for one process."""
+
+    def spare(self, name: str, incarnation: int) -> Any:
+        """Ask for a process that may take over a place, on any node that stays."""
+
+    def take_over(self, process: Process, spare: Any, incarnation: int) -> None:
+        """Put a spare process in the place of one, which is ended."""
+
+    def release(self, actor: Any) -> None:
+        """End a process."""
+
+
 class ElasticPool:
     """Engines of the placement group, and extra ones while the run samples; see ``actors.pool``.
 
     Args:
-        actor: of the pool.
-        identity: of that.
+        process: of the pool.
         engines: of the placement group.
+        make: asks for a process of the pool, for those engines.
         room: makes a wait for room, for the time in which no engine serves.
         say: prints a line.
     """
 
     def __init__(
-        self, actor: Any, identity: Identity, engines: Sequence[Process], room: Callable[[], Room], say: Callable[[str], None]
+        self,
+        process: Process,
+        engines: Sequence[Process],
+        make: Callable[[], Any],
+        room: Callable[[], Room],
+        say: Callable[[str], None],
     ) -> None:
-        self.actor, self.identity, self.room, self.say = actor, identity, room, say
-        self.engines = engines
+        self.process, self.engines, self.make, self.room, self.say = process, engines, make, room, say
         self.note: Callable[[Mapping[str, float | str]], None] = lambda values: None
+        self.weights: Any = None
+        self.version: int | None = None
 
     @property
     def actors(self) -> Sequence[Any]:
         """Of the placement group's engines, as they began."""
         return [engine.actor for engine in self.engines]
 
-    def _pending(self, ref: Any, combine: Callable[[list[Any]], Any], **more: Any) -> Pending[Any]:
-        return Pending((ref,), (self.identity.name,), (self.identity.node,), combine, **more)
+    def _pending(self, call: Callable[[Any], Any], combine: Callable[[list[Any]], Any], **more: Any) -> Pending[Any]:
+        identity = self.process.identity
+
+        def redo(who: str, parts: Collection[int]) -> dict[int, Again]:
+            now = self.process
+            return {0: Again(call(now.actor), now.identity.name, now.identity.node, now.actor)}
+
+        return Pending((call(self.process.actor),), (identity.name,), (identity.node,), combine, redo=redo, **more)
+
+    def respawn(self, places: Places, incarnation: int) -> None:
+        """Another process of the pool, and other engines: those that it had asked for went with it, the others work for it."""
+        ray.kill(self.process.actor)
+        for engine in self.engines:
+            places.respawn(engine, engine.identity.incarnation + 1)
+        self.process.actor = self.make()
+        self.process.identity = replace(self.process.identity, pid=0, node="", incarnation=incarnation)
+
+    def refit(self) -> Any:
+        """Have a process that has just come begin to serve, with the weights of now.
+
+        Returns:
+            Reference of an answer that comes when it does.
+        """
+        started = self.process.actor.start.remote()
+        return started if self.version is None else self.process.actor.load.remote(self.weights, self.version)
 
     def shrink(self) -> Moves:
         """Back to what the placement group holds."""
-        return Moves((self.actor.close_phase.remote(),), (self.identity.name,), (self.identity.node,))
+        identity = self.process.identity
+        return Moves((self.process.actor.close_phase.remote(),), (identity.name,), (identity.node,))
 
     def load(self, weights: Any, version: int, after: Sequence[Any]) -> Pending[int]:
         """Give every engine new weights, and those that join before the next."""
-        return self._pending(self.actor.load.remote(weights, version), lambda answers: int(answers[0]))
+        self.weights, self.version = weights, version
+        return self._pending(lambda actor: actor.load.remote(weights, version), lambda answers: int(answers[0]))
 
     def sample(self, prompts: Sequence[Prompt], samples_per_prompt: int, seed: int, version: int) -> Pending[list[Rollout]]:
         """k responses to each prompt; every engine takes a piece when it has none. The pool grows, if it has not yet."""
-        ref = self.actor.sample.remote(prompts, samples_per_prompt, seed, version)
-        more = {"progress_of": (self.actor,), "room": self.room(), "spans": _spans, "on_answer": self._note_batch}
-        return self._pending(ref, lambda answers: answers[0].rollouts, **more)
+        more = {
+            "progress_of": (self.process.actor,), "room": self.room(), "spans": _spans, "on_answer": self._note_batch,
+        }  # fmt: skip
+        return self._pending(
+            lambda actor: actor.sample.remote(prompts, samples_per_prompt, seed, version),
+            lambda answers: answers[0].rollouts,
+            **more,
+        )
 
     def _note_batch(self, sampled: Sampled) -> None:
         took_part = len({work.engine for work in sampled.work})
@@ -108,17 +164,16 @@ class ElasticPool:
             listen()
 
         def listen() -> None:
-            asked = self.actor.news.remote()
-            wait.watch(
-                "pool", self._pending(asked, lambda answers: answers[0], on_answer=on_answer, spans=lambda _: (), news=True)
-            )
+            told = {"on_answer": on_answer, "spans": lambda _: (), "news": True}
+            wait.watch("pool", self._pending(lambda actor: actor.news.remote(), lambda answers: answers[0], **told))
 
         listen()
 
     def close(self) -> None:
         """End the extra engines and take the request for their nodes back."""
         with contextlib.suppress(RayActorError, GetTimeoutError):  # it is ended anyway, and the request runs out
-            ray.get(self.actor.close.remote(), timeout=CLOSE_S)
+            ray.get(self.process.actor.close.remote(), timeout=CLOSE_S)
+        ray.kill(self.process.actor)
 
 
 class PhaseRota:
@@ -155,17 +210,21 @@ def elastic_pool(
     """
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     actor: Any = ElasticEngines
-    handle = actor.options(name=f"{config.name}/{NAME}", scheduling_strategy=here).remote(
-        logs / f"{NAME}.log",
-        f"{config.name}/{ray.get_runtime_context().get_job_id()}",
-        seats,
-        [engine.actor for engine in engines],
-        [engine.identity for engine in engines],
-        request,
-    )
-    asked = request.bundles[-1]
-    identity = ray.get(handle.start.remote())
-    return ElasticPool(handle, identity, engines, lambda: Room(say, asked, config.resources.wait_limit_s), say)
+
+    def make() -> Any:
+        return actor.options(scheduling_strategy=here).remote(
+            logs / f"{NAME}.log",
+            f"{config.name}/{ray.get_runtime_context().get_job_id()}",
+            seats,
+            [engine.actor for engine in engines],
+            [engine.identity for engine in engines],
+            request,
+            config.resources.deadline_s,
+        )
+
+    handle, asked = make(), request.bundles[-1]
+    process = Process(handle, ray.get(handle.start.remote()))
+    return ElasticPool(process, engines, make, lambda: Room(say, asked, config.resources.wait_limit_s), say)
 
 
 def in_words(event: Event) -> str:

@@ -10,37 +10,34 @@ import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Protocol, TypeVar
+from pathlib import Path
+from typing import Any, TypeVar
 
 import ray
 from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayActorError
 
+from actors.pool import NAME
 from actors.process import Identity
 from cluster.failures import BadNumbers, GivenUp, RoleFailed, RoleLost
 from cluster.fixed_pool import FixedPool
 from cluster.health import Budget, FaultsConfig, Health, Kind, State
 from cluster.parts import Fence
+from cluster.patience import is_away, until_there
+from cluster.pool import ElasticPool, Places
 from cluster.pulse import Pulse
 from cluster.roles import Roles, only
 from cluster.rota import Process
+from cluster.signals import obey_termination
 from cluster.telemetry import role_of
 from cluster.waiting import VIGIL, Pending, Room, Waiter
 
 T = TypeVar("T")
 RESTART = "restart"
 """The phase of what a process does before it is healthy again."""
+PLACE_OF_THE_POOL = "rollout-0"
+"""What an elastic pool waits for room for: its first engine."""
 PING_S = 1.0
 """How often a process that is out of reach is asked whether it is there."""
-
-
-class Places(Protocol):
-    """Where processes are put; see ``cluster.stage.Stage``."""
-
-    def respawn(self, process: Process, incarnation: int) -> None:
-        """Ask for another process in the place of one."""
-
-    def room(self, name: str) -> Room:
-        """A wait for room for one process."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +45,7 @@ class Fault:
     """What happened to a process, for the record.
 
     Args:
-        event: lost, raised, back, cleared, given up, or stale reply.
+        event: lost, raised, moved, back, cleared, given up, stale reply, or storage away.
         process: its name.
         node: where it ran, or runs; "" where that is not known.
         why: in words.
@@ -85,6 +82,7 @@ class Recovery:
         note: writes a fault down.
         say: prints a line.
         identified: called when processes have other ids than before.
+        storage: directory of the run.
     """
 
     def __init__(
@@ -98,17 +96,25 @@ class Recovery:
         note: Callable[[Fault], None],
         say: Callable[[str], None],
         identified: Callable[[], None],
+        storage: Path,
     ) -> None:
+        self.storage = storage
         self.faults, self.places, self.roles, self.wait = faults, places, roles, wait
         self.load_learner, self.separate, self.note, self.say, self.identified = load_learner, separate, note, say, identified
         self.engines = roles.rollout if isinstance(roles.rollout, FixedPool) else None
-        """None where the pool itself replaces its engines (``actors.pool``)."""
-        mine = [each for each in roles.processes if self.engines is not None or role_of(each.identity.name) != "rollout"]
+        self.pool = roles.rollout if isinstance(roles.rollout, ElasticPool) else None
+        """It replaces its engines by itself (``actors.pool``), and is replaced with all of them."""
+        others = [each for each in roles.processes if self.engines is not None or role_of(each.identity.name) != "rollout"]
+        mine = others if self.pool is None else [*others, self.pool.process]
         self.processes = {process.identity.name: process for process in mine}
         self.health = {name: Health(name) for name in self.processes}
         self.budget = Budget(faults, time.monotonic)
         self.away: dict[str, _Absence] = {}
+        self.unfit: dict[str, tuple[int, Any]] = {}
+        """Engines whose weights were lost on the way: incarnation, and which weights those were."""
         self.num_losses, self.num_stale = 0, 0
+        self.spares: dict[str, tuple[Any, Any]] = {}
+        """Processes that may take over where a node is about to go, with references of their identities."""
         self.save_soon = False
         self._warned: set[str] = set()
         self.pulse = Pulse(self.processes)
@@ -133,17 +139,25 @@ class Recovery:
             except RoleLost as lost:
                 if lost.who not in self.processes:
                     raise
-                self.say(f"  goes on from the last checkpoint, since {lost.who} was lost")
+                self.say(f"  goes on from the last checkpoint: {lost.who} {lost.how}")
             except RoleFailed as failure:
                 self._do_once_more(failure)
+            except OSError as error:
+                if not is_away(error, self.storage):
+                    raise
+                self._wait_for_storage(error)
 
     def look(self) -> None:
         """Look after those that are away, and whether the others live; called again and again while the driver waits.
 
         Raises:
-            RoleLost: if a process is not there again in time.
+            RoleLost: if a process is not there again in time, or another one takes over from it.
         """
         self.pulse.look(self.wait.starting)
+        self._refit_the_unfit()
+        for name in self._spares_that_are_up():
+            if role_of(name) != "learner":  # that one moves when it is saved
+                raise self._moves(name)
         for name in sorted(self.wait.starting):
             absence = self.away[name]
             absence.room.look(waiting=True)
@@ -162,26 +176,42 @@ class Recovery:
         if name not in self.processes:
             raise lost
         process = self.processes[name]
-        if lost.actor is not None and lost.actor != _id(process):
+        if lost.actor != _id(process):
             return  # another one has its place already
         if name in self.wait.starting and time.monotonic() - self.away[name].began > self.faults.restart_s:
             self._give_up(process, lost)
             return
         if lost.how == "unreachable" and self._answers_again(process, lost):
             return
+        if lost.how == "moved":
+            self._note("moved", process, lost.why, {})
+            self.say(f"  {name} moves: {lost.why}")
+        else:
+            self._count(process, lost)
+        group = self._group(name)
+        self._replace(group)
+        if any(role_of(member) == "learner" for member in group):
+            raise lost
+
+    def _count(self, process: Process, lost: RoleLost) -> None:
+        """Tell of a loss.
+
+        Raises:
+            GivenUp: if it is one too many.
+        """
+        name = process.identity.name
         silent = self.pulse.silent_s(name)
         self.num_losses += 1
         values = {"faults/losses": float(self.num_losses), "faults/detection_seconds": silent}
         self._note("lost", process, f"{lost.how}: {lost.why}", values)
         self.say(f"  [yellow]lost[/] {name}: {lost.how}, {silent:.1f} s after its last sign of life ({lost.why})")
         self._spend(name, "infrastructure", lost)
-        group = self._group(name)
-        self._replace(group)
-        if any(role_of(member) == "learner" for member in group):
-            raise lost
 
     def warned(self, nodes: Collection[str]) -> None:
-        """Nodes are about to go: their engines get no new work while others serve, and the learner is saved at its next step.
+        """Nodes are about to go: others are asked for in the places of their processes, and take over when they are up.
+
+        Meanwhile engines there get no new work while others serve, and the learner is saved after its step. Ranks that share a
+        model do not move; they are replaced when their node is gone.
 
         Args:
             nodes: Ray's ids; those of before that are not among them stay after all, or are gone.
@@ -192,11 +222,52 @@ class Recovery:
         learners = {name for name in there if role_of(name) == "learner"}
         self.save_soon = self.save_soon or bool(learners - self._warned)
         self._warned = learners
+        for name in self.spares.keys() - there:
+            self.places.release(self.spares.pop(name)[0])
+        for name in sorted(there - self.spares.keys() - {NAME}):
+            if self.health[name].state is State.HEALTHY and self._group(name) == [name]:
+                spare = self.places.spare(name, self.health[name].incarnation + 1)
+                self.spares[name] = (spare, spare.identity.remote())
+
+    def _spares_that_are_up(self) -> list[str]:
+        up = [name for name, (_, identity) in self.spares.items() if ray.wait([identity], timeout=0)[0]]
+        return [name for name in up if self.health[name].state is State.HEALTHY]
+
+    def _moves(self, name: str) -> RoleLost:
+        process = self.processes[name]
+        words = f"node {process.identity.node[:8]} is about to go"
+        return RoleLost(f"{name}: {words}", name, "", "moved", words, _id(process))
 
     def saving_is_due(self) -> bool:
-        """True once after the learner's node was said to go: what it holds should be saved."""
+        """Whether what the learner holds should be saved now: its node was just said to go, or another one can take over."""
         due, self.save_soon = self.save_soon, False
-        return due
+        return due or any(role_of(name) == "learner" for name in self._spares_that_are_up())
+
+    def move_learner(self) -> None:
+        """What the learner holds is saved: the moment to go on in another process, if one is there for it.
+
+        Raises:
+            RoleLost: then the round goes on from what was saved.
+        """
+        for name in self._spares_that_are_up():
+            if role_of(name) == "learner":
+                self.wait.lose(self._moves(name))
+
+    def _wait_for_storage(self, error: OSError) -> None:
+        """Nothing can be saved or read meanwhile; what was being written when it went is written again.
+
+        Raises:
+            OSError: if it stays away.
+            GivenUp: if it is away too often.
+        """
+        limit_s = self.faults.storage_s
+        self.say(f"  [yellow]storage[/] {self.storage} does not answer ({error}); waiting up to {limit_s:g} s for it")
+        took = until_there(self.storage, limit_s, obey_termination)
+        why = f"{error.strerror}: away for {took:.1f} s"
+        self.note(Fault("storage away", "storage", "", why, {"faults/recovery_seconds": took}))
+        self.say(f"  storage is there again after {took:.1f} s; the round goes on from what is recorded")
+        if not self.budget.spend("storage", "infrastructure"):
+            raise GivenUp(f"the storage was away more than {self.faults.infrastructure} times within {self.faults.window_s:g} s")
 
     def _do_once_more(self, failure: RoleFailed) -> None:
         """A role raised an error: another process does its work once more."""
@@ -236,17 +307,35 @@ class Recovery:
             if health.state is not State.DEAD:
                 health.move(State.DEAD)
             health.move(State.RESTARTING)
-            self.places.respawn(process, health.incarnation)
+            self._put(process, health.incarnation)
             began = self.away[name].began if name in self.away else time.monotonic()
-            self.away[name] = _Absence(began, self.places.room(name), identity=process.actor.identity.remote())
+            room = self.places.room(PLACE_OF_THE_POOL if name == NAME else name)
+            self.away[name] = _Absence(began, room, identity=process.actor.identity.remote())
             self.wait.starting.add(name)
             self._watch(RESTART, process, self.away[name].identity, partial(self._up, name, health.incarnation))
             self._keep_vigil(process)
         for role in sorted({role_of(name) for name in names}):
             self._refit(role, [name for name in names if role_of(name) == role])
 
+    def _put(self, process: Process, incarnation: int) -> None:
+        """Another process in a place: a spare one that is up, else one that is asked for now."""
+        name = process.identity.name
+        if name in self.spares:
+            spare, identity = self.spares.pop(name)
+            if ray.wait([identity], timeout=0)[0]:
+                self.places.take_over(process, spare, incarnation)
+                return
+            self.places.release(spare)
+        if self.pool is not None and name == NAME:
+            self.pool.respawn(self.places, incarnation)
+        else:
+            self.places.respawn(process, incarnation)
+
     def _refit(self, role: str, names: Collection[str]) -> None:
         """Give processes that are about to come what they must hold. Their calls keep their order, so work may follow at once."""
+        if self.pool is not None and role == "rollout":
+            self._fitted(self.pool.process, self.pool.refit())
+            return
         if role == "rollout":
             for name in names:
                 self._refit_engine(name)
@@ -273,12 +362,20 @@ class Recovery:
                 self._healthy(name, incarnation)
 
         def failed(failure: RoleFailed) -> None:
-            if version != engines.version:
-                self._refit_engine(name)
-            else:  # whoever laid the weights out is gone: the next ones come when he is there again
-                self.say(f"  [yellow]note[/] {name} waits for weights: {failure}")
+            """Whoever laid the weights out is gone: the next ones come when he is there again."""
+            self.say(f"  [yellow]note[/] {name} waits for weights: {failure}")
+            self.unfit[name] = (incarnation, engines.weights)
 
         self._watch(RESTART, process, process.actor.identity.remote() if ref is None else ref, loaded, failed)
+
+    def _refit_the_unfit(self) -> None:
+        """Engines that could not be given the weights of their time are given the next ones."""
+        for name, (incarnation, weights) in list(self.unfit.items()):
+            if not self.health[name].admits(incarnation):
+                del self.unfit[name]
+            elif self.engines is not None and self.engines.weights is not weights:
+                del self.unfit[name]
+                self._refit_engine(name)
 
     def _fitted(self, process: Process, ref: Any) -> None:
         name = process.identity.name

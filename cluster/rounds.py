@@ -143,6 +143,7 @@ class Theme:
 
         Raises:
             Stopped: when all is saved.
+            RoleLost: if the learner moves to another node, where it goes on from what was saved.
         """
         every, total, stopping = self.config.rounds.checkpoint_every, self.config.policy.steps_per_round, stop_asked()
         if stopping or self.recover.saving_is_due() or (every is not None and steps % every == 0 and steps < total):
@@ -153,6 +154,7 @@ class Theme:
                 self.config.rounds.keep_checkpoints,
             )
             self.directory.keep_draft()
+            self.recover.move_learner()
         if stopping:
             end(f"round {index + 1} is saved after step {steps} of {total}; the same command continues there")
 

@@ -225,7 +225,8 @@ def play(
             metrics.fault(wait.round, wait.step, fault.process, words, fault.values)
 
         separate = weight_transfer(config) == "store"
-        recover = Recovery(config.faults, stage, roles, wait, load_learner, separate, note, console.say, identified)
+        told = (note, console.say, identified)
+        recover = Recovery(config.faults, stage, roles, wait, load_learner, separate, *told, directory.path)
         notices = Notices(lambda: [process.identity for process in roles.processes], console.say, recover.warned)
 
         def look() -> None:

@@ -128,13 +128,13 @@ class Stage:
         order = self.orders[f"{role}-{rank}"] = _Order(actor_class, role, rank, bundle_of, arguments)
         return self._carry_out(order, 1)
 
-    def _carry_out(self, order: _Order, incarnation: int) -> Any:
+    def _carry_out(self, order: _Order, incarnation: int, spare: bool = False) -> Any:
         seat = self.seats[f"{order.bundle_of}-{order.rank}"]
-        place = {
-            "num_gpus": seat.num_gpus,
-            "scheduling_strategy": PlacementGroupSchedulingStrategy(self.group, placement_group_bundle_index=seat.bundle),
-        }
+        inside = PlacementGroupSchedulingStrategy(self.group, placement_group_bundle_index=seat.bundle)
+        place = {"num_gpus": seat.num_gpus} | (self._anywhere(seat.bundle) if spare else {"scheduling_strategy": inside})
         options, setup = self._order(order.role, order.rank, order.bundle_of, incarnation)
+        if spare:
+            options["name"] += ".spare"
         actor = order.actor_class.options(**options, **place).remote(setup, *order.arguments)
         self.actors.append(actor)
         return actor
@@ -151,6 +151,32 @@ class Stage:
         self.release(process.actor)
         process.actor = self._carry_out(self.orders[process.identity.name], incarnation)
         process.identity = Identity(process.identity.name, 0, "", incarnation)
+
+    def spare(self, name: str, incarnation: int) -> Any:
+        """Ask for a process that may take over a place, outside of the group: its bundle stays on its node until that has gone.
+
+        Args:
+            name: of the place.
+            incarnation: of the process, if it takes over.
+        """
+        return self._carry_out(self.orders[name], incarnation, spare=True)
+
+    def take_over(self, process: Process, spare: Any, incarnation: int) -> None:
+        """Put a spare process in the place of one, which is ended.
+
+        Args:
+            process: whose actor is replaced.
+            spare: that takes over.
+            incarnation: of it.
+        """
+        self.release(process.actor)
+        process.actor, process.identity = spare, Identity(process.identity.name, 0, "", incarnation)
+
+    def _anywhere(self, bundle: int) -> dict[str, Any]:
+        """How Ray is told to put an actor wherever there is room of the kind of a bundle."""
+        labels, asked = self.selectors[bundle], self.asked[bundle]
+        marks = {key: amount for key, amount in asked.items() if key not in ("CPU", "GPU")}
+        return ({"label_selector": labels} if labels else {}) | ({"resources": marks} if marks else {})
 
     def room(self, name: str) -> Room:
         """A wait for room for one process."""
@@ -261,7 +287,6 @@ class Stage:
         bundles = [*range(len(self.bundles)), *more]
         request = Request(tuple(self.asked[i] for i in bundles), tuple(self.selectors[i] for i in bundles))
         pool = elastic_pool(config, seats, of["rollout"], request, self.logs, self.say)
-        self.actors.append(pool.actor)
         self.closing.append(pool.close)
         return pool, PhaseRota(pool)
 
@@ -274,9 +299,7 @@ class Stage:
         inside = PlacementGroupSchedulingStrategy(self.group, placement_group_bundle_index=seat.bundle)
         place: dict[str, Any] = {"scheduling_strategy": inside}
         if extra:
-            labels, asked = self.selectors[seat.bundle], self.asked[seat.bundle]
-            marks = {key: amount for key, amount in asked.items() if key not in ("CPU", "GPU")}
-            place = ({"label_selector": labels} if labels else {}) | ({"resources": marks} if marks else {})
+            place = self._anywhere(seat.bundle)
         return Seat(setup.name, extra, name, RolloutEngine, {**options, "num_gpus": seat.num_gpus, **place}, (setup, *engine))
 
     def _trainers(

@@ -16,8 +16,9 @@ from ray.exceptions import ActorUnavailableError, OutOfDiskError, RayActorError,
 
 from actors.process import Progress
 from cluster.console import Bar, Console
-from cluster.failures import Place, RoleFailed, RoleLost, lost_with
-from cluster.parts import Again, Fence, Part, moved, parts_of
+from cluster.failures import How, Place, RoleFailed, RoleLost, lost_with
+from cluster.parts import Again, Fence, Part, asked_of, moved, parts_of
+from cluster.patience import AWAY, errno_of
 from cluster.signals import obey_termination
 from evaluation.timeline import DRIVER, Span
 from tokens.errors import UserError
@@ -35,10 +36,8 @@ DEATH_S = 5.0
 
 
 def no_space(error: BaseException) -> bool:
-    """True if an error of a role means that the disk, or one's share of it, is full; safetensors has the number in words only."""
-    if isinstance(error, OSError):
-        return error.errno in (errno.ENOSPC, errno.EDQUOT)
-    return any(f"(os error {number})" in str(error) for number in (errno.ENOSPC, errno.EDQUOT))
+    """True if an error of a role means that the disk, or one's share of it, is full."""
+    return errno_of(error) in (errno.ENOSPC, errno.EDQUOT)
 
 
 class Room:
@@ -261,9 +260,9 @@ class Waiter:
             if len(answers) > num_before or queued or starting or said != before:
                 moved_at = time.perf_counter()
             if waiting and time.perf_counter() - moved_at > self.deadline_s:
-                late = next(part for part in waiting.values() if part.name not in self.starting)
+                ref, late = next(each for each in waiting.items() if each[1].name not in self.starting)
                 what = f"no progress for {self.deadline_s:g} s (resources.deadline_s)"
-                self._ask_others(self._place(late).loss("hung", what), waiting)
+                self._ask_others(self._place(late).loss("hung", asked_of(ref), what), waiting)
                 moved_at = time.perf_counter()
             if bar:
                 bar.show(said)
@@ -294,18 +293,29 @@ class Waiter:
         else:
             part.pending.on_answer(answer)
 
+    def lose(self, lost: RoleLost) -> None:
+        """Give a process up while nobody waits for it.
+
+        Raises:
+            RoleLost: if what it held cannot be given to another.
+        """
+        self._ask_others(lost, {})
+
     def _ask_others(self, lost: RoleLost, waiting: dict[Any, Part]) -> None:
         """Have a lost process replaced, and ask again for all that it had.
 
         Raises:
             RoleLost: if it is not replaced, or something of that must begin anew.
         """
-        had = {ref: part for parts in (waiting, self._watched) for ref, part in parts.items() if part.name == lost.who}
-        self.make_good(lost)
-        left = [*moved(waiting, lost.who), *moved(self._watched, lost.who)]
-        for ref in had:
-            self._watched.pop(ref, None)
-        self.fence.put([*had, *left], lost.who)
+        had = {ref: part for parts in (waiting, self._watched) for ref, part in parts.items() if asked_of(ref) == lost.actor}
+        left: list[Any] = []
+        try:
+            self.make_good(lost)
+            left += [*moved(waiting, lost.who, lost.actor), *moved(self._watched, lost.who, lost.actor)]
+        finally:
+            for ref in had:
+                self._watched.pop(ref, None)
+            self.fence.put([*had, *left], lost.who)
         if any(not part.pending.news for ref, part in had.items() if ref not in left):
             raise lost
 
@@ -349,6 +359,8 @@ class Waiter:
                 raise UserError(str(cause)) from error
             if no_space(cause):
                 raise OSError(errno.ENOSPC, str(cause)) from error
+            if (number := errno_of(cause)) in AWAY:
+                raise OSError(number, f"{part.name}: {cause}") from error
             if isinstance(cause, BadNumber):  # all ranks of a role find it together, and none of them waits for another
                 raise self._place(part).bad_number(cause, error) from error
             self._blame_the_dead(ref, part, lost_with(cause))
@@ -356,12 +368,13 @@ class Waiter:
         except OutOfDiskError as error:
             raise OSError(errno.ENOSPC, str(error)) from error
         except RayError as error:
-            raise self._loss(part, error) from error
+            raise self._loss(ref, part, error) from error
 
-    def _loss(self, part: Part, error: RayError) -> RoleFailed:
+    def _loss(self, ref: Any, part: Part, error: RayError) -> RoleFailed:
         if not lost_with(error):
             return self._place(part).failure("", error)
-        return self._place(part).loss("unreachable" if isinstance(error, ActorUnavailableError) else "died", "", error)
+        how: How = "unreachable" if isinstance(error, ActorUnavailableError) else "died"
+        return self._place(part).loss(how, asked_of(ref), "", error)
 
     def _blame_the_dead(self, failed: Any, part: Part, certain: bool) -> None:
         """Fail in the name of another process that has died: the one that raised may only have waited for it.
@@ -383,7 +396,7 @@ class Waiter:
             except RayTaskError:
                 continue
             except RayError as error:  # an actor's or a task's process, or the machine under it
-                raise self._loss((others | vigils)[ref], error) from error
+                raise self._loss(ref, (others | vigils)[ref], error) from error
 
     def _place(self, part: Part) -> Place:
         """Where a process is, and what it does for which part of the run."""

@@ -22,6 +22,10 @@ class JsonNode:
             raise UserError(f"{self._where} has no key {key!r}; it has {', '.join(map(repr, self._raw)) or 'none'}")
         return self._raw[key]
 
+    def has(self, key: str) -> bool:
+        """Whether a key is there, which older files need not have."""
+        return key in self._raw
+
     def optional(self, key: str) -> float | None:
         """A finite number, or null."""
         value = self.value(key)

@@ -127,7 +127,7 @@ def _strength_page(run: StrengthRun) -> str:
         meta=(),
         meta_words="",
         groups=pick_examples(run),
-        figures=_drawn(run.directory, (*strength_plots(run), *study_plots(run.studies))),
+        figures=draw_figures(run.directory, (*strength_plots(run), *study_plots(run.studies))),
         absent=absent_of_strength(run),
         longest=LONGEST_TEXT,
         config=run.config,
@@ -203,7 +203,7 @@ def _reward_page(run: RewardRun) -> str:
         meta=meta_tiles(run.fit),
         meta_words=META_WORDS,
         groups=(),
-        figures=_drawn(run.directory, reward_plots(run)),
+        figures=draw_figures(run.directory, reward_plots(run)),
         absent=absent_of_reward(run),
         longest=LONGEST_TEXT,
         config=run.config,
@@ -235,8 +235,20 @@ def _declines(run: RewardRun) -> tuple[Finding, ...]:
     return (Finding("warn", f"The accuracy fell from its best: {'; '.join(falls)}. {why}"),)
 
 
-def _drawn(directory: Path, plots: Sequence[Plot]) -> tuple[Figure, ...]:
-    """Draw every figure; the PNG files are written on the way."""
+def draw_figures(directory: Path, plots: Sequence[Plot]) -> tuple[Figure, ...]:
+    """Draw every figure; the PNG files are written on the way.
+
+    Source: none needed.
+
+    Args:
+        directory: whose figures/ the files go to; made if needed.
+        plots: to be drawn.
+
+    Returns:
+        The figures, for the page.
+
+    Padding contract: there is none.
+    """
     folder = directory / "figures"
     folder.mkdir(exist_ok=True)
     drawn = []

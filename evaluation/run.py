@@ -62,6 +62,8 @@ class Round:
     reward: RewardFit
     evaluation: Evaluation
     dropped: str  # JSON
+    bad_steps: Mapping[str, float]
+    """PPO steps whose numbers went wrong, by what was done about them; empty in a ledger from before there were such."""
 
 
 @dataclass(frozen=True)
@@ -232,6 +234,7 @@ def _round(node: JsonNode) -> Round:
         ),
         evaluation=_evaluation(node.child("evaluation")),
         dropped=json.dumps(node.value("dropped"), indent=2, ensure_ascii=False, sort_keys=True),
+        bad_steps=node.child("guards").numbers() if node.has("guards") else {},
     )
 
 

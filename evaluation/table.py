@@ -108,6 +108,11 @@ def _outcome(e: Evaluation) -> str:
     return NOTHING if e.win is None else f"{_share(e.win)} / {_share(e.tie)} / {_share(e.lose)}"
 
 
+def _bad_steps(r: Round) -> str:
+    found = [f"{count:.0f} {action.replace('_', ' ')}" for action, count in r.bad_steps.items() if count]
+    return ", ".join(found) or NOTHING
+
+
 _COLUMNS = (
     _Column("", "SFT is the start"),
     _Column("win / tie / lose", "Share of held-out prompts, against SFT", of_round=lambda r: _outcome(r.evaluation)),
@@ -125,6 +130,11 @@ _COLUMNS = (
     _Column("ended", "Share of responses that end by themselves", lambda e: _share(e.finished)),
     _Column(
         "RM acc.", "Accuracy of the reward model on validation pairs", of_round=lambda r: _share(r.reward.validation_accuracy)
+    ),
+    _Column(
+        "bad steps",
+        "PPO steps whose numbers went wrong: left out, undone, or sampled again by engines that got the weights again",
+        of_round=_bad_steps,
     ),
     _Column("seconds", "All phases of the round", of_round=lambda r: _seconds(sum(r.seconds.values()))),
 )

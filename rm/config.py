@@ -9,7 +9,7 @@ from tokens.paths import PathText
 from tokens.section import Section
 from tokens.shape import ModelShape
 
-Pooling = Literal["last", "eos", "mean", "max"]
+Pooling = Literal["last", "before_last", "eos", "mean", "max"]
 Aggregate = Literal["primary", "mean", "worst", "mean_minus_std"]
 Order = Literal[1, 2]
 Direction = Literal["ascent", "descent", "random"]
@@ -55,8 +55,8 @@ class RewardConfig(Section):
     shape: ModelShape | None = None
     """What `plan` counts while the directory ``base`` is not there; null = the policy's shape."""
     pooling: Pooling = "last"
-    """Hidden state the score is read from: the last token's (Hugging Face's own), the response's first EOS's, or the mean or the
-    elementwise maximum over the response's tokens."""
+    """Hidden state the score is read from: the last token's (Hugging Face's own), that of the token before it, the first EOS's
+    of the response, or the mean or the elementwise maximum over the response's tokens."""
     lora: LoraConfig = LoraConfig()
     contrastive: ContrastiveConfig = ContrastiveConfig()
     dropout: float = Field(0.0, ge=0, lt=1)

@@ -140,6 +140,56 @@ def load_adapter(model: RewardModel, path: str | Path, name: str = DEFAULT) -> N
     Raises:
         UserError: if there is no adapter, or it belongs to another backbone.
     """
+    weights, scale = read_adapter(model, path)
+    if model.adapters is None or name not in model.adapters.configs:
+        add_lora(model, LoraConfig(rank=scale.rank, alpha=scale.alpha, dropout=scale.dropout), name=name)
+    use_adapter(model, name)
+    own = _adapter_weights(model)
+    differing = sorted(
+        key for key in {*own, *weights} if key not in own or key not in weights or own[key].shape != weights[key].shape
+    )
+    if differing:
+        raise UserError(
+            f"the adapter in {path} does not fit this model: {', '.join(differing[:3])} differ. Is it of another rank?"
+        )
+    with torch.no_grad():
+        for key, parameter in own.items():
+            parameter.copy_(weights[key])
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How an adapter was trained.
+
+    Args:
+        rank: r.
+        alpha: scale of B A is alpha / r.
+        dropout: in front of it.
+    """
+
+    rank: int
+    alpha: float
+    dropout: float
+
+    @property
+    def factor(self) -> float:
+        """alpha / r."""
+        return self.alpha / self.rank
+
+
+def read_adapter(model: RewardModel, path: str | Path) -> tuple[dict[str, Tensor], Scale]:
+    """A saved adapter's weights and its head's, by their names in the classifier; the model is not changed.
+
+    Args:
+        model: on the backbone that the adapter was trained on.
+        path: as written by ``save_adapter``.
+
+    Returns:
+        The weights, on the CPU, and the adapter's scale.
+
+    Raises:
+        UserError: if there is no adapter, or it belongs to another backbone.
+    """
     from peft import LoraConfig as PeftConfig
 
     folder = Path(path)
@@ -158,20 +208,7 @@ def load_adapter(model: RewardModel, path: str | Path, name: str = DEFAULT) -> N
             f"the adapter in {path} was trained on another backbone than this {type(model.model).__name__}: expected the "
             "weights that it was trained on. Load those first."
         )
-    if model.adapters is None or name not in model.adapters.configs:
-        add_lora(model, LoraConfig(rank=settings.r, alpha=settings.lora_alpha, dropout=settings.lora_dropout), name=name)
-    use_adapter(model, name)
-    own = _adapter_weights(model)
-    differing = sorted(
-        key for key in {*own, *weights} if key not in own or key not in weights or own[key].shape != weights[key].shape
-    )
-    if differing:
-        raise UserError(
-            f"the adapter in {path} does not fit this model: {', '.join(differing[:3])} differ. Is it of another rank?"
-        )
-    with torch.no_grad():
-        for key, parameter in own.items():
-            parameter.copy_(weights[key])
+    return weights, Scale(settings.r, settings.lora_alpha, settings.lora_dropout)
 
 
 def _head(model: PreTrainedModel) -> dict[str, nn.Parameter]:

@@ -35,7 +35,7 @@ class RewardModel(nn.Module):
     The wrapped model is an ordinary ``AutoModelForSequenceClassification`` with one label, and so is the saved directory. On a
     decoder (a bias-free head on the hidden states) the features are a pooled hidden state, see ``rm.pooling``. The pooling is
     stored in the config as ``rondo_pooling``; other software (Hugging Face, TRL, vLLM) ignores that key and always reads the last
-    token that is not padding, so a directory with pooling "eos", "mean" or "max" scores differently there, and "last" equally.
+    token that is not padding, so a directory with another pooling scores differently there, and "last" equally.
     An encoder brings a classification module of its own (BERT's pooler, RoBERTa's dense layer, ...): its features are what feeds
     that module's last linear layer, and its pooling is "last", which means Hugging Face's own; other poolings are refused.
 
@@ -190,7 +190,7 @@ class RewardModel(nn.Module):
             Scores [B] float32 (float64 for a float64 model), or (scores, features [B, H]).
 
         Raises:
-            ValueError: if a sequence has no response token, except with pooling "last".
+            ValueError: if a sequence has no response token, except with pooling "last" or "before_last".
             UserError: for a packed batch, if this model's sequences would see each other.
 
         Padding contract: equal for a batch with more padding on either side; equal for the same sequences packed.
@@ -212,6 +212,27 @@ class RewardModel(nn.Module):
         Padding contract: as ``forward``.
         """
         return cast(Tensor, self(batch, both=True)[1])  # through __call__, by which FSDP2 gathers the weights
+
+    def states(self, batch: SequenceBatch) -> tuple[Tensor, Tensor, SequenceBatch]:
+        """Scores and the hidden states that they were read from, of one forward pass.
+
+        Args:
+            batch: B padded sequences.
+
+        Returns:
+            Scores [B], hidden states [B, T, H], and the batch that they belong to, its padding on the right.
+
+        Raises:
+            UserError: for a model that pools by a module of its own: its hidden states are not what it scores.
+
+        Padding contract: as ``forward``.
+        """
+        if not self.pooled_here:
+            raise UserError(f"{type(self.model).__name__} pools by a module of its own: a decoder is needed here")
+        batch = left_aligned(batch)
+        hidden = self._hidden(batch.input_ids, batch.attention_mask.long(), None)
+        features = pool(hidden, batch, self.pooling, self.eos_ids)
+        return self.score(features.to(torch.promote_types(features.dtype, torch.float32))), hidden, batch
 
     def score(self, features: Tensor) -> Tensor:
         """score = w . features + b, in float32 also where the backbone computes in bfloat16.

@@ -6,8 +6,8 @@ Two habits share the word "last" and mean different tokens (the off-by-one trap)
     here, HF, TRL               last            "last" = the last token that is not padding; EOS where the response ended
     DSP             last(w3)    eos(EOS)        its "last" = the token before EOS, its "eos" = the last token that is not padding
 
-So DSP's "eos" is our "last", and DSP's "last" is offered by nobody else. Our "eos" is the response's *first* EOS, which differs
-from "last" where text follows it.
+So DSP's "eos" is our "last", and DSP's "last", offered by nobody else, is our "before_last". Our "eos" is the response's *first*
+EOS, which differs from "last" where text follows it.
 
 Letters: B sequences, T positions, H hidden size.
 """
@@ -28,6 +28,7 @@ def pool(hidden: Tensor, batch: SequenceBatch, pooling: Pooling, eos_ids: Sequen
     """One hidden state per sequence.
 
         last: h at the last attended token
+        before_last: h at the token before that one (before EOS, where the response ended); at the only token where there is one
         eos:  h at the first EOS of the response; at the response's last token where it has none
         mean: sum of h over the response's tokens / their number
         max:  elementwise maximum of h over the response's tokens (padding counts as -inf, not as 0)
@@ -37,19 +38,22 @@ def pool(hidden: Tensor, batch: SequenceBatch, pooling: Pooling, eos_ids: Sequen
     Args:
         hidden: [B, T, H] float, the backbone's last hidden states.
         batch: the B sequences they belong to.
-        pooling: one of the four.
+        pooling: one of the five.
         eos_ids: ids that end a response; read by "eos" only.
 
     Returns:
         [B, H], dtype of ``hidden``; a mean at least float32.
 
     Raises:
-        ValueError: if a sequence has no response token, except with "last".
+        ValueError: if a sequence has no response token, except with "last" and "before_last".
 
     Padding contract: equal for a batch with more padding on either side, gradients too.
     """
     if pooling == "last":
         return _at(hidden, _last(batch.attention_mask))
+    if pooling == "before_last":
+        length = batch.attention_mask.sum(-1)
+        return _at(hidden, _last(batch.attention_mask) - (length > 1).long())
     counts = batch.response_mask.sum(-1)  # [B]
     if bool((counts == 0).any()):
         raise ValueError(f"{pooling} pooling: sequence {int((counts == 0).nonzero()[0])} of the batch has no response token")

@@ -17,6 +17,7 @@ import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from benchmarks.faults import calls, disks, drivers, hangs, machines, memory, monkey, numbers, roles
@@ -82,7 +83,7 @@ def play(options: argparse.Namespace, storage: Path) -> list[str]:
             continue
         with bench(storage, record, group.pools, numbers.variables(orders)) as where:
             for name, cells in asked.items():
-                failed += guarded(f"{name} ({', '.join(cells)})", lambda n=name, c=cells: group.scenarios[n](where, c))  # type: ignore[misc]
+                failed += guarded(f"{name} ({', '.join(cells)})", partial(group.scenarios[name], where, cells))
     if options.kills:
         from benchmarks.faults.writes import writes
 
@@ -90,7 +91,7 @@ def play(options: argparse.Namespace, storage: Path) -> list[str]:
     if options.seeds or options.goodput:
         with bench(storage, record, monkey.POOLS, {}) as where:
             for process in options.goodput:
-                failed += guarded(f"goodput ({process})", lambda p=process: monkey.goodput(where, p))  # type: ignore[misc]
+                failed += guarded(f"goodput ({process})", partial(monkey.goodput, where, process))
             failed += guarded("monkey", lambda: monkey.monkey(where, options.seeds))
     return failed
 

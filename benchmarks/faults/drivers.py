@@ -15,8 +15,7 @@ from benchmarks.faults.invariants import Held
 from benchmarks.faults.play import Late, Run
 
 CELLS = ("F5", "F11", "F15", "F26", "F27", "F42", "F43", "F44", "F45", "F46", "F47", "F54", "F55")
-REFUSED = 2
-TERMINATED = 143
+REFUSED, TERMINATED, STOPS_S = 2, 143, 10.0
 
 
 @dataclass(frozen=True)
@@ -45,6 +44,16 @@ def newest(draft: Path, pattern: str) -> Path:
     return sorted(draft.glob(pattern))[-1]
 
 
+def flip_rollouts(draft: Path) -> None:
+    """One bit of the rollouts that were recorded last."""
+    flip(newest(draft, "steps/*.parquet"))
+
+
+def cut_checkpoint(draft: Path) -> None:
+    """The second half of the last checkpoint's optimizer moments."""
+    truncate(newest(draft, "after_*/learner.safetensors"))
+
+
 def tear(draft: Path) -> None:
     """Half a line at the end of the journal, as a kill leaves it."""
     with (draft / "journal.jsonl").open("a") as file:
@@ -63,19 +72,21 @@ def other_rollouts(draft: Path) -> None:
     swap(last[0], last[1])
 
 
+NOT_WRITTEN = "is not what was written"
 DOWNS: Sequence[Down] = (
     Down(0, "begun"),
     Down(0, "shifted", ("F5", "F11")),
     Down(0, "reward"),
-    Down(0, "rollouts 0", ("F11", "F42"), lambda draft: flip(newest(draft, "steps/*.parquet")), "is not what was written"),
+    Down(0, "rollouts 0", ("F11", "F42"), flip_rollouts, NOT_WRITTEN),
     Down(0, "scores 1"),
     Down(0, "step 2", ("F11", "F46"), tear, "cut short"),
-    Down(0, "checkpoint 4", ("F11", "F44"), lambda draft: truncate(newest(draft, "after_*/learner.safetensors")), "older state"),
-    Down(0, "trained", ("F15", "F11")),
-    Down(1, "reward", ("F11", "F26"), other_reward, "is not what was written"),
-    Down(1, "rollouts 3", ("F11", "F27"), other_rollouts, "is not what was written"),
+    Down(0, "checkpoint 4", ("F11", "F44"), cut_checkpoint, "older state"),
+    Down(0, "trained", ("F11",)),
+    Down(0, "evaluation.parquet", ("F15", "F11")),
+    Down(1, "reward", ("F11", "F26"), other_reward, NOT_WRITTEN),
+    Down(1, "rollouts 3", ("F11", "F27"), other_rollouts, NOT_WRITTEN),
     Down(1, "step 4", ("F55",), number=signal.SIGTERM),
-    Down(1, "evaluation", ("F11",)),
+    Down(1, "evaluation"),
 )
 """In the order of the run; each needs one start."""
 
@@ -113,61 +124,103 @@ REFUSALS: Sequence[Refusal] = (
 """Played once the first round is committed and the second one under way."""
 
 
-def drivers(bench: Bench) -> None:
-    """Play all deaths of the driver, one after another, on one run."""
-    baseline, before = bench.baseline(), shm()
-    name, cold, said, ran = bench.fresh("drivers"), None, list[str](), list[tuple[Down, float, float | None, str]]()
-    expect: Down | None = None
-    for number, down in enumerate((*DOWNS, None)):
-        if number == len(DOWNS) - 1:
-            for refusal in REFUSALS:
-                refused(bench, name, refusal)
+@dataclass(frozen=True)
+class Taken:
+    """How a driver took the run up.
+
+    Args:
+        after: what the one before it died of; None for the first.
+        went_on_s: from the command until a round went on.
+        told_s: from the command until it said what was damaged; None where it did not.
+        lost: what it did again.
+    """
+
+    after: Down | None
+    went_on_s: float
+    told_s: float | None
+    lost: str
+
+
+def drivers(bench: Bench, wanted: Sequence[str] = CELLS, downs: Sequence[Down] = DOWNS) -> None:
+    """Play the deaths of the driver, one after another, on one run.
+
+    Args:
+        bench: where.
+        wanted: cells to play.
+        downs: the deaths.
+    """
+    baseline, before, name = bench.baseline(), shm(), bench.fresh("drivers")
+    mine = [down for down in downs if set(down.cells) & set(wanted)]
+    taken, dead = list[Taken](), None
+    for number, down in enumerate(mine):
         with bench.run(name) as run:
-            went_on = run.until(
-                lambda run=run: len(run.spans()) > 0 and any(s["round"] is not None for s in run.spans()), 300, "goes on"
-            )
-            cold = went_on - run.began if cold is None else cold
-            if expect is not None:
-                told = run.when(expect.says) if expect.says else None
-                if expect.says and told is None:
-                    said.append(expect.says)
-                ran.append((expect, went_on - run.began, None if told is None else told - run.began, lost(run)))
-            if number == 1:
+            taken.append(take_up(run, dead))
+            if number == 1 and "F54" in wanted:
                 second_driver(bench, name)
-            if down is None:
-                code = run.end()
-                if code:
-                    raise Late(f"the run did not come to its end ({code}):\n{run.output()[-3000:]}")
-                break
             run.until_stage(down.index, down.key)
-            ended = run.kill(down.number)
-            code = run.end(120)
-            if down.number == signal.SIGTERM:
-                stopped = time.time() - ended
-                ran_stop = Outcome("F55", stopped, None, None, "nothing", f"code {code}")
-                bench.record.outcome(
-                    ran_stop, Held({"I5": () if code == TERMINATED and stopped < 10 else (f"{code}, {stopped:.1f} s",)})
-                )
+            end(bench, run, down)
+            taken[-1] = Taken(dead, taken[-1].went_on_s, taken[-1].told_s, lost(run))
+        print(f"     driver ended after {down.key!r} of round {down.index}", flush=True)
+        if down.number == signal.SIGTERM:
+            for refusal in REFUSALS:
+                if refusal.cell in wanted:
+                    refused(bench, name, refusal)
         if down.damage is not None:
             down.damage(run.draft(down.index))
-        expect = down
-    held = bench.held(run, baseline, said, before)
-    for down, recovered, told_s, again in ran:
-        for cell in down.cells:
-            note = f"round {down.index}, after {down.key!r}"
-            bench.record.outcome(Outcome(cell, told_s, recovered, cold, again, note), held)
+        dead = down
+    with bench.run(name) as run:
+        taken.append(take_up(run, dead))
+        if run.end():
+            raise Late(f"the run did not come to its end:\n{run.output()[-3000:]}")
+        held = bench.held(run, baseline, [], before)
+    tell(bench, taken, held, wanted)
+
+
+def take_up(run: Run, dead: Down | None) -> Taken:
+    """Wait until a driver has taken the run up, whatever the one before it died of."""
+    run.until(lambda: any(span["round"] is not None for span in run.spans()), 900, "a round goes on")
+    at = run.when(dead.says) if dead is not None and dead.says is not None else None
+    return Taken(dead, time.time() - run.began, None if at is None else at - run.began, "")
+
+
+def end(bench: Bench, run: Run, down: Down) -> None:
+    """Send the driver its signal; one that asks it to end is timed."""
+    sent = run.kill(down.number)
+    code = run.end(120)
+    if down.number == signal.SIGTERM:
+        took = time.time() - sent
+        wrong = () if code == TERMINATED and took < STOPS_S else (f"code {code} after {took:.1f} s",)
+        bench.record.outcome(
+            Outcome("F55", None, None, None, "nothing", f"ended in {took:.1f} s, code {code}"), Held({"I5": wrong})
+        )
+
+
+def tell(bench: Bench, taken: Sequence[Taken], held: Held, wanted: Sequence[str]) -> None:
+    """All deaths, each with how the run was taken up after it."""
+    cold = taken[0].went_on_s
+    for each in taken:
+        if each.after is None:
+            continue
+        silent = [each.after.says] if each.after.says is not None and each.told_s is None else []
+        for cell in each.after.cells:
+            if cell in wanted and cell != "F55":
+                note = f"round {each.after.index}, after {each.after.key!r}"
+                outcome = Outcome(cell, each.told_s, each.went_on_s, cold, each.lost, note)
+                bench.record.outcome(outcome, held.also({"I6": [f"nothing says {words!r}" for words in silent]}))
 
 
 def refused(bench: Bench, name: str, refusal: Refusal) -> None:
-    """Damage one file, look at what the command says, and put the file back."""
-    run_path = bench.storage / "runs" / name
-    file, aside = run_path / refusal.file, bench.storage / "aside"
-    shutil.copyfile(file, aside)
-    refusal.damage(file)
-    with bench.run(name) as run:
-        code = run.end()
-        at = run.when(refusal.says)
-    shutil.copyfile(aside, file)
+    """Damage one file of a copy of the run, and look at what the command says; it must not go on."""
+    copies = bench.storage / "copies"
+    shutil.rmtree(copies, ignore_errors=True)
+    shutil.copytree(bench.storage / "runs" / name, copies / "runs" / name)
+    (copies / "cache").symlink_to(bench.storage / "cache")
+    refusal.damage(copies / "runs" / name / refusal.file)
+    with bench.run(name, storage=copies) as run:
+        run.until(
+            lambda: run.process.poll() is not None or any(span["round"] is not None for span in run.spans()), 900, "says no"
+        )
+        at, code = run.when(refusal.says), run.process.poll()
     wrong = () if code == REFUSED and at is not None else (f"code {code}: {run.output()[-300:]}",)
     told = None if at is None else at - run.began
     bench.record.outcome(Outcome(refusal.cell, told, None, None, "nothing", f"{refusal.file} damaged"), Held({"I6": wrong}))
@@ -181,8 +234,3 @@ def second_driver(bench: Bench, name: str) -> None:
     wrong = () if code == REFUSED and at is not None else (f"code {code}: {other.output()[-300:]}",)
     told = None if at is None else at - other.began
     bench.record.outcome(Outcome("F54", told, None, None, "nothing", "while the first one plays"), Held({"I6": wrong}))
-
-
-def last_words(run: Run) -> str:
-    """The last line that a run printed."""
-    return run.said[-1].text if run.said else ""

@@ -47,6 +47,16 @@ class Held:
         """True if every one holds."""
         return not any(self.wrong.values())
 
+    def also(self, more: Mapping[str, Sequence[str]]) -> Held:
+        """The same, and further things that do not hold."""
+        names = (*self.wrong, *(name for name in more if name not in self.wrong))
+        both = {name: (*_of(self.wrong, name), *_of(more, name)) for name in names}
+        return Held(both)
+
+
+def _of(wrong: Mapping[str, Sequence[str]], name: str) -> Sequence[str]:
+    return wrong[name] if name in wrong else ()
+
 
 def samples_of(run: Path) -> list[tuple[Any, ...]]:
     """All samples of the committed rounds: where they belong, their tokens' digest, and their log-probs' digest, bit for bit."""
@@ -69,8 +79,9 @@ def complete(run: Path, config: RunConfig) -> list[str]:
     if index != list(range(config.rounds.num_rounds)):
         wrong.append(f"the ledger has rounds {index}, {config.rounds.num_rounds} were asked for")
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    steps = Counter((row["round"], row["step"]) for row in rows if row["phase"] == "policy")
-    wanted = {(k, step) for k in index for step in range(config.policy.steps_per_round)}
+    steps = Counter((row["round"], row["step"]) for row in rows if row["phase"] == "policy" and row["round"] in index)
+    out = {(k, step) for k in index for step in left_out(run / "rounds" / f"round_{k:03d}")}
+    wanted = {(k, step) for k in index for step in range(config.policy.steps_per_round)} - out
     if set(steps) != wanted or set(steps.values()) - {1}:
         wrong.append(f"steps of metrics.jsonl: {sorted(set(steps) ^ wanted)} differ, {duplicates(steps)} come twice")
     for k in index:
@@ -79,6 +90,14 @@ def complete(run: Path, config: RunConfig) -> list[str]:
     if twice := duplicates(Counter(ids)):
         wrong.append(f"{len(twice)} sample ids come twice, such as {twice[0]}")
     return wrong
+
+
+def left_out(folder: Path) -> set[int]:
+    """PPO steps of a round that were not learned from, since their numbers went wrong."""
+    journal = folder / "journal.jsonl"
+    entries = [json.loads(line)["entry"] for line in journal.read_text().splitlines()] if journal.exists() else []
+    bad = [entry for entry in entries if entry["key"].split()[0] == "bad" and entry["facts"]["action"] != "refitted"]
+    return {int(entry["key"].split()[1]) for entry in bad}
 
 
 def _samples(folder: Path, config: RunConfig) -> list[str]:
@@ -94,9 +113,10 @@ def _samples(folder: Path, config: RunConfig) -> list[str]:
             f"{folder.name}: {len(judged)} of {config.evaluation.num_prompts} evaluation prompts, {duplicates(judged)} twice"
         )
     if config.rounds.keep_rollouts:
-        number = [len(_rows(file)) for file in sorted((folder / "steps").glob("*.parquet"))]
-        if number != [policy.prompts_per_step * policy.samples_per_prompt] * policy.steps_per_round:
-            wrong.append(f"{folder.name}: rollouts of the steps: {number}")
+        number = {int(file.stem): len(_rows(file)) for file in sorted((folder / "steps").glob("*.parquet"))}
+        each, steps = policy.prompts_per_step * policy.samples_per_prompt, set(range(policy.steps_per_round))
+        if set(number.values()) - {each} or not steps - left_out(folder) <= set(number) <= steps:
+            wrong.append(f"{folder.name}: rollouts of the steps: {number}, {each} each were asked for")
     return wrong
 
 
@@ -156,10 +176,8 @@ def same_bits(run: Path, baseline: Path, rounds: Sequence[int] | None = None) ->
         rounds: to compare; None = all.
     """
     wrong: list[str] = []
-    folders = (
-        sorted((baseline / "rounds").glob("round_*")) if rounds is None else [baseline / f"rounds/round_{k:03d}" for k in rounds]
-    )
-    for folder in folders:
+    numbers_of = [int(path.name[-3:]) for path in sorted((baseline / "rounds").glob("round_*"))] if rounds is None else rounds
+    for folder in (baseline / "rounds" / f"round_{k:03d}" for k in numbers_of):
         ours = run / "rounds" / folder.name
         for file in sorted(folder.rglob("*")):
             name = file.relative_to(folder)

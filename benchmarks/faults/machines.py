@@ -6,7 +6,6 @@ import time
 from collections.abc import Sequence
 
 from benchmarks.faults.bench import Bench, Late, Outcome, Watch, lost, shm
-from benchmarks.faults.invariants import Held
 from benchmarks.faults.nodes import Node
 from benchmarks.faults.play import Run
 from benchmarks.faults.strikes import Strike, Struck, after, outcomes, redone, strike
@@ -114,11 +113,11 @@ def growth(bench: Bench) -> None:
         again = sum(int(row["pool/redone"]) for row in batches)
         held = bench.held(run, None, ["rollout-2"], before, *APART, *LONG)
     late = () if used - joined <= USED_S else (f"used {used - joined:.1f} s after it joined",)
-    grown = Held(held.wrong | {"I5": late})
+    grown = held.also({"I5": late})
     bench.record.outcome(
         Outcome("F51", joined - at, used - joined, None, "nothing", "node started until the engine joined"), grown
     )
-    lost_none = Held(held.wrong | {"I1": (*held.wrong["I1"], *([f"{again} pieces redone"] if again else []))})
+    lost_none = held.also({"I1": [f"{again} pieces redone"] if again else []})
     bench.record.outcome(Outcome("F52", noticed, None, None, "nothing" if not again else f"{again} pieces", "drained"), lost_none)
 
 
@@ -146,4 +145,4 @@ def no_room(bench: Bench) -> None:
     wrong = () if code and said else (f"code {code}, resources.wait_limit_s not named",)
     late = () if took < detected + WAIT_S + 15 else (f"ended after {took:.0f} s",)
     note = f"ended with code {code} after {took:.1f} s (limit {WAIT_S:g} s); the same command went on when there was room"
-    bench.record.outcome(Outcome("F53", detected, None, None, again, note), Held(held.wrong | {"I5": late, "I6": wrong}))
+    bench.record.outcome(Outcome("F53", detected, None, None, again, note), held.also({"I5": late, "I6": wrong}))

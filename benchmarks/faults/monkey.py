@@ -71,10 +71,7 @@ def play(bench: Bench, seed: int) -> dict[str, Any]:
     baseline, before, name = bench.baseline(), shm(), bench.fresh(f"monkey-{seed}")
     usual = undisturbed(bench)
     with bench.run(name) as run:
-        struck: list[tuple[Planned, Struck | None]] = []
-        for each in plan(seed):
-            if run.process.poll() is None:
-                struck.append((each, one(bench, run, each)))
+        struck = [(each, one(bench, run, each)) for each in plan(seed) if run.process.poll() is None]
         code = run.end(ENDS_S)
         if code:
             raise Late(f"seed {seed}: the run ended with {code}:\n{run.output()[-3000:]}")
@@ -195,7 +192,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
         wrong = [f"{key}: {words}" for key, words in row["invariants"].items() if words != "held"]
         lines.append(
             f"| {row['seed']} | {faults} | {', '.join(detected)} | {', '.join(recovered)} | {'; '.join(row['lost'])} | "
-            f"{row['goodput']:.0%} | {row['stale_refused']:g} | {row['duplicates']} | {'held' if not wrong else '; '.join(wrong)} |"
+            f"{row['goodput']:.0%} | {row['stale_refused']:g} | {row['duplicates']} | {'; '.join(wrong) or 'held'} |"
         )
     return "\n".join(lines)
 

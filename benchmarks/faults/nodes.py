@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import shutil
@@ -13,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 
@@ -29,6 +31,11 @@ TUNED: Mapping[str, int] = {
 STORE_BYTES = 150_000_000
 JOIN_S = 90.0
 HELD_BACK = ("RAY_ADDRESS", "PYTHONPATH", "RONDO_STORAGE", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
+
+
+def with_parent(number: int) -> None:
+    """In a new process: get a signal when the process that started it dies, so that nothing is left of a bench that is killed."""
+    ctypes.CDLL(None).prctl(1, number)
 
 
 def free_port() -> int:
@@ -173,7 +180,12 @@ class Nodes:
         log = self.directory / f"node-{len(self.nodes)}.log"
         with log.open("wb") as output:
             process = subprocess.Popen(
-                command, env=self.environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+                command,
+                env=self.environment,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                preexec_fn=partial(with_parent, signal.SIGTERM),
             )
         self.nodes.append(Node(process, labels, log))
         return self.nodes[-1]

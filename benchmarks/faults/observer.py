@@ -6,28 +6,32 @@ python -m benchmarks.faults.observer HOST:PORT
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
-from benchmarks.faults.nodes import Nodes
+from benchmarks.faults.nodes import Nodes, with_parent
 
 
 def serve(address: str) -> None:
     """Answer questions from standard input until it ends."""
     import ray
-    from ray._raylet import GcsClient
+    from ray import _raylet
     from ray.util.placement_group import placement_group_table
 
     ray.init(address=address, log_to_driver=False, configure_logging=False, namespace="observer")
-    gcs = GcsClient(address=address)
+    client: Any = _raylet
+    gcs = client.GcsClient(address=address)
     held: list[Any] = []
 
-    @ray.remote
     class Squatter:
         def here(self) -> bool:
             return True
+
+    remote: Any = ray.remote(Squatter)
 
     def room() -> dict[str, Any]:
         groups = [group["state"] for group in placement_group_table().values()]
@@ -38,7 +42,7 @@ def serve(address: str) -> None:
         return {node["NodeID"]: node["Alive"] for node in ray.nodes()}
 
     def occupy(label: str, cpus: float) -> bool:
-        squatter = Squatter.options(num_cpus=cpus, label_selector={"pool": label}).remote()
+        squatter = remote.options(num_cpus=cpus, label_selector={"pool": label}).remote()
         held.append(squatter)
         return bool(ray.get(squatter.here.remote(), timeout=60))
 
@@ -65,7 +69,7 @@ def serve(address: str) -> None:
             raise RuntimeError(str(why))
         return bool(took)
 
-    answers = {"room": room, "nodes": nodes, "occupy": occupy, "fill": fill, "release": release, "drain": drain}
+    answers: dict[str, Any] = {"room": room, "nodes": nodes, "occupy": occupy, "fill": fill, "release": release, "drain": drain}
     print(json.dumps("ready"), flush=True)
     for line in sys.stdin:
         what, arguments = json.loads(line)
@@ -85,7 +89,7 @@ class Observer:
         self.process = subprocess.Popen(
             [sys.executable, "-m", "benchmarks.faults.observer", nodes.address],
             cwd=ROOT, env=nodes.environment, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL, start_new_session=True,
+            stderr=subprocess.DEVNULL, start_new_session=True, preexec_fn=partial(with_parent, signal.SIGKILL),
         )  # fmt: skip
         self._answer()
 

@@ -13,13 +13,14 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
 import psutil
 
-from benchmarks.faults.nodes import Nodes
+from benchmarks.faults.nodes import Nodes, with_parent
 from evaluation.timeline import DRIVER
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -99,6 +100,7 @@ class Run:
         self.process: subprocess.Popen[str] = subprocess.Popen(
             [*prefix, sys.executable, "-m", "cluster", "run", *arguments, "--name", name],
             cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
+            preexec_fn=partial(with_parent, signal.SIGKILL),
             env=nodes.environment | {"RAY_ADDRESS": nodes.address, "RONDO_STORAGE": str(storage), **variables},
         )  # fmt: skip
         assert self.process.stdout is not None
@@ -138,7 +140,7 @@ class Run:
         """
         deadline = time.monotonic() + seconds
         while not true():
-            if self.process.poll() is not None and not true():
+            if self.process.poll() is not None and not true():  # it may have come just before the end
                 self.listener.join(5)
                 raise Late(f"{self.name} ended with {self.process.returncode} before {what}:\n{self.output()[-3000:]}")
             if time.monotonic() > deadline:

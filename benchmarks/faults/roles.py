@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from benchmarks.faults.bench import Bench, Late, shm
-from benchmarks.faults.strikes import Strike, after, kill_frozen, outcomes, redone, strike, write_events, writing
+from benchmarks.faults.strikes import Strike, after, kill_frozen, outcomes, redone, strike, tell, write_events, writing
 
 CELLS = ("F1", "F2", "F3", "F4", "F7", "F8", "F9", "F10", "F13", "F14", "F25")
 STRIKES: Sequence[Strike] = (
@@ -37,8 +37,7 @@ def roles(bench: Bench, wanted: Sequence[str] = CELLS) -> None:
         for each in STRIKES:
             if each.cell in wanted:
                 struck.append(strike(run, each))
-                print(f"     {each.cell} {each.process}: named after {struck[-1].detected_s:.1f} s, back after {struck[-1].recovered_s:.1f} s",
-                      flush=True)  # fmt: skip
+                tell(struck[-1])
         if run.end():
             raise Late(f"the run did not survive:\n{run.output()[-3000:]}")
         write_events(bench, name, struck)

@@ -13,8 +13,9 @@ import psutil
 from benchmarks.faults.bench import Bench, Outcome, Watch
 from benchmarks.faults.inject import kill, kill_frozen
 from benchmarks.faults.play import DRIVER, Run
+from benchmarks.faults.record import seconds
 
-Trigger = Callable[[Run], None]
+Trigger = Callable[[Run], object]
 Act = Callable[[psutil.Process], float]
 
 
@@ -106,6 +107,13 @@ def strike(run: Run, each: Strike) -> Struck:
     return Struck(each, at, watch.detected(), watch.recovered(), where)
 
 
+def tell(each: Struck) -> None:
+    """A line for whoever watches."""
+    strike = each.strike
+    words = f"lost after {each.detected_s:.1f} s, back after {seconds(each.recovered_s)} s"
+    print(f"     {strike.cell} {strike.process} {each.where}: {words}", flush=True)
+
+
 def outcomes(run: Run, struck: Sequence[Struck], lost: Callable[[Run, Struck], str]) -> list[Outcome]:
     """What came of all faults of a run, with what its own rows say of the successors' start.
 
@@ -127,7 +135,9 @@ def told(run: Run, each: Struck) -> list[dict[str, Any]]:
     """The run's own rows on a fault: that the process is lost, and that it is back."""
     rows = [row for row in run.metrics.read() if row["phase"] == "faults" and row["time"] >= each.at - 0.001]
     mine = [row for row in rows if row["process"] == each.strike.process]
-    return [next(row for row in mine if row["event"] == event) for event in ("lost", "back") if any(r["event"] == event for r in mine)]
+    return [
+        next(row for row in mine if row["event"] == event) for event in ("lost", "back") if any(r["event"] == event for r in mine)
+    ]
 
 
 def redone(run: Run, each: Struck) -> str:
@@ -151,4 +161,4 @@ def write_events(bench: Bench, name: str, struck: Sequence[Struck]) -> None:
     (bench.storage / "runs" / name / "faults.json").write_text(json.dumps(events))
 
 
-__all__ = ["Strike", "Struck", "after", "kill", "kill_frozen", "outcomes", "redone", "strike", "writing"]
+__all__ = ["Strike", "Struck", "after", "kill", "kill_frozen", "outcomes", "redone", "strike", "tell", "writing"]

@@ -21,7 +21,7 @@ from ray.experimental.internal_kv import _internal_kv_get
 from actors.demand import NAME as DEMAND
 from actors.demand import NAMESPACE, Request, draining_nodes
 from actors.pool import LEASE_S, ElasticEngines
-from actors.process import Identity
+from actors.process import Identity, Progress
 from actors.rollout import prompt_seed
 from actors.seats import Event, Sampled, Seat
 from actors.transfer import Parcels
@@ -49,6 +49,10 @@ class Saying:
     @ray.method(concurrency_group="status")
     def identity(self) -> Identity:
         return Identity(self.name, os.getpid(), ray.get_runtime_context().get_node_id())
+
+    @ray.method(concurrency_group="status")
+    def progress(self) -> Progress:
+        return Progress(0, 0, "")
 
     @ray.method(concurrency_group="load")
     def load(self, parcels: Parcels, version: int) -> int:
@@ -83,7 +87,7 @@ def machine() -> Iterator[str]:
 class Scene:
     """A pool of one core engine and ``extra`` more, and what it is told."""
 
-    def __init__(self, directory: Path, extra: int = 1, **options: Any) -> None:
+    def __init__(self, directory: Path, extra: int = 1, deadline_s: float = 3600.0, **options: Any) -> None:
         self.directory = directory
         seats = [
             Seat(f"e{i}", i > 0, f"{directory.name}/e{i}", Saying, options if i else {}, (f"e{i}", directory))
@@ -95,7 +99,7 @@ class Scene:
         self.core = identity.pid
         request = Request(({"CPU": 1.0}, {"CPU": CPUS}), ({}, {}))
         pool: Any = ElasticEngines
-        self.pool = pool.remote(directory / "log", directory.name, seats, [engine], [identity], request)
+        self.pool = pool.remote(directory / "log", directory.name, seats, [engine], [identity], request, deadline_s)
         ray.get(self.pool.start.remote())
         ray.get(self.pool.load.remote(PARCELS, 0))
         self.events: list[Event] = []
@@ -204,6 +208,19 @@ def test_the_engine_that_is_always_there_is_replaced_too(scene: Scene) -> None:
         sampled = ray.get(answer)
     assert said(sampled) == WANTED and sampled.redone == 1
     scene.until("joined", "e0")
+
+
+def test_an_engine_that_does_not_get_on_is_ended_and_its_prompts_are_sampled_by_another(machine: str, tmp_path: Path) -> None:
+    scene = Scene(tmp_path, deadline_s=2.0)
+    with scene.hold("e0"):
+        answer = scene.sample(NAMES)
+        scene.has_a_piece("e0")
+        scene.until("joined", "e1")
+        assert scene.until("died", "e0").why == "no progress for 2 s (resources.deadline_s)"
+        sampled = ray.get(answer)
+    assert said(sampled) == WANTED and sampled.redone == 1
+    ray.get(scene.pool.close.remote())
+    ray.kill(scene.pool)
 
 
 def test_what_kills_every_engine_is_given_up(scene: Scene) -> None:

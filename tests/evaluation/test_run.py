@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from evaluation.run import parse_ledger, read_run, series
-from evaluation.table import round_table
+from evaluation.table import round_table, rounds_table
 from tokens.errors import UserError
 
 
@@ -126,3 +126,17 @@ def test_the_table_leaves_out_what_nobody_has(full_run: Path) -> None:
     assert "gold" not in headers
     assert "RM acc." not in headers
     assert "proxy" in headers
+
+
+def test_steps_whose_numbers_went_wrong_have_a_column(full_run: Path) -> None:
+    path = full_run / "ledger.json"
+    stored = json.loads(path.read_text())
+    assert "bad steps" not in rounds_table(read_run(full_run).ledger).headers  # a ledger from before there were such
+    for entry in stored["rounds"]:
+        entry["guards"] = {"left_out": 0, "undone": 0, "refitted": 0}
+    path.write_text(json.dumps(stored))
+    assert "bad steps" not in rounds_table(read_run(full_run).ledger).headers
+    stored["rounds"][1]["guards"] = {"left_out": 2, "undone": 1, "refitted": 0}
+    path.write_text(json.dumps(stored))
+    table = rounds_table(read_run(full_run).ledger)
+    assert [row[table.headers.index("bad steps")] for row in table.rows][:3] == ["–", "–", "2 left out, 1 undone"]

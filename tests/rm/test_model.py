@@ -20,7 +20,7 @@ MakeModel = Callable[..., RewardModel]
 PAD, BOS, EOS = 0, 1, 2
 PROMPTS = [(BOS, 5, 6), (BOS, 7), (BOS, 8, 9, 10, 11)]
 RESPONSES = [(20, 21, EOS), (22, 23, 24, 25, 26, EOS), (27,)]
-POOLINGS = ["last", "eos", "mean", "max"]
+POOLINGS = ["last", "before_last", "eos", "mean", "max"]
 
 
 def padded(batch: SequenceBatch, left: int, right: int, pad: int) -> SequenceBatch:
@@ -42,7 +42,13 @@ def test_scores_are_read_where_the_pooling_says(make_model: MakeModel, pooling: 
     for row, (prompt, response) in enumerate(zip(PROMPTS, responses, strict=True)):
         hidden = model.model.base_model(torch.tensor([[*prompt, *response]])).last_hidden_state[0]
         own = hidden[len(prompt) :]
-        states = {"last": hidden[-1], "eos": own[response.index(EOS)], "mean": own.mean(0), "max": own.amax(0)}
+        states = {
+            "last": hidden[-1],
+            "before_last": hidden[-2],
+            "eos": own[response.index(EOS)],
+            "mean": own.mean(0),
+            "max": own.amax(0),
+        }
         torch.testing.assert_close(features[row], states[pooling], rtol=0, atol=1e-5)
         torch.testing.assert_close(scores[row], states[pooling] @ model.state_dict()["model.score.weight"][0], rtol=0, atol=1e-5)
 
@@ -92,7 +98,7 @@ def test_an_encoder_pools_by_its_own_module(start: MakeModel) -> None:
     torch.testing.assert_close(model.score(features), model(batch), rtol=0, atol=0)
     pooled = model.model.base_model(input_ids=batch.input_ids, attention_mask=batch.attention_mask.long()).pooler_output
     torch.testing.assert_close(features, pooled, rtol=0, atol=1e-6)
-    for pooling in ("eos", "mean", "max"):
+    for pooling in ("before_last", "eos", "mean", "max"):
         with pytest.raises(UserError, match=f"BertForSequenceClassification pools by a module of its own, got .*'{pooling}'"):
             start("bert", pooling)
 

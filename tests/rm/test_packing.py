@@ -63,7 +63,7 @@ def gradients(model: RewardModel, batch: SequenceBatch | PackedBatch) -> tuple[T
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen2", "gpt2", "gemma2", "mixtral"])
-@pytest.mark.parametrize("pooling", ["last", "eos", "mean", "max"])
+@pytest.mark.parametrize("pooling", ["last", "before_last", "eos", "mean", "max"])
 def test_packed_scores_and_gradients_are_the_padded_ones(start: Start, name: str, pooling: Pooling) -> None:
     model = start(name, pooling)
     packed = PackedBatch.of(BATCH)

@@ -36,7 +36,16 @@ def test_the_off_by_one_trap() -> None:
     dsp_last, dsp_eos = hidden[:, 3], hidden[:, 4]
     assert torch.equal(pool(hidden, batch, "last", (EOS,)), dsp_eos)
     assert torch.equal(pool(hidden, batch, "eos", (EOS,)), dsp_eos)
-    assert not torch.equal(pool(hidden, batch, "last", (EOS,)), dsp_last)
+    assert torch.equal(pool(hidden, batch, "before_last", (EOS,)), dsp_last)
+    assert not torch.equal(dsp_last, dsp_eos)
+
+
+def test_the_token_before_the_last_may_be_the_prompts_and_is_never_padding() -> None:
+    batch = SequenceBatch.from_ids([(BOS, 5), (7,)], [(EOS,), (8, 9, EOS)], PAD)
+    hidden = states(2, 4)
+    assert torch.equal(pool(hidden, batch, "before_last", ()), hidden[torch.arange(2), [1, 2]])
+    alone = SequenceBatch(torch.tensor([[5, PAD]]), torch.tensor([[True, False]]), torch.tensor([[False, False]]))
+    assert torch.equal(pool(hidden[:1, :2], alone, "before_last", ()), hidden[:1, 0])
 
 
 def test_mean_and_max_run_over_the_response() -> None:
@@ -47,7 +56,7 @@ def test_mean_and_max_run_over_the_response() -> None:
     assert torch.equal(pool(hidden, batch, "max", ()), torch.stack([r.amax(0) for r in responses]))
 
 
-@pytest.mark.parametrize("pooling", ["last", "eos", "mean", "max"])
+@pytest.mark.parametrize("pooling", ["last", "before_last", "eos", "mean", "max"])
 def test_padding_is_not_read_whatever_is_there(pooling: Pooling) -> None:
     batch = SequenceBatch.from_ids(PROMPTS, RESPONSES, PAD)
     hidden = states(3, 7).masked_fill(~batch.attention_mask.unsqueeze(-1), 1e9)

@@ -1,0 +1,286 @@
+"""Stages of customisation as Ray tasks: general fine-tuning of one reward model, then domains side by side."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import ray
+
+from actors.process import ProcessSetup
+from actors.ranks import Rank
+from rm.config import LoraConfig, RewardConfig
+from rm.domain_config import GeneralStageConfig
+from tokens.queries import Query
+
+if TYPE_CHECKING:
+    from rm.domain_fit import StageStep
+    from rm.model import RewardModel
+    from rm.penalties import QuadraticPenalty
+
+log = logging.getLogger(__name__)
+
+MAX_DEATHS = 3
+"""How often the process of one stage may die before the command gives up; each time it goes on from its last checkpoint."""
+SAY_EVERY_S = 0.5
+MODEL, ADAPTER, REPORT = "model", "adapter", "stage.json"
+
+
+@dataclass(frozen=True)
+class StageJob:
+    """One stage of one model.
+
+    Args:
+        name: for logs, messages and progress.
+        base: directory to start from, with its tokenizer: the base model, or what the general stage left behind.
+        directory: where the result belongs; it appears whole or not at all.
+        stage: how to fit.
+        reward: AdamW's settings, pooling, microbatches.
+        lora: adapters of the stage; rank 0 trains all weights.
+        seed: of a fresh head, of adapters, and of the order of the queries.
+        every: queries between two measurements.
+        num_general: queries from the front of the general pool that are trained on.
+        domain: whose queries are trained on; None = none.
+        imitation: weight of the imitation loss.
+        imitated: tokens that it predicts.
+        keep_head: whether the language head is stored with the model, for an imitation loss of the next stage.
+        penalty: what holds the weights near to where they start.
+        penalty_coef: its lambda.
+        num_fisher: general queries that ewc estimates the Fisher information on.
+    """
+
+    name: str
+    base: Path
+    directory: Path
+    stage: GeneralStageConfig
+    reward: RewardConfig
+    lora: LoraConfig
+    seed: int
+    every: int
+    num_general: int
+    domain: str | None
+    imitation: float
+    imitated: Literal["sequence", "response"]
+    keep_head: bool
+    penalty: Literal["none", "l2", "ewc"]
+    penalty_coef: float
+    num_fisher: int
+
+
+@dataclass(frozen=True)
+class StageLook:
+    """One measurement of one set.
+
+    Args:
+        samples: queries seen.
+        set: that was measured on.
+        accuracy: share of its comparisons ranked as scored.
+        loss: nats per comparison.
+    """
+
+    samples: int
+    set: str
+    accuracy: float
+    loss: float
+
+
+@dataclass(frozen=True)
+class StageReport:
+    """What a stage came to.
+
+    Args:
+        name: of the job.
+        base: directory that it started from; an adapter belongs to the model there.
+        num_queries: trained on.
+        looks: every measurement, in order.
+        seconds: of its last process, from loading the model to the last step.
+        cpu_seconds: that its threads computed meanwhile.
+        resumed_at: queries of the checkpoint that its last process went on from; 0 = from the beginning.
+    """
+
+    name: str
+    base: str
+    num_queries: int
+    looks: tuple[StageLook, ...]
+    seconds: float
+    cpu_seconds: float
+    resumed_at: int
+
+    @classmethod
+    def read(cls, directory: Path) -> StageReport:
+        """As a stage left it."""
+        found = json.loads((directory / REPORT).read_text())
+        return cls(**{**found, "looks": tuple(StageLook(**look) for look in found["looks"])})
+
+
+@lru_cache(maxsize=1)
+def _own(setup: ProcessSetup) -> Rank:
+    """This process's threads and log file; Ray hands one process many stages."""
+    return Rank(setup)
+
+
+@ray.remote(max_retries=MAX_DEATHS)
+def fit_job(
+    setup: ProcessSetup,
+    job: StageJob,
+    pool: Sequence[Query],
+    domains: Mapping[str, Sequence[Query]],
+    tests: Mapping[str, Sequence[Query]],
+    commit: Callable[[Path, Path], None],
+    board: Any,
+) -> StageReport:
+    """Fit one stage and store it; see ``run_stage``.
+
+    Args:
+        setup: of the process; equal for all stages.
+        job: what to fit.
+        pool: general training queries.
+        domains: training queries by domain.
+        tests: held-out queries by set.
+        commit: gives a written directory its place: (partial, final).
+        board: told how far the stage is.
+    """
+    board.tick.remote(job.name, 0)  # before anything slow: it has room
+    said = 0.0
+
+    def tell(samples: int, last: bool) -> None:
+        nonlocal said
+        now = time.perf_counter()
+        if now - said > SAY_EVERY_S or last:
+            said = now
+            board.tick.remote(job.name, samples)
+
+    try:
+        report = run_stage(_own(setup), job, pool, domains, tests, commit, tell, board.beat.remote)
+    except FloatingPointError as error:
+        raise FloatingPointError(f"{job.name}: {error}") from error
+    board.end.remote(job.name)
+    return report
+
+
+def run_stage(
+    rank: Rank,
+    job: StageJob,
+    pool: Sequence[Query],
+    domains: Mapping[str, Sequence[Query]],
+    tests: Mapping[str, Sequence[Query]],
+    commit: Callable[[Path, Path], None],
+    tell: Callable[[int, bool], None],
+    beat: Callable[[], None],
+) -> StageReport:
+    """Fit one stage in this process, going on from its last checkpoint where there is one.
+
+    Args:
+        rank: this process.
+        job: what to fit.
+        pool: general training queries.
+        domains: training queries by domain.
+        tests: held-out queries by set.
+        commit: gives a written directory its place: (partial, final).
+        tell: how many queries have been seen, and whether those are all.
+        beat: called as work goes on that is not counted in queries.
+
+    Returns:
+        The report, which lies beside the model too.
+    """
+    import torch
+    from transformers import AutoTokenizer
+
+    from rm.domain_fit import Imitation, Saving, fit_stage
+    from rm.imitation import LanguageHead
+    from rm.lora import add_lora, save_adapter
+    from rm.model import RewardModel
+    from rm.ranked import measure_sets
+
+    began, cpu_began = time.perf_counter(), time.process_time()
+    tokenizer = AutoTokenizer.from_pretrained(job.base)
+    pad_id = tokenizer.pad_token_id
+    model = RewardModel.from_any(job.base, pooling=job.reward.pooling, seed=job.seed, dtype=torch.float32, pad_id=pad_id)
+    head = LanguageHead.load(job.base, model) if job.imitation or job.keep_head else None
+    if job.lora.rank:
+        add_lora(model, job.lora, seed=job.seed)
+        if head is not None:
+            head.requires_grad_(False)
+    rank.place(model)
+    imitation = None
+    if head is not None and job.imitation:
+        imitation = Imitation(head.to(rank.setup.device), job.imitation, job.imitated)
+    queries = [*pool[: job.num_general], *(() if job.domain is None else domains[job.domain])]
+    saving = Saving(_hidden(job.directory, "checkpoints"), commit)
+    looks = _Looks(_hidden(job.directory, "looks") / "looks.json", saving.newest() is not None)
+    total = job.stage.epochs * len(queries)
+
+    def look(samples: int) -> None:
+        found = measure_sets(model, tests, job.reward.microbatch_size, pad_id)
+        looks.add([StageLook(samples, name, numbers.accuracy, numbers.loss) for name, numbers in found.items()])
+        beat()
+
+    def on_step(step: StageStep) -> None:
+        tell(step.samples, step.samples == total)
+        log.info("%s: %d of %d queries, loss %.4f, accuracy %.3f", job.name, step.samples, total, step.loss, step.accuracy)
+
+    with rank.compute():
+        penalty = _penalty(job, model, pool, pad_id, beat)
+        resumed = fit_stage(
+            model, queries, job.stage, job.reward, job.seed, pad_id, job.every, look, on_step, imitation, penalty, saving
+        )
+    partial = _hidden(job.directory, "partial")
+    shutil.rmtree(partial, ignore_errors=True)  # of a process that died
+    partial.mkdir(parents=True)
+    if job.lora.rank:
+        save_adapter(model, partial / ADAPTER)
+    else:
+        model.save_pretrained(partial / MODEL)
+        tokenizer.save_pretrained(partial / MODEL)
+        if head is not None and job.keep_head:
+            head.save(partial / MODEL)
+    seconds, cpu_seconds = time.perf_counter() - began, time.process_time() - cpu_began
+    report = StageReport(job.name, str(job.base), len(queries), looks.all, seconds, cpu_seconds, resumed)
+    (partial / REPORT).write_text(json.dumps(asdict(report), indent=1))
+    commit(partial, job.directory)
+    for kind in ("checkpoints", "looks"):
+        shutil.rmtree(_hidden(job.directory, kind), ignore_errors=True)
+    return report
+
+
+def _hidden(directory: Path, kind: str) -> Path:
+    return directory.with_name(f".{directory.name}.{kind}")
+
+
+class _Looks:
+    """Measurements, on disk too, so that those before a checkpoint are not lost with the process."""
+
+    def __init__(self, path: Path, resumed: bool) -> None:
+        self.path = path
+        self.all: tuple[StageLook, ...] = ()
+        if resumed and path.is_file():
+            self.all = tuple(StageLook(**look) for look in json.loads(path.read_text()))
+
+    def add(self, looks: Sequence[StageLook]) -> None:
+        """Keep a measurement; one of as many queries or more, made before the process died, gives way."""
+        self.all = (*(look for look in self.all if look.samples < looks[0].samples), *looks)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        partial = self.path.with_name(f".{self.path.name}.partial")
+        partial.write_text(json.dumps([asdict(look) for look in self.all]))
+        partial.replace(self.path)
+
+
+def _penalty(
+    job: StageJob, model: RewardModel, pool: Sequence[Query], pad_id: int, beat: Callable[[], None]
+) -> QuadraticPenalty | None:
+    from rm.penalties import QuadraticPenalty, fisher_diagonal
+
+    if job.penalty == "none":
+        return None
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    stiffness = None
+    if job.penalty == "ewc":
+        stiffness = fisher_diagonal(model, pool[: job.num_fisher], parameters, pad_id, job.reward.microbatch_size, beat)
+    return QuadraticPenalty.at(parameters, stiffness, job.penalty_coef)

@@ -1,0 +1,256 @@
+"""`customize`: reward models for domains in three stages, by several strategies side by side.
+
+    base model  --general stage-->  general model  --domain stage-->  a model or an adapter for each domain
+
+General stages come first, one for each way to make them and seed; then all domains of all strategies, as tasks that run side by
+side as far as there is room. What is finished is not made again; what was cut short goes on from its last checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import ray
+
+from actors.customize import MODEL, REPORT, StageJob, StageReport, fit_job
+from actors.members import Board
+from actors.process import environment
+from cluster.config import RunConfig
+from cluster.console import Console
+from cluster.domain_data import DomainData, check_settings, length_baselines, load_data, num_general
+from cluster.domain_directory import CARD, KIND, RESULTS, DomainDirectory, digest, general_key
+from cluster.durable import commit_directory, write_file
+from cluster.growth import room_for_tasks
+from cluster.placement import on_this_machine
+from cluster.preflight import all_nodes, check_nodes
+from cluster.run import connected
+from cluster.run_directory import now, space_errors
+from cluster.seeds import derive
+from cluster.storage import storage_root
+from cluster.strength_work import refuse_what_cannot_fit, setup_of, share_of_a_fit
+from cluster.waiting import Pending, Waiter
+from evaluation.domains import DOMAIN_STAGE, GENERAL_STAGE, DomainRow, row_lines
+from rm.config import LoraConfig
+from rm.domain_config import StrategyConfig
+
+LOOKS = 10
+"""Measurements of a stage where customize.measure_every is null."""
+
+
+def customize(config: RunConfig, console: Console) -> Path:
+    """Fit and measure every stage that the config describes; the same command again continues.
+
+    Args:
+        config: of the command.
+        console: to show progress on.
+
+    Returns:
+        STORAGE/domains/NAME.
+
+    Raises:
+        UserError: if an input is wrong or there is no room; before any process starts where that can be known.
+        RoleFailed: if a stage failed; the finished ones are there, the same command continues.
+    """
+    check_settings(config)
+    root = storage_root(config)
+    directory = DomainDirectory(config)
+    with space_errors(directory.path), directory.open():
+        console.say(f"[bold]Rondo[/] domains {', '.join(config.customize.domains)} in {directory.path}")
+        data = load_data(config, root, console)
+        directory.refuse_other_data(data.fingerprint())
+        stages = Stages(config, directory, data)
+        general, domains = stages.general(), stages.domains()
+        if missing := [job for job in (*general, *domains) if not job.directory.is_dir()]:
+            with connected(config, console) as fixed:
+                if fixed:
+                    refuse_what_cannot_fit(config)
+                    config = on_this_machine(config)
+                else:
+                    check_nodes(all_nodes(), root, Waiter(console, directory.logs, config.resources.deadline_s))
+                for title, jobs in (("general models", general), ("domains", domains)):
+                    _fit(config, console, directory, data, title, [job for job in jobs if job in missing])
+        else:
+            console.say("All of it is there; nothing to do.")
+        _write(directory, data, stages, console)
+    return directory.path
+
+
+class Stages:
+    """Every stage of a customisation.
+
+    Args:
+        config: of the command.
+        directory: of it.
+        data: read.
+    """
+
+    def __init__(self, config: RunConfig, directory: DomainDirectory, data: DomainData) -> None:
+        self.config, self.directory, self.data = config, directory, data
+        self.strategies = config.customize.strategies
+
+    def general(self) -> list[StageJob]:
+        """The general stages, each once however many strategies go on from it."""
+        jobs: dict[Path, StageJob] = {}
+        for seed in range(self.config.customize.seeds):
+            for strategy in self.strategies.values():
+                if strategy.general and self.directory.general(strategy, seed) not in jobs:
+                    job = self._general_job(strategy, seed)
+                    jobs[job.directory] = job
+        return list(jobs.values())
+
+    def domains(self) -> list[StageJob]:
+        """The domain stages of all strategies."""
+        return [
+            self._domain_job(name, strategy, seed, domain)
+            for seed in range(self.config.customize.seeds)
+            for name, strategy in self.strategies.items()
+            for domain in self.config.customize.domains
+        ]
+
+    def rows(self) -> list[DomainRow]:
+        """Every measurement of every stage, from the reports beside the models."""
+        rows = []
+        for seed in range(self.config.customize.seeds):
+            for name, strategy in self.strategies.items():
+                if strategy.general:
+                    report = StageReport.read(self.directory.general(strategy, seed))
+                    rows += _rows(report, name, GENERAL_STAGE, "", seed)
+                for domain in self.config.customize.domains:
+                    report = StageReport.read(self.directory.domain(name, seed, domain))
+                    rows += _rows(report, name, DOMAIN_STAGE, domain, seed)
+        return rows
+
+    def _general_job(self, strategy: StrategyConfig, seed: int) -> StageJob:
+        customize = self.config.customize
+        number = num_general(self.config, self.data, strategy)
+        alike = [other for other in self.strategies.values() if other.general and general_key(other) == general_key(strategy)]
+        return StageJob(
+            name=f"general, {general_key(strategy)}, seed {seed}",
+            base=self.data.base,
+            directory=self.directory.general(strategy, seed),
+            stage=customize.general_stage,
+            reward=self.config.reward,
+            lora=LoraConfig(),
+            seed=derive(self.config.seed, "customize", seed),
+            every=self._every(number * customize.general_stage.epochs),
+            num_general=number,
+            domain=None,
+            imitation=strategy.general_imitation,
+            imitated=customize.imitated,
+            keep_head=strategy.general_imitation > 0 or any(other.domain_imitation for other in alike),
+            penalty="none",
+            penalty_coef=strategy.penalty_coef,
+            num_fisher=customize.fisher_queries,
+        )
+
+    def _domain_job(self, name: str, strategy: StrategyConfig, seed: int, domain: str) -> StageJob:
+        customize, own = self.config.customize, len(self.data.domain(domain).train)
+        rehearsed = round(strategy.rehearsal * own)
+        base = self.directory.general(strategy, seed) / MODEL if strategy.general else self.data.base
+        return StageJob(
+            name=f"{domain}, {name}, seed {seed}",
+            base=base,
+            directory=self.directory.domain(name, seed, domain),
+            stage=customize.domain_stage,
+            reward=self.config.reward,
+            lora=customize.lora,
+            seed=derive(self.config.seed, "customize", seed),
+            every=self._every((own + rehearsed) * customize.domain_stage.epochs),
+            num_general=rehearsed,
+            domain=domain,
+            imitation=strategy.domain_imitation,
+            imitated=customize.imitated,
+            keep_head=False,
+            penalty=strategy.penalty,
+            penalty_coef=strategy.penalty_coef,
+            num_fisher=customize.fisher_queries,
+        )
+
+    def _every(self, total: int) -> int:
+        return self.config.customize.measure_every or max(1, math.ceil(total / LOOKS))
+
+
+def _fit(
+    config: RunConfig, console: Console, directory: DomainDirectory, data: DomainData, title: str, jobs: Sequence[StageJob]
+) -> None:
+    """Hand stages to Ray, and wait for all of them."""
+    if not jobs:
+        return
+    share = share_of_a_fit(config.resources.reward)
+    setup = setup_of(share, "customize", directory.logs)
+    sizes = {job.name: job.stage.epochs * (job.num_general + _own_queries(data, job.domain)) for job in jobs}
+    board = cast(Any, Board).remote(sizes)
+    pool, tests = ray.put(data.pool), ray.put(data.tests)
+    trained = ray.put({each.name: each.train for each in data.domains})
+    task = fit_job.options(
+        num_cpus=share.num_cpus,
+        num_gpus=share.num_gpus,
+        label_selector=share.labels or None,
+        runtime_env={"env_vars": environment(setup, config.data.allow_hub)},
+    )
+    refs = tuple(task.remote(setup, job, pool, trained, tests, commit_directory, board) for job in jobs)
+
+    def say(report: StageReport) -> None:
+        last = max(look.samples for look in report.looks)
+        found = ", ".join(f"{look.set} {look.accuracy:.3f}" for look in report.looks if look.samples == last)
+        again = f", gone on from {report.resumed_at:,}" if report.resumed_at else ""
+        console.say(f"  {report.name}: {report.num_queries:,} queries in {report.seconds:.1f} s{again}; {found}")
+
+    wait = Waiter(console, directory.logs, config.resources.deadline_s)
+    wait.begin(f"customize {config.name}")
+    with console.bar(f"fit {len(jobs)} {title}", "queries") as bar:
+        room = room_for_tasks(console.say, "a fit", share, config.resources.wait_limit_s)
+        wait("customize", Pending(refs, tuple(sizes), ("",) * len(refs), list, (board,), say, room, setup.name), bar)
+    ray.kill(board)
+
+
+def _own_queries(data: DomainData, domain: str | None) -> int:
+    return 0 if domain is None else len(data.domain(domain).train)
+
+
+def _rows(report: StageReport, strategy: str, stage: str, domain: str, seed: int) -> list[DomainRow]:
+    return [DomainRow(strategy, stage, domain, seed, look.samples, look.set, look.accuracy, look.loss) for look in report.looks]
+
+
+def _write(directory: DomainDirectory, data: DomainData, stages: Stages, console: Console) -> None:
+    """Write the results and, last, the card."""
+    rows, config = stages.rows(), stages.config
+    alone = length_baselines(data)
+    write_file(directory.path / RESULTS, row_lines(rows))
+    reports = {job.name: json.loads((job.directory / REPORT).read_text()) for job in (*stages.general(), *stages.domains())}
+    card = {
+        "kind": KIND,
+        "name": config.name,
+        "finished_at": now(),
+        "results_sha256": digest([vars(row) for row in rows]),
+        "base": str(data.base),
+        "general": {each.name: alone[each.name] for each in data.general},
+        "domains": {each.name: alone[each.name] for each in data.domains},
+        "strategies": {name: in_words(strategy) for name, strategy in config.customize.strategies.items()},
+        "queries": {each.name: [len(each.train), len(each.test)] for each in (*data.general, *data.domains)},
+        "seconds": {name: round(report["seconds"], 3) for name, report in reports.items()},
+        "cpu_seconds": {name: round(report["cpu_seconds"], 3) for name, report in reports.items()},
+    }
+    write_file(directory.path / CARD, json.dumps(card, indent=1))
+    console.say(f"Results: {directory.path / RESULTS}")
+
+
+def in_words(strategy: StrategyConfig) -> str:
+    """What a strategy does, for a table.
+
+    Args:
+        strategy: of the config.
+    """
+    parts = [f"general x {strategy.enrichment:g}" if strategy.general else "no general stage"]
+    for stage, coef in (("general", strategy.general_imitation), ("domain", strategy.domain_imitation)):
+        if coef:
+            parts.append(f"imitation {coef:g} ({stage})")
+    if strategy.rehearsal:
+        parts.append(f"rehearsal {strategy.rehearsal:g}")
+    if strategy.penalty != "none":
+        parts.append(f"{strategy.penalty} {strategy.penalty_coef:g}")
+    return ", ".join(parts)

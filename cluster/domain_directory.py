@@ -1,0 +1,176 @@
+"""The directory of a customisation: STORAGE/domains/NAME, where its models lie, and how one is found by its domain's name.
+
+config.yaml, versions.json       as of every command
+general/KEY/seed_S/              the general models: model/ and stage.json
+models/STRATEGY/seed_S/DOMAIN/   adapter/ (with customize.lora) or model/, and stage.json
+results.jsonl, card.json         every measurement; written when all stages are done
+.NAME.checkpoints/               beside a stage that is not done: where it goes on
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from actors.customize import ADAPTER, MODEL
+from cluster.config import RunConfig
+from cluster.differences import flat, refuse_differences
+from cluster.durable import write_file
+from cluster.run_directory import config_text, is_there, locked, versions
+from cluster.storage import storage_root
+from rm.domain_config import StrategyConfig
+from tokens.errors import UserError
+
+CARD, RESULTS, KIND, BEGUN = "card.json", "results.jsonl", "domains", "data.json"
+FOLDER = "domains"
+SPEED = ("resources", "storage", "scratch", "rounds", "rollout", "policy", "dpo", "evaluation", "meta", "scorer", "strength")
+"""Sections of the config that change nothing about what is learned here."""
+GROWING = ("customize.seeds", "customize.strategies.")
+"""What may be added to a directory that is there: further seeds and strategies."""
+
+
+class DomainDirectory:
+    """One customisation's directory, locked to one driver while it is open.
+
+    Args:
+        config: of the command.
+    """
+
+    def __init__(self, config: RunConfig) -> None:
+        self.config = config
+        self.path = storage_root(config) / FOLDER / config.name
+
+    @property
+    def logs(self) -> Path:
+        """Log files, one a process."""
+        return self.path / "logs"
+
+    def general(self, strategy: StrategyConfig, seed: int) -> Path:
+        """Where a strategy's general model lies; strategies with the same general stage share it."""
+        return self.path / "general" / general_key(strategy) / f"seed_{seed}"
+
+    def domain(self, strategy: str, seed: int, name: str) -> Path:
+        """Where the model of a domain lies."""
+        return self.path / "models" / strategy / f"seed_{seed}" / name
+
+    @contextlib.contextmanager
+    def open(self) -> Iterator[DomainDirectory]:
+        """Make or find the directory.
+
+        Raises:
+            UserError: if it belongs to another config, is no customisation's, or another driver holds it.
+        """
+        with locked(self.path):
+            ours = (self.path / "config.yaml").is_file()
+            if not ours and any(entry.name != ".lock" for entry in self.path.iterdir()):
+                raise UserError(
+                    f"{self.path} is not empty and not a customisation's directory; choose another name or storage root"
+                )
+            if ours:
+                there, here = (_learnt(tree) for tree in (yaml.safe_load((self.path / "config.yaml").read_text()), self._tree()))
+                refuse_differences(self.path, there, _only_changed(there, here))
+            write_file(self.path / "config.yaml", config_text(self.config))
+            write_file(self.path / "versions.json", json.dumps(versions(), indent=1))
+            yield self
+
+    def refuse_other_data(self, fingerprint: str) -> None:
+        """Stop if what is there was trained on other data; note what data it is.
+
+        Args:
+            fingerprint: of the data.
+
+        Raises:
+            UserError: if it was.
+        """
+        begun = self.path / BEGUN
+        if begun.is_file() and json.loads(begun.read_text())["sha256"] != fingerprint:
+            raise UserError(
+                f"the data sets are not those that {self.path} was begun with, although the config is the same: put the old "
+                "files back, choose another name, or remove the directory"
+            )
+        write_file(begun, json.dumps({"sha256": fingerprint}))
+
+    def _tree(self) -> dict[str, Any]:
+        return self.config.model_dump(mode="json")
+
+
+def general_key(strategy: StrategyConfig) -> str:
+    """Name of a general stage, by what makes it differ from another."""
+    return f"enrichment-{strategy.enrichment:g}-imitation-{strategy.general_imitation:g}"
+
+
+def _learnt(tree: dict[str, Any]) -> dict[str, Any]:
+    return flat({key: value for key, value in tree.items() if key not in SPEED})
+
+
+def _only_changed(there: dict[str, Any], here: dict[str, Any]) -> dict[str, Any]:
+    """``here`` without what may be added or grow: strategies that were not there, and the number of seeds."""
+    kept = {key: value for key, value in here.items() if key in there or not key.startswith(GROWING)}
+    gone = {
+        key: value for key, value in there.items() if key.startswith(GROWING) and (key not in here or key == "customize.seeds")
+    }
+    return kept | gone
+
+
+@dataclass(frozen=True)
+class DomainModel:
+    """A customised reward model.
+
+    Args:
+        name: of the domain.
+        backbone: directory of the model that the adapter belongs to; of the whole model where there is none.
+        adapter: directory of the adapter; None for a whole model.
+    """
+
+    name: str
+    backbone: Path
+    adapter: Path | None
+
+
+def find_domain(root: Path, name: str) -> DomainModel:
+    """The reward model that ``domain:NAME`` means.
+
+    Args:
+        root: storage root.
+        name: DOMAIN, or RUN/DOMAIN or RUN/STRATEGY/DOMAIN where it would not be clear; of several seeds the first is taken.
+
+    Returns:
+        Where it lies.
+
+    Raises:
+        UserError: if there is none, or several are meant.
+    """
+    *place, domain = name.split("/")
+    if len(place) > 2 or not all((*place, domain)):
+        raise UserError(f"domain:{name} is no name of a domain: expected domain:DOMAIN, domain:RUN/DOMAIN or RUN/STRATEGY/DOMAIN")
+    run = place[0] if place else "*"
+    strategy = place[1] if len(place) > 1 else "*"
+    folder = root / FOLDER
+    if not is_there(folder):
+        raise UserError(f"domain:{name}: no domain was ever customised in {root}; run `python -m cluster customize` first")
+    found = [path for path in sorted(folder.glob(f"{run}/models/{strategy}/seed_0/*")) if path.name == domain]
+    if not found:
+        known = sorted({path.name for path in folder.glob("*/models/*/seed_0/*") if not path.name.startswith(".")})
+        raise UserError(f"domain:{name}: there is no such domain in {folder}; there are {', '.join(known) or 'none'}")
+    if len(found) > 1:
+        names = ["/".join((path.parts[-5], path.parts[-3], domain)) for path in found]
+        raise UserError(
+            f"domain:{name} could be {', '.join(names)}: more than one adapter has this name; write which one is meant"
+        )
+    directory = found[0]
+    if (directory / MODEL).is_dir():
+        return DomainModel(domain, directory / MODEL, None)
+    card = json.loads((directory / "stage.json").read_text())
+    return DomainModel(domain, Path(card["base"]), directory / ADAPTER)
+
+
+def digest(rows: list[dict[str, Any]]) -> str:
+    """Of the results, for the card."""
+    return hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()

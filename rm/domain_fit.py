@@ -1,0 +1,348 @@
+"""One stage of customisation: a reward model fitted on scored responses, with imitation and a penalty where they are asked for.
+
+Letters: Q queries of a step, R responses of all its queries, C comparisons.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from rm.config import RewardConfig
+from rm.domain_config import GeneralStageConfig
+from rm.imitation import Imitated, LanguageHead, imitation_loss
+from rm.model import RewardModel
+from rm.penalties import QuadraticPenalty
+from rm.ranked import response_sequences
+from rm.ranking import comparisons, ranking_accuracy, ranking_loss
+from rm.training import learning_rate_factor
+from tokens.errors import UserError
+from tokens.queries import Query
+from tokens.records import SequenceBatch
+
+STATE_FILE = "state.safetensors"
+
+
+@dataclass(frozen=True)
+class Imitation:
+    """The imitation loss of a stage.
+
+    Args:
+        head: of the model.
+        coef: its weight, > 0.
+        imitated: tokens that count.
+    """
+
+    head: LanguageHead
+    coef: float
+    imitated: Imitated
+
+
+@dataclass(frozen=True)
+class StageStep:
+    """One optimizer step.
+
+    Args:
+        samples: queries seen so far.
+        loss: what is descended.
+        ranking: nats per comparison.
+        imitation: nats per token; None without imitation or a preferred response.
+        penalty: 0 without one.
+        accuracy: share of the step's comparisons ranked as scored, before the update.
+        lr: learning rate.
+        gradient_norm: before clipping.
+    """
+
+    samples: int
+    loss: float
+    ranking: float
+    imitation: float | None
+    penalty: float
+    accuracy: float
+    lr: float
+    gradient_norm: float
+
+
+@dataclass(frozen=True)
+class Saving:
+    """Where a fit keeps its state, so that it can go on after its process has died.
+
+    Args:
+        folder: of the checkpoints, which are directories named for the queries seen; made if needed.
+        commit: gives a written directory its place, whole or not at all: (partial, final).
+    """
+
+    folder: Path
+    commit: Callable[[Path, Path], None]
+
+    def newest(self) -> Path | None:
+        """The directory that a fit goes on from."""
+        found = sorted(path for path in self.folder.glob("samples-*") if path.is_dir())
+        return found[-1] if found else None
+
+    def place(self, samples: int) -> Path:
+        """Of the checkpoint after so many queries."""
+        return self.folder / f"samples-{samples:09d}"
+
+
+def fit_stage(
+    model: RewardModel,
+    queries: Sequence[Query],
+    stage: GeneralStageConfig,
+    reward: RewardConfig,
+    seed: int,
+    pad_id: int,
+    every: int,
+    look: Callable[[int], None],
+    on_step: Callable[[StageStep], None],
+    imitation: Imitation | None = None,
+    penalty: QuadraticPenalty | None = None,
+    saving: Saving | None = None,
+) -> int:
+    """Train ``model`` in place on scored responses.
+
+        L = L_rank + coef * L_LM + penalty
+
+    AdamW; the learning rate rises over the warm-up and then falls linearly. A step's gradient is added up over parts of at most
+    ``reward.microbatch_size`` sequences, whole queries each. ``look`` is called before the first step, whenever another ``every``
+    queries have been seen, and after the last step; its measurements are also where the state is saved.
+
+    With ``saving`` a fit goes on from the newest checkpoint there: weights, optimizer and place in the data are as they were, so
+    that the end is the same bit for bit. ``look`` is then not called again for what was measured before.
+
+    Source: Everyone Deserves A Reward (2309.03126), its loss and its two fine-tuning stages.
+
+    Args:
+        model: on its device.
+        queries: each with a comparison.
+        stage: learning rate, batch, epochs.
+        reward: AdamW's settings, clipping, microbatches.
+        seed: of the order of the queries.
+        pad_id: id written at padding.
+        every: queries between two measurements, >= 1.
+        look: measures; called with the number of queries seen.
+        on_step: called after each step.
+        imitation: None = without.
+        penalty: None = without.
+        saving: None = the fit is not saved.
+
+    Returns:
+        The queries seen before this call: 0, or those of the checkpoint.
+
+    Raises:
+        ValueError: if there is no query, or one has no comparison.
+        UserError: if a checkpoint cannot be read, or is of another fit.
+        FloatingPointError: if the loss or its gradient is not finite; names the step.
+    """
+    if not queries or not all(query.comparisons for query in queries):
+        raise ValueError(f"a stage needs queries with a comparison each, got {len(queries)} queries")
+    fit = _Fit(model, stage, reward, pad_id, imitation, penalty, len(queries), seed)
+    began = _restore(fit, saving)
+    total = stage.epochs * len(queries)
+    if began == 0:
+        look(0)
+    for batch in _batches(queries, stage.batch_size, stage.epochs, seed):
+        if fit.skip(batch):
+            continue
+        before = fit.samples
+        on_step(fit.step(batch))
+        if fit.samples // every > before // every or fit.samples == total:
+            look(fit.samples)
+            if saving is not None:
+                _save(fit, saving)
+    return began
+
+
+class _Fit:
+    """Model and optimizer of one stage."""
+
+    def __init__(
+        self,
+        model: RewardModel,
+        stage: GeneralStageConfig,
+        reward: RewardConfig,
+        pad_id: int,
+        imitation: Imitation | None,
+        penalty: QuadraticPenalty | None,
+        num_queries: int,
+        seed: int,
+    ) -> None:
+        self.model, self.reward, self.pad_id, self.imitation, self.penalty = model, reward, pad_id, imitation, penalty
+        self.stage, self.identity = stage, f"{num_queries} queries, seed {seed}, {stage.model_dump_json()}"
+        self.num_steps = stage.epochs * math.ceil(num_queries / stage.batch_size)
+        named = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        if imitation is not None:
+            named |= {f"lm_head.{name}": p for name, p in imitation.head.named_parameters() if p.requires_grad}
+        self.named: dict[str, nn.Parameter] = named
+        self.optimizer = torch.optim.AdamW(
+            list(named.values()),
+            lr=stage.lr,
+            betas=(reward.beta1, reward.beta2),
+            eps=reward.eps,
+            weight_decay=reward.weight_decay,
+        )
+        self.done, self.samples, self._passed = 0, 0, 0
+
+    def skip(self, batch: Sequence[Query]) -> bool:
+        """Whether a batch was learned from before the checkpoint; to be asked of every batch in order."""
+        if self._passed < self.samples:
+            self._passed += len(batch)
+            return True
+        return False
+
+    def step(self, batch: Sequence[Query]) -> StageStep:
+        """One optimizer step."""
+        compared = sum(len(query.comparisons) for query in batch)
+        imitated = sum(len(query.preferred) for query in batch) if self.imitation is not None else 0
+        ranking, accuracy, language = 0.0, 0.0, 0.0
+        for part in self._parts(batch):
+            losses = self._losses(part, compared, imitated)
+            torch.autograd.backward(losses.total)
+            ranking, accuracy = ranking + losses.ranking, accuracy + losses.accuracy
+            language += losses.imitation
+        penalty = 0.0
+        if self.penalty is not None:
+            pull = self.penalty()
+            torch.autograd.backward(pull)
+            penalty = float(pull.detach())
+        weight = 0.0 if self.imitation is None else self.imitation.coef
+        loss = ranking + weight * language + penalty
+        norm = float(torch.nn.utils.clip_grad_norm_(list(self.named.values()), self.reward.max_grad_norm))
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            raise FloatingPointError(
+                f"step {self.done + 1} of {self.num_steps}: the loss is {loss}, its gradient's norm {norm}; first query "
+                f"{batch[0].id!r}. Lower the stage's learning rate"
+            )
+        lr = self.stage.lr * learning_rate_factor(self.done, self.num_steps, self.stage.warmup_ratio)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.done, self.samples, self._passed = self.done + 1, self.samples + len(batch), self._passed + len(batch)
+        return StageStep(self.samples, loss, ranking, language if imitated else None, penalty, accuracy, lr, norm)
+
+    def _losses(self, part: Sequence[Query], compared: int, imitated: int) -> _Losses:
+        sequences = response_sequences(part)
+        batch = SequenceBatch.from_ids([prompt for prompt, _ in sequences], [response for _, response in sequences], self.pad_id)
+        batch = batch.to(next(self.model.parameters()).device)
+        index = comparisons(part)
+        if self.imitation is None or not imitated:
+            scores: Tensor = self.model(batch)
+            total = ranking = ranking_loss(scores, index, compared)
+            language = torch.zeros(())
+        else:
+            scores, hidden, batch = self.model.states(batch)
+            total = ranking = ranking_loss(scores, index, compared)
+            language = self._imitate(part, hidden, batch, imitated, self.imitation)
+            total = total + self.imitation.coef * language
+        accuracy = float(ranking_accuracy(scores, index)) * index.shape[1] / compared
+        return _Losses(total, float(ranking.detach()), float(language.detach()), accuracy)
+
+    def _imitate(
+        self, part: Sequence[Query], hidden: Tensor, batch: SequenceBatch, denominator: int, imitation: Imitation
+    ) -> Tensor:
+        rows, first = [], 0
+        for query in part:
+            rows += [first + index for index in query.preferred]
+            first += len(query.responses)
+        if not rows:
+            return torch.zeros((), device=hidden.device)
+        index = torch.tensor(rows, device=hidden.device)
+        own = batch.rows(index)  # without the columns that only the others need
+        states = hidden[index, : own.input_ids.shape[1]]
+        return imitation_loss(states, own, imitation.head, imitation.imitated, denominator)
+
+    def _parts(self, batch: Sequence[Query]) -> Iterator[list[Query]]:
+        """Whole queries of at most ``microbatch_size`` sequences, like lengths together; a larger query is alone."""
+        part: list[Query] = []
+        size = 0
+        for query in sorted(batch, key=lambda query: len(query.prompt_ids) + max(map(len, query.responses))):
+            if part and size + len(query.responses) > self.reward.microbatch_size:
+                yield part
+                part, size = [], 0
+            part.append(query)
+            size += len(query.responses)
+        yield part
+
+
+@dataclass(frozen=True)
+class _Losses:
+    """Of one part of a step: what is differentiated, and its numbers."""
+
+    total: Tensor
+    ranking: float
+    imitation: float
+    accuracy: float
+
+
+def _batches(queries: Sequence[Query], size: int, epochs: int, seed: int) -> Iterator[list[Query]]:
+    """Every query once an epoch, ``size`` at a time, in an order that the seed decides; an epoch's last batch may be smaller."""
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(epochs):
+        order = torch.randperm(len(queries), generator=generator).tolist()
+        for start in range(0, len(order), size):
+            yield [queries[i] for i in order[start : start + size]]
+
+
+def _save(fit: _Fit, saving: Saving) -> None:
+    """Write weights, AdamW's moments and the place; older checkpoints are removed once it is there."""
+    saving.folder.mkdir(parents=True, exist_ok=True)
+    final = saving.place(fit.samples)
+    partial = final.with_name(f".{final.name}.partial")
+    _remove(partial)
+    partial.mkdir()
+    tensors: dict[str, Tensor] = {}
+    for name, parameter in fit.named.items():
+        tensors[f"weight.{name}"] = parameter.detach().cpu().contiguous()
+        for key, value in fit.optimizer.state[parameter].items():
+            tensors[f"{key}.{name}"] = value.detach().cpu().contiguous()
+    place = {"samples": fit.samples, "done": fit.done, "fit": fit.identity}
+    save_file(tensors, partial / STATE_FILE, metadata={"format": "pt", "place": json.dumps(place)})
+    earlier = [path for path in saving.folder.glob("samples-*") if path != final]
+    saving.commit(partial, final)
+    for path in earlier:
+        _remove(path)
+
+
+def _restore(fit: _Fit, saving: Saving | None) -> int:
+    """Put the newest checkpoint back, if there is one; the queries seen before it."""
+    newest = None if saving is None else saving.newest()
+    if newest is None:
+        return 0
+    try:
+        with safe_open(newest / STATE_FILE, framework="pt") as file:
+            place = json.loads(file.metadata()["place"])
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"cannot read the checkpoint {newest}: {error}. Remove it to begin the stage again") from error
+    if place["fit"] != fit.identity or {key for key in tensors if key.startswith("weight.")} != {
+        f"weight.{n}" for n in fit.named
+    }:
+        raise UserError(
+            f"the checkpoint {newest} is of another fit (there: {place['fit']}; here: {fit.identity}). Remove it to begin the "
+            "stage again"
+        )
+    with torch.no_grad():
+        for name, parameter in fit.named.items():
+            parameter.copy_(tensors[f"weight.{name}"])
+            fit.optimizer.state[parameter] = {
+                key: value.clone() if key == "step" else value.to(parameter.device, copy=True)
+                for key, value in ((key, tensors[f"{key}.{name}"]) for key in ("step", "exp_avg", "exp_avg_sq"))
+            }
+    fit.samples, fit.done = int(place["samples"]), int(place["done"])
+    return fit.samples
+
+
+def _remove(directory: Path) -> None:
+    if directory.is_dir():
+        for path in directory.iterdir():
+            path.unlink()
+        directory.rmdir()

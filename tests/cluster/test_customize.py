@@ -1,0 +1,304 @@
+"""The three stages of customisation: what is made of a config, that it goes on, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import BertConfig, BertForMaskedLM, LlamaConfig, LlamaForCausalLM
+
+from actors.customize import ADAPTER, MODEL, StageJob, StageReport, run_stage
+from actors.process import ProcessSetup
+from actors.ranks import Rank
+from cluster.config import RunConfig
+from cluster.console import Console
+from cluster.customize import Stages, _write, in_words
+from cluster.domain_data import DomainData, check_settings, load_data
+from cluster.domain_directory import DomainDirectory, find_domain
+from cluster.durable import commit_directory
+from cluster.load_config import checked
+from evaluation.domain_report import write_domain_report
+from evaluation.domains import outcomes, pareto, read_domain_run
+from rm.domain_bank import open_bank
+from rm.model import RewardModel
+from sandbox.tokenizer import make_tokenizer
+from tokens.errors import UserError
+
+WORDS = [f"w{i}" for i in range(30)]
+STRATEGIES: dict[str, Any] = {
+    "direct": {"general": False},
+    "plain": {},
+    "imitate": {"general_imitation": 0.1, "domain_imitation": 0.1},
+    "enriched": {"enrichment": 1.5, "rehearsal": 0.5},
+}
+
+
+def base_model(folder: Path, encoder: bool = False) -> Path:
+    """A random model with a tokenizer of thirty words."""
+    tokenizer = make_tokenizer(WORDS)
+    torch.manual_seed(0)
+    shape: dict[str, Any] = {
+        "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
+        "vocab_size": len(tokenizer), "max_position_embeddings": 64, "pad_token_id": tokenizer.pad_token_id,
+    }  # fmt: skip
+    ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+    model = BertForMaskedLM(BertConfig(**shape)) if encoder else LlamaForCausalLM(LlamaConfig(**shape, **ends))
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def material(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """A base, general pairs in which late words are good, and a file of DSP with two domains."""
+    folder = tmp_path_factory.mktemp("material")
+    pairs = [{"prompt": f"w{i % 7} w{i % 5}", "chosen": f"w2{i % 10} w21", "rejected": f"w{10 + i % 10} w11"} for i in range(60)]
+    rows = [
+        {"query": f"w{i % 10} w{i // 10}", "responses": {"law": f"w1{i % 10} w3", "trade": f"w2{i % 10} w4 w5", "normal": "w6"}}
+        for i in range(30)
+    ]
+    return {
+        "base": str(base_model(folder / "base")),
+        "general": write_rows(folder / "general.jsonl", pairs),
+        "dsp": write_rows(folder / "dsp.jsonl", rows),
+    }
+
+
+def configured(material: dict[str, Any], storage: Path, **changes: Any) -> RunConfig:
+    customize: dict[str, Any] = {
+        "general": {"hh": material["general"]},
+        "domains": {"law": material["dsp"], "trade": material["dsp"]},
+        "general_stage": {"lr": 3e-3, "batch_size": 8},
+        "domain_stage": {"lr": 3e-3, "batch_size": 8},
+        "general_queries": 30,
+        "strategies": STRATEGIES,
+        "test_fraction": 0.2,
+        **changes,
+    }
+    tree = {
+        "name": "two",
+        "storage": str(storage),
+        "data": {"max_prompt_tokens": 16, "max_response_tokens": 16},
+        "rollout": {"max_new_tokens": 8},
+        "reward": {"base": material["base"], "pooling": "mean", "microbatch_size": 8},
+        "resources": {"reward": {"num_cpus": 0.5, "threads": 1}},
+        "customize": customize,
+    }
+    return checked(tree, "test")
+
+
+@pytest.fixture(scope="module")
+def rank(tmp_path_factory: pytest.TempPathFactory) -> Rank:
+    threads = torch.get_num_threads()
+    return Rank(ProcessSetup("here", tmp_path_factory.mktemp("logs") / "here.log", threads, "cpu", "float32", 0, 1, False))
+
+
+class Killed(Exception):
+    """The process is gone."""
+
+
+def fitted(rank: Rank, job: StageJob, data: DomainData, die_at: int | None = None) -> StageReport:
+    def tell(samples: int, last: bool) -> None:
+        if samples == die_at:
+            raise Killed
+
+    domains = {each.name: each.train for each in data.domains}
+    return run_stage(rank, job, data.pool, domains, data.tests, commit_directory, tell, lambda: None)
+
+
+def everything(rank: Rank, config: RunConfig) -> tuple[DomainDirectory, Stages]:
+    """All stages in this process, as the command hands them to Ray."""
+    directory = DomainDirectory(config)
+    with directory.open():
+        data = load_data(config, Path(config.storage or ""), Console())
+        directory.refuse_other_data(data.fingerprint())
+        stages = Stages(config, directory, data)
+        for job in (*stages.general(), *stages.domains()):
+            if not job.directory.is_dir():
+                fitted(rank, job, data)
+        _write(directory, data, stages, Console())
+    return directory, stages
+
+
+@pytest.fixture(scope="module")
+def whole(material: dict[str, Any], rank: Rank, tmp_path_factory: pytest.TempPathFactory) -> DomainDirectory:
+    return everything(rank, configured(material, tmp_path_factory.mktemp("storage")))[0]
+
+
+def test_general_stages_are_shared_and_every_domain_is_measured(whole: DomainDirectory) -> None:
+    assert sorted(path.name for path in (whole.path / "general").iterdir()) == [
+        "enrichment-1-imitation-0", "enrichment-1-imitation-0.1", "enrichment-1.5-imitation-0"
+    ]  # fmt: skip
+    run = read_domain_run(whole.path)
+    assert run.general == ("hh",) and run.domains == ("law", "trade") and tuple(run.strategies) == tuple(STRATEGIES)
+    assert {(row.strategy, row.domain) for row in run.rows if row.stage == "domain"} == {
+        (strategy, domain) for strategy in STRATEGIES for domain in ("law", "trade")
+    }
+    for row in run.rows:
+        assert row.set in ("hh", "law", "trade") and 0 <= row.accuracy <= 1
+    seen = {row.samples for row in run.rows if row.strategy == "enriched" and row.stage == "general"}
+    assert min(seen) == 0 and max(seen) == 45
+    seen = {row.samples for row in run.rows if row.strategy == "enriched" and row.domain == "law"}
+    assert max(seen) == 24 + 12  # half as many general queries beside the domain's own
+    found = {outcome.strategy: outcome for outcome in outcomes(run)}
+    assert found["direct"].forgotten is None and found["plain"].forgotten is not None
+    ends = [row.accuracy for row in run.rows if row.strategy == "plain" and row.domain == row.set and row.samples == 24]
+    assert found["plain"].domain.value == pytest.approx(sum(ends) / 2)
+    starts = [row for row in run.rows if row.strategy == "plain" and row.domain and row.set == "hh" and row.samples == 0]
+    lasts = [row for row in run.rows if row.strategy == "plain" and row.domain and row.set == "hh" and row.samples == 24]
+    lost = sum(row.accuracy for row in starts) / 2 - sum(row.accuracy for row in lasts) / 2
+    assert found["plain"].forgotten.value == pytest.approx(lost)
+
+
+def test_the_domain_stage_begins_where_the_general_stage_ended(whole: DomainDirectory) -> None:
+    rows = read_domain_run(whole.path).rows
+    end = {row.set: row.loss for row in rows if row.strategy == "imitate" and row.stage == "general" and row.samples == 30}
+    start = {row.set: row.loss for row in rows if row.strategy == "imitate" and row.domain == "law" and row.samples == 0}
+    assert start == pytest.approx(end, abs=1e-5)
+
+
+def test_the_report_has_a_table_curves_and_a_front(whole: DomainDirectory) -> None:
+    page = write_domain_report(whole.path).read_text()
+    assert "length alone" in page and "Pareto front" in page and "enriched" in page and "<script" not in page
+    names = sorted(path.name for path in (whole.path / "figures").iterdir())
+    assert names == ["domain-stage.png", "each-domain.png", "general-stage.png", "pareto.png"]
+    assert (whole.path / "table.md").read_text().count("\n") == 2 + len(STRATEGIES) + 1
+    assert write_domain_report(whole.path).read_text() == page
+
+
+@pytest.mark.parametrize(
+    ("points", "front"),
+    [([(1, 1), (2, 0.5), (0.5, 0.5)], [True, True, False]), ([(1, 1), (1, 1)], [True, True]), ([(1, 2), (1, 1)], [True, False])],
+)
+def test_the_front_holds_what_nothing_beats(points: list[tuple[float, float]], front: list[bool]) -> None:
+    assert pareto(points) == front
+
+
+def test_a_stage_that_died_goes_on_and_ends_the_same(
+    whole: DomainDirectory, material: dict[str, Any], rank: Rank, tmp_path: Path
+) -> None:
+    config = configured(material, tmp_path)
+    directory = DomainDirectory(config)
+    with directory.open():
+        data = load_data(config, tmp_path, Console())
+        job = next(job for job in Stages(config, directory, data).general() if job.imitation)
+        with pytest.raises(Killed):
+            fitted(rank, job, data, die_at=24)
+        assert not job.directory.exists()
+        report = fitted(rank, job, data)
+    assert report.resumed_at == 16
+    there = whole.path / job.directory.relative_to(directory.path)
+    assert report.looks == StageReport.read(there).looks
+    for name in ("model.safetensors", "lm_head.safetensors"):
+        assert (job.directory / MODEL / name).read_bytes() == (there / MODEL / name).read_bytes()
+    assert [path.name for path in job.directory.parent.iterdir()] == [job.directory.name]  # checkpoints are gone
+
+
+def test_adapters_are_found_by_name_and_served(material: dict[str, Any], rank: Rank, tmp_path: Path) -> None:
+    config = configured(material, tmp_path, lora={"rank": 2}, strategies={"plain": {}})
+    directory, stages = everything(rank, config)
+    law, trade = (find_domain(tmp_path, name) for name in ("law", "two/plain/trade"))
+    assert law.adapter == directory.domain("plain", 0, "law") / ADAPTER and law.backbone == trade.backbone
+    assert trade.adapter is not None and law.adapter is not None
+    model = RewardModel.from_pretrained(law.backbone, torch.float32)
+    bank = open_bank(model, [("law", law.adapter), ("trade", trade.adapter)])
+    run = read_domain_run(directory.path)
+    for name in ("law", "trade"):
+        test = stages.data.domain(name).test
+        sequences = [(query.prompt_ids, ids) for query in test for ids in query.responses]
+        scores = bank.scores(sequences, [name] * len(sequences), 8, 0)
+        rows, wins = iter(scores.tolist()), []
+        for query in test:
+            own = [next(rows) for _ in query.responses]
+            wins += [0.5 * (1 + (own[j] > own[k]) - (own[j] < own[k])) for j, k in query.comparisons]
+        last = max(row.samples for row in run.rows if row.domain == name)
+        measured = next(row for row in run.rows if row.domain == row.set == name and row.samples == last)
+        assert sum(wins) / len(wins) == pytest.approx(measured.accuracy)
+    other = tmp_path / "domains" / "again"
+    shutil.copytree(directory.path, other)
+    with pytest.raises(UserError, match="could be again/plain/law, two/plain/law: more than one adapter has this name"):
+        find_domain(tmp_path, "law")
+    with pytest.raises(UserError, match=r"there is no such domain in .*; there are law, trade"):
+        find_domain(tmp_path, "art")
+    with pytest.raises(UserError, match="no name of a domain"):
+        find_domain(tmp_path, "a/b/c/law")
+
+
+def test_other_data_or_another_config_is_refused(material: dict[str, Any], tmp_path: Path) -> None:
+    config = configured(material, tmp_path, strategies={"plain": {}})
+    directory = DomainDirectory(config)
+    with directory.open():
+        directory.refuse_other_data("one")
+    more = configured(material, tmp_path, strategies={"plain": {}, "direct": {"general": False}}, seeds=2)
+    with DomainDirectory(more).open():  # further strategies and seeds may be added
+        pass
+    with pytest.raises(UserError, match=r"not those that .* was begun with"):
+        directory.refuse_other_data("two")
+    other = configured(material, tmp_path, strategies={"plain": {"rehearsal": 1.0}})
+    with (
+        pytest.raises(UserError, match=r"customize\.strategies\.plain.rehearsal: 0.0 there, 1.0 here"),
+        DomainDirectory(other).open(),
+    ):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"strategies": {"a": {"enrichment": 6.5}}}, "asks for 195 general queries, there are 48 to train on"),
+        ({"strategies": {"a": {"rehearsal": 3.0}}}, "asks for 72 general queries beside the 24 of law, there are 30"),
+        ({"general": {}}, "customize.general is empty, and the strategies"),
+        ({"domains": {}}, "customize.domains is empty"),
+        ({"domains": {"hh": "x"}}, "hh is a domain and a general data set"),
+        ({"domains": {"law": "x", "Law": "y"}}, "differ in case alone, and would be one adapter"),
+        ({"domains": {"a/b": "x"}}, "a name has letters, digits"),
+        ({"strategies": {"a": {"penalty": "ewc"}}, "lora": {"rank": 2}}, "adapters leave the backbone as it was"),
+        ({"strategies": {"a": {"general": False, "enrichment": 2}}}, "enrichment is of the general stage"),
+        ({"strategies": {"a": {"enrichment": 2}}, "general_queries": None}, "general_queries null, which takes all"),
+    ],
+)
+def test_bad_configs_are_refused_before_anything_starts(
+    material: dict[str, Any], tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    def try_it() -> None:
+        config = configured(material, tmp_path, **changes)
+        check_settings(config)
+        load_data(config, tmp_path, Console())
+
+    with pytest.raises(UserError, match=message):
+        try_it()
+
+
+def test_an_encoder_cannot_imitate(material: dict[str, Any], tmp_path: Path) -> None:
+    encoder = material | {"base": str(base_model(tmp_path / "encoder", encoder=True))}
+    config = configured(encoder, tmp_path)
+    config = config.model_copy(update={"reward": config.reward.model_copy(update={"pooling": "last"})})
+    with pytest.raises(UserError, match=r"imitate have an imitation loss, .* holds an encoder without a language head"):
+        load_data(config, tmp_path, Console())
+
+
+def test_what_customize_does_not_use_is_refused(material: dict[str, Any], tmp_path: Path) -> None:
+    config = configured(material, tmp_path)
+    lora = config.reward.model_copy(update={"lora": config.reward.lora.model_copy(update={"rank": 4})})
+    with pytest.raises(UserError, match=r"no use for reward.lora.rank 4"):
+        check_settings(config.model_copy(update={"reward": lora}))
+
+
+def test_words_for_a_strategy(material: dict[str, Any], tmp_path: Path) -> None:
+    strategies = configured(material, tmp_path).customize.strategies
+    assert [in_words(strategy) for strategy in strategies.values()] == [
+        "no general stage", "general x 1", "general x 1, imitation 0.1 (general), imitation 0.1 (domain)",
+        "general x 1.5, rehearsal 0.5",
+    ]  # fmt: skip
+    ewc = strategies["plain"].model_copy(update={"penalty": "ewc", "penalty_coef": 2.0})
+    assert in_words(ewc) == "general x 1, ewc 2"

@@ -1,0 +1,416 @@
+"""What is lost is made good: real processes of Ray that do next to nothing, killed and stopped at their work."""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from rich.console import Console as RichConsole
+
+from actors.process import STATUS_GROUP, Identity, Progress
+from cluster.console import Console
+from cluster.failures import GivenUp, RoleLost
+from cluster.fixed_pool import FixedPool
+from cluster.health import FaultsConfig, State
+from cluster.recovery import Fault, Recovery
+from cluster.roles import Ensemble, LearnerHandle, RewardHandle, Roles, ScorerHandle
+from cluster.rota import OwnDevices, Process
+from cluster.waiting import Pending, Room, Waiter
+from tokens.records import Prompt
+
+pytestmark = pytest.mark.filterwarnings(  # Ray's own
+    "ignore::FutureWarning", "ignore::ResourceWarning", "ignore::DeprecationWarning"
+)
+NAMES = ("rollout-0", "rollout-1", "reward-0", "scorer-0", "learner-0")
+
+
+class Doing:
+    """Every role at once. While a file ``hold-NAME`` is there it does not get on."""
+
+    def __init__(self, name: str, directory: Path, incarnation: int) -> None:
+        self.name, self.directory, self.incarnation = name, directory, incarnation
+        self.version, self.held, self.updates = -1, list[str](), list[int]()
+
+    @ray.method(concurrency_group="status")
+    def identity(self) -> Identity:
+        return Identity(self.name, os.getpid(), ray.get_runtime_context().get_node_id(), self.incarnation)
+
+    @ray.method(concurrency_group="status")
+    def progress(self) -> Progress:
+        return Progress(0, 0, "")
+
+    @ray.method(concurrency_group="vigil")
+    def vigil(self) -> None:
+        threading.Event().wait()
+
+    def _work(self) -> None:
+        (self.directory / f"has-{self.name}").touch()
+        while (self.directory / f"hold-{self.name}").exists():
+            time.sleep(0.02)
+        if (self.directory / f"broken-{self.name}").exists():
+            (self.directory / f"broken-{self.name}").unlink()
+            raise ValueError("a broken cable")
+
+    def load(self, what: Any, version: Any, *after: Any) -> Any:
+        self.version = version
+        self.held.append(f"{what}={version}")
+        return version
+
+    def sample(self, prompts: Sequence[Prompt], k: int, seed: int, version: int, before: Sequence[int]) -> list[str]:
+        assert self.version == version, f"{self.name} holds {self.version}, asked for {version}"
+        self._work()
+        return [f"{prompt.id}/{seed}/{times}" for prompt, times in zip(prompts, before, strict=True)]
+
+    def calibrate_on(self, rollouts: Sequence[Any]) -> None:
+        self.held.append("calibrated")
+
+    def score(self, rollouts: Sequence[Any]) -> list[str]:
+        self._work()
+        return self.held
+
+    def fit(self, *given: Any) -> str:
+        self._work()
+        return "fitted"
+
+    def update(self, rollouts: Sequence[Any], scores: Sequence[float], number: int) -> list[int]:
+        self._work()
+        self.updates.append(number)
+        return self.updates
+
+
+@pytest.fixture(scope="module")
+def machine() -> Iterator[None]:
+    ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False, configure_logging=False)
+    yield
+    ray.shutdown()
+
+
+class Scene:
+    """A run of five such processes."""
+
+    def __init__(self, directory: Path, deadline_s: float, faults: FaultsConfig) -> None:
+        self.directory, self.faults = directory, list[Fault]()
+        self.slow = set[str]()
+        processes = [Process(self._spawn(name, 1), Identity(name, 0, "")) for name in NAMES]
+        for process in processes:
+            process.identity = ray.get(process.actor.identity.remote())
+        rota, (e0, e1, reward, scorer, learner) = OwnDevices(), processes
+        self.pool = FixedPool([e0, e1], rota)
+        self.roles = Roles(
+            self.pool,
+            RewardHandle([reward], 60, rota),
+            ScorerHandle(scorer, rota, Ensemble()),
+            LearnerHandle([learner], 60, rota),
+            tuple(processes),
+            rota,
+            lambda sending: None,
+        )
+        console = Console()
+        console.rich = RichConsole(file=io.StringIO(), width=200, soft_wrap=True)
+        self.printed = console.rich.file
+        self.wait = Waiter(console, directory, deadline_s)
+
+        def load_learner() -> Pending[None]:
+            return Pending((learner.actor.load.remote("policy", 0),), ("learner-0",), ("",), lambda answers: None)
+
+        told: tuple[Any, ...] = (self.faults.append, console.say, lambda: None)
+        self.recover = Recovery(faults, self, self.roles, self.wait, load_learner, True, *told, directory)
+        self.wait.look = self.recover.look
+
+    def _spawn(self, name: str, incarnation: int) -> Any:
+        options: dict[str, Any] = {"num_cpus": 5 if name in self.slow else 0, "concurrency_groups": STATUS_GROUP}
+        return ray.remote(**options)(Doing).remote(name, self.directory, incarnation)
+
+    def respawn(self, process: Process, incarnation: int) -> None:
+        ray.kill(process.actor)
+        name = process.identity.name
+        process.actor, process.identity = self._spawn(name, incarnation), Identity(name, 0, "", incarnation)
+
+    def spare(self, name: str, incarnation: int) -> Any:
+        return self._spawn(name, incarnation)
+
+    def take_over(self, process: Process, spare: Any, incarnation: int) -> None:
+        ray.kill(process.actor)
+        process.actor, process.identity = spare, Identity(process.identity.name, 0, "", incarnation)
+
+    def release(self, actor: Any) -> None:
+        ray.kill(actor)
+
+    def room(self, name: str) -> Room:
+        return Room(lambda line: None, {"CPU": 5.0}, None)
+
+    def process(self, name: str) -> Process:
+        return next(process for process in self.roles.processes if process.identity.name == name)
+
+    def when_at_work(self, name: str, act: Callable[[], None]) -> threading.Thread:
+        """Do something to a process once it is at work, and let it get on."""
+        hold, has = self.directory / f"hold-{name}", self.directory / f"has-{name}"
+        has.unlink(missing_ok=True)
+        hold.touch()
+
+        def then() -> None:
+            while not has.exists():
+                time.sleep(0.02)
+            act()
+            hold.unlink()
+
+        thread = threading.Thread(target=then)
+        thread.start()
+        return thread
+
+    def send(self, name: str, number: signal.Signals) -> Callable[[], None]:
+        pid = self.process(name).identity.pid
+        return lambda: os.kill(pid, number)
+
+    def sample(self, version: int) -> list[Any]:
+        return self.wait("sample", self.pool.sample([Prompt(f"p{i % 3}", "", (1,)) for i in range(5)], 1, 7, version))
+
+    def sync(self, version: int) -> None:
+        self.wait("sync", self.pool.load("weights", version, ()))
+
+    def until(self, *healthy: str) -> None:
+        """Wait, as a driver does that waits for something else, until these are well."""
+        deadline = time.monotonic() + 60
+        while any(self.recover.health[name].state is not State.HEALTHY for name in healthy):
+            assert time.monotonic() < deadline, self.faults
+            self.wait("pass", Pending((ray.put(1),), ("driver",), ("",), list))
+            time.sleep(0.05)
+
+    def events(self) -> list[tuple[str, str]]:
+        return [(fault.event, fault.process) for fault in self.faults]
+
+    def close(self) -> None:
+        for process in self.roles.processes:
+            ray.kill(process.actor)
+
+
+@pytest.fixture
+def scene(machine: None, tmp_path: Path) -> Iterator[Scene]:
+    made = Scene(tmp_path, 60.0, FaultsConfig(infrastructure=2))
+    yield made
+    made.close()
+
+
+WANTED = ["p0/7/0", "p1/7/0", "p2/7/0", "p0/7/1", "p1/7/1"]
+
+
+def test_others_do_what_a_dead_engine_had_and_its_successor_comes_with_the_weights_of_now(scene: Scene) -> None:
+    scene.sync(0)
+    died = scene.when_at_work("rollout-1", scene.send("rollout-1", signal.SIGKILL))
+    assert scene.sample(0) == WANTED
+    died.join()
+    assert scene.events()[0] == ("lost", "rollout-1")
+    scene.sync(1)  # the successor may be up by now, or not
+    assert scene.sample(1) == WANTED
+    scene.until("rollout-1")
+    assert scene.events() == [("lost", "rollout-1"), ("back", "rollout-1")]
+    back = scene.faults[-1].values
+    assert 0 < back["faults/start_seconds"] <= back["faults/recovery_seconds"]
+    assert scene.process("rollout-1").identity.incarnation == 2 and scene.process("rollout-1").identity.pid
+    held = scene.when_at_work("rollout-1", lambda: None)
+    assert scene.sample(1) == WANTED, "with a part of its own for the successor"
+    held.join(10)
+    assert not held.is_alive()
+    assert "lost rollout-1: died" in scene.printed.getvalue() and "back rollout-1 on node" in scene.printed.getvalue()
+
+
+def test_the_last_engine_is_waited_for(scene: Scene) -> None:
+    scene.sync(3)
+    threads = [scene.when_at_work(name, scene.send(name, signal.SIGKILL)) for name in ("rollout-0", "rollout-1")]
+    assert scene.sample(3) == WANTED
+    for thread in threads:
+        thread.join()
+    assert {event for event in scene.events() if event[0] == "lost"} == {("lost", "rollout-0"), ("lost", "rollout-1")}
+
+
+def test_a_scorer_is_given_all_that_it_held_and_asked_again(scene: Scene) -> None:
+    scorer = scene.roles.scorer
+    scene.wait("score", scorer.calibrate_on([]))
+    for member in (1, 0):
+        scene.wait("score", scorer.load(member, scene.directory / "draft" / str(member)))
+    scorer.holds.committed(scene.directory / "draft", scene.directory / "round")
+    died = scene.when_at_work("scorer-0", scene.send("scorer-0", signal.SIGKILL))
+    held: Any = scene.wait("score", scorer.score([]))
+    died.join()
+    assert held == ["calibrated", f"1={scene.directory}/round/1", f"0={scene.directory}/round/0"]
+
+
+def test_a_process_that_dies_while_nobody_asks_it_is_replaced_at_once(scene: Scene) -> None:
+    scene.send("reward-0", signal.SIGKILL)()
+    work = scene.when_at_work("scorer-0", lambda: time.sleep(3))
+    scene.wait("score", scene.roles.scorer.score([]))
+    work.join()
+    assert scene.events()[0] == ("lost", "reward-0")
+    fit = scene.roles.reward.fit(scene.directory, 0, None, None)
+    assert scene.wait("reward", fit) == "fitted"  # type: ignore[comparison-overlap]
+
+
+def test_a_fit_is_done_again(scene: Scene) -> None:
+    died = scene.when_at_work("reward-0", scene.send("reward-0", signal.SIGKILL))
+    assert scene.wait("reward", scene.roles.reward.fit(scene.directory, 0, None, None)) == "fitted"  # type: ignore[comparison-overlap]
+    died.join()
+
+
+def test_a_process_that_hangs_is_ended_and_replaced(machine: None, tmp_path: Path) -> None:
+    scene = Scene(tmp_path, 3.0, FaultsConfig())
+    scene.sync(0)
+    stopped = scene.when_at_work("rollout-0", scene.send("rollout-0", signal.SIGSTOP))
+    assert scene.sample(0) == WANTED
+    stopped.join()
+    assert scene.events()[0] == ("lost", "rollout-0")
+    assert scene.faults[0].why == "hung: no progress for 3 s (resources.deadline_s)"
+    assert scene.faults[0].values["faults/detection_seconds"] >= 2
+    scene.close()
+
+
+def test_the_loss_of_a_learner_begins_the_attempt_anew_and_late_answers_are_refused(scene: Scene) -> None:
+    scene.sync(0)
+    attempts: list[list[int]] = []
+    late = scene.when_at_work("rollout-0", lambda: time.sleep(2))
+
+    def play() -> Any:
+        attempts.append([])
+        if len(attempts) == 1:
+            scene.send("learner-0", signal.SIGKILL)()
+            scene.sample(0)  # it is given up: what comes of it belongs to an attempt that is over
+        return scene.wait("policy", scene.roles.learner.update([], [], 5))
+
+    assert scene.recover(play) == [5] and len(attempts) == 2
+    late.join()
+    scene.until("learner-0", "rollout-0")
+    deadline = time.monotonic() + 30
+    while not any(fault.event == "stale reply" for fault in scene.faults):
+        assert time.monotonic() < deadline
+        scene.wait("pass", Pending((ray.put(1),), ("driver",), ("",), list))
+        time.sleep(0.1)
+    refused = [fault for fault in scene.faults if fault.event == "stale reply"]
+    assert {fault.process for fault in refused} <= {"rollout-0", "rollout-1"}
+    assert refused[-1].values == {"faults/stale_replies": float(len(refused))}
+
+
+def test_a_budget_ends_the_run(scene: Scene) -> None:
+    def play() -> None:
+        scene.send("learner-0", signal.SIGKILL)()
+        scene.until("learner-0")
+        scene.wait("policy", scene.roles.learner.update([], [], 0))
+        scene.wait("policy", scene.roles.learner.update([], [], 1))
+
+    with pytest.raises(
+        GivenUp, match=r"learner-0 .* died.* failed more than 2 times within 3600 s \(faults\.infrastructure\)"
+    ) as end:
+        scene.recover(play)
+    assert end.value.who == "learner-0"
+
+
+def test_an_error_of_a_role_is_tried_once_more_by_another_process(scene: Scene) -> None:
+    tries: list[int] = []
+
+    def play() -> Any:
+        tries.append(1)
+        return scene.wait("reward", scene.roles.reward.fit(scene.directory, 0, None, None))
+
+    broken = scene.directory / "broken-reward-0"
+    broken.touch()
+    assert scene.recover(play) == "fitted" and len(tries) == 2
+    assert scene.events()[0] == ("raised", "reward-0")
+    scene.until("reward-0")
+    assert scene.process("reward-0").identity.incarnation == 2
+    broken.touch()
+    with pytest.raises(GivenUp, match=r"ValueError: a broken cable.* failed more than 1 times within 3600 s \(faults\.data\)"):
+        scene.recover(play)
+
+
+def test_no_room_leaves_an_engines_place_empty_and_ends_the_run_for_others(machine: None, tmp_path: Path) -> None:
+    scene = Scene(tmp_path, 60.0, FaultsConfig(restart_s=2.0))
+    scene.sync(0)
+    scene.slow = {"rollout-1", "scorer-0"}  # there is one CPU, they want five
+    scene.send("rollout-1", signal.SIGKILL)()
+    work = scene.when_at_work("reward-0", lambda: time.sleep(6))
+    scene.wait("reward", scene.roles.reward.fit(scene.directory, 0, None, None))
+    work.join()
+    assert scene.events() == [("lost", "rollout-1"), ("given up", "rollout-1")]
+    assert "5 CPU asked" in scene.faults[-1].why
+    assert scene.sample(0) == WANTED
+    scene.send("scorer-0", signal.SIGKILL)()
+    with pytest.raises(GivenUp, match=r"scorer-0: it was not there again within faults\.restart_s = 2 s: 5 CPU asked"):
+        scene.wait("score", scene.roles.scorer.score([]))
+    scene.close()
+
+
+def test_storage_that_is_away_is_waited_for(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    tries: list[int] = []
+
+    def play() -> int:
+        tries.append(1)
+        if len(tries) < 3:
+            raise OSError(errno.ESTALE, "Stale file handle")
+        return len(tries)
+
+    assert scene.recover(play) == 3
+    assert scene.events() == [("storage away", "storage")] * 2
+    tries.clear()
+    with pytest.raises(GivenUp, match="the storage was away more than 2 times"):
+        scene.recover(play)
+    with pytest.raises(PermissionError):
+        scene.recover(lambda: (_ for _ in ()).throw(PermissionError(errno.EACCES, "no")))
+
+
+def test_a_process_that_could_not_be_reached_is_asked_whether_it_is_there(scene: Scene) -> None:
+    process = scene.process("scorer-0")
+    lost = RoleLost("scorer-0: out of reach", "scorer-0", "", "unreachable", "out of reach", process.actor._actor_id.hex())
+    scene.recover.make_good(lost)  # it answers
+    assert scene.events() == [("cleared", "scorer-0")] and process.identity.incarnation == 1
+    scene.send("scorer-0", signal.SIGKILL)()
+    scene.recover.make_good(lost)
+    assert process.identity.incarnation == 2
+    stale = RoleLost("scorer-0: died", "scorer-0", "", "died", "of old", "0" * 32)
+    scene.recover.make_good(stale)  # news of one that has a successor already
+    assert process.identity.incarnation == 2
+
+
+def test_processes_move_before_their_node_goes_and_the_learner_when_it_is_saved(scene: Scene) -> None:
+    scene.sync(0)
+    node = scene.process("learner-0").identity.node
+    for name in NAMES[2:]:  # the engines are elsewhere, say
+        scene.process(name).identity = Identity(name, 0, "about to go", 1)
+    assert not scene.recover.saving_is_due()
+    scene.recover.warned(["about to go"])
+    assert scene.recover.saving_is_due(), "once because of the notice"
+    deadline = time.monotonic() + 60
+    while not scene.recover.saving_is_due():  # and once more when another process is there to go on
+        assert time.monotonic() < deadline
+        scene.wait("pass", Pending((ray.put(1),), ("driver",), ("",), list))
+        time.sleep(0.05)
+    played: list[int] = []
+
+    def play() -> Any:
+        played.append(1)
+        scene.recover.move_learner()
+        return scene.wait("policy", scene.roles.learner.update([], [], 5))
+
+    assert scene.recover(play) == [5] and len(played) == 2
+    scene.until("scorer-0", "reward-0", "learner-0")
+    moved = {process for event, process in scene.events() if event == "moved"}
+    assert moved == {"learner-0", "scorer-0", "reward-0"} and ("lost", "learner-0") not in scene.events()
+    assert {scene.process(name).identity.incarnation for name in NAMES[2:]} == {2}
+    assert scene.process("learner-0").identity.node == node
+
+
+def test_a_node_that_stays_after_all_costs_nothing(scene: Scene) -> None:
+    scene.sync(0)
+    scene.process("rollout-1").identity = Identity("rollout-1", 0, "about to go", 1)
+    scene.slow = {"rollout-1"}  # no other node has room
+    scene.recover.warned(["about to go"])
+    assert [engine.identity.name for engine in scene.pool.serving()] == ["rollout-0"]
+    assert scene.sample(0) == WANTED
+    scene.recover.warned([])
+    assert len(scene.pool.serving()) == 2 and not scene.recover.spares and not scene.faults

@@ -1,0 +1,121 @@
+"""Many adapters at once against one after another, and names that cannot be served."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from rm.batches import Encoded, score_sequences
+from rm.config import LoraConfig
+from rm.domain_bank import GroupedBank, MixedBank, WholeModels, add_batched, add_segments, open_bank
+from rm.lora import add_lora, load_adapter, save_adapter, use_adapter
+from rm.model import RewardModel
+from tests.rm.conftest import MakeModel
+from tokens.errors import UserError
+
+PAD, BOS, EOS = 0, 1, 2
+NAMES = ("law", "trade", "keys")  # the last is an attribute of torch's dictionaries of modules
+SEQUENCES: list[Encoded] = [((BOS, 5, 6, *range(7, 7 + i)), (*range(20, 20 + 2 * i), EOS)) for i in range(7)]
+DOMAINS = [NAMES[i % 3] for i in range(7)]
+Adapters = list[tuple[str, Path]]
+
+
+@pytest.fixture
+def adapters(start: MakeModel, tmp_path: Path) -> Callable[[str], Adapters]:
+    """Three adapters of unlike ranks, away from zero, for a backbone."""
+
+    def make(name: str) -> Adapters:
+        found = []
+        for i, domain in enumerate(NAMES):
+            model = start(name)
+            add_lora(model, LoraConfig(rank=2 + i, alpha=4 + i), seed=i)
+            generator = torch.Generator().manual_seed(i)
+            with torch.no_grad():
+                for p in model.parameters():
+                    if p.requires_grad:
+                        p.add_(0.3 * torch.randn(p.shape, generator=generator))
+            save_adapter(model, tmp_path / name / domain)
+            found.append((domain, tmp_path / name / domain))
+        return found
+
+    return make
+
+
+def one_after_another(model: RewardModel, adapters: Adapters, domains: list[str]) -> torch.Tensor:
+    """Peft's own arithmetic, a text at a time."""
+    for name, path in adapters:
+        load_adapter(model, path, f"of_{name}")
+    scores = []
+    for sequence, domain in zip(SEQUENCES, domains, strict=True):
+        use_adapter(model, f"of_{domain}")
+        scores.append(score_sequences(model, [sequence], 1, PAD))
+    return torch.cat(scores)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("llama", MixedBank),
+        ("gpt2", MixedBank),
+        ("qwen2", MixedBank),
+        ("mixtral", MixedBank),
+        ("opt", GroupedBank),
+        ("bert", GroupedBank),
+    ],
+)
+def test_a_mixed_batch_scores_as_each_adapter_alone(
+    start: MakeModel, adapters: Callable[[str], Adapters], name: str, kind: type
+) -> None:
+    made = adapters(name)
+    bank = open_bank(start(name), made)
+    assert isinstance(bank, kind) and bank.names == NAMES
+    expected = one_after_another(start(name), made, DOMAINS)
+    got = bank.scores(SEQUENCES, DOMAINS, 4, PAD)
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
+    turned = [NAMES[(i + 1) % 3] for i in range(7)]
+    assert not torch.allclose(bank.scores(SEQUENCES, turned, 4, PAD), got, atol=1e-2)
+    assert torch.equal(bank.scores(SEQUENCES, DOMAINS, 4, PAD), got)  # asking leaves nothing behind
+
+
+def test_both_ways_to_add_are_the_plain_product() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, y, ups, downs = (torch.randn(*size, generator=generator) for size in ((5, 3, 4), (5, 3, 6), (3, 4, 2), (3, 2, 6)))
+    rows = torch.tensor([2, 2, 0, 1, 1])
+    expected = torch.stack([y[b] + x[b] @ ups[rows[b]] @ downs[rows[b]] for b in range(5)])
+    for add in (add_batched, add_segments):
+        output = y.clone()
+        add(output, x, ups, downs, rows)
+        torch.testing.assert_close(output, expected, rtol=0, atol=1e-5)
+
+
+def test_every_domain_on_every_text(start: MakeModel, adapters: Callable[[str], Adapters]) -> None:
+    bank = open_bank(start("llama"), adapters("llama"))
+    assert isinstance(bank, MixedBank)
+    table = bank.all_scores(SEQUENCES, 5, PAD)
+    for column, name in enumerate(NAMES):
+        torch.testing.assert_close(table[:, column], bank.scores(SEQUENCES, [name] * 7, 3, PAD), rtol=1e-4, atol=1e-5)
+
+
+def test_whole_models_by_name(start: MakeModel) -> None:
+    models = {"law": start("llama", seed=1), "trade": start("llama", seed=2)}
+    bank = WholeModels(models)
+    domains = ["law", "trade", "law", "law", "trade", "trade", "law"]
+    got = bank.scores(SEQUENCES, domains, 2, PAD)
+    for i, domain in enumerate(domains):
+        assert float(got[i]) == pytest.approx(float(score_sequences(models[domain], [SEQUENCES[i]], 1, PAD)[0]), abs=1e-5)
+
+
+def test_names_that_cannot_be_served(start: MakeModel, adapters: Callable[[str], Adapters], tmp_path: Path) -> None:
+    made = adapters("llama")
+    with pytest.raises(UserError, match="two adapters named law"):
+        open_bank(start("llama"), [*made, made[0]])
+    with pytest.raises(UserError, match="no adapter to score with"):
+        open_bank(start("llama"), [])
+    bank = open_bank(start("llama"), made)
+    with pytest.raises(UserError, match="no reward model for the domain 'art'; there are keys, law, trade"):
+        bank.scores(SEQUENCES, ["art"] * 7, 2, PAD)
+    with pytest.raises(UserError, match="trained on another backbone"):
+        open_bank(start("qwen2"), made)
+    with pytest.raises(UserError, match="no adapter at"):
+        open_bank(start("llama"), [("art", tmp_path / "art")])
