@@ -117,7 +117,11 @@ class StageReport:
     def read(cls, directory: Path) -> StageReport:
         """As a stage left it."""
         found = json.loads((directory / REPORT).read_text())
-        return cls(**{**found, "looks": tuple(StageLook(**look) for look in found["looks"])})
+        return cls(**{**found, "looks": tuple(_looks(found["looks"]))})
+
+
+def _looks(rows: Sequence[Mapping[str, Any]]) -> list[StageLook]:
+    return [StageLook(**row) for row in rows]
 
 
 @lru_cache(maxsize=1)
@@ -213,13 +217,14 @@ def run_stage(
     if head is not None and job.imitation:
         imitation = Imitation(head.to(rank.setup.device), job.imitation, job.imitated)
     queries = [*pool[: job.num_general], *(() if job.domain is None else domains[job.domain])]
-    saving = Saving(_hidden(job.directory, "checkpoints"), commit)
-    looks = _Looks(_hidden(job.directory, "looks") / "looks.json", saving.newest() is not None)
+    looks: list[StageLook] = []
+    checkpoints = _hidden(job.directory, "checkpoints")
+    saving = Saving(checkpoints, lambda: [asdict(look) for look in looks], lambda kept: looks.extend(_looks(kept)))
     total = job.stage.epochs * len(queries)
 
     def look(samples: int) -> None:
         found = measure_sets(model, tests, job.reward.microbatch_size, pad_id)
-        looks.add([StageLook(samples, name, numbers.accuracy, numbers.loss) for name, numbers in found.items()])
+        looks.extend(StageLook(samples, name, numbers.accuracy, numbers.loss) for name, numbers in found.items())
         beat()
 
     def on_step(step: StageStep) -> None:
@@ -242,34 +247,15 @@ def run_stage(
         if head is not None and job.keep_head:
             head.save(partial / MODEL)
     seconds, cpu_seconds = time.perf_counter() - began, time.process_time() - cpu_began
-    report = StageReport(job.name, str(job.base), len(queries), looks.all, seconds, cpu_seconds, resumed)
+    report = StageReport(job.name, str(job.base), len(queries), tuple(looks), seconds, cpu_seconds, resumed)
     (partial / REPORT).write_text(json.dumps(asdict(report), indent=1))
     commit(partial, job.directory)
-    for kind in ("checkpoints", "looks"):
-        shutil.rmtree(_hidden(job.directory, kind), ignore_errors=True)
+    shutil.rmtree(checkpoints, ignore_errors=True)
     return report
 
 
 def _hidden(directory: Path, kind: str) -> Path:
     return directory.with_name(f".{directory.name}.{kind}")
-
-
-class _Looks:
-    """Measurements, on disk too, so that those before a checkpoint are not lost with the process."""
-
-    def __init__(self, path: Path, resumed: bool) -> None:
-        self.path = path
-        self.all: tuple[StageLook, ...] = ()
-        if resumed and path.is_file():
-            self.all = tuple(StageLook(**look) for look in json.loads(path.read_text()))
-
-    def add(self, looks: Sequence[StageLook]) -> None:
-        """Keep a measurement; one of as many queries or more, made before the process died, gives way."""
-        self.all = (*(look for look in self.all if look.samples < looks[0].samples), *looks)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        partial = self.path.with_name(f".{self.path.name}.partial")
-        partial.write_text(json.dumps([asdict(look) for look in self.all]))
-        partial.replace(self.path)
 
 
 def _penalty(

@@ -5,15 +5,13 @@ Letters: Q queries of a step, R responses of all its queries, C comparisons.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from rm.config import RewardConfig
@@ -27,8 +25,7 @@ from rm.training import learning_rate_factor
 from tokens.errors import UserError
 from tokens.queries import Query
 from tokens.records import SequenceBatch
-
-STATE_FILE = "state.safetensors"
+from tokens.saved_state import SavedState, latest_state, save_state
 
 
 @dataclass(frozen=True)
@@ -76,21 +73,14 @@ class Saving:
     """Where a fit keeps its state, so that it can go on after its process has died.
 
     Args:
-        folder: of the checkpoints, which are directories named for the queries seen; made if needed.
-        commit: gives a written directory its place, whole or not at all: (partial, final).
+        folder: of the states; made if needed.
+        more: what the caller wants kept with a state, fit for JSON: its measurements.
+        back: given what was kept, where a fit goes on.
     """
 
     folder: Path
-    commit: Callable[[Path, Path], None]
-
-    def newest(self) -> Path | None:
-        """The directory that a fit goes on from."""
-        found = sorted(path for path in self.folder.glob("samples-*") if path.is_dir())
-        return found[-1] if found else None
-
-    def place(self, samples: int) -> Path:
-        """Of the checkpoint after so many queries."""
-        return self.folder / f"samples-{samples:09d}"
+    more: Callable[[], Any]
+    back: Callable[[Any], None]
 
 
 def fit_stage(
@@ -139,7 +129,7 @@ def fit_stage(
 
     Raises:
         ValueError: if there is no query, or one has no comparison.
-        UserError: if a checkpoint cannot be read, or is of another fit.
+        UserError: if the checkpoint is of another fit.
         FloatingPointError: if the loss or its gradient is not finite; names the step.
     """
     if not queries or not all(query.comparisons for query in queries):
@@ -293,42 +283,28 @@ def _batches(queries: Sequence[Query], size: int, epochs: int, seed: int) -> Ite
 
 
 def _save(fit: _Fit, saving: Saving) -> None:
-    """Write weights, AdamW's moments and the place; older checkpoints are removed once it is there."""
-    saving.folder.mkdir(parents=True, exist_ok=True)
-    final = saving.place(fit.samples)
-    partial = final.with_name(f".{final.name}.partial")
-    _remove(partial)
-    partial.mkdir()
+    """Write weights, AdamW's moments, the place in the data, and what the caller wants kept."""
     tensors: dict[str, Tensor] = {}
     for name, parameter in fit.named.items():
         tensors[f"weight.{name}"] = parameter.detach().cpu().contiguous()
         for key, value in fit.optimizer.state[parameter].items():
             tensors[f"{key}.{name}"] = value.detach().cpu().contiguous()
-    place = {"samples": fit.samples, "done": fit.done, "fit": fit.identity}
-    save_file(tensors, partial / STATE_FILE, metadata={"format": "pt", "place": json.dumps(place)})
-    earlier = [path for path in saving.folder.glob("samples-*") if path != final]
-    saving.commit(partial, final)
-    for path in earlier:
-        _remove(path)
+    values = {"samples": fit.samples, "done": fit.done, "fit": fit.identity, "more": saving.more()}
+    save_state(saving.folder, fit.samples, SavedState(tensors, values))
 
 
 def _restore(fit: _Fit, saving: Saving | None) -> int:
-    """Put the newest checkpoint back, if there is one; the queries seen before it."""
-    newest = None if saving is None else saving.newest()
-    if newest is None:
+    """Put the newest state back, if there is one; the queries seen before it."""
+    state = None if saving is None else latest_state(saving.folder)
+    if saving is None or state is None:
         return 0
-    try:
-        with safe_open(newest / STATE_FILE, framework="pt") as file:
-            place = json.loads(file.metadata()["place"])
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"cannot read the checkpoint {newest}: {error}. Remove it to begin the stage again") from error
-    if place["fit"] != fit.identity or {key for key in tensors if key.startswith("weight.")} != {
+    tensors, values = state.tensors, state.values
+    if values["fit"] != fit.identity or {key for key in tensors if key.startswith("weight.")} != {
         f"weight.{n}" for n in fit.named
     }:
         raise UserError(
-            f"the checkpoint {newest} is of another fit (there: {place['fit']}; here: {fit.identity}). Remove it to begin the "
-            "stage again"
+            f"the checkpoint in {saving.folder} is of another fit (there: {values['fit']}; here: {fit.identity}). Remove it to "
+            "begin the stage again"
         )
     with torch.no_grad():
         for name, parameter in fit.named.items():
@@ -337,12 +313,6 @@ def _restore(fit: _Fit, saving: Saving | None) -> int:
                 key: value.clone() if key == "step" else value.to(parameter.device, copy=True)
                 for key, value in ((key, tensors[f"{key}.{name}"]) for key in ("step", "exp_avg", "exp_avg_sq"))
             }
-    fit.samples, fit.done = int(place["samples"]), int(place["done"])
+    fit.samples, fit.done = int(values["samples"]), int(values["done"])
+    saving.back(values["more"])
     return fit.samples
-
-
-def _remove(directory: Path) -> None:
-    if directory.is_dir():
-        for path in directory.iterdir():
-            path.unlink()
-        directory.rmdir()
