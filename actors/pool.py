@@ -24,6 +24,7 @@ from actors.handout import MOST_TRIES, HandOut, Piece
 from actors.process import Identity, Progress, log_to
 from actors.seats import Chair, EngineFailed, EngineLost, Event, Kind, NoEngines, Sampled, Seat, Work, in_words
 from actors.transfer import Parcels
+from tokens.guards import BadNumber
 from tokens.records import Prompt, Rollout
 
 log = logging.getLogger(__name__)
@@ -150,6 +151,7 @@ class ElasticEngines:
 
         Raises:
             EngineFailed: if an engine raised something.
+            BadNumber: if that was a log-prob that is not finite.
             NoEngines: if engines keep dying over a piece, or none is left.
         """
         self._check()
@@ -268,7 +270,10 @@ class ElasticEngines:
                 self._redo(piece, chair, lost)
                 raise
             except RayTaskError as error:
-                self._fail(piece.batch, EngineFailed(f"{chair.seat.name}: {in_words(error)}"))
+                wrong = (
+                    error.cause if isinstance(error.cause, BadNumber) else EngineFailed(f"{chair.seat.name}: {in_words(error)}")
+                )
+                self._fail(piece.batch, wrong)
             else:
                 chair.failures = 0
                 log.info("%s answers %s", chair.seat.name, piece)

@@ -36,8 +36,9 @@ def learner() -> PPO:
     llama = LlamaConfig(
         vocab_size=shape.vocab_size, hidden_size=shape.hidden_size, intermediate_size=shape.intermediate_size,
         num_hidden_layers=shape.num_layers, num_attention_heads=shape.num_heads, max_position_embeddings=shape.context_length,
-        pad_token_id=0, bos_token_id=None, eos_token_id=1, num_labels=1,
-    )  # fmt: skip
+        pad_token_id=0, bos_token_id=None, eos_token_id=1,
+)  # fmt: skip
+    llama.num_labels = 1
     models = LlamaForCausalLM(llama), Critic(LlamaForSequenceClassification(llama)), LlamaForCausalLM(llama)
     settings = config.policy.model_copy(update={"lr": 1e-6, "critic_lr": 1e-6})  # every update is like the first
     ppo = PPO(*models, settings, config.rollout.temperature, 0, 0, guards=GuardsConfig())
@@ -77,12 +78,14 @@ def measure() -> list[dict[str, Any]]:
     data = ppo._experience(rollouts, scores, ppo.moments, 0.95, "")
     weights = [*ppo.policy.parameters(), *ppo.critic.parameters()]
     update = seconds(lambda: ppo.update(rollouts, scores, sampler_bound=1e9))
+
+    def before() -> None:
+        check_collapse(rollouts, scores, ppo.moments, 4.0, "")
+        check_views(data.old, "")
+        check_sampler(rollouts, ppo._gaps(rollouts, data), 1e9, "")
+
     named: dict[str, Callable[[], object]] = {
-        "all but the next, together": lambda: (
-            check_collapse(rollouts, scores, ppo.moments, 4.0, ""),
-            check_views(data.old, ""),
-            check_sampler(rollouts, ppo._gaps(rollouts, data), 1e9, ""),
-        ),
+        "before the update: rollouts, scores, views": before,
         "weights are finite, and how far the update went": lambda: ppo._moved(data, ""),
         "of that, the norm of the weights": lambda: weights_norm(weights),
     }

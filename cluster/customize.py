@@ -58,9 +58,9 @@ def customize(config: RunConfig, console: Console) -> Path:
     check_settings(config)
     root = storage_root(config)
     directory = DomainDirectory(config)
+    console.say(f"[bold]Rondo[/] domains {', '.join(config.customize.domains)} in {directory.path}")
+    data = load_data(config, root, console)
     with space_errors(directory.path), directory.open():
-        console.say(f"[bold]Rondo[/] domains {', '.join(config.customize.domains)} in {directory.path}")
-        data = load_data(config, root, console)
         directory.refuse_other_data(data.fingerprint())
         stages = Stages(config, directory, data)
         general, domains = stages.general(), stages.domains()

@@ -11,6 +11,8 @@ from tokens.errors import UserError
 
 FLOAT = 4
 """Bytes of a saved weight: trained weights are float32."""
+MODEL_ALONE, WITH_MOMENTS = 1, 3
+"""Numbers that are saved for each weight: itself, and AdamW's two moments where it is trained."""
 GIB = 2**30
 
 
@@ -32,6 +34,27 @@ def weights_to_write(config: RunConfig, size: ModelSize, committed: int, begun: 
     return FLOAT * (start + left * each)
 
 
+def states_to_write(config: RunConfig, size: ModelSize) -> int:
+    """Bytes of what a round under way keeps beside its models, at the most at one time; it goes when the round is committed.
+
+        of PPO: (K + 1) checkpoints, while a new one is written, of policy and critic with two moments for each trained weight
+        of a fit: 2 states of the reward model, the last and the next, likewise
+
+    Adapters are few weights and left out: what is trained then is not counted.
+
+    Args:
+        config: of the run.
+        size: of the policy.
+    """
+    rounds, reward = config.rounds, reward_size(config, size).parameters
+    learner = size.parameters + reward
+    checkpoint = learner * (MODEL_ALONE if config.policy.lora.rank else WITH_MOMENTS)
+    plays_ppo = rounds.baseline in ("none", "vanilla_ppo")
+    kept = rounds.keep_checkpoints + 1 if plays_ppo and rounds.checkpoint_every is not None else 0
+    fits = 2 * WITH_MOMENTS * reward if rounds.save_fit_every is not None and not config.reward.lora.rank else 0
+    return FLOAT * max(kept * checkpoint, fits)
+
+
 def check_space(config: RunConfig, root: Path, size: ModelSize, committed: int, begun: bool) -> None:
     """Refuse a run whose models cannot fit on the disk.
 
@@ -45,10 +68,11 @@ def check_space(config: RunConfig, root: Path, size: ModelSize, committed: int, 
     Raises:
         UserError: with what is needed and what is free.
     """
-    needed, free = weights_to_write(config, size, committed, begun), shutil.disk_usage(root).free
+    states = states_to_write(config, size)
+    needed, free = weights_to_write(config, size, committed, begun) + states, shutil.disk_usage(root).free
     if needed > free:
         raise UserError(
             f"no space left for the run: its {config.rounds.num_rounds - committed} rounds will save models of at least "
-            f"{needed / GIB:.3g} GiB, {free / GIB:.3g} GiB are free in {root}. Free some, set storage (or RONDO_STORAGE) to "
-            "a larger disk, or lower rounds.num_rounds"
+            f"{needed / GIB:.3g} GiB ({states / GIB:.3g} of it are states within a round), {free / GIB:.3g} GiB are free in {root}. "
+            "Free some, set storage (or RONDO_STORAGE) to a larger disk, or lower rounds.num_rounds or rounds.keep_checkpoints"
         )

@@ -20,8 +20,8 @@ from tokens.guards import Budget, GuardsConfig
 T = TypeVar("T")
 Action = Literal["left out", "undone", "refitted"]
 ACTIONS: tuple[Action, ...] = ("left out", "undone", "refitted")
-EVALUATED = ("evaluation",)
-"""Keys of the stages in which engines and learner look at the same responses after the last step."""
+SHIFTED, EVALUATED = ("shifted",), ("evaluation",)
+"""Keys of the stages before the first step and after the last in which engines sample."""
 
 
 class StepUndone(RuntimeError):

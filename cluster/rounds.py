@@ -13,7 +13,7 @@ from actors.scorer import Scores
 from cluster.config import RunConfig
 from cluster.console import Console
 from cluster.draft import Draft, Point
-from cluster.guarding import EVALUATED, Guard, counts, until_good
+from cluster.guarding import EVALUATED, SHIFTED, Guard, counts, until_good
 from cluster.inputs import Inputs
 from cluster.judging import Judgement, judge, meta_rows, parity_bound, sample_for_judging
 from cluster.metrics import Metrics
@@ -84,11 +84,11 @@ class Theme:
         self.console.say(f"[bold]Round {index + 1} of {self.config.rounds.num_rounds}[/]")
         with self.directory.draft(self.directory.round_path(index)) as draft:
             work = self.take_up(index, draft)
-            shifted = self.sample_shifted(index, work)
+            guard = Guard(self.config.guards, work.draft, index, self.metrics, self.console.say, self.refit)
+            shifted = guard.trusting(SHIFTED, partial(self.sample_shifted, index, work))
             report = self.train_reward(index, work, shifted)
             first = self.begin_policy(index, work, self.score_shifted(work, shifted))
             with finishing():
-                guard = Guard(self.config.guards, work.draft, index, self.metrics, self.console.say, self.refit)
                 for step in self.steps(first):
                     guard.step(step, partial(self.learn, index, work, step))
                     self.keep(index, work, step + 1)
@@ -146,7 +146,7 @@ class Theme:
             RoleLost: if the learner moves to another node, where it goes on from what was saved.
         """
         every, total, stopping = self.config.rounds.checkpoint_every, self.config.policy.steps_per_round, stop_asked()
-        if stopping or self.recover.saving_is_due() or (every is not None and steps % every == 0 and steps < total):
+        if stopping or self.recover.moving.saving_is_due() or (every is not None and steps % every == 0 and steps < total):
             work.checkpoint(
                 steps,
                 self.version,
@@ -154,7 +154,7 @@ class Theme:
                 self.config.rounds.keep_checkpoints,
             )
             self.directory.keep_draft()
-            self.recover.move_learner()
+            self.recover.moving.move_learner()
         if stopping:
             end(f"round {index + 1} is saved after step {steps} of {total}; the same command continues there")
 

@@ -170,7 +170,8 @@ def play(
     from cluster.notices import Notices
     from cluster.placement import weight_transfer
     from cluster.preflight import check_nodes
-    from cluster.recovery import Fault, Recovery
+    from cluster.recovery import Recovery
+    from cluster.replacing import Fault, Replacing
     from cluster.sampling import sampling
     from cluster.stage import Stage
     from cluster.start import begin, refuse_other_data
@@ -227,9 +228,9 @@ def play(
             metrics.fault(wait.round, wait.step, fault.process, words, fault.values)
 
         separate = weight_transfer(config) == "store"
-        told = (note, console.say, identified)
-        recover = Recovery(config.faults, stage, roles, wait, load_learner, separate, *told, directory.path)
-        notices = Notices(lambda: [process.identity for process in roles.processes], console.say, recover.warned)
+        processes = Replacing(stage, roles, wait, load_learner, separate, note, console.say, identified)
+        recover = Recovery(config.faults, processes, directory.path)
+        notices = Notices(lambda: [process.identity for process in roles.processes], console.say, recover.moving.warned)
 
         def look() -> None:
             notices()

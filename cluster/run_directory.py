@@ -337,6 +337,10 @@ class RunDirectory:
             with space_errors(self.path):
                 partial.mkdir(exist_ok=point_of(partial) is not None)
                 yield Draft(partial)
+        except UserError:
+            if partial.exists():
+                Draft(partial).tidy()  # of a full disk, what is half-written
+            raise
         finally:
             if partial.exists() and point_of(partial) is None:
                 shutil.rmtree(partial, ignore_errors=True)

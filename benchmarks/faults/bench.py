@@ -137,15 +137,20 @@ class Watch:
 
     def detected(self, seconds: float = NOTICE_S) -> float:
         """Wait for the line that says that the process is lost; seconds since the fault."""
-        return self.run.until_said(rf"\blost {re.escape(self.name)}\b", self.at, seconds) - self.at
+        return self.run.until_said(said("lost", self.name), self.at, seconds) - self.at
 
     def recovered(self, seconds: float = BACK_S) -> float | None:
         """Wait for the line that says that it is back; seconds since it was said to be lost. None if the run ended before."""
-        since = self.run.until_said(rf"\blost {re.escape(self.name)}\b", self.at, 1)
-        pattern = rf"\bback {re.escape(self.name)}\b"
+        since = self.run.until_said(said("lost", self.name), self.at, 1)
+        pattern = said("back", self.name)
         self.run.until(lambda: self.run.when(pattern, since) is not None or self.run.process.poll() == 0, seconds, pattern)
         back = self.run.when(pattern, since)
         return None if back is None else back - since
+
+
+def said(event: str, process: str) -> str:
+    """What a line on a process that was lost, or is back, looks like."""
+    return rf"\b{event}(\[/\])? {re.escape(process)}\b"
 
 
 def lost(run: Run) -> str:

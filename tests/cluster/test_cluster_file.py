@@ -71,7 +71,9 @@ def test_every_node_gets_the_token_and_no_file_holds_it(path: Path) -> None:
     config = read(path)
     assert config["file_mounts"] == {"/home/rondo/.ray/auth_token": "~/.ray/auth_token"}
     for kind in ("head", "worker"):
-        assert config[f"{kind}_start_ray_commands"][-1].startswith("RAY_AUTH_MODE=token ray start")
+        command = config[f"{kind}_start_ray_commands"][-1]
+        assert re.match(r"RAY_AUTH_MODE=token (RAY_health_check_[a-z_]+=\d+ )*ray start", command)
+        assert command.count("RAY_health_check_") == (3 if kind == "head" else 0), "it is the head that looks after the others"
         assert config[f"{kind}_setup_commands"] == ["chmod 600 ~/.ray/auth_token"]
     assert "--env RAY_AUTH_MODE=token" in config["docker"]["run_options"], "jobs and `ray exec` need it too"
     assert "RAY_AUTH_TOKEN=" not in path.read_text()

@@ -6,12 +6,19 @@ import contextlib
 import errno
 import json
 import os
+import random
+import shutil
 import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from itertools import count
 from pathlib import Path
 
 import pytest
+import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from actors.scorer import Scores
@@ -26,6 +33,7 @@ from cluster.telemetry import Telemetry
 from evaluation.timeline import Span
 from tests.cluster.command import ROOT, TINY
 from tokens.errors import UserError
+from tokens.saved_state import SavedState, latest_state, save_state
 
 SCORES = Scores((0,), ((1.0,),), (1.0,), (0.0,), (1.0,))
 SECONDS = {"policy": 1.25}
@@ -353,3 +361,108 @@ def test_outside_the_steps_a_signal_ends_at_once(number: signal.Signals, code: i
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == code and "finished the step" not in done.stdout
     assert "what was committed is intact" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_full_disk_keeps_the_stages_that_were_done_and_frees_the_rest(tmp_path: Path) -> None:
+    directory = begun_run(tmp_path)
+
+    def full(place: Path) -> None:
+        write_state(place)
+        raise OSError(errno.ENOSPC, "full")
+
+    with directory.open():
+        with pytest.raises(UserError, match="what of it was done before and all earlier rounds are intact"):
+            save_in_vain(directory, full)
+        assert names(directory.draft_path) == ["after_0003_steps", "journal.jsonl", "reward"]
+        assert directory.point is not None and directory.point.steps == 3
+
+
+def save_in_vain(directory: RunDirectory, save: Callable[[Path], None]) -> None:
+    with directory.draft(directory.round_path(1)) as draft:
+        (draft.partial("members")).mkdir()
+        draft.checkpoint(4, 8, save, 2, 0, SECONDS)
+
+
+def write_checkpoints(folder: Path, first: int) -> None:
+    """Again and again, until killed."""
+    draft = Draft(folder)
+    for number in count(first):
+        draft.checkpoint(number, number, partial(write_numbered, number), 2, number, SECONDS)
+
+
+def write_numbered(number: int, place: Path) -> None:
+    for name in ("policy.bin", "critic.bin"):
+        (place / name).write_bytes(bytes([number % 256]) * 200_000)
+
+
+def read_checkpoint(folder: Path) -> int:
+    """The number of the write that is there; 0 before the first.
+
+    Raises:
+        AssertionError: if it is not whole.
+    """
+    said: list[str] = []
+    draft = Draft(folder)
+    draft.check(said.append)
+    draft.tidy()
+    assert not [line for line in said if "cut short" not in line], said
+    point = draft.point
+    assert point is not None
+    if point.place is None:
+        return 0
+    for name in ("policy.bin", "critic.bin"):
+        assert (point.place / name).read_bytes() == bytes([point.steps % 256]) * 200_000
+    return point.steps
+
+
+def write_states(folder: Path, first: int) -> None:
+    """Again and again, until killed."""
+    for number in count(first):
+        save_state(folder / "fit", number, SavedState({"x": torch.full((10_000,), float(number))}, {"done": number}))
+
+
+def read_state(folder: Path) -> int:
+    """As ``read_checkpoint``, of a fit."""
+    found = latest_state(folder / "fit")
+    if found is None:
+        return 0
+    assert found.tensors["x"].eq(found.values["done"]).all()
+    return int(found.values["done"])
+
+
+@pytest.mark.parametrize(("write", "read"), [(write_checkpoints, read_checkpoint), (write_states, read_state)])
+def test_no_kill_inside_a_write_leaves_anything_unreadable(
+    write: Callable[[Path, int], None], read: Callable[[Path], int], tmp_path: Path
+) -> None:
+    Draft(tmp_path).begin(0, 0)
+    moments, latest, kills, longest_s = random.Random(0), 0, 0, 0.05
+    while kills < 50 or latest <= 10:
+        kills += 1
+        child = os.fork()
+        if not child:
+            write(tmp_path, latest + 1)
+        time.sleep(moments.uniform(0.0, longest_s))
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        found = read(tmp_path)
+        assert found >= latest, "what was whole stays"
+        longest_s *= 1.0 if found > latest else 1.1  # a busy machine takes longer to write anything at all
+        latest = found
+
+
+@pytest.mark.parametrize("damage", ["tensors", "record", "gone"])
+def test_a_damaged_state_of_a_fit_gives_way_to_the_one_before(damage: str, tmp_path: Path) -> None:
+    for number in (1, 2):
+        save_state(tmp_path / str(number), number, SavedState({"x": torch.full((3,), float(number))}, {"done": number}))
+    for file in (tmp_path / "1").iterdir():
+        shutil.copy(file, tmp_path / "2" / file.name)  # as a kill leaves it that comes before the older one is removed
+    tensors, record = tmp_path / "2" / "00000002.safetensors", tmp_path / "2" / "00000002.json"
+    if damage == "tensors":
+        tensors.write_bytes(tensors.read_bytes()[:-1] + b"\xff")
+    elif damage == "record":
+        record.write_text(record.read_text()[:-2])
+    else:
+        tensors.unlink()
+    found = latest_state(tmp_path / "2")
+    assert found is not None and found.values["done"] == 1
+    assert latest_state(tmp_path / "nowhere") is None

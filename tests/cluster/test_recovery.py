@@ -9,6 +9,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,9 @@ from actors.process import STATUS_GROUP, Identity, Progress
 from cluster.console import Console
 from cluster.failures import GivenUp, RoleLost
 from cluster.fixed_pool import FixedPool
-from cluster.health import FaultsConfig, State
-from cluster.recovery import Fault, Recovery
+from cluster.health import Budget, FaultsConfig, State
+from cluster.recovery import Recovery
+from cluster.replacing import Fault, Replacing
 from cluster.roles import Ensemble, LearnerHandle, RewardHandle, Roles, ScorerHandle
 from cluster.rota import OwnDevices, Process
 from cluster.waiting import Pending, Room, Waiter
@@ -81,7 +83,7 @@ class Doing:
         self._work()
         return "fitted"
 
-    def update(self, rollouts: Sequence[Any], scores: Sequence[float], number: int) -> list[int]:
+    def update(self, rollouts: Sequence[Any], scores: Sequence[float], bound: None, number: int) -> list[int]:
         self._work()
         self.updates.append(number)
         return self.updates
@@ -116,14 +118,15 @@ class Scene:
         )
         console = Console()
         console.rich = RichConsole(file=io.StringIO(), width=200, soft_wrap=True)
-        self.printed = console.rich.file
+        self.printed: Any = console.rich.file
         self.wait = Waiter(console, directory, deadline_s)
 
         def load_learner() -> Pending[None]:
             return Pending((learner.actor.load.remote("policy", 0),), ("learner-0",), ("",), lambda answers: None)
 
         told: tuple[Any, ...] = (self.faults.append, console.say, lambda: None)
-        self.recover = Recovery(faults, self, self.roles, self.wait, load_learner, True, *told, directory)
+        self.all = Replacing(self, self.roles, self.wait, load_learner, True, *told)
+        self.recover = Recovery(faults, self.all, directory)
         self.wait.look = self.recover.look
 
     def _spawn(self, name: str, incarnation: int) -> Any:
@@ -151,6 +154,9 @@ class Scene:
     def process(self, name: str) -> Process:
         return next(process for process in self.roles.processes if process.identity.name == name)
 
+    def incarnations(self) -> dict[str, int]:
+        return {process.identity.name: process.identity.incarnation for process in self.roles.processes}
+
     def when_at_work(self, name: str, act: Callable[[], None]) -> threading.Thread:
         """Do something to a process once it is at work, and let it get on."""
         hold, has = self.directory / f"hold-{name}", self.directory / f"has-{name}"
@@ -163,7 +169,7 @@ class Scene:
             act()
             hold.unlink()
 
-        thread = threading.Thread(target=then)
+        thread = threading.Thread(target=then, daemon=True)
         thread.start()
         return thread
 
@@ -180,7 +186,7 @@ class Scene:
     def until(self, *healthy: str) -> None:
         """Wait, as a driver does that waits for something else, until these are well."""
         deadline = time.monotonic() + 60
-        while any(self.recover.health[name].state is not State.HEALTHY for name in healthy):
+        while any(self.all.health[name].state is not State.HEALTHY for name in healthy):
             assert time.monotonic() < deadline, self.faults
             self.wait("pass", Pending((ray.put(1),), ("driver",), ("",), list))
             time.sleep(0.05)
@@ -193,11 +199,23 @@ class Scene:
             ray.kill(process.actor)
 
 
-@pytest.fixture
-def scene(machine: None, tmp_path: Path) -> Iterator[Scene]:
-    made = Scene(tmp_path, 60.0, FaultsConfig(infrastructure=2))
+@pytest.fixture(scope="module")
+def shared(machine: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
+    made = Scene(tmp_path_factory.mktemp("scene"), 60.0, FaultsConfig(infrastructure=2))
     yield made
     made.close()
+
+
+@pytest.fixture
+def scene(shared: Scene) -> Iterator[Scene]:
+    """The five processes, well, with all their budgets; what one test has done to them the next one does not see."""
+    shared.faults.clear()
+    shared.slow.clear()
+    shared.printed.truncate(0)
+    shared.recover.budget = Budget(shared.recover.faults, time.monotonic)
+    shared.recover.num_stale, shared.wait.deadline_s = 0, 60.0
+    yield shared
+    shared.until(*NAMES)
 
 
 WANTED = ["p0/7/0", "p1/7/0", "p2/7/0", "p0/7/1", "p1/7/1"]
@@ -205,6 +223,7 @@ WANTED = ["p0/7/0", "p1/7/0", "p2/7/0", "p0/7/1", "p1/7/1"]
 
 def test_others_do_what_a_dead_engine_had_and_its_successor_comes_with_the_weights_of_now(scene: Scene) -> None:
     scene.sync(0)
+    before = scene.incarnations()
     died = scene.when_at_work("rollout-1", scene.send("rollout-1", signal.SIGKILL))
     assert scene.sample(0) == WANTED
     died.join()
@@ -215,7 +234,7 @@ def test_others_do_what_a_dead_engine_had_and_its_successor_comes_with_the_weigh
     assert scene.events() == [("lost", "rollout-1"), ("back", "rollout-1")]
     back = scene.faults[-1].values
     assert 0 < back["faults/start_seconds"] <= back["faults/recovery_seconds"]
-    assert scene.process("rollout-1").identity.incarnation == 2 and scene.process("rollout-1").identity.pid
+    assert scene.incarnations() == before | {"rollout-1": before["rollout-1"] + 1} and scene.process("rollout-1").identity.pid
     held = scene.when_at_work("rollout-1", lambda: None)
     assert scene.sample(1) == WANTED, "with a part of its own for the successor"
     held.join(10)
@@ -250,26 +269,25 @@ def test_a_process_that_dies_while_nobody_asks_it_is_replaced_at_once(scene: Sce
     scene.wait("score", scene.roles.scorer.score([]))
     work.join()
     assert scene.events()[0] == ("lost", "reward-0")
-    fit = scene.roles.reward.fit(scene.directory, 0, None, None)
+    fit = scene.roles.reward.fit(scene.directory, 0, None, None, None)
     assert scene.wait("reward", fit) == "fitted"  # type: ignore[comparison-overlap]
 
 
 def test_a_fit_is_done_again(scene: Scene) -> None:
     died = scene.when_at_work("reward-0", scene.send("reward-0", signal.SIGKILL))
-    assert scene.wait("reward", scene.roles.reward.fit(scene.directory, 0, None, None)) == "fitted"  # type: ignore[comparison-overlap]
+    assert scene.wait("reward", scene.roles.reward.fit(scene.directory, 0, None, None, None)) == "fitted"  # type: ignore[comparison-overlap]
     died.join()
 
 
-def test_a_process_that_hangs_is_ended_and_replaced(machine: None, tmp_path: Path) -> None:
-    scene = Scene(tmp_path, 3.0, FaultsConfig())
+def test_a_process_that_hangs_is_ended_and_replaced(scene: Scene) -> None:
     scene.sync(0)
+    scene.wait.deadline_s = 3.0
     stopped = scene.when_at_work("rollout-0", scene.send("rollout-0", signal.SIGSTOP))
     assert scene.sample(0) == WANTED
     stopped.join()
     assert scene.events()[0] == ("lost", "rollout-0")
     assert scene.faults[0].why == "hung: no progress for 3 s (resources.deadline_s)"
     assert scene.faults[0].values["faults/detection_seconds"] >= 2
-    scene.close()
 
 
 def test_the_loss_of_a_learner_begins_the_attempt_anew_and_late_answers_are_refused(scene: Scene) -> None:
@@ -282,7 +300,7 @@ def test_the_loss_of_a_learner_begins_the_attempt_anew_and_late_answers_are_refu
         if len(attempts) == 1:
             scene.send("learner-0", signal.SIGKILL)()
             scene.sample(0)  # it is given up: what comes of it belongs to an attempt that is over
-        return scene.wait("policy", scene.roles.learner.update([], [], 5))
+        return scene.wait("policy", scene.roles.learner.update([], [], None, 5))
 
     assert scene.recover(play) == [5] and len(attempts) == 2
     late.join()
@@ -301,8 +319,8 @@ def test_a_budget_ends_the_run(scene: Scene) -> None:
     def play() -> None:
         scene.send("learner-0", signal.SIGKILL)()
         scene.until("learner-0")
-        scene.wait("policy", scene.roles.learner.update([], [], 0))
-        scene.wait("policy", scene.roles.learner.update([], [], 1))
+        scene.wait("policy", scene.roles.learner.update([], [], None, 0))
+        scene.wait("policy", scene.roles.learner.update([], [], None, 1))
 
     with pytest.raises(
         GivenUp, match=r"learner-0 .* died.* failed more than 2 times within 3600 s \(faults\.infrastructure\)"
@@ -316,34 +334,18 @@ def test_an_error_of_a_role_is_tried_once_more_by_another_process(scene: Scene) 
 
     def play() -> Any:
         tries.append(1)
-        return scene.wait("reward", scene.roles.reward.fit(scene.directory, 0, None, None))
+        return scene.wait("reward", scene.roles.reward.fit(scene.directory, 0, None, None, None))
 
     broken = scene.directory / "broken-reward-0"
     broken.touch()
+    before = scene.incarnations()
     assert scene.recover(play) == "fitted" and len(tries) == 2
     assert scene.events()[0] == ("raised", "reward-0")
     scene.until("reward-0")
-    assert scene.process("reward-0").identity.incarnation == 2
+    assert scene.incarnations() == before | {"reward-0": before["reward-0"] + 1}
     broken.touch()
     with pytest.raises(GivenUp, match=r"ValueError: a broken cable.* failed more than 1 times within 3600 s \(faults\.data\)"):
         scene.recover(play)
-
-
-def test_no_room_leaves_an_engines_place_empty_and_ends_the_run_for_others(machine: None, tmp_path: Path) -> None:
-    scene = Scene(tmp_path, 60.0, FaultsConfig(restart_s=2.0))
-    scene.sync(0)
-    scene.slow = {"rollout-1", "scorer-0"}  # there is one CPU, they want five
-    scene.send("rollout-1", signal.SIGKILL)()
-    work = scene.when_at_work("reward-0", lambda: time.sleep(6))
-    scene.wait("reward", scene.roles.reward.fit(scene.directory, 0, None, None))
-    work.join()
-    assert scene.events() == [("lost", "rollout-1"), ("given up", "rollout-1")]
-    assert "5 CPU asked" in scene.faults[-1].why
-    assert scene.sample(0) == WANTED
-    scene.send("scorer-0", signal.SIGKILL)()
-    with pytest.raises(GivenUp, match=r"scorer-0: it was not there again within faults\.restart_s = 2 s: 5 CPU asked"):
-        scene.wait("score", scene.roles.scorer.score([]))
-    scene.close()
 
 
 def test_storage_that_is_away_is_waited_for(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -365,28 +367,28 @@ def test_storage_that_is_away_is_waited_for(scene: Scene, monkeypatch: pytest.Mo
 
 
 def test_a_process_that_could_not_be_reached_is_asked_whether_it_is_there(scene: Scene) -> None:
-    process = scene.process("scorer-0")
+    process, before = scene.process("scorer-0"), scene.process("scorer-0").identity.incarnation
     lost = RoleLost("scorer-0: out of reach", "scorer-0", "", "unreachable", "out of reach", process.actor._actor_id.hex())
     scene.recover.make_good(lost)  # it answers
-    assert scene.events() == [("cleared", "scorer-0")] and process.identity.incarnation == 1
+    assert scene.events() == [("cleared", "scorer-0")] and process.identity.incarnation == before
     scene.send("scorer-0", signal.SIGKILL)()
     scene.recover.make_good(lost)
-    assert process.identity.incarnation == 2
+    assert process.identity.incarnation == before + 1
     stale = RoleLost("scorer-0: died", "scorer-0", "", "died", "of old", "0" * 32)
     scene.recover.make_good(stale)  # news of one that has a successor already
-    assert process.identity.incarnation == 2
+    assert process.identity.incarnation == before + 1
 
 
 def test_processes_move_before_their_node_goes_and_the_learner_when_it_is_saved(scene: Scene) -> None:
     scene.sync(0)
-    node = scene.process("learner-0").identity.node
+    node, before = scene.process("learner-0").identity.node, scene.incarnations()
     for name in NAMES[2:]:  # the engines are elsewhere, say
-        scene.process(name).identity = Identity(name, 0, "about to go", 1)
-    assert not scene.recover.saving_is_due()
-    scene.recover.warned(["about to go"])
-    assert scene.recover.saving_is_due(), "once because of the notice"
+        scene.process(name).identity = replace(scene.process(name).identity, node="about to go")
+    assert not scene.recover.moving.saving_is_due()
+    scene.recover.moving.warned(["about to go"])
+    assert scene.recover.moving.saving_is_due(), "once because of the notice"
     deadline = time.monotonic() + 60
-    while not scene.recover.saving_is_due():  # and once more when another process is there to go on
+    while not scene.recover.moving.saving_is_due():  # and once more when another process is there to go on
         assert time.monotonic() < deadline
         scene.wait("pass", Pending((ray.put(1),), ("driver",), ("",), list))
         time.sleep(0.05)
@@ -394,23 +396,44 @@ def test_processes_move_before_their_node_goes_and_the_learner_when_it_is_saved(
 
     def play() -> Any:
         played.append(1)
-        scene.recover.move_learner()
-        return scene.wait("policy", scene.roles.learner.update([], [], 5))
+        scene.recover.moving.move_learner()
+        return scene.wait("policy", scene.roles.learner.update([], [], None, 5))
 
     assert scene.recover(play) == [5] and len(played) == 2
     scene.until("scorer-0", "reward-0", "learner-0")
     moved = {process for event, process in scene.events() if event == "moved"}
     assert moved == {"learner-0", "scorer-0", "reward-0"} and ("lost", "learner-0") not in scene.events()
-    assert {scene.process(name).identity.incarnation for name in NAMES[2:]} == {2}
+    assert scene.incarnations() == before | {name: before[name] + 1 for name in NAMES[2:]}
     assert scene.process("learner-0").identity.node == node
 
 
 def test_a_node_that_stays_after_all_costs_nothing(scene: Scene) -> None:
     scene.sync(0)
-    scene.process("rollout-1").identity = Identity("rollout-1", 0, "about to go", 1)
+    identity = scene.process("rollout-1").identity
+    scene.process("rollout-1").identity = replace(identity, node="about to go")
     scene.slow = {"rollout-1"}  # no other node has room
-    scene.recover.warned(["about to go"])
+    scene.recover.moving.warned(["about to go"])
     assert [engine.identity.name for engine in scene.pool.serving()] == ["rollout-0"]
     assert scene.sample(0) == WANTED
-    scene.recover.warned([])
-    assert len(scene.pool.serving()) == 2 and not scene.recover.spares and not scene.faults
+    scene.recover.moving.warned([])
+    assert len(scene.pool.serving()) == 2 and not scene.all.spares and not scene.faults
+    scene.process("rollout-1").identity = identity
+
+
+def test_no_room_leaves_an_engines_place_empty_and_ends_the_run_for_others(shared: Scene) -> None:
+    """The last one: what it leaves is not well."""
+    scene = shared
+    scene.faults.clear()
+    scene.recover.faults = FaultsConfig(restart_s=2.0)
+    scene.sync(0)
+    scene.slow = {"rollout-1", "scorer-0"}  # there is one CPU, they want five
+    scene.send("rollout-1", signal.SIGKILL)()
+    work = scene.when_at_work("reward-0", lambda: time.sleep(6))
+    scene.wait("reward", scene.roles.reward.fit(scene.directory, 0, None, None, None))
+    work.join()
+    assert scene.events() == [("lost", "rollout-1"), ("given up", "rollout-1")]
+    assert "5 CPU asked" in scene.faults[-1].why
+    assert scene.sample(0) == WANTED
+    scene.send("scorer-0", signal.SIGKILL)()
+    with pytest.raises(GivenUp, match=r"scorer-0: it was not there again within faults\.restart_s = 2 s: 5 CPU asked"):
+        scene.wait("score", scene.roles.scorer.score([]))

@@ -20,7 +20,7 @@ from policy.lora import add_adapters
 from policy.ppo import PPO
 from policy.statistics import sequence_statistics
 from tokens.config import AdapterConfig
-from tokens.guards import BadNumber
+from tokens.guards import BadNumber, GuardsConfig
 from tokens.lora import WithoutAdapters
 from tokens.offload import move_module
 from tokens.packing import PACKED
@@ -114,12 +114,38 @@ def whole_run(ppo: PPO, batches: Batches) -> dict[str, Any]:
     return result | {"weights": {f"{name}/{key}": x for name, state in weights.items() for key, x in state.items()}}
 
 
+def broken_gradient(ppo: PPO, batch: tuple[list[Rollout], torch.Tensor]) -> BadNumber:
+    """What a rank says where the gradient is infinite on rank 1 alone; nothing of the batch is left."""
+
+    def spoil(module: torch.nn.Module, given: object, hidden: torch.Tensor) -> None:
+        if hidden.requires_grad and ppo.ranks.rank == 1:
+            hidden.register_hook(lambda gradient: gradient * float("inf"))
+
+    hook = ppo.policy.get_submodule("model.layers.1").register_forward_hook(spoil)
+    before, moments = {n: p.to_local().clone() for n, p in ppo.policy.named_parameters()}, ppo.moments.state()  # type: ignore[operator]
+    with pytest.raises(BadNumber, match="gradient norm") as bad:
+        ppo.update(*batch)
+    hook.remove()
+    assert all(torch.equal(p.to_local(), before[n]) for n, p in ppo.policy.named_parameters())  # type: ignore[operator]
+    assert ppo.moments.state() == moments
+    return bad.value
+
+
+def moved_too_far(ppo: PPO, batch: tuple[list[Rollout], torch.Tensor]) -> BadNumber:
+    """What a rank says of an update that went further than it may."""
+    ppo.guards = GuardsConfig(update_kl=1e-12, collapse=None)
+    with pytest.raises(BadNumber, match="KL of the policy before an update to that after it") as bad:
+        ppo.update(*batch)
+    return bad.value
+
+
 def refusals(ppo: PPO, batch: tuple[list[Rollout], torch.Tensor]) -> list[str]:
     """What a rank says of rollouts that cannot be shared out, and of weights that only rank 1 holds and that are broken."""
     said = []
     with pytest.raises(ValueError, match="not a multiple") as odd:
         ppo.update(batch[0][:5], batch[1][:5])
     said.append(str(odd.value))
+    said += [str(bad) + str(bad.undo) for bad in (broken_gradient(ppo, batch), moved_too_far(ppo, batch))]
     with torch.no_grad():
         name, norm = next((n, p) for n, p in ppo.critic.named_parameters() if n.endswith("norm.weight"))
         if ppo.ranks.rank == 1:
@@ -232,4 +258,5 @@ def test_two_ranks_learn_what_one_process_learns(
     same_weights(one, two)
     assert seconds[0]["said"] == seconds[1]["said"]
     assert "5 rollouts are not a multiple of the number of ranks, 2" in seconds[0]["said"][0]
-    assert "nan" in seconds[0]["said"][1]
+    assert seconds[0]["said"][1].endswith("False") and seconds[0]["said"][2].endswith("True")
+    assert "nan" in seconds[0]["said"][3]

@@ -11,14 +11,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from rm.config import MetaConfig, RewardConfig
+from rm.config import LoraConfig, MetaConfig, RewardConfig
 from rm.lora import add_lora
 from rm.model import RewardModel
 from rm.records import RewardFit, RewardStep
 from rm.resume import Saves
 from rm.training import Watch, fit_reward_model
 from tests.rm.toy import PAD, MakeModel, shifted, toy_pairs
-from tokens.config import AdapterConfig
 from tokens.guards import GuardsConfig
 from tokens.saved_state import SavedState, latest_state, save_state
 
@@ -89,7 +88,11 @@ def undisturbed(language_model: Path) -> Undisturbed:
     @cache
     def play(kind: str) -> tuple[Told, dict[int, SavedState]]:
         states: dict[int, SavedState] = {}
-        return played(RewardModel.from_language_model(language_model), Saves(1, states.__setitem__), *KINDS[kind]), states
+        return played(
+            RewardModel.from_language_model(language_model, pooling="last", seed=0, dtype=torch.float32),
+            Saves(1, states.__setitem__),
+            *KINDS[kind],
+        ), states
 
     return play
 
@@ -118,7 +121,7 @@ def test_saving_changes_nothing(undisturbed: Undisturbed, make_model: MakeModel)
 def test_adapters_go_on_as_well(make_model: MakeModel, tmp_path: Path) -> None:
     def adapted() -> RewardModel:
         model = make_model()
-        add_lora(model, AdapterConfig(rank=2), seed=3)
+        add_lora(model, LoraConfig(rank=2), seed=3)
         return model
 
     whole = played(adapted(), Saves(4, lambda done, state: save_state(tmp_path, done, state)), reward={"dropout": 0.0})
