@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,6 +24,7 @@ from cluster.domain_data import DomainData, check_settings, load_data
 from cluster.domain_directory import DomainDirectory, export, export_all, find_domain, find_domains, with_domain_reward
 from cluster.durable import commit_directory
 from cluster.load_config import checked
+from cluster.run_directory import config_text
 from evaluation.domain_report import write_domain_report
 from evaluation.domains import outcomes, pareto, read_domain_run
 from rm.batches import score_sequences
@@ -30,6 +32,8 @@ from rm.config import ScorerConfig
 from rm.domain_bank import ADAPTERS, open_bank
 from rm.model import RewardModel
 from sandbox.tokenizer import make_tokenizer
+from tests.cluster.command import TINY, Command
+from tests.cluster.refused import refused
 from tokens.errors import UserError
 
 WORDS = [f"w{i}" for i in range(30)]
@@ -331,3 +335,37 @@ def test_words_for_a_strategy(material: dict[str, Any], tmp_path: Path) -> None:
     ]  # fmt: skip
     ewc = strategies["plain"].model_copy(update={"penalty": "ewc", "penalty_coef": 2.0})
     assert in_words(ewc) == "general x 1, ewc 2"
+
+
+def test_the_command_fits_side_by_side_and_then_has_nothing_to_do(
+    whole: DomainDirectory, material: dict[str, Any], tmp_path: Path
+) -> None:
+    path = tmp_path / "two.yaml"
+    path.write_text(config_text(configured(material, tmp_path, strategies={"imitate": STRATEGIES["imitate"]})))
+    command = Command(tmp_path, os.environ["PATH"])
+    done = command("customize", str(path))
+    assert done.returncode == 0, done.stderr
+    directory = tmp_path / "domains" / "two"
+    assert "Report:" in done.stdout and (directory / "report.html").is_file()
+    rows = [row for row in read_domain_run(whole.path).rows if row.strategy == "imitate"]
+    here = read_domain_run(directory).rows
+    assert [vars(row) | {"loss": 0, "accuracy": 0} for row in here] == [vars(row) | {"loss": 0, "accuracy": 0} for row in rows]
+    assert [row.loss for row in here] == pytest.approx([row.loss for row in rows], abs=1e-4)  # other threads, other rounding
+    again = command("customize", str(path))
+    assert again.returncode == 0 and "All of it is there; nothing to do." in again.stdout
+    report = command("report", str(directory))
+    assert report.returncode == 0 and report.stdout.strip().endswith("report.html")
+
+
+def test_what_is_refused_leaves_nothing_behind(
+    material: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage = tmp_path / "storage"
+    monkeypatch.setenv("RONDO_STORAGE", str(storage))
+    path = tmp_path / "two.yaml"
+    path.write_text(config_text(configured(material, storage, strategies={"a": {"enrichment": 6.5}})))
+    assert "enrichment 6.5" in refused(capsys, storage, "customize", str(path))
+    assert "no domain was ever customised" in refused(
+        capsys, storage, "run", str(TINY), "--scorer.reward_model", "domain:law", "--scorer.num_members", "1",
+        "--scorer.aggregate", "mean", "--meta.enabled", "false",
+    )  # fmt: skip
