@@ -183,7 +183,7 @@ def _fit(
     share = share_of_a_fit(config.resources.reward)
     setup = setup_of(share, "customize", directory.logs)
     sizes = {job.name: job.stage.epochs * (job.num_general + _own_queries(data, job.domain)) for job in jobs}
-    board = cast(Any, Board).remote(sizes)
+    board = cast(Any, Board).remote(sizes, "queries")
     pool, tests = ray.put(data.pool), ray.put(data.tests)
     trained = ray.put({each.name: each.train for each in data.domains})
     task = fit_job.options(
