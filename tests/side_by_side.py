@@ -1,7 +1,7 @@
 """How two workers share the tests (``pytest -n 2``): file by file, in an order that suits a machine with two cores.
 
-A run on a real Ray mostly leaves a core idle: processes start, wait for each other, and end. What needs the machine's attention comes
-first, beside tests that start no Ray; then the long files, so that both workers end at about the same time.
+A run on a real Ray leaves a core idle for much of its time: processes start, wait for each other, and end. What depends on time
+comes first, beside tests that start no Ray; then the long files, so that both workers end at about the same time.
 """
 
 from __future__ import annotations
@@ -16,15 +16,16 @@ SENSITIVE = ("tests/cluster/test_autoscaling.py",)
 """Whose nodes must start within a time: beside them nothing that starts Ray."""
 
 SHARED_RUNS = tuple(
-    f"tests/cluster/test_{name}.py" for name in ("elastic", "eta", "faults", "real_data", "run", "secrets", "storage")
+    f"tests/cluster/test_{name}.py" for name in ("elastic", "eta", "faults", "guarding", "real_data", "run", "secrets", "storage")
 )
 """That look at the runs of ``tests/cluster/conftest.py``: by one worker, or both would make these runs."""
 
 ON_RAY = tuple(
     f"tests/{name}.py"
     for name in (
-        "cluster/test_job", "cluster/test_strength", "cluster/test_reward", "cluster/test_ranks", "cluster/test_dashboard",
-        "cluster/test_baselines", "cluster/test_rank_failures", "actors/test_pool", "cluster/test_study", "actors/test_rollout",
+        "cluster/test_job", "cluster/test_survival", "cluster/test_strength", "cluster/test_reward", "cluster/test_ranks",
+        "cluster/test_dashboard", "cluster/test_baselines", "cluster/test_rank_failures", "cluster/test_recovery",
+        "actors/test_pool", "cluster/test_study", "actors/test_rollout",
     )
 )  # fmt: skip
 """The other files that take half a minute or more on a real Ray, the longest first. One that is missing here comes sooner."""

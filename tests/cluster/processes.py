@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import random
 import signal
 import socket
 import subprocess
 
 import psutil
 
+PORTS = range(21_000, 32_000)
+"""Above those that Ray gives its workers, below those that Linux gives to whoever asks for any (32768 and up): between the
+question and the use, nobody takes one because another test starts a cluster meanwhile."""
+
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    while True:
+        with socket.socket() as probe:
+            port = random.SystemRandom().choice(PORTS)
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
 
 
 def end(head: subprocess.Popen[bytes]) -> None:

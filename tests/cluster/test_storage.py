@@ -25,7 +25,7 @@ from tests.cluster.command import ROOT, TINY, Command
 from tests.cluster.object_store import ObjectStore, served
 from tokens.errors import UserError
 
-QUICK = Pace(beat_s=0.1, lease_s=0.5)
+QUICK = Pace(beat_s=0.1, lease_s=1.5)
 
 
 @pytest.fixture(scope="module")
