@@ -5,9 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
-from benchmarks.faults.bench import Bench, Late, Outcome, Watch, lost, shm
+from benchmarks.faults.bench import Bench, Watch, again, shm
 from benchmarks.faults.nodes import Node
-from benchmarks.faults.play import Run
+from benchmarks.faults.play import Late, Run
+from benchmarks.faults.record import Outcome
 from benchmarks.faults.strikes import Strike, Struck, after, outcomes, redone, strike
 
 CELLS = ("F6", "F12", "F22", "F51", "F52", "F53")
@@ -110,15 +111,17 @@ def growth(bench: Bench) -> None:
         if run.end():
             raise Late(f"the run did not survive the drain:\n{run.output()[-3000:]}")
         batches = [row for row in run.metrics.read() if row["phase"] == "pool" and "event" not in row]
-        again = sum(int(row["pool/redone"]) for row in batches)
+        redone_parts = sum(int(row["pool/redone"]) for row in batches)
         held = bench.held(run, None, ["rollout-2"], before, *APART, *LONG)
     late = () if used - joined <= USED_S else (f"used {used - joined:.1f} s after it joined",)
     grown = held.also({"I5": late})
     bench.record.outcome(
         Outcome("F51", joined - at, used - joined, None, "nothing", "node started until the engine joined"), grown
     )
-    lost_none = held.also({"I1": [f"{again} pieces redone"] if again else []})
-    bench.record.outcome(Outcome("F52", noticed, None, None, "nothing" if not again else f"{again} pieces", "drained"), lost_none)
+    lost_none = held.also({"I1": [f"{redone_parts} pieces redone"] if redone_parts else []})
+    bench.record.outcome(
+        Outcome("F52", noticed, None, None, "nothing" if not redone_parts else f"{redone_parts} pieces", "drained"), lost_none
+    )
 
 
 def no_room(bench: Bench) -> None:
@@ -141,8 +144,8 @@ def no_room(bench: Bench) -> None:
         if run.end():
             raise Late(f"the run did not go on when there was room:\n{run.output()[-3000:]}")
         held = bench.held(run, bench.baseline(), [], before, *APART)
-        again = lost(run)
+        twice = again(run)
     wrong = () if code and said else (f"code {code}, resources.wait_limit_s not named",)
     late = () if took < detected + WAIT_S + 15 else (f"ended after {took:.0f} s",)
     note = f"ended with code {code} after {took:.1f} s (limit {WAIT_S:g} s); the same command went on when there was room"
-    bench.record.outcome(Outcome("F53", detected, None, None, again, note), held.also({"I5": late, "I6": wrong}))
+    bench.record.outcome(Outcome("F53", detected, None, None, twice, note), held.also({"I5": late, "I6": wrong}))
