@@ -51,7 +51,10 @@ class CutOffError(RuntimeError):
 
 
 class Straight:
-    """Nothing that is lost is made good."""
+    """Nothing that is lost is made good, and nothing moves."""
+
+    def __init__(self) -> None:
+        self.moving = self
 
     def __call__(self, play: Callable[[], T]) -> T:
         return play()
