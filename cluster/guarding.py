@@ -153,7 +153,7 @@ class Guard:
         except BadNumbers as found:
             if not found.bad.engines:
                 raise
-            self.say(f"  [yellow]note[/] {found}; the engines are given the weights again, and sample again")
+            self.say(f"[yellow]note[/] {found}; the engines are given the weights again, and sample again")
             self.draft.undo(keys, str(found))
             self.refit()
             answer = act()
@@ -165,7 +165,7 @@ class Guard:
         blamed, back = self._blamed(step) if found.bad.earlier else step, found.bad.undo or found.bad.earlier
         if blamed is None:
             raise self._end(found, "it is the first batch of its round: no step of it is to blame") from found
-        self.say(f"  [yellow]note[/] {found}; step {blamed} is {'undone' if back else 'left out'}")
+        self.say(f"[yellow]note[/] {found}; step {blamed} is {'undone' if back else 'left out'}")
         if back:
             self.draft.undo_steps(blamed, str(found))
         self._remember(blamed, Event.of("undone" if back else "left out", found), found)

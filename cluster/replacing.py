@@ -239,7 +239,7 @@ class Replacing:
         values = {"faults/recovery_seconds": now - absence.began, "faults/start_seconds": absence.up - absence.began}
         self.note("back", process, f"incarnation {incarnation}", values)
         took = f"{now - absence.began:.1f} s after its loss was noticed ({absence.up - absence.began:.1f} s until it was up)"
-        self.say(f"[green]back[/] {name} on node {process.identity.node[:8]}, {took}")
+        self.say(f"  back {name} on node {process.identity.node[:8]}, {took}")
 
     def note(self, event: str, process: Process, why: str, values: dict[str, float]) -> None:
         """Write down what happened to a process."""

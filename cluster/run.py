@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import os
 from collections.abc import Iterator, Sequence
@@ -14,7 +13,6 @@ from cluster.config import RunConfig
 from cluster.console import Console
 from cluster.denoising import check_strengths, ensure_strengths, in_words
 from cluster.disk import check_space
-from cluster.durable import write_file
 from cluster.inputs import Source, check_batches, check_stopping, open_source
 from cluster.judging import comparable
 from cluster.model_sizes import model_size
@@ -165,14 +163,11 @@ def play(
     from cluster.baselines import theme_of
     from cluster.failures import RoleFailed
     from cluster.metrics import Metrics
-    from cluster.notices import Notices
-    from cluster.placement import weight_transfer
     from cluster.preflight import check_nodes
-    from cluster.recovery import Recovery
-    from cluster.replacing import Fault, Replacing
     from cluster.sampling import sampling
     from cluster.stage import Stage
     from cluster.start import begin, refuse_other_data
+    from cluster.survival import survival
     from cluster.timeline import Timeline
     from cluster.waiting import Pending, Waiter
     from rm.config import ORIGINAL
@@ -215,27 +210,7 @@ def play(
         telemetry.serve(config.rollout.num_engines)
         roles.rollout.report_to(wait, metrics)
         telemetry.set("rondo_pairs", len(inputs.pairs))
-
-        def identified() -> None:
-            there = {process.identity.name: process.identity for process in roles.processes}
-            ids = {name: {"pid": each.pid, "node": each.node, "incarnation": each.incarnation} for name, each in there.items()}
-            write_file(directory.path / "processes.json", json.dumps({"driver": {"pid": os.getpid()}, **ids}, indent=1))
-
-        def note(fault: Fault) -> None:
-            words = {"event": fault.event, "node": fault.node, "why": fault.why}
-            metrics.fault(wait.round, wait.step, fault.process, words, fault.values)
-
-        separate = weight_transfer(config) == "store"
-        processes = Replacing(stage, roles, wait, load_learner, separate, note, console.say, identified)
-        recover = Recovery(config.faults, processes, directory.path)
-        notices = Notices(lambda: [process.identity for process in roles.processes], console.say, recover.moving.warned)
-
-        def look() -> None:
-            notices()
-            recover.look()
-
-        wait.look = look
-        identified()
+        recover = survival(config, directory, stage, roles, load_learner, wait, console, metrics)
         sft, version = recover(lambda: begin(config, directory, inputs, roles, wait, console, metrics))
         stands = (directory.num_committed, None if directory.point is None else directory.point.place)
         batches = sampling(config, inputs.policy_prompts, roles.rollout, wait)

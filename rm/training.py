@@ -136,10 +136,15 @@ def fit_reward_model(
         if weights.measured(index + 1, num_steps):
             break
         if saves is not None and (index + 1) % saves.every == 0 and index + 1 < num_steps:
+            fit.check(index + 1)  # what is saved is gone on from
             saves.write(index + 1, fit.state(index + 1, steps, weights, budget))
     weights.restore()
     displacement = fit.deploy()
-    fit.check(steps)
+    fit.check(num_steps)
+    if not steps:
+        raise BadNumber(
+            "the number of steps with a finite gradient", 0, "1 or more", f"the end of a reward model's fit of {num_steps}"
+        )
     seen = [step.meta for step in last_quarter(steps) if step.meta is not None]
     if shifted is None:
         return RewardFit.of(steps, weights.best_step, None)
@@ -224,13 +229,12 @@ class _Fit:
         budget.good()
         return step
 
-    def check(self, steps: Sequence[RewardStep]) -> None:
-        """A fit that is over has learned something, and has finite weights."""
-        norm, where = weights_norm(self.theta), f"the end of a reward model's fit of {self.num_steps} steps"
+    def check(self, done: int) -> None:
+        """Weights that are kept are finite, also those that no pair of the last steps has read."""
+        norm = weights_norm(self.trained)
         if not math.isfinite(norm):
+            where = f"step {done} of {self.num_steps} of a reward model's fit"
             raise BadNumber("the norm of the weights", norm, where=where, undo=True, note="lower reward.lr or meta.eta")
-        if not steps:
-            raise BadNumber("the number of steps with a finite gradient", 0, "1 or more", where, undo=True)
 
     def _step(self, index: int, batch: Sequence[Pair], skipped: int) -> RewardStep:
         loss, meta_step, duplicates = self.gradient(index, batch)

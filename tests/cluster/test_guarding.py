@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 
+import cluster.run
+from cluster.cli import main
 from cluster.draft import Draft, point_of
 from cluster.failures import BadNumbers
 from cluster.guarding import Guard, StepUndone, counts, until_good
@@ -152,6 +154,18 @@ def test_a_step_is_left_out_for_bad_numbers_alone(tmp_path: Path) -> None:
     guard = Guard(GuardsConfig(), Draft(tmp_path), 0, SimpleNamespace(), print, print)  # type: ignore[arg-type]
     with pytest.raises(StepUndone):
         guard.step(0, fail)
+
+
+def test_the_command_says_with_its_exit_code_that_numbers_went_wrong(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    def end(config: Any, console: Any) -> None:
+        raise BadNumbers("the policy loss is nan; that is 3 in a row", bad(), "learner-0")
+
+    monkeypatch.setattr(cluster.run, "run", end)
+    assert main(["run", str(TINY), "--storage", str(tmp_path)]) == 3
+    said = capsys.readouterr().err
+    assert "failed: the policy loss is nan; that is 3 in a row" in said and "the same command continues" in said
 
 
 def faulty(storage: Path, *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -175,6 +175,7 @@ class Scene:
 
     def send(self, name: str, number: signal.Signals) -> Callable[[], None]:
         pid = self.process(name).identity.pid
+        assert pid, f"{name} is not up yet"
         return lambda: os.kill(pid, number)
 
     def sample(self, version: int) -> list[Any]:
@@ -317,8 +318,8 @@ def test_the_loss_of_a_learner_begins_the_attempt_anew_and_late_answers_are_refu
 
 def test_a_budget_ends_the_run(scene: Scene) -> None:
     def play() -> None:
-        scene.send("learner-0", signal.SIGKILL)()
         scene.until("learner-0")
+        scene.send("learner-0", signal.SIGKILL)()
         scene.wait("policy", scene.roles.learner.update([], [], None, 0))
         scene.wait("policy", scene.roles.learner.update([], [], None, 1))
 

@@ -1,4 +1,4 @@
-"""A run in which an engine, the scorer, the learner and the reward trainer are killed at their work comes to the same bits."""
+"""A run in which an engine, the scorer, and a rank of the learner and of the reward trainer die at their work: the same bits."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from tests.cluster.command import ROOT, TINY, Command
 
 ONE_ROUND = (
     "--rounds.num_rounds", "1", "--rollout.num_engines", "2", "--policy.steps_per_round", "3", "--rounds.checkpoint_every", "1",
+    "--resources.reward.num_ranks", "2", "--resources.learner.num_ranks", "2",
 )  # fmt: skip
 TIMED = ("time", "sample/seconds", "sample/tokens_per_second", "sync/seconds", "sync/bytes_per_second")
 
@@ -108,7 +109,7 @@ def test_the_outcome_does_not_depend_on_who_died(command: Command, undisturbed: 
     with Disturbed(command, "disturbed", *ONE_ROUND) as run:
         run.until(lambda: (run.path / "processes.json").is_file())
         run.until_done(".start.partial", "begun")
-        run.send("reward-0", signal.SIGKILL)  # it fits the first member
+        run.send("reward-1", signal.SIGKILL)  # it fits the first member, with the other rank
         run.send("rollout-1", signal.SIGSTOP)
         run.send("scorer-0", signal.SIGSTOP)
         run.until_done(".start.partial", "member 1")  # now the engines are asked for SFT's responses
@@ -119,17 +120,18 @@ def test_the_outcome_does_not_depend_on_who_died(command: Command, undisturbed: 
         run.send("scorer-0", signal.SIGKILL)
         draft = "rounds/.round_000.partial"
         run.until_done(draft, "rollouts 1")
-        run.send("learner-0", signal.SIGSTOP)
+        run.send("learner-1", signal.SIGSTOP)
         run.until_done(draft, "scores 1")  # now the learner is asked for its second update
         time.sleep(0.5)
-        run.send("learner-0", signal.SIGKILL)
+        run.send("learner-1", signal.SIGKILL)
         run.end()
         ids = run.ids()
     assert {name: ids[name]["incarnation"] for name in ids if name != "driver"} == {
-        "rollout-0": 1, "rollout-1": 2, "reward-0": 2, "scorer-0": 2, "learner-0": 2,
+        "rollout-0": 1, "rollout-1": 2, "scorer-0": 2,
+        "reward-0": 2, "reward-1": 2, "learner-0": 2, "learner-1": 2,
     }  # fmt: skip
     lost = [row["process"] for row in run.faults() if row["event"] == "lost"]
-    assert lost == ["reward-0", "rollout-1", "scorer-0", "learner-0"]
+    assert lost == ["reward-1", "rollout-1", "scorer-0", "learner-1"]
     assert all(row["faults/recovery_seconds"] > row["faults/start_seconds"] > 0 for row in run.faults() if row["event"] == "back")
     assert learned(run.path) == learned(undisturbed)
     assert digests(run.path) == digests(undisturbed)

@@ -10,6 +10,7 @@ from torch import Tensor
 from rm.config import ContrastiveConfig, MetaConfig, RewardConfig
 from rm.model import RewardModel
 from rm.records import RewardFit, RewardStep
+from rm.resume import Saves
 from rm.training import fit_reward_model
 from tests.rm.toy import PAD, MakeModel, shifted, toy_pairs
 from tokens.guards import BadNumber, GuardsConfig
@@ -122,7 +123,7 @@ def test_weights_that_break_in_the_midst_of_a_fit_end_it_at_once(make_model: Mak
 def test_a_weight_that_no_pair_reads_is_found_at_the_end(make_model: MakeModel) -> None:
     model = make_model()
     next(model.parameters()).data[3, 0] = math.nan  # the embedding of a token that does not occur
-    with pytest.raises(BadNumber, match="norm of the weights is nan at the end of a reward model's fit of 2 steps"):
+    with pytest.raises(BadNumber, match="norm of the weights is nan at step 2 of 2 of a reward model's fit"):
         guarded(model, 2)
 
 
@@ -131,3 +132,18 @@ def test_a_fit_without_a_single_step_is_an_error(make_model: MakeModel) -> None:
     spoil_gradients(model, {0, 1}, math.nan)
     with pytest.raises(BadNumber, match="number of steps with a finite gradient is 0"):
         guarded(model, 2)
+
+
+def test_broken_weights_are_not_saved_to_be_gone_on_from(make_model: MakeModel) -> None:
+    model, saved = make_model(), list[int]()
+
+    def spoil(step: RewardStep) -> None:
+        if step.step == 2:
+            next(model.parameters()).data[3, 0] = math.nan  # of a token that does not occur
+
+    with pytest.raises(BadNumber, match="norm of the weights is nan at step 2 of 5"):
+        fit_reward_model(
+            model, toy_pairs(20), None, RewardConfig(batch_size=4), MetaConfig(), 5, PAD, spoil,
+            guards=GuardsConfig(), saves=Saves(1, lambda done, state: saved.append(done)),
+        )  # fmt: skip
+    assert saved == [1]
