@@ -101,6 +101,9 @@ def best_weights(parameters: Mapping[str, nn.Parameter], copies: Sequence[Tensor
     Args:
         parameters: of the model that are trained, by name.
         copies: this rank's part of each, in the same order; none where there is no best measurement yet.
+
+    Returns:
+        Whole tensors on the CPU, on rank 0 of those that share the model.
     """
     kept: dict[str, Tensor] = {}
     for (name, parameter), own in zip(parameters.items() if copies else (), copies, strict=True):
@@ -114,7 +117,15 @@ def best_weights(parameters: Mapping[str, nn.Parameter], copies: Sequence[Tensor
 
 
 def own_parts(parameters: Mapping[str, nn.Parameter], tensors: Mapping[str, Tensor]) -> list[Tensor]:
-    """What ``best_weights`` gave, as this rank's parts on the CPU; none where there is no best measurement yet."""
+    """What ``best_weights`` gave, as this rank's parts on the CPU; none where there is no best measurement yet.
+
+    Args:
+        parameters: of the model that are trained, by name.
+        tensors: whole, keyed ``best/NAME``.
+
+    Returns:
+        This rank's part of each, in the order of ``parameters``.
+    """
     found: list[Tensor] = []
     for name, parameter in parameters.items():
         if f"best/{name}" not in tensors:
