@@ -82,10 +82,11 @@ class Board:
 
     Args:
         totals: pairs that each job will see, by its name.
+        unit: what is counted in their place.
     """
 
-    def __init__(self, totals: dict[str, int]) -> None:
-        self.totals = totals
+    def __init__(self, totals: dict[str, int], unit: str = "pairs") -> None:
+        self.totals, self.unit = totals, unit
         self.done = dict.fromkeys(totals, 0)
         self.running: set[str] = set()
         self.beats = 0
@@ -107,7 +108,7 @@ class Board:
     def progress(self) -> Progress:
         """All jobs together."""
         done, total = sum(self.done.values()), sum(self.totals.values())
-        return Progress(done, total, "pairs", beats=self.beats, waiting=not self.running)
+        return Progress(done, total, self.unit, beats=self.beats, waiting=not self.running)
 
 
 @ray.remote(max_calls=1, max_retries=MAX_DEATHS)  # a process for each fit: its peak of memory is its own

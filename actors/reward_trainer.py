@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -128,6 +129,7 @@ class RewardTrainer(Rank):
         meta: MetaConfig,
         base_dir: Path,
         guards: GuardsConfig,
+        given: bool,
     ) -> None:
         """Take what every fit needs.
 
@@ -139,6 +141,7 @@ class RewardTrainer(Rank):
             meta: MetaRM.
             base_dir: language model, encoder or reward model to start from, with its tokenizer.
             guards: how many steps whose numbers went wrong a fit may leave out.
+            given: ``base_dir`` is a reward model that is handed on as it is: a fit takes no step.
         """
         super().__init__(setup)
         from transformers import AutoTokenizer
@@ -147,6 +150,7 @@ class RewardTrainer(Rank):
         self.reward, self.meta = reward, meta
         self.base_dir, self.guards = base_dir, guards
         self.tokenizer = AutoTokenizer.from_pretrained(base_dir)
+        self.make, self.keep = (self._hand_on, self._copy) if given else (self._train, self._save)
 
     def fit(
         self,
@@ -170,12 +174,12 @@ class RewardTrainer(Rank):
         """
         from rm.config import ORIGINAL
 
-        model, report = self._train(seed, previous, None if shifted is None else group_by_prompt(shifted), saves)
+        model, report = self.make(seed, previous, None if shifted is None else group_by_prompt(shifted), saves)
         if self.validation:
             with self.compute():
                 accuracy = self._score(model, {ORIGINAL: self.validation[ORIGINAL]})[ORIGINAL].accuracy
             report = replace(report, validation_accuracy=accuracy)
-        self._save(model, out_dir)
+        self.keep(model, out_dir)
         log.info("%s: fitted %s, validation accuracy %s", self.setup.name, out_dir, report.validation_accuracy)
         return report
 
@@ -264,6 +268,18 @@ class RewardTrainer(Rank):
             )
         return model, RewardReport(fit.as_dict(), tuple(steps), tuple(measured), None)
 
+    def _hand_on(
+        self, seed: int, previous: Path | None, groups: Groups | None, saves: FitSaves | None = None
+    ) -> tuple[RewardModel, RewardReport]:
+        """The given reward model, and the report of a fit without steps; the arguments are those of a fit, and change nothing."""
+        import torch
+
+        from rm.model import RewardModel
+        from rm.records import UNTRAINED
+
+        model = self.place(RewardModel.from_pretrained(self.base_dir, torch.float32))
+        return model, RewardReport(dict(UNTRAINED), (), (), None)
+
     def _saves(self, saves: FitSaves, inputs: object, measured: list[tuple[int, dict[str, float]]]) -> Saves:
         """Saving a fit, and what is saved of this very fit already.
 
@@ -307,6 +323,10 @@ class RewardTrainer(Rank):
         vectors = sequence_features(model, pair_sequences(pairs), batch_size, pad_id).numpy()
         sides = [(pair.id, side) for side in ("chosen", "rejected") for pair in pairs]
         return tuple(Feature(id_, side, vector) for (id_, side), vector in zip(sides, vectors, strict=True))
+
+    def _copy(self, model: RewardModel, out_dir: Path) -> None:
+        if self.ranks.rank == 0:
+            shutil.copytree(self.base_dir, out_dir, dirs_exist_ok=True)
 
     def _save(self, model: RewardModel, out_dir: Path) -> None:
         model.save_pretrained(out_dir, self.ranks)

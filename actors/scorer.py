@@ -19,12 +19,11 @@ from tokens.records import Rollout
 if TYPE_CHECKING:
     import torch
 
+    from rm.domain_bank import DomainBank
     from rm.ensemble import Moments
     from rm.model import RewardModel
 
 log = logging.getLogger(__name__)
-
-Sequences = Sequence[tuple[tuple[int, ...], tuple[int, ...]]]
 
 
 @dataclass(frozen=True)
@@ -66,6 +65,8 @@ class EnsembleScorer(Role):
         self.pads: dict[int, int] = {}
         self.places: dict[int, Path] = {}
         self.reloaded = 0
+        self.banks: dict[int, DomainBank] = {}
+        self.units: dict[int, dict[str, Moments]] = {}
 
     def move(self, part: str, device: str) -> None:
         """Move the members."""
@@ -83,41 +84,55 @@ class EnsembleScorer(Role):
 
         Args:
             member: its index; 0 is r_k.
-            model_dir: a reward model that started from the SFT model, and so shares the policy's tokens.
+            model_dir: a reward model that started from the SFT model, and so shares the policy's tokens. With a folder of
+                adapters by domain in it, each text is scored by its prompt's, in units of that domain's calibration samples.
         """
         from transformers import AutoTokenizer
 
         from rm.ensemble import Moments
 
         self.places[member] = model_dir
+        self.banks.pop(member, None)
+        self.units.pop(member, None)
         self._read(member)
         self.pads[member] = AutoTokenizer.from_pretrained(model_dir).pad_token_id
         self.moments[member] = Moments.of(self._raw(member, self.calibration))
         log.info("%s: member %d is %s, %s", self.setup.name, member, model_dir, self.moments[member])
 
     def _read(self, member: int) -> None:
+        from rm.domain_bank import ADAPTERS, open_bank
         from rm.model import RewardModel
 
         model = RewardModel.from_pretrained(self.places[member], dtype=self.dtype())
         self.members[member] = model.to(self.setup.device).eval()
+        adapters = self.places[member] / ADAPTERS
+        if adapters.is_dir():
+            self.banks[member] = open_bank(self.members[member], [(path.name, path) for path in sorted(adapters.iterdir())])
 
     def _raw(self, member: int, rollouts: Sequence[Rollout]) -> torch.Tensor:
         """Scores of one member; where some are not finite since its weights are broken, those in its files are taken instead."""
         from tokens.ranks import weights_norm
 
-        sequences = [(r.prompt.token_ids, r.response_ids) for r in rollouts]
-        found = self._score(member, sequences)
+        found = self._score(member, rollouts)
         if found.isfinite().all() or math.isfinite(weights_norm(self.members[member].parameters())):
             return found
         log.warning("%s: the weights of member %d are broken; they are read again", self.setup.name, member)
         self._read(member)
         self.reloaded += 1
-        return self._score(member, sequences)
+        return self._score(member, rollouts)
 
-    def _score(self, member: int, sequences: Sequences) -> torch.Tensor:
+    def _score(self, member: int, rollouts: Sequence[Rollout]) -> torch.Tensor:
         from rm.batches import score_sequences
+        from rm.domain_bank import in_units, moments_by_domain
 
-        return score_sequences(self.members[member], sequences, self.config.batch_size, self.pads[member])
+        sequences = [(r.prompt.token_ids, r.response_ids) for r in rollouts]
+        if member not in self.banks:
+            return score_sequences(self.members[member], sequences, self.config.batch_size, self.pads[member])
+        domains = [r.prompt.domain for r in rollouts]
+        found = self.banks[member].scores(sequences, domains, self.config.batch_size, self.pads[member])
+        if member not in self.units:  # the first call scores the calibration samples
+            self.units[member] = moments_by_domain(found, domains)
+        return in_units(found, domains, self.units[member])
 
     def score(self, rollouts: Sequence[Rollout]) -> Scores:
         """Score rollouts with every member.

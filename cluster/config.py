@@ -172,6 +172,27 @@ class RunConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _a_given_reward_is_not_trained(self) -> "RunConfig":
+        if self.scorer.reward_model is None:
+            return self
+        idle = {
+            "meta.enabled": (self.meta.enabled, False),
+            "scorer.num_members": (self.scorer.num_members, 1),
+            "reward.base": (self.reward.base, None),
+            "reward.start": (self.reward.start, "sft"),
+            "reward.patience": (self.reward.patience, None),
+            "data.denoise.method": (self.data.denoise.method, "none"),
+            "rounds.baseline": (self.rounds.baseline, "none"),
+        }
+        for key, (given, wanted) in idle.items():
+            if given != wanted:
+                raise ValueError(
+                    f"{key} is {given!r} and scorer.reward_model {self.scorer.reward_model}: the domain's reward model is taken "
+                    f"as it is, and none is trained; set {key} to {wanted!r}, or scorer.reward_model to null"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _held_out_once(self) -> "RunConfig":
         data = self.data
         if data.validation is not None and self.policy.prompts is None:

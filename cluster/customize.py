@@ -58,9 +58,9 @@ def customize(config: RunConfig, console: Console) -> Path:
     check_settings(config)
     root = storage_root(config)
     directory = DomainDirectory(config)
+    console.say(f"[bold]Rondo[/] domains {', '.join(config.customize.domains)} in {directory.path}")
+    data = load_data(config, root, console)
     with space_errors(directory.path), directory.open():
-        console.say(f"[bold]Rondo[/] domains {', '.join(config.customize.domains)} in {directory.path}")
-        data = load_data(config, root, console)
         directory.refuse_other_data(data.fingerprint())
         stages = Stages(config, directory, data)
         general, domains = stages.general(), stages.domains()
@@ -183,7 +183,7 @@ def _fit(
     share = share_of_a_fit(config.resources.reward)
     setup = setup_of(share, "customize", directory.logs)
     sizes = {job.name: job.stage.epochs * (job.num_general + _own_queries(data, job.domain)) for job in jobs}
-    board = cast(Any, Board).remote(sizes)
+    board = cast(Any, Board).remote(sizes, "queries")
     pool, tests = ray.put(data.pool), ray.put(data.tests)
     trained = ray.put({each.name: each.train for each in data.domains})
     task = fit_job.options(

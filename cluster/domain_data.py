@@ -95,7 +95,8 @@ def check_settings(config: RunConfig) -> None:
         "patience": (reward.patience, None),
         "evaluate_every": (reward.evaluate_every, None),
     }
-    asked = [f"reward.{key} {given!r}" for key, (given, usual) in idle.items() if given != usual]
+    idle = {f"reward.{key}": values for key, values in idle.items()} | {"customize.lora.dropout": (customize.lora.dropout, 0)}
+    asked = [f"{key} {given!r}" for key, (given, usual) in idle.items() if given != usual]
     if asked:
         raise UserError(
             f"customize has no use for {', '.join(asked)}: leave it out (adapters are customize.lora, measurements "

@@ -12,7 +12,8 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Iterator
+import shutil
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,9 +23,10 @@ import yaml
 from actors.customize import ADAPTER, MODEL
 from cluster.config import RunConfig
 from cluster.differences import flat, refuse_differences
-from cluster.durable import write_file
+from cluster.durable import commit_directory, write_file
 from cluster.run_directory import config_text, is_there, locked, versions
 from cluster.storage import storage_root
+from rm.domain_bank import ADAPTERS
 from rm.domain_config import StrategyConfig
 from tokens.errors import UserError
 
@@ -169,6 +171,123 @@ def find_domain(root: Path, name: str) -> DomainModel:
         return DomainModel(domain, directory / MODEL, None)
     card = json.loads((directory / "stage.json").read_text())
     return DomainModel(domain, Path(card["base"]), directory / ADAPTER)
+
+
+def with_domain_reward(config: RunConfig, root: Path) -> RunConfig:
+    """The config with ``scorer.reward_model`` as the reward models' base: a whole model, adapters merged, in the cache.
+
+    Args:
+        config: of the run.
+        root: storage root.
+
+    Returns:
+        The config itself where none is given.
+
+    Raises:
+        UserError: as ``find_domain``.
+    """
+    if config.scorer.reward_model is None:
+        return config
+    kind, _, name = config.scorer.reward_model.partition(":")
+    cache = root / "cache"
+    exported = export(find_domain(root, name), cache) if kind == "domain" else export_all(find_domains(root, name), cache)
+    return config.model_copy(update={"reward": config.reward.model_copy(update={"base": str(exported)})})
+
+
+def export(found: DomainModel, cache: Path) -> Path:
+    """A customised reward model as an ordinary directory that any program of this house reads.
+
+    Args:
+        found: where it lies.
+        cache: where a merged model is kept, by the digest of its files.
+
+    Returns:
+        The model's own directory where it has no adapter, else the merged one.
+    """
+    if found.adapter is None:
+        return found.backbone
+    target = cache / f"domain-{_digest_of([found.backbone, found.adapter])}"
+    if target.is_dir():
+        return target
+    import torch
+    from transformers import AutoTokenizer
+
+    from rm.lora import load_adapter
+    from rm.model import RewardModel
+
+    model = RewardModel.from_pretrained(found.backbone, torch.float32)
+    load_adapter(model, found.adapter)
+    partial = target.with_name(f".{target.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    model.save_pretrained(partial)
+    AutoTokenizer.from_pretrained(found.backbone).save_pretrained(partial)
+    commit_directory(partial, target)
+    return target
+
+
+def find_domains(root: Path, name: str) -> list[DomainModel]:
+    """The adapters of one general backbone that ``domains:NAME`` means.
+
+    Args:
+        root: storage root.
+        name: RUN, or RUN/STRATEGY where it has several.
+
+    Returns:
+        One for each domain.
+
+    Raises:
+        UserError: if there are none, several strategies, or whole models instead of adapters.
+    """
+    run, _, strategy = name.partition("/")
+    folder = root / FOLDER / run / "models"
+    there = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    chosen = [path for path in there if strategy in ("", path)]
+    if len(chosen) != 1:
+        raise UserError(
+            f"domains:{name}: expected one strategy of a customisation, there are {', '.join(there) or 'none'} in {folder}; "
+            "write domains:RUN/STRATEGY"
+        )
+    places = sorted((folder / chosen[0] / "seed_0").glob("[!.]*"))
+    found = [find_domain(root, f"{run}/{chosen[0]}/{place.name}") for place in places]
+    whole = [model.name for model in found if model.adapter is None]
+    if whole or not found:
+        raise UserError(
+            f"domains:{name}: {', '.join(whole) or 'no domain'} is a whole model, and many are served as adapters on one "
+            "backbone: customise with customize.lora.rank above 0, or name one domain"
+        )
+    return found
+
+
+def export_all(found: Sequence[DomainModel], cache: Path) -> Path:
+    """A backbone with the adapters of its domains in a folder beside its weights.
+
+    Args:
+        found: adapters of one backbone.
+        cache: where it is kept, by the digest of its files.
+
+    Returns:
+        The directory.
+    """
+    adapters = [(model.name, model.adapter) for model in found if model.adapter is not None]
+    target = cache / f"domains-{_digest_of([found[0].backbone, *(path for _, path in adapters)])}"
+    if target.is_dir():
+        return target
+    partial = target.with_name(f".{target.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    shutil.copytree(found[0].backbone, partial)
+    for name, path in adapters:
+        shutil.copytree(path, partial / ADAPTERS / name)
+    commit_directory(partial, target)
+    return target
+
+
+def _digest_of(folders: Sequence[Path]) -> str:
+    digest = hashlib.sha256()
+    for file in (file for folder in folders for file in sorted(folder.glob("*.safetensors"))):
+        with file.open("rb") as stream:
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()[:12]
 
 
 def digest(rows: list[dict[str, Any]]) -> str:

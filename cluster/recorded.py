@@ -11,6 +11,7 @@ from pathlib import Path
 
 from actors.scorer import Scores
 from cluster.durable import write_file
+from cluster.journal import Journal
 from evaluation.records import RolloutRow, read_rows, write_rows
 from tokens.records import Prompt, Rollout, Swap
 
@@ -106,3 +107,28 @@ def read_scores(path: Path) -> Scores:
     stored = json.loads(path.read_text())
     rows = {name: tuple(stored[name]) for name in ("ids", "mean", "std", "aggregated")}
     return Scores(**(stored | rows | {"members": tuple(tuple(row) for row in stored["members"])}))
+
+
+def learned_from(journal: Journal) -> dict[int, list[str]]:
+    """Which samples each PPO step of a round was learned from, as its journal has it: every one that counts, exactly once.
+
+    Steps that were done and undone, since the round went back, count as often as they were done again.
+
+    Args:
+        journal: of the round.
+
+    Returns:
+        Sample ids by step.
+
+    Raises:
+        ValueError: if a step was learned from rollouts that were not recorded, or a sample comes twice.
+    """
+    steps = sorted(int(key.split()[1]) for key in journal.alive if key.split()[0] == "step")
+    missing = [step for step in steps if f"rollouts {step}" not in journal.alive]
+    if missing:
+        raise ValueError(f"{journal.path}: step {missing[0]} was learned from rollouts that are not recorded")
+    found: dict[int, list[str]] = {step: list(journal.alive[f"rollouts {step}"].facts["samples"]) for step in steps}
+    twice = [sample for sample, times in Counter(sample for ids in found.values() for sample in ids).items() if times > 1]
+    if twice:
+        raise ValueError(f"{journal.path}: sample {twice[0]} was learned from twice")
+    return found

@@ -191,6 +191,7 @@ class Recovery:
                 return False
             else:
                 health.move(before)
+                self.all.keep_vigil(process)  # the one before is given up with all that was asked of it
                 self.all.note("cleared", process, lost.why, {})
                 self.say(f"  {name} could not be reached for a while, and answers again")
                 return True

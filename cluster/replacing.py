@@ -96,7 +96,7 @@ class Replacing:
         self.unfit: dict[str, tuple[int, Any]] = {}
         """Engines whose weights were lost on the way: incarnation, and which weights those were."""
         for process in self.processes.values():
-            self._keep_vigil(process)
+            self.keep_vigil(process)
 
     def group(self, name: str) -> list[str]:
         """The processes that cannot do without each other, of which this is one."""
@@ -120,7 +120,7 @@ class Replacing:
             self.away[name] = Absence(began, room, identity=process.actor.identity.remote())
             self.wait.starting.add(name)
             self._watch(RESTART, process, self.away[name].identity, partial(self._up, name, health.incarnation))
-            self._keep_vigil(process)
+            self.keep_vigil(process)
         for role in sorted({role_of(name) for name in names}):
             self._refit(role, [name for name in names if role_of(name) == role])
 
@@ -207,7 +207,7 @@ class Replacing:
         pending = Pending((ref,), (identity.name,), (identity.node,), only, on_answer=on_answer, on_failure=on_failure, news=True)
         self.wait.watch(phase, replace(pending, spans=lambda answer: ()))  # the timeline says nothing of it
 
-    def _keep_vigil(self, process: Process) -> None:
+    def keep_vigil(self, process: Process) -> None:
         """Learn of its death at once."""
         self._watch(VIGIL, process, process.actor.vigil.remote(), lambda answer: None)
 

@@ -13,6 +13,7 @@ from cluster.config import RunConfig
 from cluster.console import Console
 from cluster.denoising import check_strengths, ensure_strengths, in_words
 from cluster.disk import check_space
+from cluster.domain_directory import with_domain_reward
 from cluster.inputs import Source, check_batches, check_stopping, open_source
 from cluster.judging import comparable
 from cluster.model_sizes import model_size
@@ -54,6 +55,7 @@ def run(config: RunConfig, console: Console) -> Path:
             "reward.evaluate_every steps. Set it, or reward.patience to null"
         )
     root = storage_root(config)
+    config = with_domain_reward(config, root)
     directory = RunDirectory(config, console.say)
     directory.inspect()
     source = None if directory.finished else open_source(config, root)

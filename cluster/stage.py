@@ -305,7 +305,8 @@ class Stage:
     def _trainers(
         self, base_dir: Path, pairs: Sequence[Pair], validation: Mapping[str, Sequence[Pair]], reward: RewardConfig
     ) -> list[Any]:
-        arguments = (pairs, validation, reward, self.config.meta, base_dir, self.config.guards)
+        given = self.config.scorer.reward_model is not None
+        arguments = (pairs, validation, reward, self.config.meta, base_dir, self.config.guards, given)
         return [
             self._spawn(RewardTrainer, "reward", i, "reward", *arguments) for i in range(self.config.resources.reward.num_ranks)
         ]

@@ -62,7 +62,7 @@ def over_samples(rows: Sequence[DomainRow], names: Sequence[str], own: bool) -> 
         own: True counts only the set of the stage's own domain.
 
     Returns:
-        A curve per strategy; one that equals an earlier one (a general stage that is shared) is left out.
+        A curve per strategy.
 
     Padding contract: there is none.
     """
@@ -83,8 +83,7 @@ def over_samples(rows: Sequence[DomainRow], names: Sequence[str], own: bool) -> 
         queries = fmean(max(row.samples for row in of) for of in stages.values())
         steps = tuple(round(fraction * queries) for fraction in fractions)
         points = tuple(over_seeds(column.tolist()) for column in means.T)
-        if all((steps, points) != (curve.steps, curve.points) for curve in curves):
-            curves.append(Curve(strategy, strategy, 0, len(by_seed), steps, points))
+        curves.append(Curve(strategy, strategy, 0, len(by_seed), steps, points))
     return tuple(curves)
 
 
@@ -94,7 +93,7 @@ def _general_stage(run: DomainRun) -> Plot:
     def draw(figure: "Figure", narrow: bool) -> None:
         axes = panels(figure, len(run.general), narrow, sharex=True)
         for ax, name in zip(axes, run.general, strict=True):
-            lines = over_samples(rows, [name], own=False)
+            lines = _different(over_samples(rows, [name], own=False))
             draw_curves(ax, lines, STYLES[: len(lines)])
             _finish(ax, name, run.length_alone[name], "general queries seen")
         common_legend(figure, axes, 2 if narrow else 4)
@@ -111,6 +110,14 @@ def _general_stage(run: DomainRun) -> Plot:
     )
 
 
+def _different(lines: Sequence[Curve]) -> list[Curve]:
+    """Without the strategies that share an earlier one's general stage."""
+    found: dict[tuple[object, ...], Curve] = {}
+    for line in lines:
+        found.setdefault((line.steps, line.points), line)
+    return list(found.values())
+
+
 def _domain_stage(run: DomainRun) -> Plot:
     rows = [row for row in run.rows if row.stage == DOMAIN_STAGE]
 
@@ -118,7 +125,7 @@ def _domain_stage(run: DomainRun) -> Plot:
         both = panels(figure, 2 if run.general else 1, narrow, sharex=True)
         lines = over_samples(rows, run.domains, own=True)
         draw_curves(both[0], lines, STYLES[: len(lines)])
-        _finish(both[0], "own domain", fmean(run.length_alone[name] for name in run.domains), "queries of the domain seen (mean)")
+        _finish(both[0], "own domain", fmean(run.length_alone[name] for name in run.domains), "queries seen (mean over domains)")
         if run.general:
             lines = over_samples(rows, run.general, own=False)
             draw_curves(both[1], lines, STYLES[: len(lines)])
@@ -126,7 +133,7 @@ def _domain_stage(run: DomainRun) -> Plot:
                 both[1],
                 "general sets",
                 fmean(run.length_alone[name] for name in run.general),
-                "queries of the domain seen (mean)",
+                "queries seen (mean over domains)",
             )
         common_legend(figure, both, 2 if narrow else 4)
 
@@ -160,8 +167,9 @@ def _front(found: Sequence[Outcome]) -> Plot:
         ax.set_xlabel("accuracy on the general sets")
         ax.set_ylabel("accuracy on the own domain")
         ax.margins(0.12)
-        percent(ax)
-        ax.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+        _percents(ax)
+        digits = _digits(*ax.get_xlim())
+        ax.xaxis.set_major_formatter(lambda value, _: f"{value:.{digits}%}")
         common_legend(figure, [ax], 2 if narrow else 3)
 
     return Plot(
@@ -208,7 +216,18 @@ def _finish(ax: "Axes", title: str, alone: float, label: str) -> None:
     ax.axhline(alone, color=MUTED, linewidth=0.9, linestyle=":", zorder=1)
     ax.set_title(title)
     step_axis(ax, label)
+    _percents(ax)
+
+
+def _percents(ax: "Axes") -> None:
+    """Per cent, with a digit more where the ticks are half a per cent apart."""
     percent(ax)
+    digits = _digits(*ax.get_ylim())
+    ax.yaxis.set_major_formatter(lambda value, _: f"{value:.{digits}%}")
+
+
+def _digits(low: float, high: float) -> int:
+    return 1 if high - low < 0.07 else 0
 
 
 def _seeds(run: DomainRun) -> str:

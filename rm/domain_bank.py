@@ -18,11 +18,14 @@ import torch
 from torch import Tensor, nn
 
 from rm.batches import Encoded, score_sequences
+from rm.ensemble import Moments
 from rm.lora import load_adapter, read_adapter, use_adapter
 from rm.model import RewardModel
 from tokens.errors import UserError
 from tokens.records import SequenceBatch
 
+ADAPTERS = "domains"
+"""Folder of a backbone's directory that holds adapters by the domain's name."""
 _PREFIX = "domain_"
 """Of peft's names of adapters: a bare name could be that of an attribute of a module."""
 
@@ -259,6 +262,59 @@ def check_names(known: Sequence[str], asked: Sequence[str]) -> None:
             f"no reward model for the domain {unknown[0]!r}; there are {', '.join(sorted(known))}. Customise it first, or "
             "give its texts another domain"
         )
+
+
+def moments_by_domain(scores: Tensor, domains: Sequence[str]) -> dict[str, Moments]:
+    """Each domain's zero and unit: mean and standard deviation of its own texts' scores.
+
+    Reward models of different domains have scores of different units; a policy that is paid by all of them would learn from the
+    domain with the largest.
+
+    Args:
+        scores: [B] float.
+        domains: of each.
+
+    Returns:
+        By domain.
+
+    Raises:
+        UserError: if a domain has fewer than two texts, or all of its scores are equal.
+    """
+    found = {}
+    for name in dict.fromkeys(domains):
+        own = scores[torch.tensor([domain == name for domain in domains])]
+        try:
+            found[name] = Moments.of(own)
+        except ValueError as error:
+            raise UserError(
+                f"the scores of the domain {name!r} cannot be given a unit: {error}, from {len(own)} calibration texts. Raise "
+                "evaluation.num_prompts"
+            ) from error
+    return found
+
+
+def in_units(scores: Tensor, domains: Sequence[str], units: Mapping[str, Moments]) -> Tensor:
+    """Scores in standard deviations of their domain's calibration texts.
+
+    Args:
+        scores: [B] float.
+        domains: of each.
+        units: by domain.
+
+    Returns:
+        [B] float.
+
+    Raises:
+        UserError: if a domain was not calibrated.
+    """
+    unknown = sorted(set(domains) - units.keys())
+    if unknown:
+        raise UserError(
+            f"the domain {unknown[0]!r} has no calibration text, only {', '.join(sorted(units))} have: raise "
+            "evaluation.num_prompts"
+        )
+    mean, std = (torch.tensor(values) for values in ([units[d].mean for d in domains], [units[d].std for d in domains]))
+    return (scores - mean) / std
 
 
 def _by_group(

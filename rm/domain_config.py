@@ -6,7 +6,7 @@ Defaults are the paper's (Everyone Deserves A Reward, 2309.03126), as its code h
 import re
 from typing import Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from rm.config import LoraConfig
 from tokens.paths import PathText
@@ -104,10 +104,12 @@ class CustomizeConfig(Section):
 
     @field_validator("general", "domains", "strategies")
     @classmethod
-    def _names_can_be_kept_apart(cls, named: dict[str, object]) -> dict[str, object]:
+    def _names_can_be_kept_apart(cls, named: dict[str, object], info: ValidationInfo) -> dict[str, object]:
+        dots = info.field_name == "strategies"  # an adapter's name is part of its weights' names, which dots cut up
         for name in named:
-            if not re.fullmatch(NAME, name):
-                raise ValueError(f"a name has letters, digits, '_', '+' and '-' only, 40 at most, got {name!r}")
+            if not re.fullmatch(NAME, name.replace(".", "-") if dots else name):
+                also = ", '.'" if dots else ""
+                raise ValueError(f"a name has letters, digits{also}, '_', '+' and '-' only, 40 at most, got {name!r}")
         lower = [name.lower() for name in named]
         twice = sorted({name for name in named if lower.count(name.lower()) > 1})
         if twice:

@@ -309,9 +309,9 @@ def _restore(fit: _Fit, saving: Saving | None) -> int:
     with torch.no_grad():
         for name, parameter in fit.named.items():
             parameter.copy_(tensors[f"weight.{name}"])
-            fit.optimizer.state[parameter] = {
-                key: value.clone() if key == "step" else value.to(parameter.device, copy=True)
-                for key, value in ((key, tensors[f"{key}.{name}"]) for key in ("step", "exp_avg", "exp_avg_sq"))
+            moments = {key: tensors[f"{key}.{name}"] for key in ("step", "exp_avg", "exp_avg_sq") if f"{key}.{name}" in tensors}
+            fit.optimizer.state[parameter] = {  # none of a weight that has had no gradient yet
+                key: value.clone() if key == "step" else value.to(parameter.device, copy=True) for key, value in moments.items()
             }
     fit.samples, fit.done = int(values["samples"]), int(values["done"])
     saving.back(values["more"])

@@ -22,7 +22,8 @@ from tokens.records import SequenceBatch
 from tokens.softmax import chosen_logprobs
 
 Imitated = Literal["sequence", "response"]
-HEAD_FILE = "lm_head.safetensors"
+HEAD_FILE = Path("language_head") / "head.safetensors"
+"""In a folder of its own: some programs load every safetensors file beside config.json as the model's."""
 WIDEST_ERROR = 1e-3
 """Of a checkpoint's logits and ours, relative to the largest."""
 
@@ -103,6 +104,7 @@ class LanguageHead(nn.Module):
         Args:
             path: the model's directory.
         """
+        (path / HEAD_FILE).parent.mkdir(parents=True, exist_ok=True)
         own = {name: p.detach().cpu().contiguous() for name, p in self.named_parameters()}
         save_file(own, path / HEAD_FILE, metadata={"format": "pt", "tied": "true" if self.tied else "false"})
 

@@ -110,6 +110,11 @@ META_NUMBERS = (
 """MetaRM's numbers in the ledger. Before and after: at theta and at theta', on the same samples. Held out: on prompts that no
 ascent saw; there, start is the weights that the fit started from, and no suffix those that it left behind."""
 
+UNTRAINED: Mapping[str, float | None] = {"loss": None, "accuracy": None, "num_steps": 0, "best_step": None} | dict.fromkeys(
+    META_NUMBERS
+)
+"""The ledger's numbers of a reward model that was taken as it is; see ``RewardFit.as_dict``."""
+
 
 @dataclass(frozen=True)
 class MetaFit:

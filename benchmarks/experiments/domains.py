@@ -143,7 +143,7 @@ def tuned_base(plain: Path, pairs: PreferenceSet, out: Path, data: DataConfig) -
         return out
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(plain)
+    tokenizer: Any = AutoTokenizer.from_pretrained(plain)
     examples = []
     for row in pairs.rows:
         prompt, response = encode_prompt(tokenizer, row["prompt"]), encode_response(tokenizer, row["chosen"])

@@ -5,16 +5,16 @@ from __future__ import annotations
 import contextlib
 import re
 import shutil
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from benchmarks.faults.invariants import Held, complete, named, nothing_left, same_bits, shared_memory, whole
-from benchmarks.faults.nodes import Node, Nodes
+from benchmarks.faults.nodes import Nodes
 from benchmarks.faults.observer import Observer
-from benchmarks.faults.play import ROOT, Late, Run
-from benchmarks.faults.record import Outcome, Record
+from benchmarks.faults.play import DRIVER, ROOT, Late, Run
+from benchmarks.faults.record import Record
 from cluster.config import RunConfig
 from cluster.load_config import load_config
 
@@ -153,23 +153,23 @@ def said(event: str, process: str) -> str:
     return rf"\b{event}(\[/\])? {re.escape(process)}\b"
 
 
-def lost(run: Run) -> str:
-    """Work of the driver's waits that was done more than once, by phase."""
-    places = [(span["what"], span["round"], span["step"]) for span in run.spans() if span["who"] != "driver"]
-    again = sorted(
-        {f"{what} of step {step}" if step is not None else what for what, _, step in places if places.count((what, _, step)) > 1}
-    )
-    return ", ".join(again) or "nothing"
+LOADS = ("sync", "restore", "score", "policy")
+"""Phases in which, outside of PPO's steps, roles are only given what they must hold."""
+
+
+def again(run: Run) -> str:
+    """What this start of a run did that an earlier one had done already, by phase."""
+    rows = run.timeline.read()
+    before, now = ({_place(span) for span in part if span["who"] != DRIVER} for part in (rows[: run.seen], rows[run.seen :]))
+    twice = sorted((what, -1 if step is None else step) for what, index, step in before & now if index is not None)
+    words = [what if step < 0 else f"{what} of step {step}" for what, step in twice if step >= 0 or what not in LOADS]
+    return ", ".join(words) or "what was under way"
+
+
+def _place(span: Mapping[str, Any]) -> tuple[str, int | None, int | None]:
+    return span["what"], span["round"], span["step"]
 
 
 def shm() -> set[str]:
     """Names in /dev/shm now."""
     return shared_memory()
-
-
-def pause(seconds: float) -> None:
-    """Let the run go on."""
-    time.sleep(seconds)
-
-
-__all__ = ["Bench", "Late", "Node", "Outcome", "Watch", "bench", "lost", "pause", "shm"]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 
-from benchmarks.faults.bench import Bench, Outcome, shm
+from benchmarks.faults.bench import Bench, shm
+from benchmarks.faults.record import Outcome
 
 CELLS = ("F48", "F49", "F50")
 ATTEMPTS = 4

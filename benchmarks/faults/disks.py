@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from benchmarks.faults.bench import Bench, Late, Outcome, lost, shm
+from benchmarks.faults.bench import Bench, again, shm
 from benchmarks.faults.inject import SmallDisk, may_mount, read_only
-from benchmarks.faults.play import Run
+from benchmarks.faults.play import Late, Run
+from benchmarks.faults.record import Outcome
 from benchmarks.faults.strikes import Trigger, after, writing
 
 CELLS = ("F16", "F39", "F40", "F41")
@@ -82,4 +83,4 @@ def _ends(run: Run, cell: str, free: Callable[[], None], says: str, code: int | 
     told = run.when(says, at)
     if told is None or (code is not None and got != code) or got == 0:
         raise Late(f"{cell}: code {got}, and nothing like {says!r}:\n{run.output()[-3000:]}")
-    return Outcome(cell, told - at, None, None, lost(run), f"ended with code {got}; went on when there was room")
+    return Outcome(cell, told - at, None, None, again(run), f"ended with code {got}; went on when there was room")

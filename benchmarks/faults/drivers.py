@@ -9,10 +9,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.faults.bench import Bench, Outcome, lost, shm
+from benchmarks.faults.bench import Bench, again, shm
 from benchmarks.faults.inject import flip, swap, truncate
 from benchmarks.faults.invariants import Held
 from benchmarks.faults.play import Late, Run
+from benchmarks.faults.record import Outcome
 
 CELLS = ("F5", "F11", "F15", "F26", "F27", "F42", "F43", "F44", "F45", "F46", "F47", "F54", "F55")
 REFUSED, TERMINATED, STOPS_S = 2, 143, 10.0
@@ -159,7 +160,7 @@ def drivers(bench: Bench, wanted: Sequence[str] = CELLS, downs: Sequence[Down] =
                 second_driver(bench, name)
             run.until_stage(down.index, down.key)
             end(bench, run, down)
-            taken[-1] = Taken(dead, taken[-1].went_on_s, taken[-1].told_s, lost(run))
+            taken[-1] = Taken(dead, taken[-1].went_on_s, taken[-1].told_s, again(run))
         print(f"     driver ended after {down.key!r} of round {down.index}", flush=True)
         if down.number == signal.SIGTERM:
             for refusal in REFUSALS:

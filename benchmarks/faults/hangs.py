@@ -8,10 +8,11 @@ import time
 from collections.abc import Sequence
 from itertools import pairwise
 
-from benchmarks.faults.bench import Bench, Late, Outcome, shm
+from benchmarks.faults.bench import Bench, shm
 from benchmarks.faults.inject import freeze, slowed, thaw
 from benchmarks.faults.invariants import Held
-from benchmarks.faults.play import DRIVER, Run
+from benchmarks.faults.play import DRIVER, Late, Run
+from benchmarks.faults.record import Outcome
 from benchmarks.faults.strikes import Strike, after, outcomes, redone, strike, tell, write_events
 
 CELLS = ("F17", "F18", "F19", "F20", "F21", "F23", "F24")

@@ -86,6 +86,7 @@ def complete(run: Path, config: RunConfig) -> list[str]:
         wrong.append(f"steps of metrics.jsonl: {sorted(set(steps) ^ wanted)} differ, {duplicates(steps)} come twice")
     for k in index:
         wrong += _samples(run / "rounds" / f"round_{k:03d}", config)
+        wrong += stale(run / "rounds" / f"round_{k:03d}") if config.rounds.keep_rollouts and not config.policy.max_lag else []
     ids = [row["sample_id"] for file in sorted(run.glob("rounds/round_*/steps/*.parquet")) for row in _rows(file)]
     if twice := duplicates(Counter(ids)):
         wrong.append(f"{len(twice)} sample ids come twice, such as {twice[0]}")
@@ -117,6 +118,26 @@ def _samples(folder: Path, config: RunConfig) -> list[str]:
         each, steps = policy.prompts_per_step * policy.samples_per_prompt, set(range(policy.steps_per_round))
         if set(number.values()) - {each} or not steps - left_out(folder) <= set(number) <= steps:
             wrong.append(f"{folder.name}: rollouts of the steps: {number}, {each} each were asked for")
+    return wrong
+
+
+def stale(folder: Path) -> list[str]:
+    """Steps of a round whose rollouts were not all drawn by the weights that learned from them."""
+    versions, wrong = dict[int, int](), list[str]()
+    begun = 0
+    for line in (folder / "journal.jsonl").read_text().splitlines():
+        entry = json.loads(line)["entry"]
+        name, _, number = entry["key"].partition(" ")
+        if name == "begun":
+            begun = entry["facts"]["version"]
+        elif name == "step":
+            versions[int(number)] = entry["facts"]["version"]
+    for file in sorted((folder / "steps").glob("*.parquet")):
+        step = int(file.stem)
+        held = max((version for earlier, version in versions.items() if earlier < step), default=begun)
+        drew = {row["policy_version"] for row in _rows(file)} | {v for row in _rows(file) for v in row["swap_versions"]}
+        if step in versions and drew != {held}:
+            wrong.append(f"{folder.name}, step {step}: drawn by versions {sorted(drew)}, learned by {held}")
     return wrong
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
-from benchmarks.faults.bench import Bench, Late, Outcome, Watch, lost, shm
+from benchmarks.faults.bench import Bench, Watch, again, shm
 from benchmarks.faults.nodes import Node
-from benchmarks.faults.play import Run
+from benchmarks.faults.play import Late, Run
+from benchmarks.faults.record import Outcome
 from benchmarks.faults.strikes import Strike, Struck, after, outcomes, redone, strike
 
 CELLS = ("F6", "F12", "F22", "F51", "F52", "F53")
@@ -21,7 +22,7 @@ APART = (
     "--resources.learner.labels", f"{{pool: {TRAINERS}}}",
 )  # fmt: skip
 LONG = ("--rounds.num_rounds", "1", "--policy.steps_per_round", "150", "--rollout.max_engines", "3")
-GROWN_S, USED_S = 90.0, 5.0
+GROWN_S, USED_S = 300.0, 5.0
 WAIT_S = 8.0
 
 
@@ -90,35 +91,46 @@ def growth(bench: Bench) -> None:
         run.until_waited("sync", 0, 1)
         at = time.time()
         node = bench.nodes.add(ENGINES, 1)
-
-        def event(kind: str) -> float | None:
-            return next(
-                (row["time"] for row in run.metrics.read() if "event" in row and row["event"] == kind and row["time"] > at), None
-            )
-
-        def worked() -> bool:
-            joined = event("joined")
-            return joined is not None and any(span["who"] == "rollout-2" and span["end"] > joined for span in run.spans())
-
-        run.until(worked, GROWN_S, "an engine on the new node samples")
-        joined = event("joined")
-        assert joined is not None
-        used = next(span["end"] for span in run.spans() if span["who"] == "rollout-2" and span["end"] > joined)
+        joined = until_event(run, "joined", at)
+        run.until(lambda: work_since(run, "rollout-2", joined) is not None, GROWN_S, "an engine on the new node samples")
+        used = work_since(run, "rollout-2", joined)
         drained = time.time()
         bench.observer.ask("drain", node.node_id(), 60.0)
-        noticed = Watch(run, "rollout-2", drained).detected()
+        noticed = until_event(run, "draining", drained)
         if run.end():
             raise Late(f"the run did not survive the drain:\n{run.output()[-3000:]}")
         batches = [row for row in run.metrics.read() if row["phase"] == "pool" and "event" not in row]
-        again = sum(int(row["pool/redone"]) for row in batches)
+        twice = sum(int(row["pool/redone"]) for row in batches)
         held = bench.held(run, None, ["rollout-2"], before, *APART, *LONG)
+    assert used is not None
     late = () if used - joined <= USED_S else (f"used {used - joined:.1f} s after it joined",)
-    grown = held.also({"I5": late})
-    bench.record.outcome(
-        Outcome("F51", joined - at, used - joined, None, "nothing", "node started until the engine joined"), grown
-    )
-    lost_none = held.also({"I1": [f"{again} pieces redone"] if again else []})
-    bench.record.outcome(Outcome("F52", noticed, None, None, "nothing" if not again else f"{again} pieces", "drained"), lost_none)
+    note = f"its engine had joined {joined - at:.1f} s after the node was asked for, and sampled {used - joined:.1f} s later"
+    bench.record.outcome(Outcome("F51", joined - at, None, None, "nothing", note), held.also({"I5": late}))
+    parts = "nothing" if not twice else f"{twice} pieces"
+    wrong = [f"{twice} pieces redone"] if twice else []
+    bench.record.outcome(Outcome("F52", noticed - drained, None, None, parts), held.also({"I1": wrong}))
+
+
+def until_event(run: Run, kind: str, since: float) -> float:
+    """Wait for a row of the pool on an engine; its time.
+
+    Args:
+        run: with an elastic pool.
+        kind: of the event, such as ``joined``.
+        since: Unix time, s; earlier ones do not count.
+    """
+
+    def times() -> list[float]:
+        return [row["time"] for row in run.metrics.read() if "event" in row and row["event"] == kind and row["time"] > since]
+
+    run.until(lambda: bool(times()), GROWN_S, f"an engine has {kind}")
+    return times()[0]
+
+
+def work_since(run: Run, process: str, since: float) -> float | None:
+    """When a process has first done something after a time; None if it has not."""
+    ends = [float(span["end"]) for span in run.spans() if span["who"] == process and span["end"] > since]
+    return ends[0] if ends else None
 
 
 def no_room(bench: Bench) -> None:
@@ -141,8 +153,8 @@ def no_room(bench: Bench) -> None:
         if run.end():
             raise Late(f"the run did not go on when there was room:\n{run.output()[-3000:]}")
         held = bench.held(run, bench.baseline(), [], before, *APART)
-        again = lost(run)
+        twice = again(run)
     wrong = () if code and said else (f"code {code}, resources.wait_limit_s not named",)
     late = () if took < detected + WAIT_S + 15 else (f"ended after {took:.0f} s",)
     note = f"ended with code {code} after {took:.1f} s (limit {WAIT_S:g} s); the same command went on when there was room"
-    bench.record.outcome(Outcome("F53", detected, None, None, again, note), held.also({"I5": late, "I6": wrong}))
+    bench.record.outcome(Outcome("F53", detected, None, None, twice, note), held.also({"I5": late, "I6": wrong}))

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 
 import psutil
 
-from benchmarks.faults.bench import Bench, Late, Outcome, lost, shm
+from benchmarks.faults.bench import Bench, again, shm
 from benchmarks.faults.inject import starve
 from benchmarks.faults.invariants import Held
 from benchmarks.faults.nodes import STORE_BYTES
-from benchmarks.faults.play import Run
+from benchmarks.faults.play import Late, Run
+from benchmarks.faults.record import Outcome
 from benchmarks.faults.strikes import Trigger, after
 
 CELLS = ("F33", "F34", "F35", "F36", "F37", "F38")
@@ -97,4 +98,4 @@ def starved(run: Run, each: Starved) -> Outcome:
     if told is None and code:
         raise Late(f"{each.cell}: code {code}, and nothing like {each.says!r}:\n{run.output()[-3000:]}")
     what = f"ended with code {code}; the same command went on" if code else "the run went on to its end"
-    return Outcome(each.cell, None if told is None else told - at, None, None, lost(run), what)
+    return Outcome(each.cell, None if told is None else told - at, None, None, again(run), what)

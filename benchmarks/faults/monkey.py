@@ -11,10 +11,10 @@ from typing import Any
 
 import psutil
 
-from benchmarks.faults.bench import Bench, Late, Watch, shm
+from benchmarks.faults.bench import Bench, Watch, shm
 from benchmarks.faults.inject import freeze, kill, kill_frozen, thaw
 from benchmarks.faults.machines import node_of
-from benchmarks.faults.play import DRIVER, Run
+from benchmarks.faults.play import DRIVER, ROOT, Late, Run
 from benchmarks.faults.record import seconds
 from benchmarks.faults.strikes import Strike, Struck, after, redone
 
@@ -161,7 +161,6 @@ def goodput(bench: Bench, process: str, rounds: int = 10) -> None:
         process: that is killed in the middle of the fifth round.
         rounds: to play.
     """
-    from benchmarks.faults.play import ROOT
 
     name = bench.fresh(f"goodput-{process}")
     quick = [str(ROOT / "configs" / "quickstart.yaml"), "--rounds.num_rounds", str(rounds)]

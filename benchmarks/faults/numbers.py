@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.faults.bench import Bench, Late, Outcome, shm
-from benchmarks.faults.play import Run
+from benchmarks.faults.bench import Bench, shm
+from benchmarks.faults.play import Late, Run
+from benchmarks.faults.record import Outcome
 from benchmarks.faults.strikes import Trigger, after
 
 CELLS = ("F28", "F29", "F30", "F31", "F32")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from benchmarks.faults.bench import Bench, Late, shm
+from benchmarks.faults.bench import Bench, shm
+from benchmarks.faults.play import Late
 from benchmarks.faults.strikes import Strike, after, kill_frozen, outcomes, redone, strike, tell, write_events, writing
 
 CELLS = ("F1", "F2", "F3", "F4", "F7", "F8", "F9", "F10", "F13", "F14", "F25")

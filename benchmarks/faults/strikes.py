@@ -10,10 +10,10 @@ from typing import Any
 
 import psutil
 
-from benchmarks.faults.bench import Bench, Outcome, Watch
+from benchmarks.faults.bench import Bench, Watch
 from benchmarks.faults.inject import kill, kill_frozen
 from benchmarks.faults.play import DRIVER, Run
-from benchmarks.faults.record import seconds
+from benchmarks.faults.record import Outcome, seconds
 
 Trigger = Callable[[Run], object]
 Act = Callable[[psutil.Process], float]

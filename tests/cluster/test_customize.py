@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,14 +21,19 @@ from cluster.config import RunConfig
 from cluster.console import Console
 from cluster.customize import Stages, _write, in_words
 from cluster.domain_data import DomainData, check_settings, load_data
-from cluster.domain_directory import DomainDirectory, find_domain
+from cluster.domain_directory import DomainDirectory, export, export_all, find_domain, find_domains, with_domain_reward
 from cluster.durable import commit_directory
 from cluster.load_config import checked
+from cluster.run_directory import config_text
 from evaluation.domain_report import write_domain_report
 from evaluation.domains import outcomes, pareto, read_domain_run
-from rm.domain_bank import open_bank
+from rm.batches import score_sequences
+from rm.config import ScorerConfig
+from rm.domain_bank import ADAPTERS, open_bank
 from rm.model import RewardModel
 from sandbox.tokenizer import make_tokenizer
+from tests.cluster.command import TINY, Command
+from tests.cluster.refused import refused
 from tokens.errors import UserError
 
 WORDS = [f"w{i}" for i in range(30)]
@@ -200,7 +206,7 @@ def test_a_stage_that_died_goes_on_and_ends_the_same(
     assert report.resumed_at == 16
     there = whole.path / job.directory.relative_to(directory.path)
     assert report.looks == StageReport.read(there).looks
-    for name in ("model.safetensors", "lm_head.safetensors"):
+    for name in ("model.safetensors", "language_head/head.safetensors"):
         got, expected = (load_file(folder / MODEL / name) for folder in (job.directory, there))
         assert got.keys() == expected.keys() and all(torch.equal(got[key], value) for key, value in expected.items())
     assert [path.name for path in job.directory.parent.iterdir()] == [job.directory.name]  # checkpoints are gone
@@ -226,6 +232,20 @@ def test_adapters_are_found_by_name_and_served(material: dict[str, Any], rank: R
         last = max(row.samples for row in run.rows if row.domain == name)
         measured = next(row for row in run.rows if row.domain == row.set == name and row.samples == last)
         assert sum(wins) / len(wins) == pytest.approx(measured.accuracy)
+    whole = RewardModel.from_pretrained(export(law, tmp_path / "cache"), torch.float32)
+    one = [(query.prompt_ids, query.responses[0]) for query in stages.data.domain("law").test]
+    merged = score_sequences(whole, one, 4, 0)
+    torch.testing.assert_close(merged, bank.scores(one, ["law"] * len(one), 4, 0), rtol=1e-4, atol=1e-5)
+    paid = config.model_copy(update={"scorer": ScorerConfig(reward_model="domain:law", num_members=1, aggregate="primary")})
+    assert with_domain_reward(paid, tmp_path).reward.base == str(export(law, tmp_path / "cache"))
+    assert with_domain_reward(config, tmp_path) is config
+    together = export_all(find_domains(tmp_path, "two"), tmp_path / "cache")
+    assert sorted(path.name for path in (together / ADAPTERS).iterdir()) == ["law", "trade"]
+    assert with_domain_reward(
+        paid.model_copy(update={"scorer": paid.scorer.model_copy(update={"reward_model": "domains:two/plain"})}), tmp_path
+    ).reward.base == str(together)
+    with pytest.raises(UserError, match="expected one strategy of a customisation, there are plain"):
+        find_domains(tmp_path, "two/other")
     other = tmp_path / "domains" / "again"
     shutil.copytree(directory.path, other)
     with pytest.raises(UserError, match="could be again/plain/law, two/plain/law: more than one adapter has this name"):
@@ -296,6 +316,17 @@ def test_what_customize_does_not_use_is_refused(material: dict[str, Any], tmp_pa
         check_settings(config.model_copy(update={"reward": lora}))
 
 
+def test_a_given_reward_model_is_not_trained(material: dict[str, Any], tmp_path: Path) -> None:
+    tree = {"name": "paid", "scorer": {"reward_model": "domain:law", "num_members": 1, "aggregate": "primary"}}
+    with pytest.raises(UserError, match=r"meta\.enabled is True and scorer\.reward_model domain:law"):
+        checked(tree, "test")
+    with pytest.raises(UserError, match=r"scorer\.reward_model"):
+        checked({"name": "paid", "scorer": {"reward_model": "law"}}, "test")
+    config = checked({**tree, "meta": {"enabled": False}}, "test")
+    with pytest.raises(UserError, match="no domain was ever customised"):
+        with_domain_reward(config, tmp_path)
+
+
 def test_words_for_a_strategy(material: dict[str, Any], tmp_path: Path) -> None:
     strategies = configured(material, tmp_path).customize.strategies
     assert [in_words(strategy) for strategy in strategies.values()] == [
@@ -304,3 +335,37 @@ def test_words_for_a_strategy(material: dict[str, Any], tmp_path: Path) -> None:
     ]  # fmt: skip
     ewc = strategies["plain"].model_copy(update={"penalty": "ewc", "penalty_coef": 2.0})
     assert in_words(ewc) == "general x 1, ewc 2"
+
+
+def test_the_command_fits_side_by_side_and_then_has_nothing_to_do(
+    whole: DomainDirectory, material: dict[str, Any], tmp_path: Path
+) -> None:
+    path = tmp_path / "two.yaml"
+    path.write_text(config_text(configured(material, tmp_path, strategies={"imitate": STRATEGIES["imitate"]})))
+    command = Command(tmp_path, os.environ["PATH"])
+    done = command("customize", str(path))
+    assert done.returncode == 0, done.stderr
+    directory = tmp_path / "domains" / "two"
+    assert "Report:" in done.stdout and (directory / "report.html").is_file()
+    rows = [row for row in read_domain_run(whole.path).rows if row.strategy == "imitate"]
+    here = read_domain_run(directory).rows
+    assert [vars(row) | {"loss": 0, "accuracy": 0} for row in here] == [vars(row) | {"loss": 0, "accuracy": 0} for row in rows]
+    assert [row.loss for row in here] == pytest.approx([row.loss for row in rows], abs=1e-4)  # other threads, other rounding
+    again = command("customize", str(path))
+    assert again.returncode == 0 and "All of it is there; nothing to do." in again.stdout
+    report = command("report", str(directory))
+    assert report.returncode == 0 and report.stdout.strip().endswith("report.html")
+
+
+def test_what_is_refused_leaves_nothing_behind(
+    material: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage = tmp_path / "storage"
+    monkeypatch.setenv("RONDO_STORAGE", str(storage))
+    path = tmp_path / "two.yaml"
+    path.write_text(config_text(configured(material, storage, strategies={"a": {"enrichment": 6.5}})))
+    assert "enrichment 6.5" in refused(capsys, storage, "customize", str(path))
+    assert "no domain was ever customised" in refused(
+        capsys, storage, "run", str(TINY), "--scorer.reward_model", "domain:law", "--scorer.num_members", "1",
+        "--scorer.aggregate", "mean", "--meta.enabled", "false",
+    )  # fmt: skip

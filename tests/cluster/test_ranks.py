@@ -12,17 +12,11 @@ from cluster.load_config import load_config
 from tests.cluster.command import TINY, Command
 from tokens.errors import UserError
 
-TWO = ("--resources.learner.num_ranks", "2", "--resources.reward.num_ranks", "2")
-COLOCATED = ("--resources.placement", "colocated")
-"""On the CPU nothing moves, but all roles rest, wake and share bundles as they do on GPUs."""
-
 
 @pytest.fixture(scope="module")
-def run(command: Command) -> Path:
+def run(ranks_run: Path) -> Path:
     """One round with two ranks each, colocated."""
-    done = command("run", str(TINY), "--name", "tiny-ranks", "--rounds.num_rounds", "1", *TWO, *COLOCATED)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return command.storage / "runs" / "tiny-ranks"
+    return ranks_run
 
 
 def test_a_round_with_two_ranks_each(run: Path) -> None:

@@ -17,17 +17,24 @@ import pytest
 import ray
 from rich.console import Console as RichConsole
 
+from actors.demand import Request
+from actors.pool import NAME
 from actors.process import STATUS_GROUP, Identity, Progress
+from actors.seats import Seat
+from actors.transfer import Parcels
 from cluster.console import Console
 from cluster.failures import GivenUp, RoleLost
 from cluster.fixed_pool import FixedPool
 from cluster.health import Budget, FaultsConfig, State
+from cluster.load_config import load_config
+from cluster.pool import elastic_pool
 from cluster.recovery import Recovery
 from cluster.replacing import Fault, Replacing
 from cluster.roles import Ensemble, LearnerHandle, RewardHandle, Roles, ScorerHandle
 from cluster.rota import OwnDevices, Process
 from cluster.waiting import Pending, Room, Waiter
-from tokens.records import Prompt
+from tests.cluster.command import TINY
+from tokens.records import Prompt, Rollout
 
 pytestmark = pytest.mark.filterwarnings(  # Ray's own
     "ignore::FutureWarning", "ignore::ResourceWarning", "ignore::DeprecationWarning"
@@ -419,6 +426,66 @@ def test_a_node_that_stays_after_all_costs_nothing(scene: Scene) -> None:
     scene.recover.moving.warned([])
     assert len(scene.pool.serving()) == 2 and not scene.all.spares and not scene.faults
     scene.process("rollout-1").identity = identity
+
+
+class Sampling(Doing):
+    """An engine that answers as an elastic pool wants it."""
+
+    def sample(self, prompts: Sequence[Prompt], k: int, seed: int, version: int, before: Sequence[int]) -> list[Any]:
+        texts = super().sample(prompts, k, seed, version, before)
+        rows = zip(prompts, texts, strict=True)
+        return [Rollout(prompt, 0, (2,), text, (0.0,), version, True) for prompt, text in rows]
+
+
+def test_the_process_of_an_elastic_pool_is_replaced_with_all_its_engines(shared: Scene, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"num_cpus": 0, "concurrency_groups": STATUS_GROUP}
+    engine_class: Any = ray.remote(**options)(Sampling)
+    engine = Process(engine_class.remote("rollout-0", tmp_path, 1), Identity("rollout-0", 0, ""))
+    engine.identity = ray.get(engine.actor.identity.remote())
+    seats = [Seat("rollout-0", False, f"{tmp_path.name}/rollout-0", engine_class, {}, ("rollout-0", tmp_path, 1))]
+    config = load_config(TINY, ["--name", tmp_path.name, "--rollout.max_engines", "1"])
+    pool = elastic_pool(config, seats, [engine], Request(({"CPU": 0.1},), ({},)), tmp_path, lambda line: None)
+    first = pool.process.identity.pid
+
+    class Places:
+        """Puts another engine where one was."""
+
+        def respawn(self, process: Process, incarnation: int) -> None:
+            ray.kill(process.actor)
+            process.actor = engine_class.remote("rollout-0", tmp_path, incarnation)
+            process.identity = Identity("rollout-0", 0, "", incarnation)
+
+        def room(self, name: str) -> Room:
+            return shared.room(name)
+
+        def spare(self, name: str, incarnation: int) -> Any:
+            raise AssertionError("no node is about to go")
+
+        def take_over(self, process: Process, spare: Any, incarnation: int) -> None:
+            raise AssertionError("no node is about to go")
+
+        def release(self, actor: Any) -> None:
+            ray.kill(actor)
+
+    wait, faults = Waiter(Console(), tmp_path, 60.0), list[Fault]()
+    roles = replace(shared.roles, rollout=pool, processes=(engine,))
+    never: Any = None
+    said: list[str] = []
+    processes = Replacing(Places(), roles, wait, never, True, faults.append, said.append, lambda: None)
+    recover = Recovery(FaultsConfig(), processes, tmp_path)
+    wait.look = recover.look
+    wait("sync", pool.load(Parcels((), 0), 4, ()))
+    (tmp_path / "hold-rollout-0").touch()
+    asked = pool.sample([Prompt("p0", "", (1,)), Prompt("p1", "", (1,))], 1, 7, 4)
+    while not (tmp_path / "has-rollout-0").exists():
+        time.sleep(0.02)
+    os.kill(first, signal.SIGKILL)
+    (tmp_path / "hold-rollout-0").unlink()
+    assert [rollout.text for rollout in wait("sample", asked)] == ["p0/7/0", "p1/7/0"]
+    assert [(fault.event, fault.process) for fault in faults] == [("lost", NAME), ("back", NAME)]
+    assert engine.identity.incarnation == 2 and pool.process.identity.pid not in (0, first)
+    pool.close()
+    ray.kill(engine.actor)
 
 
 def test_no_room_leaves_an_engines_place_empty_and_ends_the_run_for_others(shared: Scene) -> None:

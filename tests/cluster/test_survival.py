@@ -13,14 +13,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pytest
+from tests.cluster.command import ROOT, TINY, TWO_RANKS, Command
 
-from tests.cluster.command import ROOT, TINY, Command
-
-ONE_ROUND = (
-    "--rounds.num_rounds", "1", "--rollout.num_engines", "2", "--policy.steps_per_round", "3", "--rounds.checkpoint_every", "1",
-    "--resources.reward.num_ranks", "2", "--resources.learner.num_ranks", "2",
-)  # fmt: skip
+ONE_ROUND = ("--rounds.num_rounds", "1", "--rounds.checkpoint_every", "1", *TWO_RANKS)
+"""As ``ranks_run``, but with checkpoints, and every process in a bundle of its own."""
 TIMED = ("time", "sample/seconds", "sample/tokens_per_second", "sync/seconds", "sync/bytes_per_second")
 
 
@@ -98,23 +94,16 @@ def digests(path: Path) -> dict[str, str]:
     return {file.relative_to(path).as_posix(): hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(files)}
 
 
-@pytest.fixture(scope="module")
-def undisturbed(command: Command) -> Path:
-    done = command("run", str(TINY), "--name", "undisturbed", *ONE_ROUND)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return command.storage / "runs" / "undisturbed"
-
-
-def test_the_outcome_does_not_depend_on_who_died(command: Command, undisturbed: Path) -> None:
+def test_the_outcome_does_not_depend_on_who_died(command: Command, ranks_run: Path) -> None:
     with Disturbed(command, "disturbed", *ONE_ROUND) as run:
         run.until(lambda: (run.path / "processes.json").is_file())
         run.until_done(".start.partial", "begun")
         run.send("reward-1", signal.SIGKILL)  # it fits the first member, with the other rank
-        run.send("rollout-1", signal.SIGSTOP)
+        run.send("rollout-0", signal.SIGSTOP)
         run.send("scorer-0", signal.SIGSTOP)
         run.until_done(".start.partial", "member 1")  # now the engines are asked for SFT's responses
         time.sleep(0.5)
-        run.send("rollout-1", signal.SIGKILL)
+        run.send("rollout-0", signal.SIGKILL)
         run.until_done(".start.partial", "evaluation")  # now the scorer is asked for what it thinks of them
         time.sleep(0.5)
         run.send("scorer-0", signal.SIGKILL)
@@ -127,11 +116,10 @@ def test_the_outcome_does_not_depend_on_who_died(command: Command, undisturbed: 
         run.end()
         ids = run.ids()
     assert {name: ids[name]["incarnation"] for name in ids if name != "driver"} == {
-        "rollout-0": 1, "rollout-1": 2, "scorer-0": 2,
-        "reward-0": 2, "reward-1": 2, "learner-0": 2, "learner-1": 2,
+        "rollout-0": 2, "scorer-0": 2, "reward-0": 2, "reward-1": 2, "learner-0": 2, "learner-1": 2,
     }  # fmt: skip
     lost = [row["process"] for row in run.faults() if row["event"] == "lost"]
-    assert lost == ["reward-1", "rollout-1", "scorer-0", "learner-1"]
+    assert lost == ["reward-1", "rollout-0", "scorer-0", "learner-1"]
     assert all(row["faults/recovery_seconds"] > row["faults/start_seconds"] > 0 for row in run.faults() if row["event"] == "back")
-    assert learned(run.path) == learned(undisturbed)
-    assert digests(run.path) == digests(undisturbed)
+    assert learned(run.path) == learned(ranks_run)
+    assert digests(run.path) == digests(ranks_run)

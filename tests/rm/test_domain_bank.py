@@ -8,7 +8,7 @@ import torch
 
 from rm.batches import Encoded, score_sequences
 from rm.config import LoraConfig
-from rm.domain_bank import GroupedBank, MixedBank, WholeModels, add_batched, add_segments, open_bank
+from rm.domain_bank import GroupedBank, MixedBank, WholeModels, add_batched, add_segments, in_units, moments_by_domain, open_bank
 from rm.lora import add_lora, load_adapter, save_adapter, use_adapter
 from rm.model import RewardModel
 from tests.rm.conftest import MakeModel
@@ -104,6 +104,17 @@ def test_whole_models_by_name(start: MakeModel) -> None:
     got = bank.scores(SEQUENCES, domains, 2, PAD)
     for i, domain in enumerate(domains):
         assert float(got[i]) == pytest.approx(float(score_sequences(models[domain], [SEQUENCES[i]], 1, PAD)[0]), abs=1e-5)
+
+
+def test_each_domain_has_its_own_unit() -> None:
+    scores, domains = torch.tensor([0.0, 2.0, 10.0, 30.0]), ["law", "law", "trade", "trade"]
+    units = moments_by_domain(scores, domains)
+    assert in_units(scores, domains, units).tolist() == [-1, 1, -1, 1]
+    assert in_units(torch.tensor([4.0, 20.0]), ["law", "trade"], units).tolist() == [3, 0]
+    with pytest.raises(UserError, match="the domain 'art' has no calibration text, only law, trade have"):
+        in_units(scores[:1], ["art"], units)
+    with pytest.raises(UserError, match="the scores of the domain 'law' cannot be given a unit"):
+        moments_by_domain(scores[:1], ["law"])
 
 
 def test_names_that_cannot_be_served(start: MakeModel, adapters: Callable[[str], Adapters], tmp_path: Path) -> None:

@@ -126,6 +126,18 @@ def test_a_fit_that_was_cut_short_ends_as_if_it_had_not_been(
     assert all(torch.equal(got[name], value) for name, value in expected.items())
 
 
+def test_weights_without_a_gradient_have_no_state_to_go_on_from(start: MakeModel, tmp_path: Path) -> None:
+    """An encoder's checkpoint may hold layers that no score depends on."""
+    saving = Saving(tmp_path, list, lambda kept: None)
+    ends = []
+    for _ in range(2):
+        model = start("bert")
+        model.model.register_parameter("idle", torch.nn.Parameter(torch.ones(2)))
+        fit(model, toy_queries(16), saving=saving)  # the second time from the end of the first
+        ends.append(weights(model))
+    assert all(torch.equal(ends[1][name], value) for name, value in ends[0].items())
+
+
 def test_a_checkpoint_of_another_fit_is_refused(make_model: MakeModel, tmp_path: Path) -> None:
     saving = Saving(tmp_path, list, lambda kept: None)
     fit(make_model("mean"), toy_queries(16), saving=saving)
