@@ -73,12 +73,6 @@ def check_space(config: RunConfig, root: Path, size: ModelSize, committed: int, 
     if needed > free:
         raise UserError(
             f"no space left for the run: its {config.rounds.num_rounds - committed} rounds will save models of at least "
-<<<<<<< HEAD
-            f"{needed / GIB:.3g} GiB ({states / GIB:.3g} of it are states within a round), {free / GIB:.3g} GiB are free in "
-            f"{root}. Free some, set storage (or RONDO_STORAGE) to a larger disk, or lower rounds.num_rounds or "
-            "rounds.keep_checkpoints"
-=======
             f"{needed / GIB:.3g} GiB ({states / GIB:.3g} for states within a round), {free / GIB:.3g} GiB are free in {root}. "
             "Free some, set storage (or RONDO_STORAGE) to a larger disk, or lower rounds.num_rounds or rounds.keep_checkpoints"
->>>>>>> main
         )
