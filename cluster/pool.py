@@ -194,6 +194,9 @@ class PhaseRota:
         """Nothing moves for a sync."""
         return Moves()
 
+    def came(self, name: str) -> None:
+        """Nothing to remember."""
+
 
 def elastic_pool(
     config: RunConfig, seats: Sequence[Seat], engines: Sequence[Process], request: Request, logs: Path, say: Callable[[str], None]

@@ -206,7 +206,7 @@ class Recovery:
         name = process.identity.name
         serving = [] if self.all.engines is None else self.all.engines.serving()
         others = [engine for engine in serving if engine.identity.name not in self.wait.starting]
-        if role_of(name) != "rollout" or not others:
+        if role_of(name) != "rollout" or not others or not self.all.separate:  # the learner sends to all places, or to none
             raise GivenUp(str(lost), name) from lost
         self.all.health[name].move(State.DEAD)
         self.wait.starting.discard(name)

@@ -93,8 +93,8 @@ class Replacing:
         self.away: dict[str, Absence] = {}
         self.spares: dict[str, tuple[Any, Any]] = {}
         """Processes that may take over where a node is about to go, with references of their identities."""
-        self.unfit: dict[str, tuple[int, Any]] = {}
-        """Engines whose weights were lost on the way: incarnation, and which weights those were."""
+        self.unfit: dict[str, tuple[int, int]] = {}
+        """Engines whose weights were lost on the way: incarnation, and which weights those were (``FixedPool.num_loads``)."""
         for process in self.processes.values():
             self.keep_vigil(process)
 
@@ -115,6 +115,7 @@ class Replacing:
                 health.move(State.DEAD)
             health.move(State.RESTARTING)
             self._put(process, health.incarnation)
+            self.roles.rota.came(name)
             began = self.away[name].began if name in self.away else time.monotonic()
             room = self.places.room(PLACE_OF_THE_POOL if name == NAME else name)
             self.away[name] = Absence(began, room, identity=process.actor.identity.remote())
@@ -144,10 +145,13 @@ class Replacing:
             self._fitted(self.pool.process, self.pool.refit())
             return
         if role == "rollout":
+            if self.separate:
+                self._turn(role)
             for name in names:
                 self._refit_engine(name)
             return
         if role == "scorer":
+            self._turn(role)
             self._fitted(self.roles.scorer.process, self.roles.scorer.refit())
             return
         if role == "reward":
@@ -157,20 +161,30 @@ class Replacing:
         for process, ref in self.roles.learner.regroup():
             self._watch(RESTART, process, ref, lambda answer: None)
         loading = self.load_learner()
-        for name, ref in zip(loading.names, loading.refs, strict=True):  # others may have to leave the device for it
-            if role_of(name) == role:
-                self._fitted(self.processes[name], ref)
-            else:
-                self._watch(RESTART, self.processes[name], ref, lambda answer: None)
+        calls = list(zip(loading.names, loading.refs, strict=True))
+        moves = len(calls) - len(self.roles.learner.ranks)  # that make room on a device for it, and wake it
+        for name, ref in calls[:moves]:
+            self._watch(RESTART, self.processes[name], ref, lambda answer: None)
+        for name, ref in calls[moves:]:
+            self._fitted(self.processes[name], ref)
+
+    def _turn(self, role: str) -> None:
+        """Give the device to a role before one of its processes loads: calls keep their order."""
+        moves = self.roles.rota.turn(role)
+        for name, ref in zip(moves.names, moves.refs, strict=True):
+            self._watch(RESTART, self.processes[name], ref, lambda answer: None)
 
     def _refit_engine(self, name: str) -> None:
         engines, process, incarnation = self.engines, self.processes[name], self.health[name].incarnation
         assert engines is not None, "an elastic pool replaces its own"
+        if not self.separate:  # the learner has come anew with it, and its next sync brings all engines their weights
+            self._fitted(process, process.actor.identity.remote())
+            return
         engines.leave(name)
-        ref, version = engines.refit(process)
+        ref, given = engines.refit(process), engines.num_loads
 
         def loaded(answer: Any) -> None:
-            if version != engines.version:
+            if given != engines.num_loads:
                 self._refit_engine(name)  # there are newer weights by now
             else:
                 self._healthy(name, incarnation)
@@ -178,16 +192,16 @@ class Replacing:
         def failed(failure: RoleFailed) -> None:
             """Whoever laid the weights out is gone: the next ones come when he is there again."""
             self.say(f"[yellow]note[/] {name} waits for weights: {failure}")
-            self.unfit[name] = (incarnation, engines.weights)
+            self.unfit[name] = (incarnation, given)
 
-        self._watch(RESTART, process, process.actor.identity.remote() if ref is None else ref, loaded, failed)
+        self._watch(RESTART, process, ref, loaded, failed)
 
     def refit_the_unfit(self) -> None:
         """Engines that could not be given the weights of their time are given the next ones."""
-        for name, (incarnation, weights) in list(self.unfit.items()):
+        for name, (incarnation, given) in list(self.unfit.items()):
             if not self.health[name].admits(incarnation):
                 del self.unfit[name]
-            elif self.engines is not None and self.engines.weights is not weights:
+            elif self.engines is not None and self.engines.num_loads != given:
                 del self.unfit[name]
                 self._refit_engine(name)
 
