@@ -72,6 +72,7 @@ class Recovery:
                 if not is_away(error, self.storage):
                     raise
                 self._wait_for_storage(error)
+                self.all.replace_the_unfitted()  # what they were to hold lies there
 
     def look(self) -> None:
         """Look after those that are away, and whether the others live; called again and again while the driver waits.

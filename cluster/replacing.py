@@ -114,6 +114,7 @@ class Replacing:
             if health.state is not State.DEAD:
                 health.move(State.DEAD)
             health.move(State.RESTARTING)
+            self.wait.drop(id_of(process))
             self._put(process, health.incarnation)
             self.roles.rota.came(name)
             began = self.away[name].began if name in self.away else time.monotonic()
@@ -124,6 +125,12 @@ class Replacing:
             self.keep_vigil(process)
         for role in sorted({role_of(name) for name in names}):
             self._refit(role, [name for name in names if role_of(name) == role])
+
+    def replace_the_unfitted(self) -> None:
+        """Others in the places of processes that are up, but could not be given what they must hold, and are given it no more."""
+        trying = self.wait.watched(RESTART) | self.unfit.keys()
+        left = [name for name in self.away if name not in trying and self.health[name].state is not State.DEAD]
+        self.replace(sorted({member for name in left for member in self.group(name)}))
 
     def _put(self, process: Process, incarnation: int) -> None:
         """Another process in a place: a spare one that is up, else one that is asked for now."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,8 +12,11 @@ import pytest
 
 from actors.process import Identity
 from cluster.console import Console
+from cluster.failures import RoleFailed
 from cluster.fixed_pool import FixedPool
-from cluster.health import State
+from cluster.health import FaultsConfig, State
+from cluster.parts import Part
+from cluster.recovery import Recovery
 from cluster.replacing import Fault, Replacing
 from cluster.roles import Ensemble, LearnerHandle, RewardHandle, Roles, ScorerHandle
 from cluster.rota import OwnDevices, Process, Rota, SharedDevice
@@ -38,6 +42,9 @@ class Call:
     def __hash__(self) -> int:
         return hash((id(self.actor), self.number))
 
+    def task_id(self) -> Asked:
+        return self.actor
+
 
 @dataclass(eq=False)
 class Asked:
@@ -49,6 +56,16 @@ class Asked:
         if what.startswith("__"):
             raise AttributeError(what)
         return Call(self, what)
+
+    @property
+    def _actor_id(self) -> Asked:
+        return self
+
+    def actor_id(self) -> Asked:
+        return self
+
+    def hex(self) -> str:
+        return f"{id(self):x}"
 
     def was_asked(self) -> list[str]:
         return [call.what for call in self.calls if call.what != "vigil"]
@@ -99,10 +116,13 @@ class Scene:
         found: Asked = self.all.processes[name].actor
         return found
 
+    def open(self, name: str, what: str) -> Any:
+        """The first call of that name whose answer is still watched for."""
+        return next(ref for ref in self.wait._watched if ref.actor is self.actor(name) and ref.what == what)
+
     def answer(self, name: str, what: str) -> None:
-        """The first open call of that name is answered."""
-        ref = next(ref for ref in self.wait._watched if ref.actor is self.actor(name) and ref.what == what)
-        part = self.wait._watched.pop(ref)
+        """That call is answered."""
+        part = self.wait._watched.pop(self.open(name, what))
         part.pending.on_answer(Identity(name, 2, "node", 2) if what == "identity" else None)
 
 
@@ -164,3 +184,49 @@ def test_a_learner_that_has_only_woken_is_not_well(make: Make) -> None:
     assert scene.all.health["learner-0"].state is State.STALE
     scene.answer("learner-0", "load")
     assert scene.all.health["learner-0"].state is State.HEALTHY
+
+
+def test_a_refit_that_failed_is_told_once(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    scene = make()
+    scene.all.replace(["scorer-0"])
+    hold = scene.open("scorer-0", "hold")
+
+    def fails(ref: Any, part: Part) -> None:
+        raise RoleFailed("a broken cable", part.name)
+
+    monkeypatch.setattr(scene.wait, "_get", fails)
+    with pytest.raises(RoleFailed, match="a broken cable"):
+        scene.wait._take(hold, {}, {})
+    assert hold not in scene.wait._watched
+    before = scene.actor("scorer-0")
+    scene.all.replace(["scorer-0"])
+    assert not [ref for ref in scene.wait._watched if ref.actor is before], "what it had failed with is told no more"
+    assert scene.open("scorer-0", "hold")
+
+
+def test_a_refit_that_found_the_storage_away_is_made_by_another_process(
+    make: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    scene = make()
+    recover = Recovery(FaultsConfig(), scene.all, tmp_path)
+    scene.all.replace(["scorer-0", "reward-0"])
+    scene.answer("scorer-0", "identity")
+    hold = scene.open("scorer-0", "hold")
+
+    def fails(ref: Any, part: Part) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(scene.wait, "_get", fails)
+    tries: list[int] = []
+
+    def play() -> str:
+        tries.append(1)
+        if hold in scene.wait._watched:
+            scene.wait._take(hold, {}, {})
+        return "played"
+
+    assert recover(play) == "played" and len(tries) == 2
+    assert scene.all.health["scorer-0"].incarnation == 3 and scene.all.health["reward-0"].incarnation == 2
+    scene.answer("scorer-0", "identity")
+    scene.answer("scorer-0", "hold")
+    assert scene.all.health["scorer-0"].state is State.HEALTHY
