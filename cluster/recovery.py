@@ -59,7 +59,9 @@ class Recovery:
         """
         while True:
             try:
-                return play()
+                played = play()
+                self.budget.committed()
+                return played
             except (GivenUp, BadNumbers):  # numbers that went wrong have a budget of their own: cluster.guarding
                 raise
             except RoleLost as lost:
@@ -89,6 +91,9 @@ class Recovery:
             if self._too_long(name):
                 what = f"it was not there again within faults.restart_s = {self.faults.restart_s:g} s: {absence.room.short()}"
                 raise self.all.lost(name, "unreachable", what)
+        for name in self.all.unfitted_for(self.wait.deadline_s):
+            what = f"it was up, and did not hold what it must after {self.wait.deadline_s:g} s (resources.deadline_s)"
+            raise self.all.lost(name, "hung", what)
 
     def _too_long(self, name: str) -> bool:
         return name in self.wait.starting and time.monotonic() - self.all.away[name].began > self.faults.restart_s
@@ -167,8 +172,9 @@ class Recovery:
             limit = self.budget.limit(kind)
             if not limit:
                 raise GivenUp(str(failure), failure.who, failure.trace) from failure
+            within = f"within {self.faults.window_s:g} s" if kind == "infrastructure" else "before the round was done"
             raise GivenUp(
-                f"{failure}. Role {role} failed more than {limit} times within {self.faults.window_s:g} s (faults.{kind})",
+                f"{failure}. Role {role} failed more than {limit} times {within} (faults.{kind})",
                 failure.who,
                 failure.trace,
             ) from failure
@@ -182,6 +188,7 @@ class Recovery:
         health.move(State.SUSPECT)
         before = State.STALE if name in self.all.away else State.HEALTHY
         while time.monotonic() < until:
+            obey_termination()
             try:
                 ray.get(process.actor.identity.remote(), timeout=PING_S)
             except ActorUnavailableError:

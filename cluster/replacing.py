@@ -21,6 +21,8 @@ from cluster.rota import Process
 from cluster.telemetry import role_of
 from cluster.waiting import VIGIL, Pending, Room, Waiter
 
+MOVE = "move"
+"""The phase of what makes room on a shared device for a process that comes."""
 RESTART = "restart"
 """The phase of what a process does before it is healthy again."""
 PLACE_OF_THE_POOL = "rollout-0"
@@ -95,6 +97,8 @@ class Replacing:
         """Processes that may take over where a node is about to go, with references of their identities."""
         self.unfit: dict[str, tuple[int, int]] = {}
         """Engines whose weights were lost on the way: incarnation, and which weights those were (``FixedPool.num_loads``)."""
+        self.free_since = 0.0
+        """When the last process that comes had the device to itself, on the monotonic clock, s."""
         for process in self.processes.values():
             self.keep_vigil(process)
 
@@ -131,6 +135,25 @@ class Replacing:
         trying = self.wait.watched(RESTART) | self.unfit.keys()
         left = [name for name in self.away if name not in trying and self.health[name].state is not State.DEAD]
         self.replace(sorted({member for name in left for member in self.group(name)}))
+
+    def unfitted_for(self, seconds: float) -> list[str]:
+        """Processes that could have been given long ago what they must hold.
+
+        The time of one that needs others, or a device that others hold, runs from when those are there.
+
+        Args:
+            seconds: how long ago.
+        """
+        before, busy = time.monotonic() - seconds, self.wait.watched(MOVE)
+        if busy:
+            self.free_since = time.monotonic()
+        late: list[str] = []
+        for name in self.away.keys() - self.unfit.keys():
+            ups = [self.away[member].up for member in self.group(name) if member in self.away]
+            there = [up for up in ups if up is not None]
+            if self.health[name].state is State.STALE and len(there) == len(ups) and max(*there, self.free_since) < before:
+                late.append(name)
+        return sorted(late)
 
     def _put(self, process: Process, incarnation: int) -> None:
         """Another process in a place: a spare one that is up, else one that is asked for now."""
@@ -171,7 +194,7 @@ class Replacing:
         calls = list(zip(loading.names, loading.refs, strict=True))
         moves = len(calls) - len(self.roles.learner.ranks)  # that make room on a device for it, and wake it
         for name, ref in calls[:moves]:
-            self._watch(RESTART, self.processes[name], ref, lambda answer: None)
+            self._watch(MOVE, self.processes[name], ref, lambda answer: None)
         for name, ref in calls[moves:]:
             self._fitted(self.processes[name], ref)
 
@@ -179,7 +202,7 @@ class Replacing:
         """Give the device to a role before one of its processes loads: calls keep their order."""
         moves = self.roles.rota.turn(role)
         for name, ref in zip(moves.names, moves.refs, strict=True):
-            self._watch(RESTART, self.processes[name], ref, lambda answer: None)
+            self._watch(MOVE, self.processes[name], ref, lambda answer: None)
 
     def _refit_engine(self, name: str) -> None:
         engines, process, incarnation = self.engines, self.processes[name], self.health[name].incarnation

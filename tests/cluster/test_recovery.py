@@ -358,8 +358,14 @@ def test_an_error_of_a_role_is_tried_once_more_by_another_process(scene: Scene) 
     scene.until("reward-0")
     assert scene.incarnations() == before | {"reward-0": before["reward-0"] + 1}
     broken.touch()
-    with pytest.raises(GivenUp, match=r"ValueError: a broken cable.* failed more than 1 times within 3600 s \(faults\.data\)"):
-        scene.recover(play)
+
+    def again() -> None:
+        play()
+        broken.touch()
+        play()
+
+    with pytest.raises(GivenUp, match=r"ValueError: a broken cable.* failed more than 1 times before the round was done \(faults\.data\)"):
+        scene.recover(again)
 
 
 def test_storage_that_is_away_is_waited_for(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:

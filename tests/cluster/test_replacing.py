@@ -9,18 +9,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ray.exceptions import GetTimeoutError
 
 from actors.process import Identity
+from cluster.baselines import VanillaPPO
 from cluster.console import Console
 from cluster.failures import RoleFailed
 from cluster.fixed_pool import FixedPool
 from cluster.health import FaultsConfig, State
+from cluster.load_config import load_config
 from cluster.parts import Part
 from cluster.recovery import Recovery
 from cluster.replacing import Fault, Replacing
 from cluster.roles import Ensemble, LearnerHandle, RewardHandle, Roles, ScorerHandle
 from cluster.rota import OwnDevices, Process, Rota, SharedDevice
 from cluster.waiting import Pending, Room, Waiter
+from tests.cluster.command import TINY
 
 NAMES = ("rollout-0", "rollout-1", "reward-0", "scorer-0", "learner-0")
 
@@ -230,3 +234,58 @@ def test_a_refit_that_found_the_storage_away_is_made_by_another_process(
     scene.answer("scorer-0", "identity")
     scene.answer("scorer-0", "hold")
     assert scene.all.health["scorer-0"].state is State.HEALTHY
+
+
+def test_a_process_that_is_up_and_never_fitted_is_lost(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    scene, now = make(), [1000.0]
+    monkeypatch.setattr("cluster.replacing.time.monotonic", lambda: now[0])
+    scene.all.replace(["rollout-1", "scorer-0"])
+    now[0] = 2000.0
+    assert scene.all.unfitted_for(60.0) == [], "they are not up"
+    scene.answer("rollout-1", "identity")
+    now[0] = 2059.0
+    assert scene.all.unfitted_for(60.0) == []
+    now[0] = 2061.0
+    assert scene.all.unfitted_for(60.0) == ["rollout-1"]
+
+
+def test_whoever_waits_for_a_process_out_of_reach_obeys_a_signal(
+    make: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    scene = make()
+    recover = Recovery(FaultsConfig(suspect_s=1e9), scene.all, tmp_path)
+
+    def silent(ref: Any, timeout: float) -> None:
+        raise GetTimeoutError
+
+    def stop() -> None:
+        raise SystemExit(143)
+
+    monkeypatch.setattr("cluster.recovery.ray.get", silent)
+    monkeypatch.setattr("cluster.recovery.obey_termination", stop)
+    with pytest.raises(SystemExit):
+        recover.make_good(scene.all.lost("scorer-0", "unreachable", "out of reach"))
+
+
+def test_the_baseline_that_keeps_r_0_loads_it_under_the_same_care_as_a_round(make: Make, tmp_path: Path) -> None:
+    scene, asked = make(), list[str]()
+
+    def recover(play: Callable[[], None]) -> None:
+        asked.append("recovering")
+        play()
+
+    def wait(phase: str, pending: Pending[None]) -> None:
+        asked.append(phase)
+
+    class Directory:
+        num_committed = 1
+
+        def round_path(self, index: int) -> Path:
+            return tmp_path / str(index)
+
+    unused: Any = None
+    config = load_config(TINY, ["--name", "kept", "--rounds.baseline", "vanilla_ppo", "--rounds.num_rounds", "1"])
+    stands_in: tuple[Any, ...] = (wait, unused, unused, unused, 0, None, recover)
+    directory: Any = Directory()
+    VanillaPPO(config, directory, unused, scene.roles, unused, *stands_in).run()
+    assert asked == ["recovering", "score"] and scene.actor("scorer-0").was_asked() == ["load"]
