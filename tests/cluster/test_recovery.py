@@ -47,7 +47,7 @@ class Doing:
 
     def __init__(self, name: str, directory: Path, incarnation: int) -> None:
         self.name, self.directory, self.incarnation = name, directory, incarnation
-        self.version, self.held, self.updates = -1, list[str](), list[int]()
+        self.version, self.held, self.updates, self.done = -1, list[str](), list[int](), 0
 
     @ray.method(concurrency_group="status")
     def identity(self) -> Identity:
@@ -55,7 +55,7 @@ class Doing:
 
     @ray.method(concurrency_group="status")
     def progress(self) -> Progress:
-        return Progress(0, 0, "")
+        return Progress(self.done, 0, "")
 
     @ray.method(concurrency_group="vigil")
     def vigil(self) -> None:
@@ -65,6 +65,7 @@ class Doing:
         (self.directory / f"has-{self.name}").touch()
         while (self.directory / f"hold-{self.name}").exists():
             time.sleep(0.02)
+            self.done += 1
         if (self.directory / f"broken-{self.name}").exists():
             (self.directory / f"broken-{self.name}").unlink()
             raise ValueError("a broken cable")
@@ -304,6 +305,17 @@ def test_a_process_that_hangs_is_ended_and_replaced(scene: Scene) -> None:
     assert scene.faults[0].values["faults/detection_seconds"] >= 2
 
 
+def test_who_hangs_is_told_from_who_works_on(scene: Scene) -> None:
+    scene.sync(0)
+    scene.wait.deadline_s = 3.0
+    works = scene.when_at_work("rollout-0", lambda: time.sleep(8))
+    stopped = scene.when_at_work("rollout-1", scene.send("rollout-1", signal.SIGSTOP))
+    assert scene.sample(0) == WANTED
+    works.join()
+    stopped.join()
+    assert [process for event, process in scene.events() if event == "lost"] == ["rollout-1"]
+
+
 def test_the_loss_of_a_learner_begins_the_attempt_anew_and_late_answers_are_refused(scene: Scene) -> None:
     scene.sync(0)
     attempts: list[list[int]] = []
@@ -364,7 +376,9 @@ def test_an_error_of_a_role_is_tried_once_more_by_another_process(scene: Scene) 
         broken.touch()
         play()
 
-    with pytest.raises(GivenUp, match=r"ValueError: a broken cable.* failed more than 1 times before the round was done \(faults\.data\)"):
+    with pytest.raises(
+        GivenUp, match=r"ValueError: a broken cable.* failed more than 1 times before the round was done \(faults\.data\)"
+    ):
         scene.recover(again)
 
 
