@@ -8,7 +8,8 @@ round's journal, which is what counts them: a run that is killed and continued g
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
@@ -154,6 +155,10 @@ class Guard:
             if not found.bad.engines:
                 raise
             self.say(f"[yellow]note[/] {found}; the engines are given the weights again, and sample again")
+            if found.bad.undo and step is not None:  # the learner has moved for this step: it, too, has to be put back
+                self.draft.undo_steps(step, str(found))
+                self._remember(step, Event.of("refitted", found), found)
+                raise StepUndone(str(found)) from found
             self.draft.undo(keys, str(found))
             self.refit()
             answer = act()
@@ -194,6 +199,21 @@ class Guard:
             else "its reward model is kept, and so is every committed round"
         )
         return BadNumbers(f"{found}; {why}: round {self.index + 1} ends here, {kept}", found.bad, found.who, found.trace)
+
+
+@contextlib.contextmanager
+def moved(learner: bool) -> Iterator[None]:
+    """Work that begins by moving the learner: what goes wrong in it is undone, not only left out.
+
+    Args:
+        learner: whether it does.
+    """
+    try:
+        yield
+    except BadNumbers as found:
+        if not learner:
+            raise
+        raise BadNumbers(str(found), found.bad.found(undo=True), found.who, found.trace) from found
 
 
 def until_good(play: Callable[[], T]) -> T:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
+import ray
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from cluster.console import Console
@@ -101,6 +102,7 @@ class Scene:
             How often it was cut off.
         """
         config = load_config(TINY, ["--storage", str(storage), *OPTIONS])
+        self.empty_scorer()
         cut = 0
         while True:
             wait, console = Waiter(Console(), storage / "logs", config.resources.deadline_s), Console()
@@ -127,6 +129,11 @@ class Scene:
                         except CutOffError:
                             cut += 1
             assert cut < attempts
+
+    def empty_scorer(self) -> None:
+        """As it comes to a run: without the members of another one."""
+        self.roles.scorer.holds.members.clear()
+        ray.get(self.roles.scorer.process.actor.__ray_call__.remote(lambda scorer: scorer.members.clear()))
 
 
 @pytest.fixture(scope="module")
