@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import pytest
 import ray
@@ -34,8 +33,8 @@ from cluster.stage import Stage
 from cluster.start import begin
 from cluster.waiting import Waiter
 from tests.cluster.command import TINY, Command
+from tests.cluster.straight import Straight
 
-T = TypeVar("T")
 OPTIONS = [
     "--name", "resumed", "--rounds.checkpoint_every", "2", "--rounds.keep_rollouts", "true", "--rounds.save_fit_every", "3",
     "--policy.steps_per_round", "3", "--policy.kl.controller", "adaptive", "--policy.kl.target", "0.5",
@@ -49,22 +48,6 @@ CLOCKS = ("time", "sample/seconds", "sample/tokens_per_second", "sync/seconds")
 
 class CutOffError(RuntimeError):
     """Stands for the end of the driver."""
-
-
-class Straight:
-    """Nothing that is lost is made good, and nothing moves."""
-
-    def __init__(self) -> None:
-        self.moving = self
-
-    def __call__(self, play: Callable[[], T]) -> T:
-        return play()
-
-    def saving_is_due(self) -> bool:
-        return False
-
-    def move_learner(self) -> None:
-        pass
 
 
 @dataclass
