@@ -43,7 +43,7 @@ OPTIONS = [
     "--meta.num_prompts", "8", "--evaluation.num_prompts", "8",
 ]  # fmt: skip
 """Two rounds in which as much as can be goes on from round to round."""
-CLOCKS = ("time", "sample/seconds", "sample/tokens_per_second", "sync/seconds")
+CLOCKS = ("time", "sample/seconds", "sample/tokens_per_second", "sync/seconds", "sync/bytes_per_second")
 
 
 class CutOffError(RuntimeError):
