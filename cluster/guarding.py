@@ -134,37 +134,48 @@ class Guard:
             if known[step].action != "refitted":
                 return
         try:
-            self.trusting((f"rollouts {step}", f"scores {step}"), learn, step)
+            _, refitted = self._trusting((f"rollouts {step}", f"scores {step}"), learn, undoable=True)
         except BadNumbers as found:
+            if found.bad.engines and found.bad.undo:
+                self._put_back(step, found)
             self._leave_out(step, found)
+            return
+        if refitted is not None:
+            self._remember(step, Event.of("refitted", refitted), refitted)
 
-    def trusting(self, keys: tuple[str, ...], act: Callable[[], T], step: int | None = None) -> T:
+    def trusting(self, keys: tuple[str, ...], act: Callable[[], T]) -> T:
         """Do what compares engines and learner; where they disagree, once more, with engines that were given the weights again.
 
         Args:
             keys: of the stages that are made again.
             act: to be done.
-            step: PPO step that it belongs to; None = it is none.
 
         Raises:
             BadNumbers: what else ``act`` raises, or what it raises the second time.
         """
+        return self._trusting(keys, act, undoable=False)[0]
+
+    def _trusting(self, keys: tuple[str, ...], act: Callable[[], T], undoable: bool) -> tuple[T, BadNumbers | None]:
+        """The answer, and what the engines were given the weights again for; None where they were not.
+
+        Where the work is ``undoable``, and has moved the learner before it found that they disagree, it is not simply done again.
+        """
         try:
-            return act()
+            return act(), None
         except BadNumbers as found:
-            if not found.bad.engines:
+            if not found.bad.engines or (undoable and found.bad.undo):
                 raise
             self.say(f"[yellow]note[/] {found}; the engines are given the weights again, and sample again")
-            if found.bad.undo and step is not None:  # the learner has moved for this step: it, too, has to be put back
-                self.draft.undo_steps(step, str(found))
-                self._remember(step, Event.of("refitted", found), found)
-                raise StepUndone(str(found)) from found
             self.draft.undo(keys, str(found))
             self.refit()
-            answer = act()
-            if step is not None:
-                self._remember(step, Event.of("refitted", found), found)
-            return answer
+            return act(), found
+
+    def _put_back(self, step: int, found: BadNumbers) -> None:
+        """Engines disagree with a learner that has moved for this step already: all roles are put back, and it is done again."""
+        self.say(f"[yellow]note[/] {found}; step {step} is done again, with new samples")
+        self.draft.undo_steps(step, str(found))
+        self._remember(step, Event.of("refitted", found), found)
+        raise StepUndone(str(found)) from found
 
     def _leave_out(self, step: int, found: BadNumbers) -> None:
         blamed, back = self._blamed(step) if found.bad.earlier else step, found.bad.undo or found.bad.earlier

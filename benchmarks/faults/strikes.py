@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,12 +29,15 @@ class Strike:
         process: by name, e.g. ``learner-0``.
         when: waits until it is time.
         act: what is done to the process; says when.
+        hold: a process that stands still from the end of the step under way until the lost one is back, or the small run would
+            be over before; None where the run waits by itself.
     """
 
     cell: str
     process: str
     when: Trigger
     act: Act = kill
+    hold: str | None = None
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,7 @@ class Struck:
         detected_s: until the run said that the process is lost.
         recovered_s: from then until it said that it is back; None if the run ended before that.
         where: phase, round and step that were under way.
+        served: pieces of work that processes of the same role did between the two.
     """
 
     strike: Strike
@@ -53,6 +58,7 @@ class Struck:
     detected_s: float
     recovered_s: float | None
     where: str
+    served: int = 0
 
 
 def after(phase: str, delay_s: float = 0.0) -> Trigger:
@@ -104,7 +110,33 @@ def strike(run: Run, each: Strike) -> Struck:
     driver = [span for span in run.spans() if span["who"] == DRIVER]
     where = f"after {driver[-1]['what']} of round {driver[-1]['round']}, step {driver[-1]['step']}" if driver else "at the start"
     watch = Watch(run, each.process, at)
-    return Struck(each, at, watch.detected(), watch.recovered(), where)
+    detected = watch.detected()
+    with held(run, each.hold):
+        recovered = watch.recovered()
+    until = at + detected + (recovered or 0.0)
+    role = each.process.partition("-")[0]
+    served = [s for s in run.spans() if s["who"].startswith(role) and s["who"] != each.process and at < s["end"] < until]
+    return Struck(each, at, detected, recovered, where, len(served))
+
+
+@contextlib.contextmanager
+def held(run: Run, process: str | None) -> Iterator[None]:
+    """Let a process stand still from the end of the next step on.
+
+    Args:
+        run: that it belongs to.
+        process: by name; None = none.
+    """
+    if process is None:
+        yield
+        return
+    after("sync")(run)
+    waiting = run.role(process)
+    waiting.suspend()
+    try:
+        yield
+    finally:
+        waiting.resume()
 
 
 def tell(each: Struck) -> None:
@@ -126,6 +158,7 @@ def outcomes(run: Run, struck: Sequence[Struck], lost: Callable[[Run, Struck], s
     for each in struck:
         figures = {key: float(value) for row in told(run, each) for key, value in row.items() if key.startswith("faults/")}
         cold = figures["faults/start_seconds"] if "faults/start_seconds" in figures else None
+        figures["served"] = float(each.served)
         back = figures["faults/recovery_seconds"] if cold is not None else each.recovered_s
         found.append(Outcome(each.strike.cell, each.detected_s, back, cold, lost(run, each), each.where, figures))
     return found

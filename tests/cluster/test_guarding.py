@@ -163,8 +163,19 @@ def test_a_step_that_has_warmed_the_critic_up_is_undone_whatever_went_wrong_in_i
     assert len([entry for entry in draft.journal.entries if entry.key == "rollouts 0"]) == 2, "they were sampled again"
     always = Round(tmp_path / "always", {0: [bad(engines=("rollout-1",), undo=True)] * 9})
     always.folder.mkdir()
-    with pytest.raises(BadNumbers, match="since it began"):
+    with pytest.raises(BadNumbers, match="since it began") as ended:
         until_good(lambda: always.play(2))
+    assert str(ended.value).count("ends here") == 1
+
+
+def test_a_refit_that_is_one_too_many_ends_the_round_after_a_step_that_was_learned(tmp_path: Path) -> None:
+    run = Round(tmp_path, {0: [bad(engines=("rollout-1",))]}, in_a_row=1)
+    with pytest.raises(BadNumbers, match=r"guards\.in_a_row") as caught:
+        until_good(lambda: run.play(4))
+    assert str(caught.value).count("ends here") == 1
+    draft = Draft(tmp_path)
+    assert [entry.key for entry in draft.journal.entries].count("bad 0") == 1
+    assert counts(draft) == {"left_out": 0, "undone": 0, "refitted": 1} and draft.done("step 0") is not None
 
 
 def test_a_step_is_left_out_for_bad_numbers_alone(tmp_path: Path) -> None:
