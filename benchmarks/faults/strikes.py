@@ -7,6 +7,7 @@ import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -90,11 +91,19 @@ def writing(pattern: str) -> Trigger:
 
     def wait(run: Run) -> None:
         rounds, deadline = run.path / "rounds", time.monotonic() + 300
-        while not any(rounds.glob(f".round_*.partial/{pattern}")):
+        while not there(rounds, f".round_*.partial/{pattern}"):
             if run.process.poll() is not None or time.monotonic() > deadline:
                 run.until(lambda: False, 0, f"{pattern} is written")
 
     return wait
+
+
+def there(folder: Path, pattern: str) -> bool:
+    """Whether a file is there; directories may come and go meanwhile."""
+    try:
+        return any(folder.glob(pattern))
+    except FileNotFoundError:
+        return False
 
 
 def strike(run: Run, each: Strike) -> Struck:
