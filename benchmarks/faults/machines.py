@@ -9,7 +9,7 @@ from benchmarks.faults.bench import Bench, Watch, again, shm
 from benchmarks.faults.nodes import Node
 from benchmarks.faults.play import Late, Run
 from benchmarks.faults.record import Outcome
-from benchmarks.faults.strikes import Strike, Struck, after, outcomes, redone, strike
+from benchmarks.faults.strikes import Strike, Struck, after, outcomes, strike
 
 CELLS = ("F6", "F12", "F22", "F51", "F52", "F53")
 ENGINES, TRAINERS = "engines", "trainers"
@@ -80,7 +80,7 @@ def losses(bench: Bench, wanted: Sequence[str]) -> None:
                 if member.status() == "stopped":
                     member.resume()
         held = bench.held(run, baseline, [each.strike.process for each in struck], before, *APART)
-        for outcome in outcomes(run, struck, redone):
+        for outcome in outcomes(run, struck):
             bench.record.outcome(outcome, held)
 
 
