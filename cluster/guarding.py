@@ -133,33 +133,36 @@ class Guard:
             if known[step].action != "refitted":
                 return
         try:
-            self.trusting((f"rollouts {step}", f"scores {step}"), learn, step)
+            _, refitted = self._trusting((f"rollouts {step}", f"scores {step}"), learn)
         except BadNumbers as found:
             self._leave_out(step, found)
+            return
+        if refitted is not None:
+            self._remember(step, Event.of("refitted", refitted), refitted)
 
-    def trusting(self, keys: tuple[str, ...], act: Callable[[], T], step: int | None = None) -> T:
+    def trusting(self, keys: tuple[str, ...], act: Callable[[], T]) -> T:
         """Do what compares engines and learner; where they disagree, once more, with engines that were given the weights again.
 
         Args:
             keys: of the stages that are made again.
             act: to be done.
-            step: PPO step that it belongs to; None = it is none.
 
         Raises:
             BadNumbers: what else ``act`` raises, or what it raises the second time.
         """
+        return self._trusting(keys, act)[0]
+
+    def _trusting(self, keys: tuple[str, ...], act: Callable[[], T]) -> tuple[T, BadNumbers | None]:
+        """The answer, and what the engines were given the weights again for; None where they were not."""
         try:
-            return act()
+            return act(), None
         except BadNumbers as found:
             if not found.bad.engines:
                 raise
             self.say(f"[yellow]note[/] {found}; the engines are given the weights again, and sample again")
             self.draft.undo(keys, str(found))
             self.refit()
-            answer = act()
-            if step is not None:
-                self._remember(step, Event.of("refitted", found), found)
-            return answer
+            return act(), found
 
     def _leave_out(self, step: int, found: BadNumbers) -> None:
         blamed, back = self._blamed(step) if found.bad.earlier else step, found.bad.undo or found.bad.earlier

@@ -17,7 +17,7 @@ from cluster.waiting import Waiter
 from evaluation.compare import win_tie_lose
 from evaluation.records import EvaluationRow, MetaRow
 from tokens.guards import BadNumber
-from tokens.records import Rollout
+from tokens.records import Rollout, newest
 
 EVALUATION_SEED = 20_260
 """Every round is judged on samples of the same seed, so that rounds differ by the policy alone."""
@@ -115,9 +115,9 @@ def parity_bound(config: RunConfig, rollouts: Sequence[Rollout], version: int) -
         version: of the learner's weights.
 
     Returns:
-        ``rollout.parity_bound``, nats per token; None where the two cannot be compared.
+        ``rollout.parity_bound``, nats per token; None where the two cannot be compared, or older weights had a part in all.
     """
-    fresh = all(rollout.policy_version == version and not rollout.swaps for rollout in rollouts)
+    fresh = any(rollout.policy_version == version and not rollout.swaps for rollout in rollouts)
     return config.rollout.parity_bound if comparable(config) and fresh else None
 
 
@@ -140,7 +140,8 @@ def check_likelihoods(bound: float | None, rollouts: Sequence[Rollout], policy: 
     if bound is None:
         return
     gaps = [abs(sum(r.sampler_logprobs) - total) / len(r.response_ids) for r, total in zip(rollouts, policy, strict=True)]
-    engines = tuple(sorted({rollout.engine for rollout, gap in zip(rollouts, gaps, strict=True) if not gap <= bound}))
+    told = zip(rollouts, gaps, newest(rollouts), strict=True)
+    engines = tuple(sorted({rollout.engine for rollout, gap, is_newest in told if is_newest and not gap <= bound}))
     if engines:
         what = f"the largest difference per token between a response's log-prob of {', '.join(engines)} and the learner's"
         limit = f"at most {bound:g} nats (rollout.parity_bound): the engine's weights are not the learner's"

@@ -11,7 +11,9 @@ PREFIX/runs/NAME/ in the store:
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
+import os
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -53,6 +55,7 @@ class StoreMirror:
         self.claim: Claim | None = None
         self.seen: str | None = None
         self.sent: dict[Path, tuple[int, int]] = {}
+        self.drafted: dict[Path, tuple[int, int]] = {}
 
     def read(self) -> Mirrored | None:
         """What is there; None if there is no run.
@@ -109,7 +112,7 @@ class StoreMirror:
         wanted = {file: Digest(**digest) for file, digest in json.loads(listed).items()}
         came = self._fetch_files([f"{name}/{file}" for file in wanted], [_inside(into, file) for file in wanted])
         for (file, digest), there in zip(wanted.items(), came, strict=True):
-            if there != digest:
+            if there != digest and not cut_back(_inside(into, file), digest):
                 raise UserError(
                     f"{self.place}/{name}/{file} is damaged: {there.size} bytes with SHA-256 {there.sha256} came, "
                     f"{digest.size} with {digest.sha256} were committed. Put the right file back, or choose another name"
@@ -149,7 +152,7 @@ class StoreMirror:
         self.seen = text
 
     def send_draft(self, name: str) -> None:
-        """Copy the draft of a round under way, after the numbers that it goes on from.
+        """Copy what is new in the draft of a round under way, after the numbers that it goes on from; the manifest comes last.
 
         Args:
             name: of the draft in the run.
@@ -160,7 +163,29 @@ class StoreMirror:
         assert self.claim is not None, "a mirror is written to while it is held"
         self.claim.check()
         self.send_rest()
-        self._send_directory(name)
+        listed = self.store.read(self._manifest(name))
+        if listed is None:
+            self.drop(name)
+        known = {} if listed is None else json.loads(listed)
+        began, files = (
+            time.monotonic(),
+            {file.relative_to(self.path / name).as_posix(): file for file in _files(self.path / name)},
+        )
+        stamps = {rest: (file.stat().st_size, file.stat().st_mtime_ns) for rest, file in files.items()}
+        new = [
+            rest
+            for rest, file in files.items()
+            if rest not in known or file not in self.drafted or self.drafted[file] != stamps[rest]
+        ]
+        sent = self.hands.map(self.store.upload, [files[rest] for rest in new], [self._key(f"{name}/{rest}") for rest in new])
+        digests = dict(zip(new, map(asdict, sent), strict=True))
+        manifest = {rest: digests[rest] if rest in digests else known[rest] for rest in files}
+        self.store.write(self._manifest(name), json.dumps(manifest, indent=1))
+        for rest in known.keys() - manifest.keys():
+            self.store.remove(self._key(f"{name}/{rest}"))
+        self.drafted = {files[rest]: stamp for rest, stamp in stamps.items()}
+        megabytes = sum(stamps[rest][0] for rest in new) / 1e6
+        self.say(f"  {name} is in {self.place}: {megabytes:,.1f} MB in {time.monotonic() - began:.1f} s")
 
     def drop(self, name: str) -> None:
         """Remove a directory, its manifest first."""
@@ -201,6 +226,23 @@ class StoreMirror:
 
     def _key(self, name: str) -> str:
         return f"{self.folder}/{name}"
+
+
+def cut_back(file: Path, digest: Digest) -> bool:
+    """Undo what was appended to a file after it was listed, as to a journal whose next manifest did not come to be.
+
+    Args:
+        file: that came.
+        digest: as it was listed.
+
+    Returns:
+        True if it is now what was listed.
+    """
+    with file.open("rb") as content:
+        whole = hashlib.sha256(content.read(digest.size)).hexdigest() == digest.sha256
+    if whole and file.stat().st_size > digest.size:
+        os.truncate(file, digest.size)
+    return whole and file.stat().st_size == digest.size
 
 
 def _files(folder: Path) -> list[Path]:

@@ -14,7 +14,7 @@ from torch import Tensor
 from policy.experience import Evaluation
 from policy.rewards import RunningMoments
 from tokens.guards import FINITE, BadNumber
-from tokens.records import Rollout
+from tokens.records import Rollout, newest
 
 PROBED = 16
 """One rollout in so many is looked at again after an update."""
@@ -25,7 +25,7 @@ LEAST_SPREAD = 1e-4
 def check_collapse(rollouts: Sequence[Rollout], scores: Tensor, moments: RunningMoments, limit: float | None, where: str) -> None:
     """Tell a policy that has collapsed by the batch that it sampled.
 
-    It has where all responses are the same, where the scores' spread is gone, or where
+    It has where the responses to different prompts are all the same, where the spread of their scores is gone, or where
 
         (mean of the scores before - mean of the batch) / std of the scores before > limit
 
@@ -34,7 +34,7 @@ def check_collapse(rollouts: Sequence[Rollout], scores: Tensor, moments: Running
     Args:
         rollouts: B rollouts.
         scores: [B] float, finite, the reward model's units.
-        moments: of the scores before, of the same reward model; nothing is compared where there are none.
+        moments: of the scores before, of this policy's samples by the same reward model; without any, nothing is compared.
         limit: standard deviations; None = nothing is looked at.
         where: round and update.
 
@@ -45,14 +45,15 @@ def check_collapse(rollouts: Sequence[Rollout], scores: Tensor, moments: Running
     """
     if limit is None or len(rollouts) < 2:
         return
+    several = len({rollout.prompt.id for rollout in rollouts}) > 1
     distinct = len({rollout.response_ids for rollout in rollouts})
-    if distinct == 1:
+    if several and distinct == 1:
         raise BadNumber(f"the number of different responses among {len(rollouts)}", 1.0, "2 or more", where, earlier=True)
     if not moments.std:
         return
     wide = scores.double()
     spread, fallen = wide.std(correction=0).item() / moments.std, (moments.mean - wide.mean().item()) / moments.std
-    if spread < LEAST_SPREAD:
+    if several and spread < LEAST_SPREAD:
         expected = f"{LEAST_SPREAD:g} or more of that of the scores before"
         raise BadNumber("the standard deviation of the batch's scores", spread, expected, where, earlier=True)
     if fallen > limit:
@@ -85,7 +86,7 @@ def check_sampler(rollouts: Sequence[Rollout], gaps: Tensor, bound: float, where
     Args:
         rollouts: B rollouts.
         gaps: [B] float, the largest |engine's - learner's| log-prob of a token of each, nats.
-        bound: the largest allowed.
+        bound: the largest allowed; only rollouts of the newest weights among them, from start to end, are held to it.
         where: round and update.
 
     Raises:
@@ -93,7 +94,7 @@ def check_sampler(rollouts: Sequence[Rollout], gaps: Tensor, bound: float, where
 
     Padding contract: none, one number per rollout.
     """
-    wrong = (~(gaps <= bound)).nonzero().flatten().tolist()
+    wrong = (~(gaps <= bound) & torch.tensor(newest(rollouts), device=gaps.device)).nonzero().flatten().tolist()
     if wrong:
         engines = tuple(sorted({rollouts[row].engine for row in wrong}))
         what = f"the largest difference between a log-prob of {', '.join(engines)} and the learner's"

@@ -121,6 +121,8 @@ class PPO:
         self.reference_rests = reference_rests
         self.guards = guards
         self.moments = RunningMoments()
+        self.level = RunningMoments()
+        """Of the scores that this policy's samples got from this reward model; the moments may start from another's."""
         self.kl = kl_controller(config.kl)
         self.round = 0
         self.num_updates = 0
@@ -154,6 +156,8 @@ class PPO:
             moments = RunningMoments()
             moments.update(score_calibration)
             self.moments = moments
+        if score_calibration is not None or policy is not None:
+            self.level = RunningMoments() if policy is not None else self.moments.copy()
         self.round = round_index
         if policy is not None:
             self._set_policy(policy)
@@ -219,8 +223,9 @@ class PPO:
         where, sums = f"round {self.round}, update {self.num_updates}", Sums()
         with self._undoing(sums):
             scores = self._checked(rollouts, scores, where)
-            check_collapse(rollouts, scores, self.moments, self.guards.collapse, where)
+            check_collapse(rollouts, scores, self.level, self.guards.collapse, where)
             self.moments.update(scores)
+            self.level.update(scores)
             data = self._experience(rollouts, scores, self.moments, self.config.lam, where)
             if sampler_bound is not None:
                 check_sampler(rollouts, self._gaps(rollouts, data), sampler_bound, where)
@@ -285,7 +290,9 @@ class PPO:
         tensors = {f"policy/{name}": x for name, x in self.policy_optimizer.state().items()}
         tensors |= {f"critic/{name}": x for name, x in self.critic_optimizer.state().items()}
         counters: dict[str, float] = {"round": self.round, "num_updates": self.num_updates}
-        return PPOState(tensors, {"kl": self.kl.state(), "moments": self.moments.state(), "counters": counters})
+        return PPOState(
+            tensors, {"kl": self.kl.state(), "moments": self.moments.state(), "level": self.level.state(), "counters": counters}
+        )
 
     def load_state(self, tensors: dict[str, Tensor], values: dict[str, dict[str, float]]) -> None:
         """Take over a saved state. The models must already hold the weights that were saved with it.
@@ -301,6 +308,7 @@ class PPO:
             optimizer.load({name.removeprefix(prefix): x for name, x in tensors.items() if name.startswith(prefix)})
         self.kl.load(values["kl"])
         self.moments.load(values["moments"])
+        self.level.load(values["level"])
         self.round, self.num_updates = int(values["counters"]["round"]), int(values["counters"]["num_updates"])
 
     def move_training_state(self, device: torch.device | str) -> None:
@@ -477,12 +485,12 @@ class PPO:
     @contextmanager
     def _undoing(self, sums: Sums) -> Iterator[None]:
         """Where a number goes wrong, leave no gradient and no score of the batch behind, and say whether weights have moved."""
-        moments = self.moments.copy()
+        moments, level = self.moments.copy(), self.level.copy()
         try:
             yield
         except BadNumber as bad:
             self._clear()
-            self.moments = moments
+            self.moments, self.level = moments, level
             moved = sums.minibatches > 0
             broken = not math.isfinite(weights_norm(self._weights()))
             raise bad.found(undo=moved or broken) from None

@@ -96,11 +96,14 @@ def put_back(parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Opti
 
 
 def best_weights(parameters: Mapping[str, nn.Parameter], copies: Sequence[Tensor]) -> dict[str, Tensor]:
-    """The weights of the best measurement, whole, keyed ``best/NAME``; communicates.
+    """The weights of the best measurement, whole; communicates.
 
     Args:
         parameters: of the model that are trained, by name.
         copies: this rank's part of each, in the same order; none where there is no best measurement yet.
+
+    Returns:
+        On the CPU, keyed ``best/NAME``, on rank 0 of those that share the model.
     """
     kept: dict[str, Tensor] = {}
     for (name, parameter), own in zip(parameters.items() if copies else (), copies, strict=True):
@@ -114,7 +117,15 @@ def best_weights(parameters: Mapping[str, nn.Parameter], copies: Sequence[Tensor
 
 
 def own_parts(parameters: Mapping[str, nn.Parameter], tensors: Mapping[str, Tensor]) -> list[Tensor]:
-    """What ``best_weights`` gave, as this rank's parts on the CPU; none where there is no best measurement yet."""
+    """This rank's part of the best weights.
+
+    Args:
+        parameters: of the model that are trained, by name.
+        tensors: what ``best_weights`` gave, among others.
+
+    Returns:
+        On the CPU, in the order of ``parameters``; none where there was no best measurement yet.
+    """
     found: list[Tensor] = []
     for name, parameter in parameters.items():
         if f"best/{name}" not in tensors:

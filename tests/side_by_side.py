@@ -20,6 +20,9 @@ SHARED_RUNS = tuple(
 )
 """That look at the runs of ``tests/cluster/conftest.py``: by one worker, or both would make these runs."""
 
+RUN_OF_RANKS = ("tests/cluster/test_survival.py", "tests/cluster/test_ranks.py")
+"""That look at ``ranks_run`` of the same file: by one worker as well."""
+
 ON_RAY = tuple(
     f"tests/{name}.py"
     for name in (
@@ -41,7 +44,7 @@ def turn(path: str) -> int:
 
 
 class SideBySide(LoadScopeScheduling):  # type: ignore[misc]
-    """Gives a worker a whole file at a time, and all of SHARED_RUNS to one."""
+    """Gives a worker a whole file at a time, and all of SHARED_RUNS, or of RUN_OF_RANKS, to one."""
 
     def __init__(self, config: pytest.Config, log: Producer) -> None:
         config.option.loadscopereorder = False  # the order is that of `in_turn`
@@ -49,6 +52,8 @@ class SideBySide(LoadScopeScheduling):  # type: ignore[misc]
 
     def _split_scope(self, nodeid: str) -> str:
         path = nodeid.split("::", 1)[0]
+        if path in RUN_OF_RANKS:
+            return "run of ranks"
         return "shared runs" if path in SHARED_RUNS else path
 
 
@@ -58,4 +63,6 @@ def in_turn(items: list[pytest.Item], root: Path) -> None:
         path = item.path.relative_to(root).as_posix()
         if path not in SHARED_RUNS and {"tiny_run", "pool_run"} & set(item.fixturenames):
             raise pytest.UsageError(f"{path} looks at a shared run: name it in SHARED_RUNS of tests/side_by_side.py")
+        if path not in RUN_OF_RANKS and "ranks_run" in item.fixturenames:
+            raise pytest.UsageError(f"{path} looks at the run of ranks: name it in RUN_OF_RANKS of tests/side_by_side.py")
     items.sort(key=lambda item: turn(item.path.relative_to(root).as_posix()))

@@ -37,7 +37,7 @@ def test_passes():
 """
 
 
-def run_pytest(tmp_path: Path, require_all: str) -> str:
+def run_pytest(tmp_path: Path, require_all: str, *options: str) -> str:
     (tmp_path / "conftest.py").write_text((TESTS / "conftest.py").read_text())
     (tmp_path / "test_one.py").write_text(SKIPPING)
     (tmp_path / "test_two.py").write_text("import pytest\npytest.importorskip('no_such_module')\n")
@@ -51,9 +51,10 @@ def run_pytest(tmp_path: Path, require_all: str) -> str:
         "--continue-on-collection-errors",
         "-p",
         "no:cacheprovider",
+        *options,
         str(tmp_path),
     ]
-    environ = {**os.environ, "RONDO_REQUIRE_ALL": require_all}
+    environ = {**os.environ, "RONDO_REQUIRE_ALL": require_all, "PYTHONPATH": str(TESTS.parent)}
     return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environ, timeout=120).stdout
 
 
@@ -61,8 +62,9 @@ def test_skips_are_skips_on_a_users_machine(tmp_path: Path) -> None:
     assert "1 passed, 4 skipped, 1 xfailed" in run_pytest(tmp_path, require_all="")
 
 
-def test_skips_fail_where_everything_is_required(tmp_path: Path) -> None:
-    output = run_pytest(tmp_path, require_all="1")
+@pytest.mark.parametrize("options", [(), ("-n", "2")], ids=["alone", "two workers"])
+def test_skips_fail_where_everything_is_required(tmp_path: Path, options: tuple[str, ...]) -> None:
+    output = run_pytest(tmp_path, "1", *options)
     assert "1 passed, 1 skipped, 1 xfailed, 3 errors" in output
     for reason in ("nothing there", "no browser", "could not import 'no_such_module'"):
         assert f"RONDO_REQUIRE_ALL=1, and this was skipped: Skipped: {reason}" in output

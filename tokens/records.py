@@ -118,6 +118,19 @@ class Rollout:
         return behind / len(self.response_ids)
 
 
+def newest(rollouts: Sequence[Rollout]) -> list[bool]:
+    """Which rollouts the newest weights among them drew from start to end.
+
+    Args:
+        rollouts: B of them, at least one.
+
+    Returns:
+        B of it.
+    """
+    version = max(rollout.policy_version for rollout in rollouts)
+    return [rollout.policy_version == version and not rollout.swaps for rollout in rollouts]
+
+
 @dataclass(frozen=True)
 class Pair:
     """A preference pair, as ids of the model that will score it.

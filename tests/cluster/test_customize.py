@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from transformers import BertConfig, BertForMaskedLM, LlamaConfig, LlamaForCausa
 from actors.customize import ADAPTER, MODEL, StageJob, StageReport, run_stage
 from actors.process import ProcessSetup
 from actors.ranks import Rank
+from actors.reward_trainer import RewardTrainer
+from actors.scorer import EnsembleScorer
 from cluster.config import RunConfig
 from cluster.console import Console
 from cluster.customize import Stages, _write, in_words
@@ -28,13 +31,15 @@ from cluster.run_directory import config_text
 from evaluation.domain_report import write_domain_report
 from evaluation.domains import outcomes, pareto, read_domain_run
 from rm.batches import score_sequences
-from rm.config import ScorerConfig
+from rm.config import MetaConfig, ScorerConfig
 from rm.domain_bank import ADAPTERS, open_bank
 from rm.model import RewardModel
 from sandbox.tokenizer import make_tokenizer
 from tests.cluster.command import TINY, Command
 from tests.cluster.refused import refused
 from tokens.errors import UserError
+from tokens.guards import GuardsConfig
+from tokens.records import Pair, Prompt, Rollout
 
 WORDS = [f"w{i}" for i in range(30)]
 STRATEGIES: dict[str, Any] = {
@@ -369,3 +374,42 @@ def test_what_is_refused_leaves_nothing_behind(
         capsys, storage, "run", str(TINY), "--scorer.reward_model", "domain:law", "--scorer.num_members", "1",
         "--scorer.aggregate", "mean", "--meta.enabled", "false",
     )  # fmt: skip
+
+
+def test_the_processes_of_a_run_take_the_domains_as_they_are(material: dict[str, Any], rank: Rank, tmp_path: Path) -> None:
+    config = configured(material, tmp_path, lora={"rank": 2}, strategies={"plain": {}})
+    _, stages = everything(rank, config)
+    base = export_all(find_domains(tmp_path, "two"), tmp_path / "cache")
+    test = [(name, query) for name in ("law", "trade") for query in stages.data.domain(name).test]
+    asked = [
+        Rollout(Prompt(query.id, "", query.prompt_ids, name), i, ids, "", (-1.0,) * len(ids), 0, True)
+        for name, query in test
+        for i, ids in enumerate(query.responses)
+    ]
+    setup = ProcessSetup("reward-0", tmp_path / "log", torch.get_num_threads(), "cpu", "float32", 0, 1, False)
+    pairs = [Pair("1", (1, 5), (6, 2), (7, 2))]
+    trainer = RewardTrainer.__ray_metadata__.modified_class(
+        setup, pairs, {"original": pairs}, config.reward, MetaConfig(enabled=False), base, GuardsConfig(), True
+    )
+    place = tmp_path / "round" / "reward"
+    report = trainer.fit(place, 0, None, None)
+    assert report.steps == () and report.summary["loss"] is None and report.validation_accuracy in (0.0, 0.5, 1.0)
+    for file in ("model.safetensors", f"{ADAPTERS}/law/adapter_model.safetensors"):
+        assert (place / file).read_bytes() == (base / file).read_bytes()
+    scorer = EnsembleScorer.__ray_metadata__.modified_class(
+        setup, ScorerConfig(num_members=1, aggregate="primary"), GuardsConfig()
+    )
+    scorer.calibrate_on(asked)
+    scorer.load(0, place)
+    got = torch.tensor(scorer.score(asked).aggregated)
+    found = [find_domain(tmp_path, name) for name in ("law", "trade")]
+    adapters = [(model.name, model.adapter) for model in found if model.adapter is not None]
+    bank = open_bank(RewardModel.from_pretrained(found[0].backbone, torch.float32), adapters)
+    domains = [rollout.prompt.domain for rollout in asked]
+    raw = bank.scores([(rollout.prompt.token_ids, rollout.response_ids) for rollout in asked], domains, 64, 0)
+    for name in ("law", "trade"):
+        rows = torch.tensor([domain == name for domain in domains])
+        own = (raw[rows] - raw[rows].mean()) / raw[rows].std(correction=0)
+        torch.testing.assert_close(got[rows], own, rtol=1e-3, atol=1e-4)
+    with pytest.raises(UserError, match="no reward model for the domain 'art'"):
+        scorer.score([replace(asked[0], prompt=replace(asked[0].prompt, domain="art"))])

@@ -147,6 +147,16 @@ def test_engines_that_disagree_are_refitted_once_and_then_count(tmp_path: Path) 
     assert draft.journal.alive["bad 3"].facts["who"] == "rollout-1"
 
 
+def test_a_refit_that_is_one_too_many_ends_the_round_after_a_step_that_was_learned(tmp_path: Path) -> None:
+    run = Round(tmp_path, {0: [bad(engines=("rollout-1",))]}, in_a_row=1)
+    with pytest.raises(BadNumbers, match=r"guards\.in_a_row") as caught:
+        until_good(lambda: run.play(4))
+    assert str(caught.value).count("ends here") == 1
+    draft = Draft(tmp_path)
+    assert [entry.key for entry in draft.journal.entries].count("bad 0") == 1
+    assert counts(draft) == {"left_out": 0, "undone": 0, "refitted": 1} and draft.done("step 0") is not None
+
+
 def test_a_step_is_left_out_for_bad_numbers_alone(tmp_path: Path) -> None:
     def fail() -> None:
         raise StepUndone("x")

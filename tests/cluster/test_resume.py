@@ -51,7 +51,10 @@ class CutOffError(RuntimeError):
 
 
 class Straight:
-    """Nothing that is lost is made good."""
+    """Nothing that is lost is made good, and nothing moves."""
+
+    def __init__(self) -> None:
+        self.moving = self
 
     def __call__(self, play: Callable[[], T]) -> T:
         return play()
@@ -71,13 +74,13 @@ class Cuts:
 
     def append(self, journal: Journal, entry: Entry) -> None:
         line = (journal.path.parent.name, entry.key)
-        fresh = entry.key != "undone" and line not in self.seen
+        if entry.key == "undone" or line in self.seen:
+            WRITE(journal, entry)
+            return
         self.seen.add(line)
-        if fresh and len(self.seen) % 2:
-            raise CutOffError(entry.key)
-        WRITE(journal, entry)
-        if fresh:
-            raise CutOffError(entry.key)
+        if len(self.seen) % 2 == 0:
+            WRITE(journal, entry)
+        raise CutOffError(entry.key)
 
 
 WRITE = Journal.append

@@ -119,7 +119,8 @@ def test_ages_by_hand() -> None:
 
 def test_only_fresh_rollouts_prove_a_sync() -> None:
     assert parity_bound(config(), [rollout(3)], 4) is None
-    assert parity_bound(config(), [rollout(4), rollout(3, Swap(1, 4))], 4) is None
+    assert parity_bound(config(), [rollout(3, Swap(1, 4))], 4) is None
+    assert parity_bound(config(), [rollout(4), rollout(3, Swap(1, 4))], 4) == 1e-4, "the first one is held to it"
     assert parity_bound(config(rollout={"repetition_penalty": 1.1}), [rollout(4)], 4) is None
     assert parity_bound(config(), [rollout(4)], 4) == 1e-4
 

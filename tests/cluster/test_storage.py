@@ -254,6 +254,28 @@ def test_a_pause_that_is_cut_short_is_not_seen(place: Place, server: ObjectStore
         assert run.point is None and run.num_committed == 1
 
 
+def test_a_checkpoint_that_follows_sends_what_is_new_and_one_that_is_cut_short_leaves_the_one_before(
+    place: Place, server: ObjectStore
+) -> None:
+    with place.run("a").open() as run:
+        start(run)
+        play(run, 0)
+        lay_down_round(run, 1, steps=2)
+        sent: list[str] = []
+        with server.refusing(lambda method, path: sent.append(path) if method in ("PUT", "POST") else None):  # type: ignore[func-returns-value]
+            lay_down_round(run, 1, steps=3)
+        assert not [path for path in sent if "reward" in path] and [path for path in sent if "after_0003_steps" in path]
+        first = tree(run.path / "rounds")
+        with (
+            server.refusing(lambda method, path: 403 if method in ("PUT", "POST") and "manifests" in path else None),
+            pytest.raises(UserError, match="does not let"),
+        ):
+            lay_down_round(run, 1, steps=4)
+    with place.run("b").open() as run:
+        assert run.point is not None and run.point.steps == 3
+        assert tree(run.path / "rounds") == first, "the journal is as it was then"
+
+
 def test_the_further_of_two_pauses_goes_on(place: Place) -> None:
     with place.run("a").open() as run:
         start(run)

@@ -1,5 +1,6 @@
 """Numbers that go wrong in the learner: found within the step, with nothing left of the batch where nothing was applied."""
 
+import copy
 import math
 import pickle
 from collections.abc import Callable
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 from policy.config import KLConfig, PolicyConfig
-from policy.guards import check_collapse
+from policy.guards import check_collapse, check_sampler
 from policy.ppo import PPO
 from policy.rewards import RunningMoments
 from tokens.guards import BadNumber, Budget, GuardsConfig
@@ -187,8 +188,37 @@ def test_collapse_by_hand(sample: Sample, learner: Learner) -> None:
     ) as bad:
         check_collapse(rollouts, spread - 3.1, moments, 4.0, "here")
     assert bad.value.earlier
+    same = [replace(rollouts[0], prompt=rollout.prompt) for rollout in rollouts]
     with pytest.raises(BadNumber, match="number of different responses among 8 is 1 "):
-        check_collapse([rollouts[0]] * 8, spread, moments, 4.0, "here")
+        check_collapse(same, spread, moments, 4.0, "here")
+    check_collapse([rollouts[0]] * 8, torch.zeros(8), moments, 4.0, "here")  # one prompt, whose answer the policy is sure of
+
+
+def test_a_policy_that_restarts_is_not_measured_by_what_the_one_before_it_sampled(sample: Sample, learner: Learner) -> None:
+    ppo = _learner(learner)
+    rollouts = sample(ppo.policy, seed=0)
+    scores = torch.linspace(-0.5, 0.5, len(rollouts))
+    ppo.begin_round(1, scores + 40)  # S_k of a policy that had gained much
+    assert "fall of the mean score" in _refused(ppo, rollouts, scores).what
+    ppo.begin_round(1, scores + 40, policy=copy.deepcopy(ppo.policy))
+    ppo.update(rollouts, scores)
+    before = _state(ppo)
+    assert "fall of the mean score" in _refused(ppo, rollouts, scores - 40).what, "its own samples are what it is measured by"
+    assert _same(before, _state(ppo))
+
+
+def test_only_rollouts_of_the_newest_weights_tell_of_a_lost_sync(sample: Sample, learner: Learner) -> None:
+    rollouts = [
+        replace(r, policy_version=4 + (i > 0), engine=f"rollout-{i}")
+        for i, r in enumerate(sample(_learner(learner).policy, seed=0))
+    ]
+    gaps = torch.zeros(len(rollouts))
+    gaps[0] = 1.0
+    check_sampler(rollouts, gaps, 0.1, "here")
+    gaps[1] = 1.0
+    with pytest.raises(BadNumber) as caught:
+        check_sampler(rollouts, gaps, 0.1, "here")
+    assert caught.value.engines == ("rollout-1",)
 
 
 def test_a_budget_by_hand() -> None:

@@ -14,11 +14,13 @@ from rm.config import LoraConfig, MetaConfig, Pooling, RewardConfig
 from rm.lora import add_lora
 from rm.model import RewardModel
 from rm.records import RewardStep
+from rm.resume import Saves
 from rm.training import Watch, fit_reward_model
 from rm.validation import score_sets
 from tokens.errors import UserError
 from tokens.ranks import ALONE, Ranks
 from tokens.records import Pair
+from tokens.saved_state import SavedState, latest_state, save_state
 
 PAD, BOS, EOS = 0, 1, 2
 TOLERANCE = 1e-6
@@ -50,7 +52,7 @@ def data() -> tuple[list[Pair], list[list[Encoded]]]:
     return pairs, groups
 
 
-def fit(language_model: Path, case: str, out: Path, ranks: Ranks) -> dict[str, Any]:
+def fit(language_model: Path, case: str, out: Path, ranks: Ranks, saves: Saves | None = None) -> dict[str, Any]:
     """Fit, evaluate, save as the actor does; what was reported."""
     pooling, meta = CASES[case]
     pairs, shifted = data()
@@ -61,7 +63,7 @@ def fit(language_model: Path, case: str, out: Path, ranks: Ranks) -> dict[str, A
     steps: list[RewardStep] = []
     reward = RewardConfig(lr=1e-3, batch_size=8, microbatch_size=3, max_grad_norm=0.5)  # several passes, one backward
     watch = Watch(1, lambda step: -float(step), 1) if case == "stopped early" else None  # after step 2, for step 1
-    result = fit_reward_model(model, pairs, shifted, reward, meta, 5, PAD, steps.append, ranks, watch)
+    result = fit_reward_model(model, pairs, shifted, reward, meta, 5, PAD, steps.append, ranks, watch, saves=saves)
     ranked = score_sets(model, {"all": pairs}, 4, PAD, ranks)["all"]
     scores = score_sequences(model, [sequence for group in shifted for sequence in group], 4, PAD, ranks)
     none = score_sequences(model, [], 4, PAD, ranks)
@@ -73,6 +75,22 @@ def fit(language_model: Path, case: str, out: Path, ranks: Ranks) -> dict[str, A
     return {"summary": summary, "steps": [step.as_dict() for step in steps], "scores": torch.cat([scores, none])}
 
 
+def check_resume(language_model: Path, case: str, folder: Path, ranks: Ranks) -> None:
+    """A fit of both ranks that goes on after its first step comes to the same."""
+
+    def write(done: int, state: SavedState) -> None:
+        assert bool(state.tensors) == (ranks.rank == 0)
+        if done == 1 and ranks.rank == 0:
+            save_state(folder / "saved", done, state)
+
+    whole = fit(language_model, case, folder / "whole", ranks, Saves(1, write))
+    distributed.barrier()
+    state = latest_state(folder / "saved")
+    assert state is not None and state.values["done"] == 1
+    again = fit(language_model, case, folder / "again", ranks, Saves(9, write, state))
+    assert again["summary"] == whole["summary"] and again["steps"] == whole["steps"] and again["scores"].equal(whole["scores"])
+
+
 def on_rank(rank: int, port: int, language_model: Path, folder: Path) -> None:
     torch.set_num_threads(1)
     distributed.init_process_group(
@@ -81,6 +99,8 @@ def on_rank(rank: int, port: int, language_model: Path, folder: Path) -> None:
     ranks = Ranks(rank, 2, distributed.init_device_mesh("cpu", (2,)))
     reports = {case: fit(language_model, case, folder / case, ranks) for case in CASES}
     torch.save(reports, folder / f"reports_{rank}.pt")
+    for case in ("metarm", "metarm of adapters", "stopped early"):
+        check_resume(language_model, case, folder / f"resumed {case}", ranks)
     model = RewardModel.from_language_model(language_model, pooling="last", seed=1, dtype=torch.float32)
     ranks.shard(model)
     if rank == 1:
