@@ -16,10 +16,10 @@ ENGINES, TRAINERS = "engines", "trainers"
 POOLS = {ENGINES: 1, f"{ENGINES}/spare": 1, TRAINERS: 1, f"{TRAINERS}/spare": 1}
 """CPUs of the nodes; every one has a spare of its kind. Two engines fill one."""
 APART = (
-    "--resources.rollout.labels", f"{{pool: {ENGINES}}}",
-    "--resources.reward.labels", f"{{pool: {TRAINERS}}}",
-    "--resources.scorer.labels", f"{{pool: {TRAINERS}}}",
-    "--resources.learner.labels", f"{{pool: {TRAINERS}}}",
+    "--resources.rollout.labels.pool", ENGINES,
+    "--resources.reward.labels.pool", TRAINERS,
+    "--resources.scorer.labels.pool", TRAINERS,
+    "--resources.learner.labels.pool", TRAINERS,
 )  # fmt: skip
 LONG = ("--rounds.num_rounds", "1", "--policy.steps_per_round", "150", "--rollout.max_engines", "3")
 GROWN_S, USED_S = 300.0, 5.0
