@@ -16,6 +16,7 @@ ENGINES, TRAINERS = "engines", "trainers"
 POOLS = {ENGINES: 1, f"{ENGINES}/spare": 1, TRAINERS: 1, f"{TRAINERS}/spare": 1}
 """CPUs of the nodes; every one has a spare of its kind. Two engines fill one."""
 APART = (
+    "--resources.rollout.num_cpus", "0.5",
     "--resources.rollout.labels.pool", ENGINES,
     "--resources.reward.labels.pool", TRAINERS,
     "--resources.scorer.labels.pool", TRAINERS,
