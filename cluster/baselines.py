@@ -59,7 +59,7 @@ class VanillaPPO(Theme):
         """Play every round that is not committed yet."""
         scorer = self.roles.scorer
         self.roles = replace(self.roles, scorer=FirstMember(scorer.process, scorer.rota, scorer.holds))
-        self.load_first()
+        self.recover(self.load_first)
         super().run()
 
     def sample_shifted(self, index: int, work: Stages) -> list[Rollout]:

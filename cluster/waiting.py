@@ -189,6 +189,20 @@ class Waiter:
         for ref in pending.refs:
             self._early.pop(ref, None)
 
+    def drop(self, actor: str) -> None:
+        """A process is about to be ended: news of it is not waited for any more, whatever it has come to.
+
+        Args:
+            actor: Ray's id of it.
+        """
+        mine = {ref: part for ref, part in self._watched.items() if part.pending.news and part.pending.redo is nothing}
+        for ref in [ref for ref in mine if asked_of(ref) == actor]:
+            del self._watched[ref]
+
+    def watched(self, phase: str) -> set[str]:
+        """Processes from which an answer is watched for in a phase."""
+        return {part.name for part in self._watched.values() if part.phase == phase}
+
     def _watched_parts(self, pending: Pending[Any]) -> dict[Any, Part]:
         return {ref: part for ref, part in self._watched.items() if part.origin in pending.refs}
 
@@ -273,8 +287,15 @@ class Waiter:
         if ref in self._watched and self._watched[ref].pending.on_failure is not None:
             self._told(ref, self._watched.pop(ref))
         elif ref in self._watched:
-            answer = self._arrived(ref, self._watched[ref])
-            part = self._watched.pop(ref)
+            part = self._watched[ref]
+            try:
+                answer = self._arrived(ref, part)
+            except RoleLost:  # what it had is asked of another
+                raise
+            except BaseException:  # it is told once
+                del self._watched[ref]
+                raise
+            del self._watched[ref]
             if not part.pending.news:
                 self._early[part.origin] = answer
         elif ref in waiting:

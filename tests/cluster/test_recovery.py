@@ -8,7 +8,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -82,7 +82,13 @@ class Doing:
     def calibrate_on(self, rollouts: Sequence[Any]) -> None:
         self.held.append("calibrated")
 
-    def score(self, rollouts: Sequence[Any]) -> list[str]:
+    def hold(self, rollouts: Sequence[Any] | None, members: Mapping[int, Path]) -> None:
+        if rollouts is not None:
+            self.calibrate_on(rollouts)
+        for member, place in members.items():
+            self.load(place, member)
+
+    def score(self, rollouts: Sequence[Any], ids: Sequence[int]) -> list[str]:
         self._work()
         return self.held
 
@@ -268,7 +274,7 @@ def test_a_scorer_is_given_all_that_it_held_and_asked_again(scene: Scene) -> Non
     died = scene.when_at_work("scorer-0", scene.send("scorer-0", signal.SIGKILL))
     held: Any = scene.wait("score", scorer.score([]))
     died.join()
-    assert held == ["calibrated", f"1={scene.directory}/round/1", f"0={scene.directory}/round/0"]
+    assert held == ["calibrated", f"{scene.directory}/round/1=1", f"{scene.directory}/round/0=0"]
 
 
 def test_a_process_that_dies_while_nobody_asks_it_is_replaced_at_once(scene: Scene) -> None:
@@ -352,8 +358,14 @@ def test_an_error_of_a_role_is_tried_once_more_by_another_process(scene: Scene) 
     scene.until("reward-0")
     assert scene.incarnations() == before | {"reward-0": before["reward-0"] + 1}
     broken.touch()
-    with pytest.raises(GivenUp, match=r"ValueError: a broken cable.* failed more than 1 times within 3600 s \(faults\.data\)"):
-        scene.recover(play)
+
+    def again() -> None:
+        play()
+        broken.touch()
+        play()
+
+    with pytest.raises(GivenUp, match=r"ValueError: a broken cable.* failed more than 1 times before the round was done \(faults\.data\)"):
+        scene.recover(again)
 
 
 def test_storage_that_is_away_is_waited_for(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
