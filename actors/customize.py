@@ -18,10 +18,12 @@ from actors.process import ProcessSetup
 from actors.ranks import Rank
 from rm.config import LoraConfig, RewardConfig
 from rm.domain_config import GeneralStageConfig
+from tokens.errors import UserError
 from tokens.queries import Query
 
 if TYPE_CHECKING:
     from rm.domain_fit import StageStep
+    from rm.imitation import LanguageHead
     from rm.model import RewardModel
     from rm.penalties import QuadraticPenalty
 
@@ -50,7 +52,8 @@ class StageJob:
         domain: whose queries are trained on; None = none.
         imitation: weight of the imitation loss.
         imitated: tokens that it predicts.
-        keep_head: whether the language head is stored with the model, for an imitation loss of the next stage.
+        keep_head: whether the language head is stored with the model, for an imitation loss of the next stage; a base whose head
+            no imitation loss can use has none to store.
         penalty: what holds the weights near to where they start.
         penalty_coef: its lambda.
         num_fisher: general queries that ewc estimates the Fisher information on.
@@ -198,7 +201,6 @@ def run_stage(
     from transformers import AutoTokenizer
 
     from rm.domain_fit import Imitation, Saving, fit_stage
-    from rm.imitation import LanguageHead
     from rm.lora import add_lora, save_adapter
     from rm.model import RewardModel
     from rm.ranked import measure_sets
@@ -207,7 +209,7 @@ def run_stage(
     tokenizer = AutoTokenizer.from_pretrained(job.base)
     pad_id = tokenizer.pad_token_id
     model = RewardModel.from_any(job.base, pooling=job.reward.pooling, seed=job.seed, dtype=torch.float32, pad_id=pad_id)
-    head = LanguageHead.load(job.base, model) if job.imitation or job.keep_head else None
+    head = _head(job, model)
     if job.lora.rank:
         add_lora(model, job.lora, seed=job.seed)
         if head is not None:
@@ -256,6 +258,21 @@ def run_stage(
 
 def _hidden(directory: Path, kind: str) -> Path:
     return directory.with_name(f".{directory.name}.{kind}")
+
+
+def _head(job: StageJob, model: RewardModel) -> LanguageHead | None:
+    """The language head that the stage imitates with, or hands on."""
+    from rm.imitation import LanguageHead
+
+    if job.imitation:
+        return LanguageHead.load(job.base, model)
+    if not job.keep_head:
+        return None
+    try:
+        return LanguageHead.load(job.base, model)
+    except UserError as error:  # nothing here imitates; a strategy that does is told so
+        log.warning("%s: no language head is stored with the model: %s", job.name, error)
+        return None
 
 
 def _penalty(

@@ -127,7 +127,6 @@ class Stages:
     def _general_job(self, strategy: StrategyConfig, seed: int) -> StageJob:
         customize = self.config.customize
         number = num_general(self.config, self.data, strategy)
-        alike = [other for other in self.strategies.values() if other.general and general_key(other) == general_key(strategy)]
         return StageJob(
             name=f"general, {general_key(strategy)}, seed {seed}",
             base=self.data.base,
@@ -141,7 +140,7 @@ class Stages:
             domain=None,
             imitation=strategy.general_imitation,
             imitated=customize.imitated,
-            keep_head=strategy.general_imitation > 0 or any(other.domain_imitation for other in alike),
+            keep_head=self.data.language_model,  # a strategy that imitates may be added later
             penalty="none",
             penalty_coef=strategy.penalty_coef,
             num_fisher=customize.fisher_queries,

@@ -60,6 +60,13 @@ class DomainData:
         """Held-out queries by the name of their set, the general ones first."""
         return {data.name: data.test for data in (*self.general, *self.domains)}
 
+    @property
+    def language_model(self) -> bool:
+        """Whether the base predicts the next token."""
+        from rm.checkpoints import kind_of
+
+        return kind_of(self.base) == "language model"
+
     def domain(self, name: str) -> QueryData:
         """One domain's set."""
         return next(data for data in self.domains if data.name == name)

@@ -5,7 +5,6 @@ Letters: B sequences, N pairs per step (n), m prompts of S_k per step, k respons
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from torch.distributed.tensor import DTensor
 
 from rm.batches import Encoded, pair_batches
 from rm.config import MetaConfig, RewardConfig
+from rm.descent import adamw, check_weights, descend, within
 from rm.metarm import ascend_in_place, joint_gradient, metarm_gradient
 from rm.model import RewardModel
 from rm.objective import PreferenceObjective
@@ -26,15 +26,16 @@ from rm.resume import Saves, best_weights, numbers_of, own_parts, put_back, step
 from rm.shifted import ShiftedSamples, num_duplicates
 from tokens.errors import UserError
 from tokens.guards import ONLY_FINITE, BadNumber, Budget, GuardsConfig
-from tokens.ranks import ALONE, Ranks, clip_gradients, weights_norm
+from tokens.ranks import ALONE, Ranks
 from tokens.records import Pair
 from tokens.saved_state import SavedState
-
-log = logging.getLogger(__name__)
 
 MEASURE_EVERY = 10
 """J at theta' and on held-out prompts takes further forward passes: on the first, every tenth and the last step they cost a few
 percent of a fit, on every step they would cost as much as a third of MetaRM's own passes."""
+
+ADVICE = "reward.lr or meta.eta"
+"""What to lower where numbers go wrong."""
 
 DIRECTION_SEED_OFFSET = 32_452_843
 """Keeps the generator of random directions apart from those of the data's order."""
@@ -205,47 +206,24 @@ class _Fit:
         self.theta = list(self.named.values())
         self.own = {f"objective/{i}": p for i, p in enumerate(self.objective.parameters())}
         self.trained = [*self.theta, *self.own.values()]
-        self.optimizer = torch.optim.AdamW(
-            self.trained, lr=reward.lr, betas=(reward.beta1, reward.beta2), eps=reward.eps, weight_decay=reward.weight_decay
-        )
+        self.optimizer = adamw(self.trained, reward.lr, reward)
         self.optimizer.zero_grad(set_to_none=True)
         self.directions = torch.Generator().manual_seed(seed + DIRECTION_SEED_OFFSET)
         self.gradient: _Gradient = self._plain if shifted is None else partial(self._meta, shifted)
 
     def step(self, index: int, batch: Sequence[Pair], budget: Budget) -> RewardStep | None:
         """One optimizer step; None where a number went wrong before anything was changed, and the batch was left out."""
-        try:
-            step = self._step(index, batch, budget.count)
-        except BadNumber as bad:
-            self.optimizer.zero_grad(set_to_none=True)
-            budget.bad()
-            broken = not math.isfinite(weights_norm(self.trained))
-            why = "the weights themselves are not finite" if broken else budget.spent()
-            where = f"step {index + 1} of {self.num_steps} of a reward model's fit, first pair {batch[0].id!r}"
-            if why:
-                raise bad.found(where, undo=broken, note=f"{why}; lower reward.lr or meta.eta") from bad
-            log.warning("left out: %s", bad.found(where))
-            return None
-        budget.good()
-        return step
+        where = f"step {index + 1} of {self.num_steps} of a reward model's fit, first pair {batch[0].id!r}"
+        return within(budget, lambda: self._step(index, batch, budget.count), self.optimizer, self.trained, where, ADVICE)
 
     def check(self, done: int) -> None:
         """Weights that are kept are finite, also those that no pair of the last steps has read."""
-        norm = weights_norm(self.trained)
-        if not math.isfinite(norm):
-            where = f"step {done} of {self.num_steps} of a reward model's fit"
-            raise BadNumber("the norm of the weights", norm, where=where, undo=True, note="lower reward.lr or meta.eta")
+        check_weights(self.trained, f"step {done} of {self.num_steps} of a reward model's fit", ADVICE)
 
     def _step(self, index: int, batch: Sequence[Pair], skipped: int) -> RewardStep:
         loss, meta_step, duplicates = self.gradient(index, batch)
-        norm = clip_gradients(self.trained, self.reward.max_grad_norm)
-        if not math.isfinite(norm):
-            raise BadNumber("the gradient norm of the preference loss", norm)
         lr = self.reward.lr * learning_rate_factor(index, self.num_steps, self.reward.warmup_ratio)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        norm = descend(self.optimizer, self.trained, self.reward.max_grad_norm, lr, "preference loss")
         accuracy = float(self.ranks.sum(self.objective.accuracy))
         parts = dict(self.objective.parts)
         whole = (index + 1, self.num_steps, len(batch), loss, accuracy, lr, norm, parts, meta_step, duplicates, skipped)

@@ -217,6 +217,14 @@ def test_a_stage_that_died_goes_on_and_ends_the_same(
     assert [path.name for path in job.directory.parent.iterdir()] == [job.directory.name]  # checkpoints are gone
 
 
+def test_a_strategy_that_imitates_may_be_added(material: dict[str, Any], rank: Rank, tmp_path: Path) -> None:
+    everything(rank, configured(material, tmp_path, strategies={"plain": {}}))
+    both = {"plain": {}, "imitate": {"domain_imitation": 0.1}}
+    directory, _ = everything(rank, configured(material, tmp_path, strategies=both))
+    assert [path.name for path in (directory.path / "general").iterdir()] == ["enrichment-1-imitation-0"]
+    assert {row.strategy for row in read_domain_run(directory.path).rows} == set(both)
+
+
 def test_adapters_are_found_by_name_and_served(material: dict[str, Any], rank: Rank, tmp_path: Path) -> None:
     config = configured(material, tmp_path, lora={"rank": 2}, strategies={"plain": {}})
     directory, stages = everything(rank, config)
