@@ -18,6 +18,8 @@ from benchmarks.faults.record import Record
 from cluster.config import RunConfig
 from cluster.load_config import load_config
 
+ONE = ("--rollout.num_engines", "1")
+"""Where the engines are not what matters: roles start sooner."""
 CONFIG = ROOT / "benchmarks" / "faults" / "small.yaml"
 NOTICE_S, BACK_S = 120.0, 600.0
 
@@ -112,8 +114,8 @@ def bench(storage: Path, record: Record, pools: Mapping[str, int], variables: Ma
         variables: environment of all of it.
     """
     with Nodes(variables) as nodes:
-        for pool, num_cpus in pools.items():
-            nodes.add(pool.split("/")[0], num_cpus)
+        for number, (pool, num_cpus) in enumerate(pools.items(), start=1):
+            nodes.add(pool.split("/")[0], num_cpus, wait=number == len(pools))
         observer = Observer(nodes)
         try:
             yield Bench(nodes, observer, storage, record)

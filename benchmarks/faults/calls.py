@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 
-from benchmarks.faults.bench import Bench, shm
+from benchmarks.faults.bench import ONE, Bench, shm
 from benchmarks.faults.record import Outcome
 
 CELLS = ("F48", "F49", "F50")
@@ -34,17 +34,17 @@ def calls(bench: Bench, wanted: Sequence[str] = CELLS) -> None:
     for cell, methods in METHODS.items():
         if cell not in wanted:
             continue
-        baseline, before, name = bench.baseline(), shm(), bench.fresh(f"calls-{cell.lower()}")
+        baseline, before, name = bench.baseline("baseline-one", *ONE), shm(), bench.fresh(f"calls-{cell.lower()}")
         variables = {"RAY_testing_rpc_failure": json.dumps({method: dict(LOSS) for method in methods})}
         starts, said = 0, list[str]()
         while True:
             starts += 1
-            with bench.run(name, variables=variables) as run:
+            with bench.run(name, *ONE, variables=variables) as run:
                 code = run.end()
                 said += [line.text for line in run.said if "failed in" in line.text or "unavailable" in line.text.lower()]
             if code == 0 or starts == ATTEMPTS:
                 break
-        held = bench.held(run, baseline, [], before)
+        held = bench.held(run, baseline, [], before, *ONE)
         note = f"{starts} starts of the command; " + (said[0][:160] if said else "no call was missed by the run")
         for name_ in ("F48", "F49") if cell == "F48" else (cell,):
             bench.record.outcome(Outcome(name_, None, None, None, "nothing", note, {"starts": float(starts)}), held)

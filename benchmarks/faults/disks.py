@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from benchmarks.faults.bench import Bench, again, shm
+from benchmarks.faults.bench import ONE, Bench, again, shm
 from benchmarks.faults.inject import SmallDisk, may_mount, read_only
 from benchmarks.faults.play import Late, Run
 from benchmarks.faults.record import Outcome
@@ -50,23 +50,23 @@ def disks(bench: Bench, wanted: Sequence[str] = CELLS) -> None:
         bench: where.
         wanted: cells to play.
     """
-    baseline, before, place = bench.baseline(), shm(), bench.storage / "small_disk"
+    baseline, before, place = bench.baseline("baseline-one", *ONE), shm(), bench.storage / "small_disk"
     found: list[Outcome] = []
     with SmallDisk(place, DISK_MIB) as disk:
         for moment in MOMENTS:
             if moment.cell in wanted:
-                with bench.run("disks", storage=place) as run:
+                with bench.run("disks", *ONE, storage=place) as run:
                     moment.when(run)
                     found.append(_ends(run, moment.cell, disk.fill(moment.leave_kib).unlink, "no space left", FULL))
         if "F16" in wanted:
-            with bench.run("disks", storage=place) as run:
+            with bench.run("disks", *ONE, storage=place) as run:
                 after("sync")(run)
                 with read_only(run.path):
                     found.append(_ends(run, "F16", lambda: None, "[Rr]ead-only", None))
-        with bench.run("disks", storage=place) as run:
+        with bench.run("disks", *ONE, storage=place) as run:
             if run.end():
                 raise Late(f"the run did not go on with room on its disk:\n{run.output()[-3000:]}")
-            held = bench.held(run, baseline, [], before)
+            held = bench.held(run, baseline, [], before, *ONE)
     for outcome in found:
         bench.record.outcome(outcome, held)
 

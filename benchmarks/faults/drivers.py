@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.faults.bench import Bench, again, shm
+from benchmarks.faults.bench import ONE, Bench, again, shm
 from benchmarks.faults.inject import flip, swap, truncate
 from benchmarks.faults.invariants import Held
 from benchmarks.faults.play import Late, Run
@@ -150,11 +150,11 @@ def drivers(bench: Bench, wanted: Sequence[str] = CELLS, downs: Sequence[Down] =
         wanted: cells to play.
         downs: the deaths.
     """
-    baseline, before, name = bench.baseline(), shm(), bench.fresh("drivers")
+    baseline, before, name = bench.baseline("baseline-one", *ONE), shm(), bench.fresh("drivers")
     mine = [down for down in downs if set(down.cells) & set(wanted)]
     taken, dead = list[Taken](), None
     for number, down in enumerate(mine):
-        with bench.run(name) as run:
+        with bench.run(name, *ONE) as run:
             if number == 1 and "F54" in wanted:
                 run.until_said("Rondo run")  # it has the directory, and needs a while to start its roles
                 second_driver(bench, name)
@@ -170,11 +170,11 @@ def drivers(bench: Bench, wanted: Sequence[str] = CELLS, downs: Sequence[Down] =
         if down.damage is not None:
             down.damage(run.draft(down.index))
         dead = down
-    with bench.run(name) as run:
+    with bench.run(name, *ONE) as run:
         taken.append(take_up(run, dead))
         if run.end():
             raise Late(f"the run did not come to its end:\n{run.output()[-3000:]}")
-        held = bench.held(run, baseline, [], before)
+        held = bench.held(run, baseline, [], before, *ONE)
     tell(bench, taken, held, wanted)
 
 
@@ -218,7 +218,7 @@ def refused(bench: Bench, name: str, refusal: Refusal) -> None:
     shutil.copytree(bench.storage / "runs" / name, copies / "runs" / name)
     (copies / "cache").symlink_to(bench.storage / "cache")
     refusal.damage(copies / "runs" / name / refusal.file)
-    with bench.run(name, storage=copies) as run:
+    with bench.run(name, *ONE, storage=copies) as run:
         run.until(
             lambda: run.process.poll() is not None or any(span["round"] is not None for span in run.spans()), 900, "says no"
         )
@@ -230,7 +230,7 @@ def refused(bench: Bench, name: str, refusal: Refusal) -> None:
 
 def second_driver(bench: Bench, name: str) -> None:
     """Another driver on the same directory, while the first one plays."""
-    with bench.run(name) as other:
+    with bench.run(name, *ONE) as other:
         code = other.end(300)
         at = other.when("another driver is running")
     wrong = () if code == REFUSED and at is not None else (f"code {code}: {other.output()[-300:]}",)

@@ -6,24 +6,27 @@ import signal
 import statistics
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
+
+import psutil
 
 from benchmarks.faults.bench import Bench, shm
 from benchmarks.faults.inject import freeze, slowed, thaw
 from benchmarks.faults.invariants import Held
-from benchmarks.faults.play import DRIVER, Late, Run
+from benchmarks.faults.play import DRIVER, Run
 from benchmarks.faults.record import Outcome
-from benchmarks.faults.strikes import Strike, after, outcomes, strike, tell, write_events
+from benchmarks.faults.strikes import Strike, Struck, after, finish, strike_all
 
 CELLS = ("F17", "F18", "F19", "F20", "F21", "F23", "F24")
 STRIKES: Sequence[Strike] = (
-    Strike("F19", "reward-0", after("sample_meta", 0.1), freeze),
-    Strike("F18", "scorer-0", after("reward"), freeze),
-    Strike("F17", "rollout-1", after("sync", 0.02), freeze),
-    Strike("F20", "learner-0", after("score"), freeze),
+    Strike("F19", "reward-0", after("sample_meta", 0.1)),
+    Strike("F18", "scorer-0", after("reward")),
+    Strike("F17", "rollout-1", after("sync", 0.02), hold="scorer-0"),
+    Strike("F20", "learner-0", after("score")),
 )
-SHORT = ("--resources.deadline_s", "30")
-"""Longer than the roles take to start: that counts as one call."""
+SHORT = ("--resources.deadline_s", "25")
+"""Longer than it takes until the first role, and from one to the next, is up."""
 STANDS_S, TIMES = 10.0, 10
 
 
@@ -37,29 +40,43 @@ def hangs(bench: Bench, wanted: Sequence[str] = CELLS) -> None:
     baseline, before, name = bench.baseline(), shm(), bench.fresh("hangs")
     others: list[tuple[Outcome, Held]] = []
     with bench.run(name, *SHORT) as run:
-        struck = []
-        for each in STRIKES:
-            if each.cell in wanted:
-                each.when(run)
-                stopped = run.role(each.process)
-                struck.append(strike(run, Strike(each.cell, each.process, lambda run: None, each.act)))
-                if stopped.is_running():
-                    thaw(stopped)
-                tell(struck[-1])
-        for cell, process in (("F23", "rollout-0"), ("F24", "scorer-0")):
-            if cell in wanted:
-                others.append((crawl(run, cell, process), Held({})))
-        if "F21" in wanted:
-            others.append(stand_still(bench, run))
-        if run.end():
-            raise Late(f"the run did not survive:\n{run.output()[-3000:]}")
-        write_events(bench, name, struck)
-        named = [each.process for each in STRIKES if each.cell in wanted]
-        held = bench.held(run, baseline, named, before, *SHORT)
-        for outcome in outcomes(run, struck):
-            bench.record.outcome(outcome, held)
+        struck, wrong = stand(run, [each for each in STRIKES if each.cell in wanted])
+        if not wrong and run.process.poll() is None:
+            for cell, process in (("F23", "rollout-0"), ("F24", "scorer-0")):
+                if cell in wanted:
+                    others.append((crawl(run, cell, process), Held({})))
+            if "F21" in wanted:
+                others.append(stand_still(bench, run))
+        held = finish(bench, run, baseline, before, struck, wrong, *SHORT)
         for outcome, own in others:
             bench.record.outcome(outcome, held.also(own.wrong))
+
+
+def stand(run: Run, strikes: Sequence[Strike]) -> tuple[list[Struck], list[str]]:
+    """Stop one process after another, and let each go on once it has a successor: what it then says must be refused.
+
+    Args:
+        run: that they belong to.
+        strikes: in order.
+
+    Returns:
+        As ``strike_all``.
+    """
+    struck = list[Struck]()
+    for each in strikes:
+        stopped: list[psutil.Process] = []
+
+        def act(process: psutil.Process, stopped: list[psutil.Process] = stopped) -> float:
+            stopped.append(process)
+            return freeze(process)
+
+        seen, wrong = strike_all(run, [replace(each, act=act)])
+        struck += seen
+        for process in stopped:
+            thaw(process)
+        if wrong or not seen:
+            return struck, wrong
+    return struck, []
 
 
 def crawl(run: Run, cell: str, process: str) -> Outcome:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
+import psutil
+
 from benchmarks.faults.bench import Bench, Watch, again, shm
 from benchmarks.faults.nodes import Node
 from benchmarks.faults.play import Late, Run
 from benchmarks.faults.record import Outcome
-from benchmarks.faults.strikes import Strike, Struck, after, outcomes, strike
+from benchmarks.faults.strikes import Act, Strike, after, finish, strike_all
 
 CELLS = ("F6", "F12", "F22", "F51", "F52", "F53")
 ENGINES, TRAINERS = "engines", "trainers"
@@ -22,7 +24,7 @@ APART = (
     "--resources.scorer.labels.pool", TRAINERS,
     "--resources.learner.labels.pool", TRAINERS,
 )  # fmt: skip
-LONG = ("--rounds.num_rounds", "1", "--policy.steps_per_round", "150", "--rollout.max_engines", "3")
+LONG = ("--rounds.num_rounds", "1", "--policy.steps_per_round", "120", "--rollout.max_engines", "3")
 GROWN_S, USED_S = 300.0, 5.0
 WAIT_S = 8.0
 
@@ -53,36 +55,31 @@ def losses(bench: Bench, wanted: Sequence[str]) -> None:
     baseline, before, name = bench.baseline(), shm(), bench.fresh("nodes")
     with bench.run(name, *APART) as run:
 
-        def lose(cell: str, process: str, phase: str, how: str) -> Struck:
-            def act(victim: object) -> float:
+        def lose(process: str, how: str) -> Act:
+            def act(victim: psutil.Process) -> float:
                 node = node_of(bench, run, process)
                 at = time.time()
                 if how == "stop":
                     node.raylet().suspend()
                 else:
                     node.kill()
+                    bench.nodes.add(node.labels["pool"], POOLS[node.labels["pool"]], wait=False)
                 return at
 
-            return strike(run, Strike(cell, process, after(phase), act))
+            return act
 
-        struck = []
-        if "F6" in wanted:
-            struck.append(lose("F6", "rollout-0", "score", "kill"))
-            bench.nodes.add(ENGINES, POOLS[ENGINES])
-        if "F12" in wanted:
-            struck.append(lose("F12", "learner-0", "score", "kill"))
-            bench.nodes.add(TRAINERS, POOLS[TRAINERS])
-        if "F22" in wanted:
-            struck.append(lose("F22", "rollout-0", "score", "stop"))
-        if run.end():
-            raise Late(f"the run did not survive its nodes:\n{run.output()[-3000:]}")
+        mine = [
+            Strike("F6", "rollout-0", after("score"), lose("rollout-0", "kill")),
+            Strike("F12", "learner-0", after("score"), lose("learner-0", "kill")),
+            Strike("F22", "rollout-0", after("score"), lose("rollout-0", "stop")),
+        ]
+        struck, wrong = strike_all(run, [each for each in mine if each.cell in wanted])
+        run.end()
         for node in bench.nodes.alive():
             for member in node.family():
                 if member.status() == "stopped":
                     member.resume()
-        held = bench.held(run, baseline, [each.strike.process for each in struck], before, *APART)
-        for outcome in outcomes(run, struck):
-            bench.record.outcome(outcome, held)
+        finish(bench, run, baseline, before, struck, wrong, *APART)
 
 
 def growth(bench: Bench) -> None:
@@ -148,8 +145,7 @@ def no_room(bench: Bench) -> None:
         code = run.end()
         took = time.time() - at
         said = run.when(r"wait_limit_s", at) is not None
-    for _ in range(2):
-        bench.nodes.add(TRAINERS, POOLS[TRAINERS])
+    bench.nodes.add(TRAINERS, POOLS[TRAINERS])
     with bench.run(name, *APART) as run:
         if run.end():
             raise Late(f"the run did not go on when there was room:\n{run.output()[-3000:]}")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import psutil
 
-from benchmarks.faults.bench import Bench, again, shm
+from benchmarks.faults.bench import ONE, Bench, again, shm
 from benchmarks.faults.inject import starve
 from benchmarks.faults.invariants import Held
 from benchmarks.faults.nodes import STORE_BYTES
@@ -55,16 +55,16 @@ def memory(bench: Bench, wanted: Sequence[str] = CELLS) -> None:
         bench: where.
         wanted: cells to play.
     """
-    baseline, before, name = bench.baseline(), shm(), bench.fresh("memory")
+    baseline, before, name = bench.baseline("baseline-one", *ONE), shm(), bench.fresh("memory")
     found: list[Outcome] = []
     for each in STARVED:
         if each.cell in wanted:
-            with bench.run(name) as run:
+            with bench.run(name, *ONE) as run:
                 found.append(starved(run, each))
             if run.process.returncode == 0:  # it survived to its end: the next one is done to another run
-                _told(bench, found, bench.held(run, baseline, [], before))
+                _told(bench, found, bench.held(run, baseline, [], before, *ONE))
                 name = bench.fresh(f"memory-{each.cell.lower()}")
-    with bench.run(name) as run:
+    with bench.run(name, *ONE) as run:
         if "F38" in wanted:
             run.until_waited("sync", 0, None)
             bench.observer.ask("fill", STORE_MIB)
@@ -73,7 +73,7 @@ def memory(bench: Bench, wanted: Sequence[str] = CELLS) -> None:
         if run.end():
             raise Late(f"the run did not come to its end:\n{run.output()[-3000:]}")
     bench.observer.ask("release")
-    _told(bench, found, bench.held(run, baseline, [], before))
+    _told(bench, found, bench.held(run, baseline, [], before, *ONE))
 
 
 def _told(bench: Bench, found: list[Outcome], held: Held) -> None:

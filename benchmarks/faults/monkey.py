@@ -102,7 +102,7 @@ def one(bench: Bench, run: Run, each: Planned) -> Struck | None:
         if each.how == "lose the node":
             node, at = node_of(bench, run, each.process), time.time()
             node.kill()
-            bench.nodes.add(POOL, CPUS)
+            bench.nodes.add(POOL, CPUS, wait=False)
             return at
         return kill(victim) if each.how == "kill" else kill_frozen(victim)
 

@@ -141,14 +141,17 @@ class Nodes:
         """The first node."""
         return self.nodes[0]
 
-    def add(self, pool: str, num_cpus: int = 1) -> Node:
+    def add(self, pool: str, num_cpus: int = 1, wait: bool = True) -> Node:
         """Start a node and wait until it has a raylet; Ray takes it in within the next second or two.
 
         Args:
             pool: value of its label.
             num_cpus: that it claims to have.
+            wait: False goes on at once.
         """
         node = self._start([f"--address={self.address}"], num_cpus, {"pool": pool})
+        if not wait:
+            return node
         self._until(lambda: any(process.name() == "raylet" for process in node.family()), node.log.read_text)
         return node
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from benchmarks.faults.bench import Bench, shm
-from benchmarks.faults.play import Late
-from benchmarks.faults.strikes import Strike, after, kill_frozen, outcomes, strike, tell, write_events, writing
+from benchmarks.faults.inject import kill_frozen
+from benchmarks.faults.strikes import Strike, after, finish, strike_all, writing
 
 CELLS = ("F1", "F2", "F3", "F4", "F7", "F8", "F9", "F10", "F13", "F14", "F25")
 STRIKES: Sequence[Strike] = (
@@ -34,14 +34,5 @@ def roles(bench: Bench, wanted: Sequence[str] = CELLS) -> None:
     """
     baseline, before, name = bench.baseline(), shm(), bench.fresh("roles")
     with bench.run(name) as run:
-        struck = []
-        for each in STRIKES:
-            if each.cell in wanted:
-                struck.append(strike(run, each))
-                tell(struck[-1])
-        if run.end():
-            raise Late(f"the run did not survive:\n{run.output()[-3000:]}")
-        write_events(bench, name, struck)
-        held = bench.held(run, baseline, [each.process for each in STRIKES if each.cell in wanted], before)
-        for outcome in outcomes(run, struck):
-            bench.record.outcome(outcome, held)
+        struck, wrong = strike_all(run, [each for each in STRIKES if each.cell in wanted])
+        finish(bench, run, baseline, before, struck, wrong)

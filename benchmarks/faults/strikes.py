@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -13,8 +12,9 @@ from typing import Any
 import psutil
 
 from benchmarks.faults.bench import Bench, Watch, in_words
-from benchmarks.faults.inject import kill, kill_frozen
-from benchmarks.faults.play import DRIVER, Run
+from benchmarks.faults.inject import kill
+from benchmarks.faults.invariants import Held
+from benchmarks.faults.play import DRIVER, Late, Run
 from benchmarks.faults.record import Outcome, seconds
 
 Trigger = Callable[[Run], object]
@@ -148,6 +148,28 @@ def held(run: Run, process: str | None) -> Iterator[None]:
         waiting.resume()
 
 
+def strike_all(run: Run, strikes: Sequence[Strike]) -> tuple[list[Struck], list[str]]:
+    """Do one fault after another until the run has ended.
+
+    Args:
+        run: that they are done to.
+        strikes: in order.
+
+    Returns:
+        What was seen of those that were done, and what went wrong: that the run did not survive one, or did something too late.
+    """
+    struck = list[Struck]()
+    for each in strikes:
+        try:
+            struck.append(strike(run, each))
+        except Late as late:
+            if run.process.poll() == 0:  # it was over before this one's moment
+                return struck, []
+            return struck, [f"{each.cell}: {str(late)[-1500:]}"]
+        tell(struck[-1])
+    return struck, []
+
+
 def tell(each: Struck) -> None:
     """A line for whoever watches."""
     strike = each.strike
@@ -201,11 +223,37 @@ def redone(run: Run, each: Struck, until: float = float("inf")) -> str:
     return in_words(later)
 
 
-def write_events(bench: Bench, name: str, struck: Sequence[Struck]) -> None:
-    """The times of a run's faults, for the picture."""
-    events = [{"cell": s.strike.cell, "process": s.strike.process, "at": s.at, "detected_s": s.detected_s,
-               "recovered_s": s.recovered_s} for s in struck]  # fmt: skip
-    (bench.storage / "runs" / name / "faults.json").write_text(json.dumps(events))
+def finish(
+    bench: Bench,
+    run: Run,
+    baseline: Path | None,
+    shared: set[str],
+    struck: Sequence[Struck],
+    wrong: Sequence[str],
+    *overrides: str,
+) -> Held:
+    """Wait for the end of a run, look at what holds, and write all its faults down.
 
+    Args:
+        bench: where.
+        run: that they were done to.
+        baseline: to compare bits with; None where the fault changes what is learned.
+        shared: names in /dev/shm before the run.
+        struck: the faults.
+        wrong: what went wrong already.
+        overrides: of the config.
 
-__all__ = ["Strike", "Struck", "after", "kill", "kill_frozen", "outcomes", "redone", "strike", "tell", "writing"]
+    Returns:
+        What holds.
+    """
+    code = run.end()
+    if code or wrong:
+        held = Held({"I5": (*wrong, f"the run ended with code {code}: {run.output()[-800:]}")})
+    else:
+        held = bench.held(run, baseline, [each.strike.process for each in struck], shared, *overrides)
+    for outcome in outcomes(run, struck):
+        bench.record.outcome(outcome, held)
+    if wrong:
+        cell = wrong[0].partition(":")[0]
+        bench.record.outcome(Outcome(cell, None, None, None, "the run ended"), held)
+    return held

@@ -12,13 +12,14 @@ import pytest
 from benchmarks.faults import numbers
 from benchmarks.faults.cells import CELLS, listed
 from benchmarks.faults.drivers import cut_checkpoint
+from benchmarks.faults.inject import kill, kill_frozen
 from benchmarks.faults.invariants import complete, nothing_left, same_bits, shared_memory, whole
 from benchmarks.faults.monkey import plan
 from benchmarks.faults.nodes import Node, Nodes
 from benchmarks.faults.observer import Observer
 from benchmarks.faults.play import Run
 from benchmarks.faults.record import Outcome
-from benchmarks.faults.strikes import Strike, Struck, after, kill, kill_frozen, strike, told, writing
+from benchmarks.faults.strikes import Strike, Struck, after, strike, told, writing
 from cluster.load_config import load_config
 from tests.cluster.command import TINY, Command
 
