@@ -6,7 +6,7 @@ import shutil
 import signal
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from benchmarks.faults.bench import ONE, Bench, again, shm
@@ -152,8 +152,33 @@ def drivers(bench: Bench, wanted: Sequence[str] = CELLS, downs: Sequence[Down] =
     """
     baseline, before, name = bench.baseline("baseline-one", *ONE), shm(), bench.fresh("drivers")
     mine = [down for down in downs if set(down.cells) & set(wanted)]
-    taken, dead = list[Taken](), None
-    for number, down in enumerate(mine):
+    taken = list[Taken]()
+    try:
+        run = chain(bench, name, mine, taken, wanted)
+        held = bench.held(run, baseline, [], before, *ONE)
+    except Late as late:
+        held = Held({"I5": (str(late)[-1500:],)})
+    tell(bench, taken, held, wanted)
+
+
+def chain(bench: Bench, name: str, downs: Sequence[Down], taken: list[Taken], wanted: Sequence[str]) -> Run:
+    """One start after another until the run is done.
+
+    Args:
+        bench: where.
+        name: of the run.
+        downs: the deaths, each of one start.
+        taken: is given how each start took the run up.
+        wanted: cells to play.
+
+    Returns:
+        The last start.
+
+    Raises:
+        Late: if the run does not go on.
+    """
+    dead: Down | None = None
+    for number, down in enumerate(downs):
         with bench.run(name, *ONE) as run:
             if number == 1 and "F54" in wanted:
                 run.until_said("Rondo run")  # it has the directory, and needs a while to start its roles
@@ -161,7 +186,7 @@ def drivers(bench: Bench, wanted: Sequence[str] = CELLS, downs: Sequence[Down] =
             taken.append(take_up(run, dead))
             run.until_stage(down.index, down.key)
             end(bench, run, down)
-            taken[-1] = Taken(dead, taken[-1].went_on_s, taken[-1].told_s, again(run))
+            taken[-1] = replace(taken[-1], lost=again(run))
         print(f"     driver ended after {down.key!r} of round {down.index}", flush=True)
         if down.number == signal.SIGTERM:
             for refusal in REFUSALS:
@@ -174,8 +199,7 @@ def drivers(bench: Bench, wanted: Sequence[str] = CELLS, downs: Sequence[Down] =
         taken.append(take_up(run, dead))
         if run.end():
             raise Late(f"the run did not come to its end:\n{run.output()[-3000:]}")
-        held = bench.held(run, baseline, [], before, *ONE)
-    tell(bench, taken, held, wanted)
+    return run
 
 
 def take_up(run: Run, dead: Down | None) -> Taken:

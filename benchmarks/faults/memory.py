@@ -8,9 +8,8 @@ from dataclasses import dataclass
 
 import psutil
 
-from benchmarks.faults.bench import ONE, Bench, again, shm
+from benchmarks.faults.bench import ONE, Bench, Watch, again, said, shm
 from benchmarks.faults.inject import starve
-from benchmarks.faults.invariants import Held
 from benchmarks.faults.nodes import STORE_BYTES
 from benchmarks.faults.play import Late, Run
 from benchmarks.faults.record import Outcome
@@ -18,7 +17,7 @@ from benchmarks.faults.strikes import Trigger, after
 
 CELLS = ("F33", "F34", "F35", "F36", "F37", "F38")
 STORE_MIB = 400
-SPARE_MIB = -1
+SPARE_MIB, HEARD_S = -1, 6.0
 """Less than it has: it keeps that, and whatever it asks for is refused."""
 
 
@@ -40,16 +39,17 @@ class Starved:
 
 
 STARVED: Sequence[Starved] = (
-    Starved("F35", "reward-0", after("sample_meta"), "reward-0"),
-    Starved("F34", "scorer-0", after("sample"), "scorer-0"),
-    Starved("F36", "learner-0", after("score"), "learner-0"),
-    Starved("F33", "rollout-0", after("sync"), "rollout-0"),
-    Starved("F37", "driver", after("score"), "[Mm]emory"),
+    Starved("F35", "reward-0", after("sample_meta"), "(lost|failed).*reward-0|reward-0.*failed"),
+    Starved("F34", "scorer-0", after("sample"), "(lost|failed).*scorer-0|scorer-0.*failed"),
+    Starved("F36", "learner-0", after("score"), "(lost|failed).*learner-0|learner-0.*failed"),
+    Starved("F33", "rollout-0", after("sync"), "(lost|failed).*rollout-0|rollout-0.*failed"),
+    Starved("F37", "driver", after("score"), "[Mm]emory|bad_alloc|[Cc]annot allocate|can.t (start|allocate)"),
 )
 
 
 def memory(bench: Bench, wanted: Sequence[str] = CELLS) -> None:
-    """Starve one process after another; each time the run must survive, or end by name and go on with the same command.
+    """Fill the object store beside a run, then starve one process after another: the run must survive each, or end by name and go
+    on with the same command.
 
     Args:
         bench: where.
@@ -57,29 +57,29 @@ def memory(bench: Bench, wanted: Sequence[str] = CELLS) -> None:
     """
     baseline, before, name = bench.baseline("baseline-one", *ONE), shm(), bench.fresh("memory")
     found: list[Outcome] = []
-    for each in STARVED:
-        if each.cell in wanted:
-            with bench.run(name, *ONE) as run:
-                found.append(starved(run, each))
-            if run.process.returncode == 0:  # it survived to its end: the next one is done to another run
-                _told(bench, found, bench.held(run, baseline, [], before, *ONE))
-                name = bench.fresh(f"memory-{each.cell.lower()}")
-    with bench.run(name, *ONE) as run:
-        if "F38" in wanted:
-            run.until_waited("sync", 0, None)
-            bench.observer.ask("fill", STORE_MIB)
-            note = f"{STORE_MIB} MiB put beside the run into stores of {STORE_BYTES >> 20} MiB"
-            found.append(Outcome("F38", None, None, None, "nothing", note))
-        if run.end():
-            raise Late(f"the run did not come to its end:\n{run.output()[-3000:]}")
+    waiting = [each for each in STARVED if each.cell in wanted]
+    for start in range(len(waiting) + 2):
+        with bench.run(name, *ONE) as run:
+            if start == 0 and "F38" in wanted:
+                run.until_said("Round 1 of")
+                bench.observer.ask("fill", "all", STORE_MIB)
+                note = f"{STORE_MIB} MiB put beside the run into its node's store of {STORE_BYTES >> 20} MiB"
+                found.append(Outcome("F38", None, None, None, "nothing", note))
+            while waiting and run.process.poll() is None:
+                try:
+                    found.append(starved(run, waiting[0]))
+                except Late as late:
+                    if run.process.poll() is None:
+                        raise
+                    print(f"     {waiting[0].cell}: {str(late).splitlines()[0]}", flush=True)
+                waiting.pop(0)
+            if run.end() == 0:
+                break
     bench.observer.ask("release")
-    _told(bench, found, bench.held(run, baseline, [], before, *ONE))
-
-
-def _told(bench: Bench, found: list[Outcome], held: Held) -> None:
+    held = bench.held(run, baseline, [], before, *ONE)
     for outcome in found:
-        bench.record.outcome(outcome, held)
-    found.clear()
+        wrong = [] if outcome.detected_s is not None or outcome.cell == "F38" else ["nothing says that it had no memory"]
+        bench.record.outcome(outcome, held.also({"I6": wrong}))
 
 
 def starved(run: Run, each: Starved) -> Outcome:
@@ -92,10 +92,14 @@ def starved(run: Run, each: Starved) -> Outcome:
     each.when(run)
     victim = psutil.Process(run.process.pid) if each.process == "driver" else run.role(each.process)
     starve(victim, SPARE_MIB)
-    at = time.time()
-    code = run.end()
+    at, deadline = time.time(), time.monotonic() + HEARD_S
+    while run.when(each.says, at) is None and run.process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    run.listener.join(1)
     told = run.when(each.says, at)
-    if told is None and code:
-        raise Late(f"{each.cell}: code {code}, and nothing like {each.says!r}:\n{run.output()[-3000:]}")
-    what = f"ended with code {code}; the same command went on" if code else "the run went on to its end"
-    return Outcome(each.cell, None if told is None else told - at, None, None, again(run), what)
+    if told is None:
+        return Outcome(each.cell, None, None, None, "nothing", f"it worked on with what it had for {HEARD_S:g} s")
+    line = next(line.text for line in run.said if line.at == told)
+    back = Watch(run, each.process, at).recovered() if run.when(said("lost", each.process), at) else None
+    what = "the run ended; the same command went on" if run.process.poll() else "the run went on"
+    return Outcome(each.cell, told - at, back, None, again(run), f"{what}: {line.strip()[:160]}")

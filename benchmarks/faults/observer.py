@@ -1,4 +1,4 @@
-"""Somebody who stays connected to the cluster and answers questions about it, or takes its room away; one JSON line each.
+"""Somebody who stays connected to the cluster and answers questions about it, or fills its store; one JSON line each.
 
 python -m benchmarks.faults.observer HOST:PORT
 """
@@ -28,8 +28,11 @@ def serve(address: str) -> None:
     held: list[Any] = []
 
     class Squatter:
-        def here(self) -> bool:
-            return True
+        def fill(self, mib: int) -> int:
+            import numpy
+
+            self.held = [ray.put(numpy.zeros(8 << 20, dtype=numpy.uint8)) for _ in range(mib // 8)]
+            return len(self.held)
 
     remote: Any = ray.remote(Squatter)
 
@@ -41,21 +44,13 @@ def serve(address: str) -> None:
     def nodes() -> dict[str, bool]:
         return {node["NodeID"]: node["Alive"] for node in ray.nodes()}
 
-    def occupy(label: str, cpus: float) -> bool:
-        squatter = remote.options(num_cpus=cpus, label_selector={"pool": label}).remote()
-        held.append(squatter)
-        return bool(ray.get(squatter.here.remote(), timeout=60))
-
-    def fill(mib: int) -> int:
-        import numpy
-
-        held.extend(ray.put(numpy.zeros(8 << 20, dtype=numpy.uint8)) for _ in range(mib // 8))
-        return len(held)
+    def fill(label: str, mib: int) -> int:
+        held.append(remote.options(num_cpus=0, label_selector={"pool": label}).remote())
+        return int(ray.get(held[-1].fill.remote(mib), timeout=120))
 
     def release() -> None:
-        for thing in held:
-            if not isinstance(thing, ray.ObjectRef):
-                ray.kill(thing)
+        for squatter in held:
+            ray.kill(squatter)
         held.clear()
 
     def drain(node: str, seconds: float) -> bool:
@@ -69,7 +64,7 @@ def serve(address: str) -> None:
             raise RuntimeError(str(why))
         return bool(took)
 
-    answers: dict[str, Any] = {"room": room, "nodes": nodes, "occupy": occupy, "fill": fill, "release": release, "drain": drain}
+    answers: dict[str, Any] = {"room": room, "nodes": nodes, "fill": fill, "release": release, "drain": drain}
     print(json.dumps("ready"), flush=True)
     for line in sys.stdin:
         what, arguments = json.loads(line)
@@ -97,7 +92,7 @@ class Observer:
         """Ask, and wait for the answer.
 
         Args:
-            what: room, nodes, occupy, fill, release or drain.
+            what: room, nodes, fill, release or drain.
             arguments: of that.
         """
         assert self.process.stdin is not None
