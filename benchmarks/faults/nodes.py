@@ -73,7 +73,7 @@ class Node:
 
     def node_id(self) -> str:
         """Ray's id of it, as its raylet was told."""
-        told = [word.split("=", 1)[1] for word in self.raylet().cmdline() if word.startswith("--node_id=")]
+        told = [word.split("=", 1)[1] for word in self.raylet().cmdline() if word.startswith(("--node_id=", "--node-id="))]
         return told[0] if told else ""
 
     def kill(self) -> None:
