@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Sequence
 
 import psutil
 
-from benchmarks.faults.bench import Bench, Watch, again, shm
+from benchmarks.faults.bench import Bench, Watch, again, said, shm
 from benchmarks.faults.nodes import Node
 from benchmarks.faults.play import Late, Run
 from benchmarks.faults.record import Outcome
@@ -60,6 +61,7 @@ def losses(bench: Bench, wanted: Sequence[str]) -> None:
                 node = node_of(bench, run, process)
                 at = time.time()
                 if how == "stop":
+                    hold_until_lost(run, process)
                     node.raylet().suspend()
                 else:
                     node.kill()
@@ -74,7 +76,7 @@ def losses(bench: Bench, wanted: Sequence[str]) -> None:
             Strike("F22", "rollout-0", after("score"), lose("rollout-0", "stop")),
         ]
         struck, wrong = strike_all(run, [each for each in mine if each.cell in wanted])
-        run.end()
+        run.end(300)
         for node in bench.nodes.alive():
             for member in node.family():
                 if member.status() == "stopped":
@@ -82,9 +84,30 @@ def losses(bench: Bench, wanted: Sequence[str]) -> None:
         finish(bench, run, baseline, before, struck, wrong, *APART)
 
 
+def hold_until_lost(run: Run, process: str) -> None:
+    """Let the learner stand still until a process is said to be lost, or the small run would be over before.
+
+    Args:
+        run: that they belong to.
+        process: by name.
+    """
+    at, learner = time.time(), run.role("learner-0")
+    learner.suspend()
+
+    def resume() -> None:
+        until = time.monotonic() + 60
+        while run.when(said("lost", process), at) is None and time.monotonic() < until:
+            time.sleep(0.02)
+        learner.resume()
+
+    threading.Thread(target=resume, daemon=True).start()
+
+
 def growth(bench: Bench) -> None:
     """A node comes in the middle of a round, an engine on it takes part, and the node is drained."""
     before, name = shm(), bench.fresh("grows")
+    for spare in [node for node in bench.nodes.alive() if node.labels["pool"] == ENGINES][1:]:
+        spare.kill()
     with bench.run(name, *APART, *LONG) as run:
         run.until_waited("sync", 0, 1)
         at = time.time()
@@ -144,14 +167,14 @@ def no_room(bench: Bench) -> None:
         detected = watch.detected()
         code = run.end()
         took = time.time() - at
-        said = run.when(r"wait_limit_s", at) is not None
+        named = run.when(r"wait_limit_s", at) is not None
     bench.nodes.add(TRAINERS, POOLS[TRAINERS])
     with bench.run(name, *APART) as run:
         if run.end():
             raise Late(f"the run did not go on when there was room:\n{run.output()[-3000:]}")
         held = bench.held(run, bench.baseline(), [], before, *APART)
         twice = again(run)
-    wrong = () if code and said else (f"code {code}, resources.wait_limit_s not named",)
+    wrong = () if code and named else (f"code {code}, resources.wait_limit_s not named",)
     late = () if took < detected + WAIT_S + 15 else (f"ended after {took:.0f} s",)
     note = f"ended with code {code} after {took:.1f} s (limit {WAIT_S:g} s); the same command went on when there was room"
     bench.record.outcome(Outcome("F53", detected, None, None, twice, note), held.also({"I5": late, "I6": wrong}))

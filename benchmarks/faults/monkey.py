@@ -124,6 +124,18 @@ def one(bench: Bench, run: Run, each: Planned) -> Struck | None:
     return Struck(Strike("F56", each.process, lambda run: None), at, detected, recovered, f"{each.how} after {each.phase}")
 
 
+NOTHING: Mapping[str, Any] = {
+    "detected_s": [], "recovered_s": [], "lost": [], "seconds": None, "undisturbed_s": None, "goodput": None, "stale_refused": 0,
+    "duplicates": 0, "held": False,
+}  # fmt: skip
+"""Of a run that did not come to its end."""
+
+
+def percent(share: float | None) -> str:
+    """For the table."""
+    return "-" if share is None else f"{share:.0%}"
+
+
 def undisturbed(bench: Bench) -> float:
     """What the rounds take without a fault, on this machine: of the baseline's timeline, s."""
     import json
@@ -144,11 +156,19 @@ def monkey(bench: Bench, seeds: int) -> None:
     for seed in range(seeds):
         if seed not in done:
             began = time.time()
-            row = play(bench, seed)
+            try:
+                row = play(bench, seed)
+            except Late as late:
+                row = {
+                    **NOTHING,
+                    "seed": seed,
+                    "faults": [asdict(each) for each in plan(seed)],
+                    "invariants": {"I5": str(late)[-1500:]},
+                }
             bench.record.write("monkey", row)
             faults = ", ".join(f"{f['how']} {f['process']} after {f['phase']}" for f in row["faults"])
             state = "all invariants held" if row["held"] else f"BROKEN {row['invariants']}"
-            print(f"seed {seed}: {faults}: goodput {row['goodput']:.0%}, {state}; {time.time() - began:.0f} s", flush=True)
+            print(f"seed {seed}: {faults}: goodput {percent(row['goodput'])}, {state}; {time.time() - began:.0f} s", flush=True)
 
 
 def goodput(bench: Bench, process: str, rounds: int = 10) -> None:
@@ -191,7 +211,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
         wrong = [f"{key}: {words}" for key, words in row["invariants"].items() if words != "held"]
         lines.append(
             f"| {row['seed']} | {faults} | {', '.join(detected)} | {', '.join(recovered)} | {'; '.join(row['lost'])} | "
-            f"{row['goodput']:.0%} | {row['stale_refused']:g} | {row['duplicates']} | {'; '.join(wrong) or 'held'} |"
+            f"{percent(row['goodput'])} | {row['stale_refused']:g} | {row['duplicates']} | {'; '.join(wrong) or 'held'} |"
         )
     return "\n".join(lines)
 

@@ -246,7 +246,7 @@ def finish(
     Returns:
         What holds.
     """
-    code = run.end()
+    code = run.end(300)
     if code or wrong:
         held = Held({"I5": (*wrong, f"the run ended with code {code}: {run.output()[-800:]}")})
     else:
