@@ -72,7 +72,7 @@ def play(options: argparse.Namespace, storage: Path) -> list[str]:
     """
     record, failed = Record(options.results, options.label), list[str]()
     there = {row["cell"] for row in record.rows("cell")}
-    wanted = [name for name in listed(options.cells) if name not in there]
+    wanted = [name for name in listed(options.cells) if options.cells or name not in there]
     orders = storage / "orders"
     orders.mkdir(exist_ok=True)
     cannot = {"disks": disks.reason()}
@@ -134,7 +134,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("--cells", default="", metavar="F1,F7,...", help="of the matrix (default: all)")
+    parser.add_argument("--cells", default="", metavar="F1,F7,...", help="of the matrix, again (default: all not there yet)")
     parser.add_argument("--seeds", type=int, default=20, help="monkey runs (default 20)")
     parser.add_argument("--kills", type=int, default=200, help="SIGKILLs inside writes (default 200)")
     parser.add_argument("--goodput", nargs="*", default=["rollout-0", "learner-0"], metavar="PROCESS",

@@ -25,6 +25,8 @@ NOT_LEARNED = ("journal.jsonl", "manifest.json")
 PLAYED = ("policy", "reward", "evaluation", "validation")
 """Phases of metrics.jsonl whose rows say what was learned; the others say how fast."""
 LEAVE_S = 20.0
+WORDS = 1000
+"""Most characters of what is written down of an invariant that does not hold; a run's last words are at the end."""
 ACTORS = re.compile(r"^ray::(RolloutEngine|RewardTrainer|EnsembleScorer|PolicyLearner|Preparer|ElasticEngines)\b")
 
 
@@ -40,7 +42,8 @@ class Held:
 
     def words(self) -> dict[str, str]:
         """For the table and the results."""
-        return {name: "held" if not wrong else "; ".join(wrong[:3]) for name, wrong in self.wrong.items()}
+        said = {name: " ".join("; ".join(wrong[:3]).split())[-WORDS:] for name, wrong in self.wrong.items()}
+        return {name: words or "held" for name, words in said.items()}
 
     @property
     def all(self) -> bool:

@@ -14,6 +14,8 @@ from benchmarks.faults.cells import CELLS
 from benchmarks.faults.invariants import Held
 from cluster.run_directory import versions
 
+SHOWN = 160
+"""Characters of an invariant that does not hold, in the table."""
 RESULTS = Path(__file__).parents[1] / "results" / "faults.jsonl"
 
 
@@ -132,7 +134,7 @@ def table(rows: Sequence[Mapping[str, Any]], missing: Mapping[str, str]) -> str:
             lines.append(f"{head} | | | {missing[name] if name in missing else 'not run yet'} | |")
             continue
         row = last[name]
-        wrong = [f"{key}: {words}" for key, words in row["invariants"].items() if words != "held"]
+        wrong = [f"{key}: {words[:SHOWN]}" for key, words in row["invariants"].items() if words != "held"]
         times = " | ".join(seconds(row[key]) for key in ("detected_s", "recovered_s", "beyond_s"))
         lines.append(f"{head} {times} | {row['lost']} | {'held' if not wrong else '; '.join(wrong)} |")
     return "\n".join(lines)
