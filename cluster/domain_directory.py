@@ -20,7 +20,7 @@ from typing import Any
 
 import yaml
 
-from actors.customize import ADAPTER, MODEL
+from actors.customize import ADAPTER, MODEL, REPORT
 from cluster.config import RunConfig
 from cluster.differences import flat, refuse_differences
 from cluster.durable import commit_directory, write_file
@@ -32,8 +32,11 @@ from tokens.errors import UserError
 
 CARD, RESULTS, KIND, BEGUN = "card.json", "results.jsonl", "domains", "data.json"
 FOLDER = "domains"
-SPEED = ("resources", "storage", "scratch", "rounds", "rollout", "policy", "dpo", "evaluation", "meta", "scorer", "strength")
-"""Sections of the config that change nothing about what is learned here."""
+SPEED = (
+    "resources", "storage", "scratch", "rounds", "rollout", "policy", "dpo", "evaluation", "meta", "scorer", "strength",
+    "guards", "faults",
+)  # fmt: skip
+"""Sections of the config that change nothing about what is learned here, or may change while it is: how much goes wrong."""
 GROWING = ("customize.seeds", "customize.strategies.")
 """What may be added to a directory that is there: further seeds and strategies."""
 
@@ -82,22 +85,26 @@ class DomainDirectory:
             write_file(self.path / "versions.json", json.dumps(versions(), indent=1))
             yield self
 
-    def refuse_other_data(self, fingerprint: str) -> None:
-        """Stop if what is there was trained on other data; note what data it is.
+    def refuse_other_inputs(self, fingerprint: str, base: Path) -> None:
+        """Stop if what is there was trained on other data or from another base model; note what they are.
 
         Args:
             fingerprint: of the data.
+            base: directory of the base model.
 
         Raises:
-            UserError: if it was.
+            UserError: if it was; naming which.
         """
-        begun = self.path / BEGUN
-        if begun.is_file() and json.loads(begun.read_text())["sha256"] != fingerprint:
-            raise UserError(
-                f"the data sets are not those that {self.path} was begun with, although the config is the same: put the old "
-                "files back, choose another name, or remove the directory"
-            )
-        write_file(begun, json.dumps({"sha256": fingerprint}))
+        begun, dtype = self.path / BEGUN, self.config.resources.reward.dtype
+        here = {"data sets": fingerprint, "base model": digest_of([base]), "resources.reward.dtype": dtype}
+        if begun.is_file():
+            there = json.loads(begun.read_text())
+            if other := [name for name in here if there[name] != here[name]]:
+                raise UserError(
+                    f"not those that {self.path} was begun with: {', '.join(other)}, although the config is the same otherwise. "
+                    "Put the old ones back, choose another name, or remove the directory"
+                )
+        write_file(begun, json.dumps(here))
 
     def _tree(self) -> dict[str, Any]:
         return self.config.model_dump(mode="json")
@@ -169,8 +176,8 @@ def find_domain(root: Path, name: str) -> DomainModel:
     directory = found[0]
     if (directory / MODEL).is_dir():
         return DomainModel(domain, directory / MODEL, None)
-    card = json.loads((directory / "stage.json").read_text())
-    return DomainModel(domain, Path(card["base"]), directory / ADAPTER)
+    origin = json.loads((directory / REPORT).read_text())["origin"]
+    return DomainModel(domain, directory.parents[3] / origin, directory / ADAPTER)
 
 
 def with_domain_reward(config: RunConfig, root: Path) -> RunConfig:
@@ -188,10 +195,28 @@ def with_domain_reward(config: RunConfig, root: Path) -> RunConfig:
     """
     if config.scorer.reward_model is None:
         return config
-    kind, _, name = config.scorer.reward_model.partition(":")
+    begun = _taken_before(config, root)
+    return config.model_copy(
+        update={"reward": config.reward.model_copy(update={"base": begun or str(_resolved(config.scorer.reward_model, root))})}
+    )
+
+
+def _resolved(reward_model: str, root: Path) -> Path:
+    kind, _, name = reward_model.partition(":")
     cache = root / "cache"
-    exported = export(find_domain(root, name), cache) if kind == "domain" else export_all(find_domains(root, name), cache)
-    return config.model_copy(update={"reward": config.reward.model_copy(update={"base": str(exported)})})
+    return export(find_domain(root, name), cache) if kind == "domain" else export_all(find_domains(root, name), cache)
+
+
+def _taken_before(config: RunConfig, root: Path) -> str | None:
+    """What a run that is there already has taken for the same name: another model of this name may have been made since."""
+    path = root / "runs" / config.name / "config.yaml"
+    if not path.is_file():
+        return None
+    there = flat(yaml.safe_load(path.read_text()))
+    name, taken = "scorer.reward_model", "reward.base"
+    if name not in there or there[name] != config.scorer.reward_model or not Path(there[taken]).is_dir():
+        return None
+    return str(there[taken])
 
 
 def export(found: DomainModel, cache: Path) -> Path:
@@ -206,7 +231,7 @@ def export(found: DomainModel, cache: Path) -> Path:
     """
     if found.adapter is None:
         return found.backbone
-    target = cache / f"domain-{_digest_of([found.backbone, found.adapter])}"
+    target = cache / f"domain-{digest_of([found.backbone, found.adapter])}"
     if target.is_dir():
         return target
     import torch
@@ -270,7 +295,7 @@ def export_all(found: Sequence[DomainModel], cache: Path) -> Path:
         The directory.
     """
     adapters = [(model.name, model.adapter) for model in found if model.adapter is not None]
-    target = cache / f"domains-{_digest_of([found[0].backbone, *(path for _, path in adapters)])}"
+    target = cache / f"domains-{digest_of([found[0].backbone, *(path for _, path in adapters)])}"
     if target.is_dir():
         return target
     partial = target.with_name(f".{target.name}.partial")
@@ -282,9 +307,18 @@ def export_all(found: Sequence[DomainModel], cache: Path) -> Path:
     return target
 
 
-def _digest_of(folders: Sequence[Path]) -> str:
+def digest_of(folders: Sequence[Path]) -> str:
+    """Of all weights and configs of models.
+
+    Args:
+        folders: of the models.
+
+    Returns:
+        The first 12 hexadecimal digits of a SHA-256.
+    """
     digest = hashlib.sha256()
-    for file in (file for folder in folders for file in sorted(folder.glob("*.safetensors"))):
+    files = [file for folder in folders for kind in ("*.safetensors", "*config.json") for file in sorted(folder.glob(kind))]
+    for file in files:
         with file.open("rb") as stream:
             digest.update(hashlib.file_digest(stream, "sha256").digest())
     return digest.hexdigest()[:12]
