@@ -36,6 +36,7 @@ from rm.config import MetaConfig, ScorerConfig
 from rm.domain_bank import ADAPTERS, open_bank
 from rm.model import RewardModel
 from sandbox.tokenizer import make_tokenizer
+from sandbox.world import World
 from tests.cluster.command import TINY, Command
 from tests.cluster.refused import refused
 from tokens.errors import UserError
@@ -216,6 +217,30 @@ def test_a_stage_that_died_goes_on_and_ends_the_same(
         got, expected = (load_file(folder / MODEL / name) for folder in (job.directory, there))
         assert got.keys() == expected.keys() and all(torch.equal(got[key], value) for key, value in expected.items())
     assert [path.name for path in job.directory.parent.iterdir()] == [job.directory.name]  # checkpoints are gone
+
+
+@pytest.mark.parametrize(
+    ("strategy", "lora"), [({"penalty": "ewc", "penalty_coef": 10.0, "rehearsal": 0.5}, 0), ({"domain_imitation": 0.1}, 2)]
+)
+def test_a_domain_stage_that_died_goes_on_and_ends_the_same(
+    material: dict[str, Any], rank: Rank, tmp_path: Path, strategy: dict[str, Any], lora: int
+) -> None:
+    reports, kept = [], []
+    for name, die_at in (("whole", None), ("cut", 16)):
+        config = configured(material, tmp_path / name, strategies={"one": strategy}, lora={"rank": lora}, fisher_queries=8)
+        directory = DomainDirectory(config)
+        with directory.open():
+            data = load_data(config, tmp_path / name, Console())
+            stages = Stages(config, directory, data)
+            fitted(rank, stages.general()[0], data)
+            job = stages.domains()[0]
+            if die_at is not None:
+                with pytest.raises(Killed):
+                    fitted(rank, job, data, die_at=die_at)
+            reports.append(fitted(rank, job, data))
+        kept.append(load_file(next(job.directory.glob("*/*model.safetensors"))))
+    assert [report.resumed_at for report in reports] == [0, 8] and reports[0].looks == reports[1].looks
+    assert kept[0].keys() == kept[1].keys() and all(torch.equal(kept[1][key], value) for key, value in kept[0].items())
 
 
 def test_a_strategy_that_imitates_may_be_added(material: dict[str, Any], rank: Rank, tmp_path: Path) -> None:
@@ -404,8 +429,10 @@ def test_prompts_of_a_domain_without_an_adapter_are_refused_before_anything_star
     check()
     with pytest.raises(UserError, match="no reward model for the domain 'garden'; there are cooking, travel"):
         check(policy={"prompts": "sandbox:cooking,garden"})
-    with pytest.raises(UserError, match="evaluation prompts, at least 2 are needed to measure its unit"):
-        check(evaluation={"num_prompts": 2})
+    for name in World(checked(tree, "test").world).train_domains:
+        (tmp_path / "base" / ADAPTERS / name).mkdir(exist_ok=True)
+    with pytest.raises(UserError, match="of the 8 evaluation prompts, at least 2 are needed to measure its unit"):
+        check(policy={}, evaluation={"num_prompts": 8})
 
 
 def test_words_for_a_strategy(material: dict[str, Any], tmp_path: Path) -> None:
