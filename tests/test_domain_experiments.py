@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import domains as bench
-from benchmarks.experiments.domain_bases import SHAPE, held_out_prompts, with_domain_texts
+from benchmarks.experiments.domain_bases import SHAPE, dsp_bases, held_out_prompts, with_domain_texts
 from benchmarks.experiments.domain_choice import at_rate, without_reported
 from benchmarks.experiments.domain_claims import BASE_CLAIMS, CLAIMS, judged, merged, per_seed
 from benchmarks.experiments.domains import RECIPES, arm_seconds, on_base, with_seed
@@ -19,6 +19,7 @@ from policy.sft import make_model, train_tokenizer
 from preferences.config import DataConfig
 from preferences.load import load_preferences
 from preferences.queries import DSP_PROMPT, load_queries
+from tokens.errors import UserError
 
 
 def run_of(kept: dict[str, list[float]]) -> DomainRun:
@@ -109,6 +110,13 @@ def test_the_real_recipe_has_the_data_that_its_strategies_ask_for(shared_data: P
     trained = {query.prompt_ids for each in (*data.general, *data.domains) for query in each.train}
     assert not trained & {query.prompt_ids for each in (*data.general, *data.domains) for query in each.test}
     assert all(len(each.train) > 340 and len(each.test) > 80 for each in data.domains)
+
+
+def test_bases_of_one_name_are_refused(tmp_path: Path) -> None:
+    recipe = load_config(RECIPES["dsp"])
+    for given, name in (((tmp_path / "a" / "small", tmp_path / "b" / "small"), "small"), ((tmp_path / "encoder",), "encoder")):
+        with pytest.raises(UserError, match=f"two bases are named {name}, and results go by the name"):
+            dsp_bases(recipe, tmp_path, given)
 
 
 def test_what_is_chosen_on_has_no_query_that_is_reported(shared_data: Path, tmp_path: Path) -> None:

@@ -92,9 +92,11 @@ def dsp_bases(
         backbones: the user's own.
         wanted: names of those to make; None = all.
     """
-    names = [path.name for path in backbones]
+    names = [path.name for path in backbones] + ["decoder", "decoder, tuned", "encoder"]
     if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise UserError(f"two --backbone directories are named {', '.join(twice)}, and results go by that name: rename one")
+        raise UserError(
+            f"two bases are named {', '.join(twice)}, and results go by the name of a --backbone's directory: rename one"
+        )
     own = cache / f"seed_{config.seed}"
     own.mkdir(parents=True, exist_ok=True)
     out = held_out_prompts(config)

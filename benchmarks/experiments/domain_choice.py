@@ -6,8 +6,8 @@
 In the sandbox: a world of a seed that `benchmarks.experiments.domains` does not report. On dsp: the queries that none of the
 reported seeds holds out, split anew; written to --cache. First the learning rates of both stages, as multiples of the recipe's,
 by general fine-tuning and then the domain alone; at the best of them the coefficients of imitation, L2-to-start and elastic
-weight consolidation, each by the mean of general and domain accuracy at the end. Prints every candidate and appends all of them to
-benchmarks/results/domains_choice.jsonl; the recipes are then changed by hand.
+weight consolidation, each by the mean of general and domain accuracy at the end. Prints every candidate and appends all of
+them to benchmarks/results/domains_choice.jsonl; the recipes are then changed by hand.
 """
 
 from __future__ import annotations
