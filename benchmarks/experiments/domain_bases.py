@@ -95,7 +95,7 @@ def dsp_bases(
     names = [path.name for path in backbones] + ["decoder", "decoder, tuned", "encoder"]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise UserError(
-            f"two bases are named {', '.join(twice)}, and results go by the name of a --backbone's directory: rename one"
+            f"two bases are named {', '.join(twice)}, and results go by the name of a --backbone's folder: rename one"
         )
     own = cache / f"seed_{config.seed}"
     own.mkdir(parents=True, exist_ok=True)

@@ -14,7 +14,7 @@ the queries, with the bases made anew from its training part. Differences are pa
 for other data, not for another order of the same.
 
 It is the command `customize` that does the work, so the same command again continues where it stopped. Keys after the options go
-into the recipe (`--customize.seeds`, `--world.num_pairs`, ...). Prints each table, what the claims came to, and the CPU seconds
+into the recipe (`--seed`, `--world.num_pairs`, ...). Prints each table, what the claims came to, and the CPU seconds
 of an arm; appends to benchmarks/results/domains_strategies.jsonl. Length alone stands in every table.
 """
 
