@@ -13,7 +13,7 @@ from cluster.config import RunConfig
 from cluster.console import Console
 from cluster.denoising import check_strengths, ensure_strengths, in_words
 from cluster.disk import check_space
-from cluster.domain_directory import with_domain_reward
+from cluster.domain_models import with_domain_reward
 from cluster.inputs import Source, check_batches, check_domains, check_stopping, open_source
 from cluster.judging import comparable
 from cluster.model_sizes import model_size

@@ -24,7 +24,8 @@ from cluster.config import RunConfig
 from cluster.console import Console
 from cluster.customize import Stages, _write, in_words, is_done
 from cluster.domain_data import DomainData, check_settings, load_data
-from cluster.domain_directory import DomainDirectory, export, export_all, find_domain, find_domains, with_domain_reward
+from cluster.domain_directory import DomainDirectory
+from cluster.domain_models import export, export_all, find_domain, find_domains, with_domain_reward
 from cluster.durable import commit_directory
 from cluster.inputs import check_domains, open_source
 from cluster.load_config import checked
