@@ -87,7 +87,7 @@ def at_rate(config: RunConfig, rate: float, strategies: Mapping[str, StrategyCon
     """
     customize = config.customize
     general, domain = (s.model_copy(update={"lr": rate * s.lr}) for s in (customize.general_stage, customize.domain_stage))
-    changed = {"general_stage": general, "domain_stage": domain, "strategies": dict(strategies), "general_queries": None}
+    changed = {"general_stage": general, "domain_stage": domain, "strategies": dict(strategies)}
     return config.model_copy(update={"name": f"{config.name}-choice-{rate:g}", "customize": customize.model_copy(update=changed)})
 
 
