@@ -60,6 +60,7 @@ class ElasticEngines:
         identities: of these.
         request: what the whole run needs while it samples.
         deadline_s: longest that an engine may go without progress; one that does is ended, and its place filled again.
+        incarnation: of this process; what another one before it has named may be there for a while.
     """
 
     def __init__(
@@ -71,8 +72,10 @@ class ElasticEngines:
         identities: Sequence[Identity],
         request: Request,
         deadline_s: float,
+        incarnation: int = 1,
     ) -> None:
         log_to(log_path)
+        self.incarnation = incarnation
         self.run, self.request, self.deadline_s = run, request, deadline_s
         self.chairs = [Chair(seat) for seat in seats]
         for chair, engine, identity in zip(self.chairs, engines, identities, strict=False):  # the extra seats are empty
@@ -81,6 +84,7 @@ class ElasticEngines:
         self.asked: dict[int, _Asked] = {}
         self.parcels: Parcels | None = None
         self.version: int | None = None
+        self.num_loads = 0
         self.events: list[Event] = []
         self.drained: dict[str, float] = {}
         self.open = False
@@ -140,7 +144,7 @@ class ElasticEngines:
             version: of the policy.
         """
         self._check()
-        self.parcels, self.version = parcels, version
+        self.parcels, self.version, self.num_loads = parcels, version, self.num_loads + 1
         await asyncio.gather(*(self._reload(chair) for chair in self.chairs if chair.serving))
         return version
 
@@ -244,13 +248,15 @@ class ElasticEngines:
             async with self.change:  # a bundle of the placement group stays on its node until that has gone
                 await self.change.wait_for(lambda: chair.identity is None or chair.seat.extra or not self._drains(chair))
             chair.identity, chair.engines = None, chair.engines + 1
-            name = chair.seat.actor_name + (f".{chair.engines}" if chair.engines > 1 else "")
+            name = chair.seat.name_of(self.incarnation, chair.engines)
             chair.engine = chair.seat.actor_class.options(name=name, **chair.seat.options).remote(*chair.seat.arguments)
             await self._note("asked", chair)
             chair.identity = await self._answer(chair.engine.identity.remote())
-        while chair.version != self.version:
+        while chair.num_loads != self.num_loads:  # a version may come again with other weights, after a step was undone
+            number = self.num_loads
             try:
                 chair.version = await self._answer(chair.engine.load.remote(self.parcels, self.version))
+                chair.num_loads = number
             except RayTaskError as error:
                 raise EngineLost(f"it could not load policy version {self.version}: {in_words(error)}") from error
         if chair.identity is None or not chair.identity.node:  # it was asked for by whoever made this pool
@@ -297,7 +303,7 @@ class ElasticEngines:
         return bool(chair.leaving) or (bool(chair.draining) and others)
 
     async def _reload(self, chair: Chair) -> None:
-        engine, version = chair.engine, self.version
+        engine, version, number = chair.engine, self.version, self.num_loads
         try:
             loaded = await self._answer(engine.load.remote(self.parcels, version))
         except EngineLost as lost:
@@ -306,7 +312,7 @@ class ElasticEngines:
                 await self._tell_all()
         else:
             if chair.engine is engine:
-                chair.version = loaded
+                chair.version, chair.num_loads = loaded, number
 
     async def _at_work(self, chair: Chair, ref: Any) -> Any:
         """An engine's answer to a piece.
@@ -387,7 +393,7 @@ class ElasticEngines:
         """End the engine, also one that still waits for room. The chair remembers its node until another one comes."""
         if chair.engine is not None:
             ray.kill(chair.engine)
-        chair.engine, chair.version, chair.serving = None, None, False
+        chair.engine, chair.version, chair.num_loads, chair.serving = None, None, 0, False
         chair.draining, chair.lost = "", ""
 
     def _drains(self, chair: Chair) -> bool:

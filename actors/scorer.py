@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -79,6 +79,18 @@ class EnsembleScorer(Role):
         """Keep the SFT policy's samples, whose scores set each member's zero and unit."""
         self.calibration = list(rollouts)
 
+    def hold(self, rollouts: Sequence[Rollout] | None, members: Mapping[int, Path]) -> None:
+        """Take over from another scorer: all that it held, or an error.
+
+        Args:
+            rollouts: as of ``calibrate_on``; None = it had none yet.
+            members: directories of the members, in the order in which they were loaded.
+        """
+        if rollouts is not None:
+            self.calibrate_on(rollouts)
+        for member, model_dir in members.items():
+            self.load(member, model_dir)
+
     def load(self, member: int, model_dir: Path) -> None:
         """Load or replace one member and measure its moments.
 
@@ -135,16 +147,18 @@ class EnsembleScorer(Role):
             self.units[member] = moments_by_domain(found, domains)
         return in_units(found, domains, self.units[member])
 
-    def score(self, rollouts: Sequence[Rollout]) -> Scores:
+    def score(self, rollouts: Sequence[Rollout], ids: Sequence[int]) -> Scores:
         """Score rollouts with every member.
 
         Args:
             rollouts: B of them.
+            ids: the members that there should be.
 
         Returns:
             The scores.
 
         Raises:
+            RuntimeError: if there are others.
             BadNumber: if more scores than ``guards.bad_scores`` allows are NaN or infinite, and ``scorer.min_members`` does not
                 allow to go on without their members.
         """
@@ -153,6 +167,8 @@ class EnsembleScorer(Role):
         from rm.ensemble import aggregate, disagreement, fill, finite_members, normalise
 
         order, before = sorted(self.members), self.reloaded
+        if order != sorted(ids):
+            raise RuntimeError(f"{self.setup.name} holds members {order} of the ensemble, expected {sorted(ids)}")
         raw = torch.stack([self._raw(member, rollouts) for member in order], dim=1)  # [B, M]
         fewest = None if self.config.min_members is None else min(self.config.min_members, len(order))
         kept = finite_members(raw, fewest, self.guards.bad_scores, self.config.aggregate)

@@ -22,7 +22,7 @@ class Seat:
     Args:
         name: of the engine there, e.g. ``rollout-2``.
         extra: True outside the placement group: filled only while the run samples.
-        actor_name: what Ray calls the engine; from the second one on with its number.
+        actor_name: what Ray calls the first engine.
         actor_class: ``RolloutEngine``.
         options: what Ray is told of the actor.
         arguments: of its ``__init__``.
@@ -34,6 +34,15 @@ class Seat:
     actor_class: Any
     options: Mapping[str, Any]
     arguments: tuple[Any, ...]
+
+    def name_of(self, pool: int, number: int) -> str:
+        """What Ray calls an engine that the pool asks for; no name is given twice, by the pool or by whoever made it.
+
+        Args:
+            pool: incarnation of the pool's process.
+            number: of the engine among those of this place.
+        """
+        return self.actor_name if (pool, number) == (1, 1) else f"{self.actor_name}.{pool}.{number}"
 
 
 @dataclass(frozen=True)
@@ -108,6 +117,7 @@ class Chair:
     engine: Any = None
     identity: Identity | None = None
     version: int | None = None
+    num_loads: int = 0
     wanted: bool = False
     serving: bool = False
     leaving: str = ""

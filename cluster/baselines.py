@@ -59,7 +59,7 @@ class VanillaPPO(Theme):
         """Play every round that is not committed yet."""
         scorer = self.roles.scorer
         self.roles = replace(self.roles, scorer=FirstMember(scorer.process, scorer.rota, scorer.holds))
-        self.load_first()
+        self.recover(self.load_first)
         super().run()
 
     def sample_shifted(self, index: int, work: Stages) -> list[Rollout]:
@@ -95,10 +95,9 @@ class VanillaPPO(Theme):
         """SFT in every round."""
         return None
 
-    def warm_up(self, index: int, rollouts: Sequence[Rollout], rewards: Scores) -> None:
-        """Of the new critic, in the first round."""
-        if not index:
-            super().warm_up(index, rollouts, rewards)
+    def warms_up(self, index: int) -> bool:
+        """The new critic of the first round."""
+        return not index and super().warms_up(index)
 
 
 def kept(reward: dict[str, float | None]) -> RewardReport:
@@ -117,6 +116,8 @@ class OneRound(Theme):
 
     def play(self, index: int) -> None:
         """Make it, from where its draft stands."""
+        if self.stands is None and self.directory.look_again() > index:
+            return
         self.wait.begin(f"round {index}")
         self.console.say(f"[bold]{self.config.rounds.baseline}[/]")
         with self.directory.draft(self.directory.round_path(index)) as draft:

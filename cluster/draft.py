@@ -222,7 +222,7 @@ class Draft:
             say: shows a line to the user.
         """
         if self.journal.cut is not None:
-            say(f"  [yellow]note[/] the last line of {self.journal.path} was cut short by a kill; that stage is done again")
+            say(f"[yellow]note[/] the last line of {self.journal.path} was cut short by a kill; that stage is done again")
         for key in reversed([*self.checkpoints(), *([TRAINED] if self.done(TRAINED) else [])]):
             damaged = self._damaged(self.journal.alive[key])
             if damaged is None:
@@ -230,7 +230,7 @@ class Draft:
             self.journal.undo(self._from(key) if key == TRAINED else (key,), damaged)
             further = self.point
             where = f"step {further.steps}" if further is not None and further.place is not None else "the start of its policy"
-            say(f"  [yellow]note[/] {damaged}: the round goes on from an older state, {where}")
+            say(f"[yellow]note[/] {damaged}: the round goes on from an older state, {where}")
         point = self.point
         for key, entry in list(self.journal.alive.items()):
             name, _, number = key.partition(" ")
@@ -239,7 +239,7 @@ class Draft:
             damaged = self._damaged(entry)
             if damaged is not None:
                 self.journal.undo(self._from(key), damaged)
-                say(f"  [yellow]note[/] {damaged}: it is made again, and what rests on it")
+                say(f"[yellow]note[/] {damaged}: it is made again, and what rests on it")
                 break
 
     def _from(self, key: str) -> tuple[str, ...]:
@@ -335,7 +335,9 @@ def drop(committed: Path, keep_rollouts: bool) -> None:
     for name in WORKING if not keep_rollouts else WORKING[1:]:
         if (committed / name).exists():
             os.replace(committed / name, committed / f".dropped_{name}")
-    for place in (*committed.glob(PATTERN), *committed.glob(FIT)):
-        os.replace(place, place.with_name(f".dropped_{place.name.removeprefix('.')}"))
+    for place in committed.glob(PATTERN):
+        os.replace(place, place.with_name(f".dropped_{place.name}"))
+    for place in committed.rglob(FIT):
+        remove(place)
     for place in committed.glob(".dropped_*"):
         remove(place)

@@ -35,6 +35,8 @@ class FixedPool:
         """Engines that are on a node about to go, and get no new work while others serve."""
         self.weights: Any = None
         self.version: int | None = None
+        self.num_loads = 0
+        """How often there were new weights. A version may come again with other weights, after a step was undone."""
 
     @property
     def actors(self) -> Sequence[Any]:
@@ -56,13 +58,13 @@ class FixedPool:
         self.absent.discard(name)
         self.leaving.discard(name)
 
-    def refit(self, engine: Process) -> tuple[Any, int | None]:
+    def refit(self, engine: Process) -> Any:
         """Give an engine that has just come the weights of now.
 
         Returns:
-            Reference of the version that it then holds, and which one that should be; of nothing, where there are none yet.
+            Reference of an answer that comes when it holds them, or is up, where there are none yet.
         """
-        return (None, None) if self.version is None else (engine.actor.load.remote(self.weights, self.version), self.version)
+        return engine.actor.identity.remote() if self.version is None else engine.actor.load.remote(self.weights, self.version)
 
     def _pending(self, calls: Sequence[tuple[Process, Call]], combine: Callable[[list[Any]], Any]) -> Pending[Any]:
         asked = [engine for engine, _ in calls]
@@ -83,6 +85,7 @@ class FixedPool:
     def load(self, weights: Any, version: int, after: Sequence[Any]) -> Pending[int]:
         """Give every engine that serves new weights; one that is being replaced is given them when it has come."""
         self.weights, self.version = weights, version
+        self.num_loads += 1
         there = [engine for engine in self.engines if engine.identity.name not in self.absent] or list(self.engines)
         return self._pending([(engine, _load(weights, version, after)) for engine in there], min)
 

@@ -8,7 +8,8 @@ round's journal, which is what counts them: a run that is killed and continued g
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
@@ -133,8 +134,10 @@ class Guard:
             if known[step].action != "refitted":
                 return
         try:
-            _, refitted = self._trusting((f"rollouts {step}", f"scores {step}"), learn)
+            _, refitted = self._trusting((f"rollouts {step}", f"scores {step}"), learn, undoable=True)
         except BadNumbers as found:
+            if found.bad.engines and found.bad.undo:
+                self._put_back(step, found)
             self._leave_out(step, found)
             return
         if refitted is not None:
@@ -150,19 +153,29 @@ class Guard:
         Raises:
             BadNumbers: what else ``act`` raises, or what it raises the second time.
         """
-        return self._trusting(keys, act)[0]
+        return self._trusting(keys, act, undoable=False)[0]
 
-    def _trusting(self, keys: tuple[str, ...], act: Callable[[], T]) -> tuple[T, BadNumbers | None]:
-        """The answer, and what the engines were given the weights again for; None where they were not."""
+    def _trusting(self, keys: tuple[str, ...], act: Callable[[], T], undoable: bool) -> tuple[T, BadNumbers | None]:
+        """The answer, and what the engines were given the weights again for; None where they were not.
+
+        Where the work is ``undoable``, and has moved the learner before it found that they disagree, it is not simply done again.
+        """
         try:
             return act(), None
         except BadNumbers as found:
-            if not found.bad.engines:
+            if not found.bad.engines or (undoable and found.bad.undo):
                 raise
             self.say(f"[yellow]note[/] {found}; the engines are given the weights again, and sample again")
             self.draft.undo(keys, str(found))
             self.refit()
             return act(), found
+
+    def _put_back(self, step: int, found: BadNumbers) -> None:
+        """Engines disagree with a learner that has moved for this step already: all roles are put back, and it is done again."""
+        self.say(f"[yellow]note[/] {found}; step {step} is done again, with new samples")
+        self.draft.undo_steps(step, str(found))
+        self._remember(step, Event.of("refitted", found), found)
+        raise StepUndone(str(found)) from found
 
     def _leave_out(self, step: int, found: BadNumbers) -> None:
         blamed, back = self._blamed(step) if found.bad.earlier else step, found.bad.undo or found.bad.earlier
@@ -197,6 +210,21 @@ class Guard:
             else "its reward model is kept, and so is every committed round"
         )
         return BadNumbers(f"{found}; {why}: round {self.index + 1} ends here, {kept}", found.bad, found.who, found.trace)
+
+
+@contextlib.contextmanager
+def moved(learner: bool) -> Iterator[None]:
+    """Work that begins by moving the learner: what goes wrong in it is undone, not only left out.
+
+    Args:
+        learner: whether it does.
+    """
+    try:
+        yield
+    except BadNumbers as found:
+        if not learner:
+            raise
+        raise BadNumbers(str(found), found.bad.found(undo=True), found.who, found.trace) from found
 
 
 def until_good(play: Callable[[], T]) -> T:

@@ -25,10 +25,10 @@ class FaultsConfig(Section):
     """Processes that one role may lose within ``window_s``; one more ends the run, which the same command continues. 0 = every
     death ends it."""
     data: int = Field(1, ge=0)
-    """Errors that one role may raise at its work within ``window_s``: another process does it once more, from the last
-    checkpoint. An error that comes again ends the run."""
+    """Errors that one role may raise at its work within one round: another process does it once more, from the last checkpoint.
+    An error that comes again before the round is committed ends the run, however long that takes."""
     window_s: float = Field(3600.0, gt=0)
-    """How long a failure counts, s."""
+    """How long a process that was lost counts, s."""
     suspect_s: float = Field(30.0, gt=0)
     """How long a process that Ray cannot reach may take to answer again before it is taken for dead, s."""
     restart_s: float = Field(1800.0, gt=0)
@@ -133,5 +133,11 @@ class Budget:
         """
         now = self.clock()
         times = self._times[role, kind]
-        times[:] = [*(time for time in times if now - time < self.faults.window_s), now]
+        times[:] = [*(time for time in times if kind == "data" or now - time < self.faults.window_s), now]
         return len(times) <= self.limit(kind)
+
+    def committed(self) -> None:
+        """A round is done: what was raised in it did not come again."""
+        for role, kind in self._times:
+            if kind == "data":
+                self._times[role, kind].clear()

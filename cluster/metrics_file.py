@@ -12,13 +12,17 @@ EVENTS = ("pool", "faults")
 """Phases whose rows tell what happened: that is not undone when a round goes back."""
 
 
-def forget_rows(path: Path, mark: int, rounds: int = 0) -> None:
+NONE = -1
+"""Rounds that are there before ``start/`` is."""
+
+
+def forget_rows(path: Path, mark: int, rounds: int = NONE) -> None:
     """Keep the rows up to a place; of the later ones those of events, and those of rounds that stay.
 
     Args:
         path: metrics.jsonl; may be missing.
         mark: bytes that stay whatever they hold.
-        rounds: rounds that stay.
+        rounds: rounds that stay, ``start/`` with them; ``NONE`` = not even that.
     """
     if not path.exists():
         return

@@ -78,7 +78,7 @@ class ElasticPool:
     Args:
         process: of the pool.
         engines: of the placement group.
-        make: asks for a process of the pool, for those engines.
+        make: asks for a process of the pool, for those engines, given its incarnation.
         room: makes a wait for room, for the time in which no engine serves.
         say: prints a line.
     """
@@ -87,7 +87,7 @@ class ElasticPool:
         self,
         process: Process,
         engines: Sequence[Process],
-        make: Callable[[], Any],
+        make: Callable[[int], Any],
         room: Callable[[], Room],
         say: Callable[[str], None],
     ) -> None:
@@ -115,7 +115,7 @@ class ElasticPool:
         ray.kill(self.process.actor)
         for engine in self.engines:
             places.respawn(engine, engine.identity.incarnation + 1)
-        self.process.actor = self.make()
+        self.process.actor = self.make(incarnation)
         self.process.identity = replace(self.process.identity, pid=0, node="", incarnation=incarnation)
 
     def refit(self) -> Any:
@@ -194,6 +194,9 @@ class PhaseRota:
         """Nothing moves for a sync."""
         return Moves()
 
+    def came(self, name: str) -> None:
+        """Nothing to remember."""
+
 
 def elastic_pool(
     config: RunConfig, seats: Sequence[Seat], engines: Sequence[Process], request: Request, logs: Path, say: Callable[[str], None]
@@ -211,7 +214,7 @@ def elastic_pool(
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     actor: Any = ElasticEngines
 
-    def make() -> Any:
+    def make(incarnation: int) -> Any:
         return actor.options(scheduling_strategy=here).remote(
             logs / f"{NAME}.log",
             f"{config.name}/{ray.get_runtime_context().get_job_id()}",
@@ -220,9 +223,10 @@ def elastic_pool(
             [engine.identity for engine in engines],
             request,
             config.resources.deadline_s,
+            incarnation,
         )
 
-    handle, asked = make(), request.bundles[-1]
+    handle, asked = make(1), request.bundles[-1]
     process = Process(handle, ray.get(handle.start.remote()))
     return ElasticPool(process, engines, make, lambda: Room(say, asked, config.resources.wait_limit_s), say)
 

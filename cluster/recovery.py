@@ -59,7 +59,9 @@ class Recovery:
         """
         while True:
             try:
-                return play()
+                played = play()
+                self.budget.committed()
+                return played
             except (GivenUp, BadNumbers):  # numbers that went wrong have a budget of their own: cluster.guarding
                 raise
             except RoleLost as lost:
@@ -72,6 +74,7 @@ class Recovery:
                 if not is_away(error, self.storage):
                     raise
                 self._wait_for_storage(error)
+                self.all.replace_the_unfitted()  # what they were to hold lies there
 
     def look(self) -> None:
         """Look after those that are away, and whether the others live; called again and again while the driver waits.
@@ -88,6 +91,9 @@ class Recovery:
             if self._too_long(name):
                 what = f"it was not there again within faults.restart_s = {self.faults.restart_s:g} s: {absence.room.short()}"
                 raise self.all.lost(name, "unreachable", what)
+        for name in self.all.unfitted_for(self.wait.deadline_s):
+            what = f"it was up, and did not hold what it must after {self.wait.deadline_s:g} s (resources.deadline_s)"
+            raise self.all.lost(name, "hung", what)
 
     def _too_long(self, name: str) -> bool:
         return name in self.wait.starting and time.monotonic() - self.all.away[name].began > self.faults.restart_s
@@ -166,8 +172,9 @@ class Recovery:
             limit = self.budget.limit(kind)
             if not limit:
                 raise GivenUp(str(failure), failure.who, failure.trace) from failure
+            within = f"within {self.faults.window_s:g} s" if kind == "infrastructure" else "before the round was done"
             raise GivenUp(
-                f"{failure}. Role {role} failed more than {limit} times within {self.faults.window_s:g} s (faults.{kind})",
+                f"{failure}. Role {role} failed more than {limit} times {within} (faults.{kind})",
                 failure.who,
                 failure.trace,
             ) from failure
@@ -181,6 +188,7 @@ class Recovery:
         health.move(State.SUSPECT)
         before = State.STALE if name in self.all.away else State.HEALTHY
         while time.monotonic() < until:
+            obey_termination()
             try:
                 ray.get(process.actor.identity.remote(), timeout=PING_S)
             except ActorUnavailableError:
@@ -206,7 +214,7 @@ class Recovery:
         name = process.identity.name
         serving = [] if self.all.engines is None else self.all.engines.serving()
         others = [engine for engine in serving if engine.identity.name not in self.wait.starting]
-        if role_of(name) != "rollout" or not others:
+        if role_of(name) != "rollout" or not others or not self.all.separate:  # the learner sends to all places, or to none
             raise GivenUp(str(lost), name) from lost
         self.all.health[name].move(State.DEAD)
         self.wait.starting.discard(name)

@@ -21,6 +21,8 @@ from cluster.rota import Process
 from cluster.telemetry import role_of
 from cluster.waiting import VIGIL, Pending, Room, Waiter
 
+MOVE = "move"
+"""The phase of what makes room on a shared device for a process that comes."""
 RESTART = "restart"
 """The phase of what a process does before it is healthy again."""
 PLACE_OF_THE_POOL = "rollout-0"
@@ -93,8 +95,10 @@ class Replacing:
         self.away: dict[str, Absence] = {}
         self.spares: dict[str, tuple[Any, Any]] = {}
         """Processes that may take over where a node is about to go, with references of their identities."""
-        self.unfit: dict[str, tuple[int, Any]] = {}
-        """Engines whose weights were lost on the way: incarnation, and which weights those were."""
+        self.unfit: dict[str, tuple[int, int]] = {}
+        """Engines whose weights were lost on the way: incarnation, and which weights those were (``FixedPool.num_loads``)."""
+        self.free_since = 0.0
+        """When the last process that comes had the device to itself, on the monotonic clock, s."""
         for process in self.processes.values():
             self.keep_vigil(process)
 
@@ -114,7 +118,9 @@ class Replacing:
             if health.state is not State.DEAD:
                 health.move(State.DEAD)
             health.move(State.RESTARTING)
+            self.wait.drop(id_of(process))
             self._put(process, health.incarnation)
+            self.roles.rota.came(name)
             began = self.away[name].began if name in self.away else time.monotonic()
             room = self.places.room(PLACE_OF_THE_POOL if name == NAME else name)
             self.away[name] = Absence(began, room, identity=process.actor.identity.remote())
@@ -123,6 +129,31 @@ class Replacing:
             self.keep_vigil(process)
         for role in sorted({role_of(name) for name in names}):
             self._refit(role, [name for name in names if role_of(name) == role])
+
+    def replace_the_unfitted(self) -> None:
+        """Others in the places of processes that are up, but could not be given what they must hold, and are given it no more."""
+        trying = self.wait.watched(RESTART) | self.unfit.keys()
+        left = [name for name in self.away if name not in trying and self.health[name].state is not State.DEAD]
+        self.replace(sorted({member for name in left for member in self.group(name)}))
+
+    def unfitted_for(self, seconds: float) -> list[str]:
+        """Processes that could have been given long ago what they must hold.
+
+        The time of one that needs others, or a device that others hold, runs from when those are there.
+
+        Args:
+            seconds: how long ago.
+        """
+        before, busy = time.monotonic() - seconds, self.wait.watched(MOVE)
+        if busy:
+            self.free_since = time.monotonic()
+        late: list[str] = []
+        for name in self.away.keys() - self.unfit.keys():
+            ups = [self.away[member].up for member in self.group(name) if member in self.away]
+            there = [up for up in ups if up is not None]
+            if self.health[name].state is State.STALE and len(there) == len(ups) and max(*there, self.free_since) < before:
+                late.append(name)
+        return sorted(late)
 
     def _put(self, process: Process, incarnation: int) -> None:
         """Another process in a place: a spare one that is up, else one that is asked for now."""
@@ -144,10 +175,13 @@ class Replacing:
             self._fitted(self.pool.process, self.pool.refit())
             return
         if role == "rollout":
+            if self.separate:
+                self._turn(role)
             for name in names:
                 self._refit_engine(name)
             return
         if role == "scorer":
+            self._turn(role)
             self._fitted(self.roles.scorer.process, self.roles.scorer.refit())
             return
         if role == "reward":
@@ -157,20 +191,30 @@ class Replacing:
         for process, ref in self.roles.learner.regroup():
             self._watch(RESTART, process, ref, lambda answer: None)
         loading = self.load_learner()
-        for name, ref in zip(loading.names, loading.refs, strict=True):  # others may have to leave the device for it
-            if role_of(name) == role:
-                self._fitted(self.processes[name], ref)
-            else:
-                self._watch(RESTART, self.processes[name], ref, lambda answer: None)
+        calls = list(zip(loading.names, loading.refs, strict=True))
+        moves = len(calls) - len(self.roles.learner.ranks)  # that make room on a device for it, and wake it
+        for name, ref in calls[:moves]:
+            self._watch(MOVE, self.processes[name], ref, lambda answer: None)
+        for name, ref in calls[moves:]:
+            self._fitted(self.processes[name], ref)
+
+    def _turn(self, role: str) -> None:
+        """Give the device to a role before one of its processes loads: calls keep their order."""
+        moves = self.roles.rota.turn(role)
+        for name, ref in zip(moves.names, moves.refs, strict=True):
+            self._watch(MOVE, self.processes[name], ref, lambda answer: None)
 
     def _refit_engine(self, name: str) -> None:
         engines, process, incarnation = self.engines, self.processes[name], self.health[name].incarnation
         assert engines is not None, "an elastic pool replaces its own"
+        if not self.separate:  # the learner has come anew with it, and its next sync brings all engines their weights
+            self._fitted(process, process.actor.identity.remote())
+            return
         engines.leave(name)
-        ref, version = engines.refit(process)
+        ref, given = engines.refit(process), engines.num_loads
 
         def loaded(answer: Any) -> None:
-            if version != engines.version:
+            if given != engines.num_loads:
                 self._refit_engine(name)  # there are newer weights by now
             else:
                 self._healthy(name, incarnation)
@@ -178,16 +222,16 @@ class Replacing:
         def failed(failure: RoleFailed) -> None:
             """Whoever laid the weights out is gone: the next ones come when he is there again."""
             self.say(f"[yellow]note[/] {name} waits for weights: {failure}")
-            self.unfit[name] = (incarnation, engines.weights)
+            self.unfit[name] = (incarnation, given)
 
-        self._watch(RESTART, process, process.actor.identity.remote() if ref is None else ref, loaded, failed)
+        self._watch(RESTART, process, ref, loaded, failed)
 
     def refit_the_unfit(self) -> None:
         """Engines that could not be given the weights of their time are given the next ones."""
-        for name, (incarnation, weights) in list(self.unfit.items()):
+        for name, (incarnation, given) in list(self.unfit.items()):
             if not self.health[name].admits(incarnation):
                 del self.unfit[name]
-            elif self.engines is not None and self.engines.weights is not weights:
+            elif self.engines is not None and self.engines.num_loads != given:
                 del self.unfit[name]
                 self._refit_engine(name)
 

@@ -143,12 +143,7 @@ class ScorerHandle:
         Returns:
             Reference of an answer that comes when it holds it.
         """
-        actor, last = self.process.actor, None
-        if self.holds.calibration is not None:
-            last = actor.calibrate_on.remote(self.holds.calibration)
-        for member, model_dir in self.holds.members.items():
-            last = actor.load.remote(member, model_dir)
-        return actor.identity.remote() if last is None else last
+        return self.process.actor.hold.remote(self.holds.calibration, dict(self.holds.members))
 
     def calibrate_on(self, rollouts: Sequence[Rollout]) -> Pending[None]:
         """Hand over the SFT policy's samples, before the members are loaded."""
@@ -162,9 +157,9 @@ class ScorerHandle:
         return moves.before(_ask(self.process, lambda actor: actor.load.remote(member, model_dir)))
 
     def score(self, rollouts: Sequence[Rollout]) -> Pending[Scores]:
-        """Score rollouts with every member."""
-        moves = self.rota.turn("scorer")
-        return moves.before(_ask(self.process, lambda actor: actor.score.remote(rollouts)))
+        """Score rollouts with every member that it was given."""
+        moves, ids = self.rota.turn("scorer"), tuple(self.holds.members)
+        return moves.before(_ask(self.process, lambda actor: actor.score.remote(rollouts, ids)))
 
 
 class LearnerHandle(Ranked):

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
 
 from actors.process import Identity
+from cluster.telemetry import role_of
 from cluster.waiting import Pending, shifted
 
 T = TypeVar("T")
@@ -69,6 +70,9 @@ class Rota(Protocol):
     def meet(self) -> Moves:
         """Give the device to learner and engines, as far as a sync needs it."""
 
+    def came(self, name: str) -> None:
+        """Another process was asked for in a place: it is as its role's processes are made."""
+
 
 class OwnDevices:
     """Every role has devices of its own: nothing moves."""
@@ -80,6 +84,9 @@ class OwnDevices:
     def meet(self) -> Moves:
         """Nothing to do."""
         return Moves()
+
+    def came(self, name: str) -> None:
+        """Nothing to remember."""
 
 
 class SharedDevice:
@@ -93,7 +100,14 @@ class SharedDevice:
 
     def __init__(self, processes: Mapping[str, Sequence[Process]]) -> None:
         self.processes = processes
-        self.awake: dict[str, tuple[str, ...]] = {role: PARTS[role] if role == "rollout" else () for role in processes}
+        self.awake: dict[str, tuple[str, ...]] = {}
+        """Parts that each process has on the device, by its place."""
+        for place in (process.identity.name for found in processes.values() for process in found):
+            self.came(place)
+
+    def came(self, name: str) -> None:
+        """Another process was asked for in a place: an engine is made awake, the others hold nothing."""
+        self.awake[name] = PARTS["rollout"] if role_of(name) == "rollout" else ()
 
     def turn(self, role: str) -> Moves:
         """Everybody else rests, then the role wakes."""
@@ -104,17 +118,24 @@ class SharedDevice:
         return self._only(MEETING)
 
     def _only(self, wanted: Mapping[str, tuple[str, ...]]) -> Moves:
-        target = {role: wanted[role] if role in wanted else () for role in self.processes}
+        target = {
+            process.identity.name: wanted[role] if role in wanted else ()
+            for role, found in self.processes.items()
+            for process in found
+        }
+        everybody = [process for found in self.processes.values() for process in found]
         moved: list[tuple[Any, Process]] = []
-        for role, held in self.awake.items():
-            leaving = tuple(part for part in held if part not in target[role])
+        for process in everybody:
+            name = process.identity.name
+            leaving = tuple(part for part in self.awake[name] if part not in target[name])
             if leaving:
-                moved += [(process.actor.rest.remote(leaving), process) for process in self.processes[role]]
+                moved.append((process.actor.rest.remote(leaving), process))
         rested = [ref for ref, _ in moved]
-        for role, parts in target.items():
-            coming = tuple(part for part in parts if part not in self.awake[role])
-            if parts and (coming or rested):
-                moved += [(process.actor.wake.remote(coming, *rested), process) for process in self.processes[role]]
+        for process in everybody:
+            name = process.identity.name
+            coming = tuple(part for part in target[name] if part not in self.awake[name])
+            if target[name] and (coming or rested):
+                moved.append((process.actor.wake.remote(coming, *rested), process))
         self.awake = target
         return Moves(
             tuple(ref for ref, _ in moved),

@@ -13,7 +13,7 @@ from actors.scorer import Scores
 from cluster.config import RunConfig
 from cluster.console import Console
 from cluster.draft import Draft, Point
-from cluster.guarding import EVALUATED, SHIFTED, Guard, counts, until_good
+from cluster.guarding import EVALUATED, SHIFTED, Guard, counts, moved, until_good
 from cluster.inputs import Inputs
 from cluster.judging import Judgement, judge, meta_rows, parity_bound, sample_for_judging
 from cluster.metrics import Metrics
@@ -80,6 +80,8 @@ class Theme:
 
     def play(self, index: int) -> None:
         """Play a round from where its draft stands: what is recorded there is not done again."""
+        if self.stands is None and self.directory.look_again() > index:
+            return  # its commit is in its place, and only what came after it failed
         self.wait.begin(f"round {index}", index)
         self.console.say(f"[bold]Round {index + 1} of {self.config.rounds.num_rounds}[/]")
         with self.directory.draft(self.directory.round_path(index)) as draft:
@@ -100,10 +102,12 @@ class Theme:
         """One PPO step: sample, score, update, and give the engines the new weights."""
         rollouts = work.batch(step, partial(self.sample, index, step, self.version))
         rewards = work.rewards(step, partial(self.score, rollouts))
-        if work.first(step):
-            self.warm_up(index, rollouts, rewards)
         bound, number = parity_bound(self.config, rollouts, self.version), index * self.config.policy.steps_per_round + step
-        update = self.wait("policy", self.roles.learner.update(rollouts, rewards.aggregated, bound, number))
+        fresh = work.first(step) and self.warms_up(index)
+        with moved(fresh):
+            if fresh:
+                self.warm_up(rollouts, rewards)
+            update = self.wait("policy", self.roles.learner.update(rollouts, rewards.aggregated, bound, number))
         self.metrics.policy(index, step, update | ages(rollouts, self.version), rewards, self.gold(rollouts))
         self.metrics.sync(index, step, self.sync())
         work.record(f"step {step}", [], {"version": self.version})
@@ -247,11 +251,14 @@ class Theme:
             yield step
         self.wait.step = None
 
-    def warm_up(self, index: int, rollouts: Sequence[Rollout], rewards: Scores) -> None:
+    def warms_up(self, index: int) -> bool:
+        """Whether a round's critic is new, and fitted to the first rollouts before the policy moves."""
+        policy = self.config.policy
+        return policy.critic_warmup_steps > 0 and (policy.critic_start != "previous" or index == 0)
+
+    def warm_up(self, rollouts: Sequence[Rollout], rewards: Scores) -> None:
         """Fit the new critic to the first rollouts of the round before the policy moves."""
-        steps = self.config.policy.critic_warmup_steps
-        if steps and (self.config.policy.critic_start != "previous" or index == 0):
-            self.wait("policy", self.roles.learner.warm_up(rollouts, rewards.aggregated, steps))
+        self.wait("policy", self.roles.learner.warm_up(rollouts, rewards.aggregated, self.config.policy.critic_warmup_steps))
 
     def sync(self) -> Sync:
         """Give the engines the learner's weights, as the next version."""

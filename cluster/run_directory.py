@@ -28,7 +28,7 @@ from cluster.differences import flat, refuse_differences
 from cluster.draft import Draft, Point, drop, point_of, remove
 from cluster.durable import commit_directory, write_file
 from cluster.ledger import FORMAT, read_ledger
-from cluster.metrics_file import forget_rows
+from cluster.metrics_file import NONE, forget_rows
 from cluster.mirror import IDENTITY, Ledger, entries, newer
 from cluster.storage import storage_root
 from cluster.store_mirror import mirror_of
@@ -194,6 +194,7 @@ class RunDirectory:
                 self._discard_uncommitted()
             if unsent := self._units(self.ledger)[len(entries(self.there)) :]:
                 self.mirror.send([self._name(unit) for unit in unsent], self.ledger)
+                self.there = self.ledger
             if self.saved_steps and self.mirror.saved_steps(self._name(self.draft_path)) != self.saved_steps:
                 self.keep_draft()
             try:
@@ -207,6 +208,18 @@ class RunDirectory:
     def _units(self, ledger: Ledger) -> list[Path]:
         """Directories that a ledger names, in the order of its entries."""
         return [*([self.start_path] if ledger["start"] else []), *(self.round_path(entry["round"]) for entry in ledger["rounds"])]
+
+    def look_again(self) -> int:
+        """See what is committed, after an error that may have come before a commit was in its place, or after.
+
+        Returns:
+            Rounds that are.
+        """
+        self.ledger = read_ledger(self.path)
+        self._take_back()
+        for unit in self._units(self.ledger)[-1:]:
+            drop(unit, self.config.rounds.keep_rollouts)
+        return self.num_committed
 
     def _take_back(self) -> None:
         """What has its place, and was cut off before the ledger named it, goes on as a draft."""
@@ -256,7 +269,7 @@ class RunDirectory:
             write_file(timeline, text[: text.rfind("\n") + 1])
         point = point_of(under_way)
         if point is None:
-            forget_rows(self.path / "metrics.jsonl", 0, self.num_committed)
+            forget_rows(self.path / "metrics.jsonl", 0, self.num_committed if self.ledger["start"] else NONE)
         else:
             forget_rows(self.path / "metrics.jsonl", point.metrics_bytes)
 
@@ -367,7 +380,8 @@ class RunDirectory:
         write_file(self.path / "ledger.json", json.dumps(ledger, indent=1))
         self.ledger = ledger
         drop(final, self.config.rounds.keep_rollouts)
-        self.mirror.send([self._name(final)], ledger)
+        self.mirror.send([self._name(unit) for unit in self._units(ledger)[len(entries(self.there)) :]], ledger)
+        self.there = ledger
         self.mirror.drop(self._name(_draft_of(final)))
 
 

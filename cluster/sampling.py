@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections import deque
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Protocol
@@ -98,21 +97,25 @@ class Ahead:
 
     def __init__(self, batches: Batches, wait: Waiter, max_lag: int, steps_per_round: int) -> None:
         self.batches, self.wait, self.max_lag, self.steps_per_round = batches, wait, max_lag, steps_per_round
-        self.submitted: deque[Pending[list[Rollout]]] = deque()
+        self.submitted: dict[tuple[int, int], Pending[list[Rollout]]] = {}
+        """Batches on their way, by round and step."""
 
     def __call__(self, index: int, step: int, version: int) -> list[Rollout]:
         """The batch of a step; those of the next steps are asked for first, so that the pool goes on without a pause."""
-        for later in range(step + len(self.submitted), min(step + self.max_lag + 1, self.steps_per_round)):
-            pending = self.batches.submit(index, later, version)
-            self.wait.watch("sample", pending)
-            self.submitted.append(pending)
-        rollouts = self.wait("sample", self.submitted.popleft())
+        for passed in [place for place in self.submitted if place < (index, step)]:  # of steps that were left out
+            self.wait.forget(self.submitted.pop(passed))
+        for later in range(step, min(step + self.max_lag + 1, self.steps_per_round)):
+            if (index, later) not in self.submitted:
+                pending = self.batches.submit(index, later, version)
+                self.wait.watch("sample", pending)
+                self.submitted[index, later] = pending
+        rollouts = self.wait("sample", self.submitted.pop((index, step)))
         refuse_old(rollouts, index, step, version, self.max_lag)
         return rollouts
 
     def forget(self) -> None:
         """The batches to come are asked for again."""
-        for pending in self.submitted:
+        for pending in self.submitted.values():
             self.wait.forget(pending)
         self.submitted.clear()
 

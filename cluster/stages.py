@@ -122,11 +122,11 @@ class Stages:
         Returns:
             The report; without its steps and measurements where they have been written down already.
         """
-        done = self.draft.done(key)
+        done, states = self.draft.done(key), (self.draft / name).with_name(f".{Path(name).name}{FIT_SUFFIX}")
         if done is not None:
+            remove(states)
             return RewardReport(dict(done.facts["summary"]), (), (), done.facts["validation_accuracy"])
         place, every = self.draft.partial(name), self.config.rounds.save_fit_every
-        states = place.with_suffix(FIT_SUFFIX)
         report = fit(place, None if every is None else FitSaves(states, every))
         self.record(key, [name], {"summary": report.summary, "validation_accuracy": report.validation_accuracy})
         remove(states)

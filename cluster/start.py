@@ -40,14 +40,16 @@ def begin(
     Returns:
         How the SFT policy was judged, and the version of the weights that the engines hold.
     """
+    directory.look_again()
     version = directory.policy_version
     roles.sync(wait, version)
     if directory.ledger["start"]:
         return resume(config, directory, inputs, roles, wait), version
     with directory.draft(directory.start_path) as draft:
         draft.begin(version, metrics.mark())
-        for phase, seconds_before in draft.go_back().seconds.items():
-            wait.seconds[phase] += seconds_before
+        point = draft.go_back()
+        metrics.go_back(point.metrics_bytes)
+        wait.seconds.update(point.seconds)
         work = Stages(draft, wait, metrics, config, -1)
         for member in range(1, config.scorer.num_members) if config.scorer.num_members > 1 else range(1):
             work.fit(f"member {member}", f"members/{member}", partial(fit_vanilla, config, roles, wait, console, member))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import time
 from collections import defaultdict
@@ -12,11 +11,11 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import ray
-from ray.exceptions import ActorUnavailableError, OutOfDiskError, RayActorError, RayError, RayTaskError
+from ray.exceptions import ActorUnavailableError, OutOfDiskError, RayError, RayTaskError
 
-from actors.process import Progress
 from cluster.console import Bar, Console
 from cluster.failures import How, Place, RoleFailed, RoleLost, lost_with
+from cluster.hearing import Hearing
 from cluster.parts import Again, Fence, Part, asked_of, moved, parts_of
 from cluster.patience import AWAY, errno_of
 from cluster.signals import obey_termination
@@ -189,6 +188,20 @@ class Waiter:
         for ref in pending.refs:
             self._early.pop(ref, None)
 
+    def drop(self, actor: str) -> None:
+        """A process is about to be ended: news of it is not waited for any more, whatever it has come to.
+
+        Args:
+            actor: Ray's id of it.
+        """
+        mine = {ref: part for ref, part in self._watched.items() if part.pending.news and part.pending.redo is nothing}
+        for ref in [ref for ref in mine if asked_of(ref) == actor]:
+            del self._watched[ref]
+
+    def watched(self, phase: str) -> set[str]:
+        """Processes from which an answer is watched for in a phase."""
+        return {part.name for part in self._watched.values() if part.phase == phase}
+
     def _watched_parts(self, pending: Pending[Any]) -> dict[Any, Part]:
         return {ref: part for ref, part in self._watched.items() if part.origin in pending.refs}
 
@@ -220,30 +233,28 @@ class Waiter:
             else:
                 waiting[ref] = part
         try:
-            said = self._until_answered(phase, pending, waiting, answers, bar)
+            hearing = self._until_answered(phase, pending, waiting, answers, bar)
         except BaseException:
             for ref, part in waiting.items():
                 self.fence.put([ref], part.name)
             raise
         if bar:
-            asked = [actor.progress.remote() for actor in self._speaking(pending, waiting)]
-            bar.show(self._listen(said, asked, (), FINAL_S)[0])
+            bar.show(hearing.listen(self._speaking(pending, waiting), FINAL_S))
         self.seconds[phase] += time.perf_counter() - began
         self.record(Span(phase, DRIVER, self.round, self.step, since, time.time()))
         return pending.combine([answers[slot] for slot in range(len(pending.refs))])
 
     def _until_answered(
         self, phase: str, pending: Pending[Any], waiting: dict[Any, Part], answers: dict[int, Any], bar: Bar | None
-    ) -> list[Progress]:
-        """Wait until nothing is in ``waiting``; what comes goes into ``answers``. Returns what was last said of the progress."""
+    ) -> Hearing:
+        """Wait until nothing is in ``waiting``; what comes goes into ``answers``. Returns what was heard of the progress."""
         moved_at = time.perf_counter()
-        asked: list[Any] = []
-        said: list[Progress] = []
+        hearing, since = Hearing(), dict[Any, float]()
         while waiting:
             found, _ = ray.wait([*self._watched, *waiting], num_returns=1, timeout=POLL_S if bar else 1.0)
             obey_termination()
             self.fence.look()
-            num_before, before = len(answers), said
+            num_before = len(answers)
             try:
                 self.look()
                 for ref in found:
@@ -251,30 +262,58 @@ class Waiter:
             except RoleLost as lost:
                 self._ask_others(lost, waiting)
                 moved_at = time.perf_counter()
-            said, asked = self._listen(said, asked, self._speaking(pending, waiting))
+            said = hearing.listen(self._speaking(pending, waiting))
             heard = bool(said) or not pending.progress_of
             queued = pending.room is not None and heard and all(progress.waiting for progress in said)
             if pending.room is not None:
                 pending.room.look(queued)
-            starting = bool(waiting) and all(part.name in self.starting for part in waiting.values())
-            if len(answers) > num_before or queued or starting or said != before:
-                moved_at = time.perf_counter()
-            if waiting and time.perf_counter() - moved_at > self.deadline_s:
-                ref, late = next(each for each in waiting.items() if each[1].name not in self.starting)
+            now = time.perf_counter()
+            if len(answers) > num_before:
+                moved_at = now
+            since = {
+                ref: now if queued or part.name in self.starting or ref not in since else since[ref]
+                for ref, part in waiting.items()
+            }
+            late = self._latest(since, moved_at, hearing)
+            if late is not None:
                 what = f"no progress for {self.deadline_s:g} s (resources.deadline_s)"
-                self._ask_others(self._place(late).loss("hung", asked_of(ref), what), waiting)
+                self._ask_others(self._place(waiting[late]).loss("hung", asked_of(late), what), waiting)
                 moved_at = time.perf_counter()
             if bar:
                 bar.show(said)
-        return said
+        return hearing
+
+    def _latest(self, since: Mapping[Any, float], moved_at: float, hearing: Hearing) -> Any | None:
+        """What has gone longest without progress, if that is too long.
+
+        Args:
+            since: when the time of each reference's call began to run.
+            moved_at: when anything was last answered, which counts for those that say nothing of their own progress.
+            hearing: what the others say of theirs.
+        """
+        any_moved = max([moved_at, *hearing.since.values()])
+
+        def last(ref: Any) -> float:
+            who = asked_of(ref)
+            return max(since[ref], hearing.since[who] if who in hearing.since else any_moved)
+
+        oldest = min(since, key=last, default=None)
+        return oldest if oldest is not None and time.perf_counter() - last(oldest) > self.deadline_s else None
 
     def _take(self, ref: Any, waiting: dict[Any, Part], answers: dict[int, Any]) -> None:
         """Take an answer in, where somebody still waits for it."""
         if ref in self._watched and self._watched[ref].pending.on_failure is not None:
             self._told(ref, self._watched.pop(ref))
         elif ref in self._watched:
-            answer = self._arrived(ref, self._watched[ref])
-            part = self._watched.pop(ref)
+            part = self._watched[ref]
+            try:
+                answer = self._arrived(ref, part)
+            except RoleLost:  # what it had is asked of another
+                raise
+            except BaseException:  # it is told once
+                del self._watched[ref]
+                raise
+            del self._watched[ref]
             if not part.pending.news:
                 self._early[part.origin] = answer
         elif ref in waiting:
@@ -339,16 +378,6 @@ class Waiter:
         for who, since, until in [(name, start, now)] if pending.spans is None else pending.spans(answer):
             self.record(Span(phase, who, self.round, step, since, until))
         return answer
-
-    def _listen(
-        self, said: list[Progress], asked: list[Any], actors: Sequence[Any], timeout: float = 0.0
-    ) -> tuple[list[Progress], list[Any]]:
-        """What the processes last said of their progress, and the question that is open now."""
-        if asked and len(ray.wait(asked, num_returns=len(asked), timeout=timeout)[0]) < len(asked):
-            return said, asked
-        with contextlib.suppress(RayActorError):  # the work's own reference tells what happened
-            said = ray.get(asked) if asked else said
-        return said, [actor.progress.remote() for actor in actors]
 
     def _get(self, ref: Any, part: Part) -> Any:
         try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -162,8 +162,13 @@ def again(run: Run) -> str:
     rows = run.timeline.read()
     before, now = ({_place(span) for span in part if span["who"] != DRIVER} for part in (rows[: run.seen], rows[run.seen :]))
     twice = sorted((what, -1 if step is None else step) for what, index, step in before & now if index is not None)
-    words = [what if step < 0 else f"{what} of step {step}" for what, step in twice if step >= 0 or what not in LOADS]
-    return ", ".join(words) or "what was under way"
+    return in_words((what, None if step < 0 else step) for what, step in twice)
+
+
+def in_words(places: Iterable[tuple[str, int | None]]) -> str:
+    """Work that was done again, by phase and step; what only fills a role is left out."""
+    words = [what if step is None else f"{what} of step {step}" for what, step in places if step is not None or what not in LOADS]
+    return ", ".join(dict.fromkeys(words)) or "what was under way"
 
 
 def _place(span: Mapping[str, Any]) -> tuple[str, int | None, int | None]:

@@ -155,9 +155,10 @@ def drivers(bench: Bench, wanted: Sequence[str] = CELLS, downs: Sequence[Down] =
     taken, dead = list[Taken](), None
     for number, down in enumerate(mine):
         with bench.run(name) as run:
-            taken.append(take_up(run, dead))
             if number == 1 and "F54" in wanted:
+                run.until_said("Rondo run")  # it has the directory, and needs a while to start its roles
                 second_driver(bench, name)
+            taken.append(take_up(run, dead))
             run.until_stage(down.index, down.key)
             end(bench, run, down)
             taken[-1] = Taken(dead, taken[-1].went_on_s, taken[-1].told_s, again(run))

@@ -13,7 +13,7 @@ from benchmarks.faults.inject import freeze, slowed, thaw
 from benchmarks.faults.invariants import Held
 from benchmarks.faults.play import DRIVER, Late, Run
 from benchmarks.faults.record import Outcome
-from benchmarks.faults.strikes import Strike, after, outcomes, redone, strike, tell, write_events
+from benchmarks.faults.strikes import Strike, after, outcomes, strike, tell, write_events
 
 CELLS = ("F17", "F18", "F19", "F20", "F21", "F23", "F24")
 STRIKES: Sequence[Strike] = (
@@ -56,7 +56,7 @@ def hangs(bench: Bench, wanted: Sequence[str] = CELLS) -> None:
         write_events(bench, name, struck)
         named = [each.process for each in STRIKES if each.cell in wanted]
         held = bench.held(run, baseline, named, before, *SHORT)
-        for outcome in outcomes(run, struck, redone):
+        for outcome in outcomes(run, struck):
             bench.record.outcome(outcome, held)
         for outcome, own in others:
             bench.record.outcome(outcome, held.also(own.wrong))

@@ -25,7 +25,7 @@ NOT_LEARNED = ("journal.jsonl", "manifest.json")
 PLAYED = ("policy", "reward", "evaluation", "validation")
 """Phases of metrics.jsonl whose rows say what was learned; the others say how fast."""
 LEAVE_S = 20.0
-ACTORS = re.compile(r"^ray::(?!IDLE|SPILL|RESTORE)")
+ACTORS = re.compile(r"^ray::(RolloutEngine|RewardTrainer|EnsembleScorer|PolicyLearner|Preparer|ElasticEngines)\b")
 
 
 @dataclass(frozen=True)
@@ -238,7 +238,7 @@ def nothing_left(nodes: Nodes, observer: Observer, shared: set[str], run: Run) -
 
 
 def _left(nodes: Nodes, observer: Observer, shared: set[str]) -> list[str]:
-    titles = [" ".join(process.cmdline()) for node in nodes.alive() for process in node.family() if process.is_running()]
+    titles = [" ".join(process.cmdline()).strip() for node in nodes.alive() for process in node.family() if process.is_running()]
     workers = [title for title in titles if ACTORS.match(title)]
     return [*workers, *observer.room_is_back(), *(f"/dev/shm/{name}" for name in sorted(shared_memory() - shared))]
 

@@ -9,17 +9,18 @@ from benchmarks.faults.bench import Bench, Watch, again, shm
 from benchmarks.faults.nodes import Node
 from benchmarks.faults.play import Late, Run
 from benchmarks.faults.record import Outcome
-from benchmarks.faults.strikes import Strike, Struck, after, outcomes, redone, strike
+from benchmarks.faults.strikes import Strike, Struck, after, outcomes, strike
 
 CELLS = ("F6", "F12", "F22", "F51", "F52", "F53")
 ENGINES, TRAINERS = "engines", "trainers"
 POOLS = {ENGINES: 1, f"{ENGINES}/spare": 1, TRAINERS: 1, f"{TRAINERS}/spare": 1}
 """CPUs of the nodes; every one has a spare of its kind. Two engines fill one."""
 APART = (
-    "--resources.rollout.labels", f"{{pool: {ENGINES}}}",
-    "--resources.reward.labels", f"{{pool: {TRAINERS}}}",
-    "--resources.scorer.labels", f"{{pool: {TRAINERS}}}",
-    "--resources.learner.labels", f"{{pool: {TRAINERS}}}",
+    "--resources.rollout.num_cpus", "0.5",
+    "--resources.rollout.labels.pool", ENGINES,
+    "--resources.reward.labels.pool", TRAINERS,
+    "--resources.scorer.labels.pool", TRAINERS,
+    "--resources.learner.labels.pool", TRAINERS,
 )  # fmt: skip
 LONG = ("--rounds.num_rounds", "1", "--policy.steps_per_round", "150", "--rollout.max_engines", "3")
 GROWN_S, USED_S = 300.0, 5.0
@@ -80,7 +81,7 @@ def losses(bench: Bench, wanted: Sequence[str]) -> None:
                 if member.status() == "stopped":
                     member.resume()
         held = bench.held(run, baseline, [each.strike.process for each in struck], before, *APART)
-        for outcome in outcomes(run, struck, redone):
+        for outcome in outcomes(run, struck):
             bench.record.outcome(outcome, held)
 
 

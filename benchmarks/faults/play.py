@@ -183,18 +183,6 @@ class Run:
         """Wait for a line of a round's journal."""
         return self.until(lambda: key in self.stages(index), seconds, f"{key!r} in the journal of round {index}")
 
-    def until_file(self, index: int, pattern: str, seconds: float = 600) -> float:
-        """Wait for a file in the draft of a round, such as one that is being written."""
-        return self.until(lambda: any(self.draft(index).glob(pattern)), seconds, f"{pattern} in the draft of round {index}")
-
-    def until_rows(self, phase: str, index: int, step: int, seconds: float = 600) -> float:
-        """Wait for a row of the metrics."""
-
-        def there() -> bool:
-            return any((row["phase"], row["round"], row["step"]) == (phase, index, step) for row in self.metrics.read())
-
-        return self.until(there, seconds, f"metrics of {phase}, round {index}, step {step}")
-
     def until_said(self, pattern: str, since: float = 0.0, seconds: float = 600) -> float:
         """Wait for a line; when it was printed."""
         self.until(lambda: self.when(pattern, since) is not None, seconds, f"a line like {pattern!r}")

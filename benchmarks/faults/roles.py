@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from benchmarks.faults.bench import Bench, shm
 from benchmarks.faults.play import Late
-from benchmarks.faults.strikes import Strike, after, kill_frozen, outcomes, redone, strike, tell, write_events, writing
+from benchmarks.faults.strikes import Strike, after, kill_frozen, outcomes, strike, tell, write_events, writing
 
 CELLS = ("F1", "F2", "F3", "F4", "F7", "F8", "F9", "F10", "F13", "F14", "F25")
 STRIKES: Sequence[Strike] = (
@@ -43,5 +43,5 @@ def roles(bench: Bench, wanted: Sequence[str] = CELLS) -> None:
             raise Late(f"the run did not survive:\n{run.output()[-3000:]}")
         write_events(bench, name, struck)
         held = bench.held(run, baseline, [each.process for each in STRIKES if each.cell in wanted], before)
-        for outcome in outcomes(run, struck, redone):
+        for outcome in outcomes(run, struck):
             bench.record.outcome(outcome, held)

@@ -7,11 +7,12 @@ import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import psutil
 
-from benchmarks.faults.bench import Bench, Watch
+from benchmarks.faults.bench import Bench, Watch, in_words
 from benchmarks.faults.inject import kill, kill_frozen
 from benchmarks.faults.play import DRIVER, Run
 from benchmarks.faults.record import Outcome, seconds
@@ -90,11 +91,19 @@ def writing(pattern: str) -> Trigger:
 
     def wait(run: Run) -> None:
         rounds, deadline = run.path / "rounds", time.monotonic() + 300
-        while not any(rounds.glob(f".round_*.partial/{pattern}")):
+        while not there(rounds, f".round_*.partial/{pattern}"):
             if run.process.poll() is not None or time.monotonic() > deadline:
                 run.until(lambda: False, 0, f"{pattern} is written")
 
     return wait
+
+
+def there(folder: Path, pattern: str) -> bool:
+    """Whether a file is there; directories may come and go meanwhile."""
+    try:
+        return any(folder.glob(pattern))
+    except FileNotFoundError:
+        return False
 
 
 def strike(run: Run, each: Strike) -> Struck:
@@ -146,21 +155,20 @@ def tell(each: Struck) -> None:
     print(f"     {strike.cell} {strike.process} {each.where}: {words}", flush=True)
 
 
-def outcomes(run: Run, struck: Sequence[Struck], lost: Callable[[Run, Struck], str]) -> list[Outcome]:
+def outcomes(run: Run, struck: Sequence[Struck]) -> list[Outcome]:
     """What came of all faults of a run, with what its own rows say of the successors' start.
 
     Args:
         run: that has ended.
         struck: the faults, in order.
-        lost: says what was done twice.
     """
     found = []
-    for each in struck:
+    for each, until in zip(struck, [*(later.at for later in struck[1:]), float("inf")], strict=True):
         figures = {key: float(value) for row in told(run, each) for key, value in row.items() if key.startswith("faults/")}
         cold = figures["faults/start_seconds"] if "faults/start_seconds" in figures else None
         figures["served"] = float(each.served)
         back = figures["faults/recovery_seconds"] if cold is not None else each.recovered_s
-        found.append(Outcome(each.strike.cell, each.detected_s, back, cold, lost(run, each), each.where, figures))
+        found.append(Outcome(each.strike.cell, each.detected_s, back, cold, redone(run, each, until), each.where, figures))
     return found
 
 
@@ -173,18 +181,24 @@ def told(run: Run, each: Struck) -> list[dict[str, Any]]:
     ]
 
 
-def redone(run: Run, each: Struck) -> str:
-    """Work of processes that was under way or over before a fault and was done again after it, by phase."""
-    before, later = set[tuple[Any, ...]](), list[str]()
+def redone(run: Run, each: Struck, until: float = float("inf")) -> str:
+    """Work that was over before a fault and was done again after it.
+
+    Args:
+        run: that it was done to.
+        each: the fault.
+        until: of the next one, Unix time, s: what is done again after that is its doing.
+    """
+    before, later = set[tuple[Any, ...]](), list[tuple[str, int | None]]()
     for span in run.spans():
-        if span["who"] == DRIVER:
-            continue
         place = (span["what"], span["round"], span["step"])
+        if span["who"] == DRIVER or span["round"] is None:
+            continue
         if span["end"] <= each.at:
             before.add(place)
-        elif span["round"] is not None and place in before and span["start"] >= each.at:
-            later.append(f"{place[0]}" + ("" if place[2] is None else f" of step {place[2]}"))
-    return ", ".join(dict.fromkeys(later)) or "what was under way"
+        elif place in before and span["start"] >= each.at and span["end"] < until:
+            later.append((span["what"], span["step"]))
+    return in_words(later)
 
 
 def write_events(bench: Bench, name: str, struck: Sequence[Struck]) -> None:

@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from benchmarks.faults.record import Record
+from cluster.draft import Draft
 
 OUTSIDE, INSIDE = 0, 1
 FILES: Sequence[tuple[str, int]] = (
@@ -84,50 +85,109 @@ def killed(write: Callable[[int], None], first: int, delay_s: float, state: mmap
     return state[0] == INSIDE
 
 
-def writes(record: Record, storage: Path, kills: int, seed: int = 0) -> dict[str, int]:
+class Kept:
+    """What a draft keeps, written again and again with the run's own code.
+
+    Args:
+        folder: of the draft; made.
+    """
+
+    what = "checkpoint"
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir(parents=True)
+        Draft(folder).begin(0, 0)
+
+    def write(self, number: int) -> None:
+        """Write number n: a checkpoint after n steps, of which two are kept."""
+        Draft(self.folder).checkpoint(number, number, lambda place: write_state(place, number), 2, 0, {})
+
+    def read(self) -> int:
+        """As the next driver reads it: the number of the write that the journal vouches for.
+
+        Raises:
+            ValueError: if that is not what is there.
+        """
+        draft = Draft(self.folder)
+        draft.check(lambda line: None)
+        draft.tidy()
+        return self.found(draft)
+
+    def found(self, draft: Draft) -> int:
+        """The same, of a draft that was looked through."""
+        point = draft.point
+        if point is None or point.place is None or readable(point.place) != point.steps:
+            raise ValueError(f"the checkpoint is not that of {point}")
+        return point.steps
+
+
+class KeptModel(Kept):
+    """The same of a reward model: a stage with a directory."""
+
+    what = "reward model"
+
+    def write(self, number: int) -> None:
+        """Write number n."""
+        draft = Draft(self.folder)
+        place = draft.partial("reward")
+        place.mkdir()
+        write_state(place, number)
+        draft.record("reward", ["reward"], {"number": number}, 0, {})
+
+    def found(self, draft: Draft) -> int:
+        """The number of the model; of the last that was whole, where a kill took the one after it."""
+        entry = draft.done("reward")
+        if entry is None:
+            return -1
+        if readable(draft / "reward") != entry.facts["number"]:
+            raise ValueError(f"the reward model is not that of {entry.facts}")
+        return int(entry.facts["number"])
+
+
+def writes(record: Record, storage: Path, kills: int, seed: int = 0) -> None:
     """Kill writes and read what is left each time.
 
     Args:
         record: of what is found.
         storage: to write in.
-        kills: inside a write, of each kind.
+        kills: inside a write; half of them of a checkpoint, half of a reward model.
         seed: of the moments.
+    """
+    for kind in (Kept, KeptModel):
+        place = storage / "writes" / kind.what.replace(" ", "_")
+        shutil.rmtree(place, ignore_errors=True)
+        counts = kill_writes(kind(place), kills // 2, random.Random(seed))
+        record.write("writes", {"what": kind.what, **counts, "seed": seed})
+        print(f"     {kind.what}: {counts['inside']} SIGKILLs inside writes, {counts['unreadable']} unreadable", flush=True)
+
+
+def kill_writes(kept: Kept, kills: int, rng: random.Random) -> dict[str, float]:
+    """Kill writes of one kind until enough were killed inside.
+
+    Args:
+        kept: what is written.
+        kills: inside a write.
+        rng: of the moments.
 
     Returns:
-        How many were killed inside a write, and how many of them left something unreadable.
+        How many were killed inside and outside of one, how many of them left something unreadable, how many writes came
+        through, and how long one takes, s.
     """
-    from cluster.draft import Draft
-
-    place, rng = storage / "writes", random.Random(seed)
-    shutil.rmtree(place, ignore_errors=True)
-    draft_path = place / "draft"
-    draft_path.mkdir(parents=True)
-    Draft(draft_path).begin(0, 0)
     began = time.perf_counter()
-    Draft(draft_path).checkpoint(1, 1, lambda there: write_state(there, 1), 2, 0, {})
-    usual = time.perf_counter() - began
-    counts = {"inside": 0, "outside": 0, "unreadable": 0}
-
-    def write(number: int) -> None:
-        Draft(draft_path).checkpoint(number, number, lambda there: write_state(there, number), 2, 0, {})
-
+    kept.write(1)
+    usual, latest = time.perf_counter() - began, 1
+    counts = {"inside": 0, "outside": 0, "unreadable": 0, "came_through": 1}
     with mmap.mmap(-1, 1) as state:
-        latest = 1
         while counts["inside"] < kills:
-            inside = killed(write, latest + 1, rng.uniform(0.2, 2.0) * usual, state)
+            inside = killed(kept.write, latest + 1, rng.uniform(0.1, 1.6) * usual, state)
             counts["inside" if inside else "outside"] += 1
             try:
-                draft = Draft(draft_path)
-                draft.check(lambda line: None)
-                point = draft.point
-                assert point is not None and point.place is not None
-                found = readable(point.place)
-                if found != point.steps or found < latest:
-                    raise ValueError(f"write {found}, the journal says {point.steps}, {latest} was whole before")
-                latest = found
-            except (ValueError, OSError, AssertionError) as error:
+                found = kept.read()
+            except (ValueError, OSError) as error:
                 counts["unreadable"] += 1
                 print(f"     unreadable after a kill: {error}", flush=True)
-    record.write("writes", {"what": "checkpoint", **counts, "one_write_s": usual, "seed": seed})
-    print(f"     checkpoints: {counts['inside']} SIGKILLs inside writes, {counts['unreadable']} unreadable", flush=True)
-    return counts
+                continue
+            counts["came_through"] += max(0, found - latest)
+            latest = max(latest, found)
+    return {**counts, "one_write_s": usual}

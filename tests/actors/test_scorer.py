@@ -67,13 +67,13 @@ def break_weight(model: RewardModel) -> None:
 
 def test_a_weight_that_breaks_in_memory_is_read_again_from_its_file(scorer: Any) -> None:
     batch = rollouts(24)
-    before = scorer.score(batch)
+    before = scorer.score(batch, range(3))
     assert (before.dropped, before.reloaded) == (0, 0)
     break_weight(scorer.members[1])
-    after = scorer.score(batch)
+    after = scorer.score(batch, range(3))
     assert (after.dropped, after.reloaded) == (0, 1)
     assert (after.members, after.aggregated) == (before.members, before.aggregated)
-    assert scorer.score(batch) == before
+    assert scorer.score(batch, range(3)) == before
 
 
 def test_a_file_that_is_broken_too_is_an_error_that_names_it(scorer: Any) -> None:
@@ -84,19 +84,31 @@ def test_a_file_that_is_broken_too_is_an_error_that_names_it(scorer: Any) -> Non
     save_file(tensors, file, {"format": "pt"})
     break_weight(scorer.members[2])
     with pytest.raises(UserError, match=r"NaN or infinity in score\.weight"):
-        scorer.score(rollouts(24))
+        scorer.score(rollouts(24), range(3))
 
 
 def test_one_bad_score_of_an_ensemble_does_not_count(scorer: Any) -> None:
     batch = rollouts(24)
-    before = scorer.score(batch)
+    before = scorer.score(batch, range(3))
     with torch.no_grad():
         scorer.members[1].model.get_input_embeddings().weight[2] = math.inf  # a token that one response alone has
     odd = Rollout(batch[5].prompt, 0, (2, 1), "", (-1.0, -1.0), 0, True)
     scorer._read = lambda member: None  # the file is no better
-    after = scorer.score([*batch[:5], odd, *batch[6:]])
+    after = scorer.score([*batch[:5], odd, *batch[6:]], range(3))
     assert (after.dropped, after.reloaded) == (1, 1)
     assert after.members[5][1] == pytest.approx((after.members[5][0] + after.members[5][2]) / 2)
     assert after.std[5] == pytest.approx(abs(after.members[5][0] - after.members[5][2]) / 2)
     assert after.aggregated[5] == pytest.approx(after.mean[5] - after.std[5])
     assert [after.aggregated[i] for i in range(24) if i != 5] == [before.aggregated[i] for i in range(24) if i != 5]
+
+
+def test_an_ensemble_that_is_not_whole_scores_nothing(scorer: Any, tmp_path: Path) -> None:
+    places, calibration, batch = dict(scorer.places), list(scorer.calibration), rollouts(24)
+    whole = scorer.score(batch, range(3))
+    scorer.members.clear()
+    with pytest.raises(UserError, match="gone"):
+        scorer.hold(calibration, places | {1: tmp_path / "gone"})
+    with pytest.raises(RuntimeError, match=r"holds members \[0\] of the ensemble, expected \[0, 1, 2\]"):
+        scorer.score(batch, range(3))
+    scorer.hold(calibration, places)
+    assert scorer.score(batch, range(3)) == whole

@@ -37,6 +37,7 @@ from evaluation.report import write_report
 from evaluation.run import read_run
 from preferences.texts import fingerprint
 from tests.cluster.command import TINY, Command
+from tests.cluster.straight import Straight
 from tokens.errors import UserError
 
 BASELINES = {
@@ -102,7 +103,7 @@ def play(storage: Path, console: Console, fixed: bool) -> None:
                     directory.ledger["start"] = entry
                 batches = sampling(config, inputs.policy_prompts, roles.rollout, wait)
                 given = (config, directory, inputs, roles, batches, wait, console, metrics, sft_judged, version)
-                theme = theme_of(config)(*given, stands=(0, None))
+                theme = theme_of(config)(*given, stands=(0, None), recover=Straight())
                 with closing(metrics):
                     theme.run()
                 version = theme.version

@@ -513,7 +513,7 @@ def test_the_processes_of_a_run_take_the_domains_as_they_are(material: dict[str,
     )
     scorer.calibrate_on(asked)
     scorer.load(0, place)
-    got = torch.tensor(scorer.score(asked).aggregated)
+    got = torch.tensor(scorer.score(asked, [0]).aggregated)
     adapters = [(model.name, model.adapter) for model in found if model.adapter is not None]
     bank = open_bank(RewardModel.from_pretrained(found[0].backbone, torch.float32), adapters)
     domains = [rollout.prompt.domain for rollout in asked]
@@ -523,4 +523,4 @@ def test_the_processes_of_a_run_take_the_domains_as_they_are(material: dict[str,
         own = (raw[rows] - raw[rows].mean()) / raw[rows].std(correction=0)
         torch.testing.assert_close(got[rows], own, rtol=1e-3, atol=1e-4)
     with pytest.raises(UserError, match="no reward model for the domain 'art'"):
-        scorer.score([replace(asked[0], prompt=replace(asked[0].prompt, domain="art"))])
+        scorer.score([replace(asked[0], prompt=replace(asked[0].prompt, domain="art"))], [0])

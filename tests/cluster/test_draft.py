@@ -270,6 +270,74 @@ def test_a_commit_that_is_cut_short_leaves_the_round(cut: str, tmp_path: Path, m
         assert names(directory.round_path(1)) == ["journal.jsonl", "policy", "reward"]
 
 
+def commit_second(directory: RunDirectory) -> None:
+    with directory.draft(directory.round_path(1)) as draft:
+        directory.commit_round(draft, {"round": 1, "policy_version": 9})
+
+
+@pytest.mark.parametrize("before", [True, False], ids=["before the ledger is replaced", "after it"])
+def test_a_commit_that_fails_in_a_living_driver_is_made_once(
+    before: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory, write = begun_run(tmp_path), run_directory.write_file
+
+    def fail(path: Path, text: str) -> None:
+        if not before:
+            write(path, text)
+        raise OSError(errno.EIO, "the storage is away")
+
+    with directory.open():
+        with monkeypatch.context() as patch:
+            patch.setattr(run_directory, "write_file", fail)
+            with pytest.raises(OSError, match="away"):
+                commit_second(directory)
+        assert directory.look_again() == (1 if before else 2)
+        if before:
+            assert directory.point is not None and directory.point.steps == 3, "the round is a draft again"
+            commit_second(directory)
+        assert names(directory.round_path(1)) == ["journal.jsonl", "reward"], "the checkpoints are gone in either case"
+        assert names(directory.path / "rounds") == ["round_000", "round_001"] and directory.look_again() == 2
+
+
+def test_what_cannot_be_dropped_at_once_is_dropped_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    directory = begun_run(tmp_path)
+
+    def fail(committed: Path, keep_rollouts: bool) -> None:
+        raise OSError(errno.EIO, "the storage is away")
+
+    with directory.open():
+        with monkeypatch.context() as patch:
+            patch.setattr(run_directory, "drop", fail)
+            with pytest.raises(OSError, match="away"):
+                commit_second(directory)
+        assert directory.look_again() == 2, "the round is not played again"
+        assert names(directory.round_path(1)) == ["journal.jsonl", "reward"]
+
+
+def test_the_judgement_of_sft_is_written_once(tmp_path: Path) -> None:
+    directory = RunDirectory(load_config(TINY, ["--name", "paused", "--storage", str(tmp_path)]))
+    row = json.dumps({"round": -1, "step": 0, "phase": "evaluation"}) + "\n"
+    with directory.open(), contextlib.suppress(KeyboardInterrupt), directory.draft(directory.start_path) as draft:
+        draft.begin(0, 0)
+        (directory.path / "metrics.jsonl").write_text(row)
+        raise KeyboardInterrupt
+    with directory.open():
+        assert (directory.path / "metrics.jsonl").read_text() == "", "it comes again with the start"
+        with directory.draft(directory.start_path) as draft:
+            (directory.path / "metrics.jsonl").write_text(row)
+            directory.commit_start(draft, {"committed": True})
+    with directory.open():
+        assert (directory.path / "metrics.jsonl").read_text() == row
+
+
+def test_how_far_a_fit_came_goes_with_its_round(tmp_path: Path) -> None:
+    for place in (".reward.fit", "members/.1.fit"):
+        (tmp_path / place).mkdir(parents=True)
+        (tmp_path / place / "00000003.json").write_text("{}")
+    drop(tmp_path, keep_rollouts=False)
+    assert names(tmp_path) == ["members"] and not names(tmp_path / "members")
+
+
 def test_a_draft_without_a_journal_is_removed(tmp_path: Path) -> None:
     directory = begun_run(tmp_path)
     (directory.path / "rounds" / ".round_001.partial" / "journal.jsonl").unlink()

@@ -18,7 +18,7 @@ import cluster.run
 from cluster.cli import main
 from cluster.draft import Draft, point_of
 from cluster.failures import BadNumbers
-from cluster.guarding import Guard, StepUndone, counts, until_good
+from cluster.guarding import Guard, StepUndone, counts, moved, until_good
 from cluster.load_config import load_config
 from cluster.run_directory import config_sha256
 from tests.cluster.command import ROOT, SECRETS, TINY, Command
@@ -145,6 +145,27 @@ def test_engines_that_disagree_are_refitted_once_and_then_count(tmp_path: Path) 
     tries = [entry.facts["try"] for entry in draft.journal.entries if entry.key == "rollouts 1"]
     assert len(tries) == 2 and draft.journal.alive["rollouts 1"].facts["try"] == tries[1], "they were sampled again"
     assert draft.journal.alive["bad 3"].facts["who"] == "rollout-1"
+
+
+def test_a_step_that_has_warmed_the_critic_up_is_undone_whatever_went_wrong_in_it(tmp_path: Path) -> None:
+    with pytest.raises(BadNumbers) as kept, moved(False):
+        raise BadNumbers("x", bad(), "learner-0")
+    assert not kept.value.bad.undo
+    with pytest.raises(BadNumbers, match="x") as undone, moved(True):
+        raise BadNumbers("x", bad(engines=("rollout-0",)), "learner-0", "trace")
+    assert undone.value.bad.undo and undone.value.bad.engines == ("rollout-0",)
+    assert (undone.value.who, undone.value.trace) == ("learner-0", "trace")
+    run = Round(tmp_path, {0: [bad(engines=("rollout-1",), undo=True)]})
+    until_good(lambda: run.play(2))
+    assert run.tried == [0, 0, 1] and run.learned == [0, 1] and run.refitted == 0, "all roles were put back instead"
+    draft = Draft(tmp_path)
+    assert counts(draft) == {"left_out": 0, "undone": 0, "refitted": 1}
+    assert len([entry for entry in draft.journal.entries if entry.key == "rollouts 0"]) == 2, "they were sampled again"
+    always = Round(tmp_path / "always", {0: [bad(engines=("rollout-1",), undo=True)] * 9})
+    always.folder.mkdir()
+    with pytest.raises(BadNumbers, match="since it began") as ended:
+        until_good(lambda: always.play(2))
+    assert str(ended.value).count("ends here") == 1
 
 
 def test_a_refit_that_is_one_too_many_ends_the_round_after_a_step_that_was_learned(tmp_path: Path) -> None:

@@ -85,3 +85,13 @@ def test_each_role_and_each_kind_has_a_budget_of_its_own_and_old_failures_are_fo
     assert budget.spend("rollout", "infrastructure"), "the two at 0 s are forgotten, the one at 99 s is not"
     assert not budget.spend("rollout", "infrastructure")
     assert not Budget(FaultsConfig(infrastructure=0), lambda: 0.0).spend("learner", "infrastructure")
+
+
+def test_an_error_counts_until_its_round_is_committed() -> None:
+    now = [0.0]
+    budget = Budget(FaultsConfig(infrastructure=1, data=1, window_s=100.0), lambda: now[0])
+    assert budget.spend("reward", "data") and budget.spend("reward", "infrastructure")
+    now[0] = 5000.0  # the same error, after the hours that the work takes
+    assert not budget.spend("reward", "data") and budget.spend("reward", "infrastructure")
+    budget.committed()
+    assert budget.spend("reward", "data") and not budget.spend("reward", "infrastructure")

@@ -8,7 +8,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -47,7 +47,7 @@ class Doing:
 
     def __init__(self, name: str, directory: Path, incarnation: int) -> None:
         self.name, self.directory, self.incarnation = name, directory, incarnation
-        self.version, self.held, self.updates = -1, list[str](), list[int]()
+        self.version, self.held, self.updates, self.done = -1, list[str](), list[int](), 0
 
     @ray.method(concurrency_group="status")
     def identity(self) -> Identity:
@@ -55,7 +55,7 @@ class Doing:
 
     @ray.method(concurrency_group="status")
     def progress(self) -> Progress:
-        return Progress(0, 0, "")
+        return Progress(self.done, 0, "")
 
     @ray.method(concurrency_group="vigil")
     def vigil(self) -> None:
@@ -65,6 +65,7 @@ class Doing:
         (self.directory / f"has-{self.name}").touch()
         while (self.directory / f"hold-{self.name}").exists():
             time.sleep(0.02)
+            self.done += 1
         if (self.directory / f"broken-{self.name}").exists():
             (self.directory / f"broken-{self.name}").unlink()
             raise ValueError("a broken cable")
@@ -82,7 +83,13 @@ class Doing:
     def calibrate_on(self, rollouts: Sequence[Any]) -> None:
         self.held.append("calibrated")
 
-    def score(self, rollouts: Sequence[Any]) -> list[str]:
+    def hold(self, rollouts: Sequence[Any] | None, members: Mapping[int, Path]) -> None:
+        if rollouts is not None:
+            self.calibrate_on(rollouts)
+        for member, place in members.items():
+            self.load(place, member)
+
+    def score(self, rollouts: Sequence[Any], ids: Sequence[int]) -> list[str]:
         self._work()
         return self.held
 
@@ -268,7 +275,7 @@ def test_a_scorer_is_given_all_that_it_held_and_asked_again(scene: Scene) -> Non
     died = scene.when_at_work("scorer-0", scene.send("scorer-0", signal.SIGKILL))
     held: Any = scene.wait("score", scorer.score([]))
     died.join()
-    assert held == ["calibrated", f"1={scene.directory}/round/1", f"0={scene.directory}/round/0"]
+    assert held == ["calibrated", f"{scene.directory}/round/1=1", f"{scene.directory}/round/0=0"]
 
 
 def test_a_process_that_dies_while_nobody_asks_it_is_replaced_at_once(scene: Scene) -> None:
@@ -296,6 +303,17 @@ def test_a_process_that_hangs_is_ended_and_replaced(scene: Scene) -> None:
     assert scene.events()[0] == ("lost", "rollout-0")
     assert scene.faults[0].why == "hung: no progress for 3 s (resources.deadline_s)"
     assert scene.faults[0].values["faults/detection_seconds"] >= 2
+
+
+def test_who_hangs_is_told_from_who_works_on(scene: Scene) -> None:
+    scene.sync(0)
+    scene.wait.deadline_s = 3.0
+    works = scene.when_at_work("rollout-0", lambda: time.sleep(8))
+    stopped = scene.when_at_work("rollout-1", scene.send("rollout-1", signal.SIGSTOP))
+    assert scene.sample(0) == WANTED
+    works.join()
+    stopped.join()
+    assert [process for event, process in scene.events() if event == "lost"] == ["rollout-1"]
 
 
 def test_the_loss_of_a_learner_begins_the_attempt_anew_and_late_answers_are_refused(scene: Scene) -> None:
@@ -352,8 +370,16 @@ def test_an_error_of_a_role_is_tried_once_more_by_another_process(scene: Scene) 
     scene.until("reward-0")
     assert scene.incarnations() == before | {"reward-0": before["reward-0"] + 1}
     broken.touch()
-    with pytest.raises(GivenUp, match=r"ValueError: a broken cable.* failed more than 1 times within 3600 s \(faults\.data\)"):
-        scene.recover(play)
+
+    def again() -> None:
+        play()
+        broken.touch()
+        play()
+
+    with pytest.raises(
+        GivenUp, match=r"ValueError: a broken cable.* failed more than 1 times before the round was done \(faults\.data\)"
+    ):
+        scene.recover(again)
 
 
 def test_storage_that_is_away_is_waited_for(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import pytest
+import ray
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from cluster.console import Console
@@ -33,8 +33,8 @@ from cluster.stage import Stage
 from cluster.start import begin
 from cluster.waiting import Waiter
 from tests.cluster.command import TINY, Command
+from tests.cluster.straight import Straight
 
-T = TypeVar("T")
 OPTIONS = [
     "--name", "resumed", "--rounds.checkpoint_every", "2", "--rounds.keep_rollouts", "true", "--rounds.save_fit_every", "3",
     "--policy.steps_per_round", "3", "--policy.kl.controller", "adaptive", "--policy.kl.target", "0.5",
@@ -43,27 +43,11 @@ OPTIONS = [
     "--meta.num_prompts", "8", "--evaluation.num_prompts", "8",
 ]  # fmt: skip
 """Two rounds in which as much as can be goes on from round to round."""
-CLOCKS = ("time", "sample/seconds", "sample/tokens_per_second", "sync/seconds")
+CLOCKS = ("time", "sample/seconds", "sample/tokens_per_second", "sync/seconds", "sync/bytes_per_second")
 
 
 class CutOffError(RuntimeError):
     """Stands for the end of the driver."""
-
-
-class Straight:
-    """Nothing that is lost is made good, and nothing moves."""
-
-    def __init__(self) -> None:
-        self.moving = self
-
-    def __call__(self, play: Callable[[], T]) -> T:
-        return play()
-
-    def saving_is_due(self) -> bool:
-        return False
-
-    def move_learner(self) -> None:
-        pass
 
 
 @dataclass
@@ -101,6 +85,7 @@ class Scene:
             How often it was cut off.
         """
         config = load_config(TINY, ["--storage", str(storage), *OPTIONS])
+        self.empty_scorer()
         cut = 0
         while True:
             wait, console = Waiter(Console(), storage / "logs", config.resources.deadline_s), Console()
@@ -127,6 +112,11 @@ class Scene:
                         except CutOffError:
                             cut += 1
             assert cut < attempts
+
+    def empty_scorer(self) -> None:
+        """As it comes to a run: without the members of another one."""
+        self.roles.scorer.holds.members.clear()
+        ray.get(self.roles.scorer.process.actor.__ray_call__.remote(lambda scorer: scorer.members.clear()))
 
 
 @pytest.fixture(scope="module")

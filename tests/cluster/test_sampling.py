@@ -63,6 +63,9 @@ class Wait(Waiter):
     def watch(self, phase: str, pending: Pending[Any]) -> None:
         self.log.append(("watch", pending.step))
 
+    def forget(self, pending: Pending[Any]) -> None:
+        self.log.append(("forget", pending.step))
+
 
 def play(max_lag: int) -> list[Any]:
     log: list[Any] = []
@@ -97,6 +100,21 @@ def test_ahead_the_batches_are_the_same_and_none_goes_over_the_end_of_a_round(ma
     half = len(log) // 2
     assert log[half - 1] == "learn" and sum(entry == "learn" for entry in log[:half]) == 5
     assert len(asked(log[:half])) == 5, "nothing of the second round is asked for in the first"
+
+
+@pytest.mark.parametrize("max_lag", [1, 2])
+def test_a_step_that_is_left_out_takes_its_batch_with_it(max_lag: int) -> None:
+    log: list[Any] = []
+    pool: Any = Pool(log)
+    sample = sampling(config(policy={"max_lag": max_lag}), PROMPTS, pool, Wait(log))
+    for index, steps in ((0, (0, 1, 3)), (1, (0, 2, 3, 4))):
+        for step in steps:
+            sample(index, step, 5 * index + step)
+    noted = [entry for entry in log if not isinstance(entry[0], tuple)]
+    assert [step for phase, step in noted if phase == "sample"] == [0, 1, 3, 0, 2, 3, 4]
+    assert [step for phase, step in noted if phase == "forget"] == [2, 4, 1], "those of the steps that were left out"
+    sample.forget()
+    assert len(asked(log)) == 10, "nothing is asked for twice"
 
 
 def test_prompts_come_again_only_after_all_have_come() -> None:
