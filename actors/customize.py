@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import shutil
@@ -19,6 +20,7 @@ from actors.ranks import Rank
 from rm.config import LoraConfig, RewardConfig
 from rm.domain_config import GeneralStageConfig
 from tokens.errors import UserError
+from tokens.guards import BadNumber, GuardsConfig
 from tokens.queries import Query
 
 if TYPE_CHECKING:
@@ -42,6 +44,7 @@ class StageJob:
     Args:
         name: for logs, messages and progress.
         base: directory to start from, with its tokenizer: the base model, or what the general stage left behind.
+        origin: that of a general stage's model within the customisation; "" = the base model.
         directory: where the result belongs; it appears whole or not at all.
         stage: how to fit.
         reward: AdamW's settings, pooling, microbatches.
@@ -57,10 +60,12 @@ class StageJob:
         penalty: what holds the weights near to where they start.
         penalty_coef: its lambda.
         num_fisher: general queries that ewc estimates the Fisher information on.
+        guards: how many steps whose numbers went wrong may be left out.
     """
 
     name: str
     base: Path
+    origin: str
     directory: Path
     stage: GeneralStageConfig
     reward: RewardConfig
@@ -75,6 +80,15 @@ class StageJob:
     penalty: Literal["none", "l2", "ewc"]
     penalty_coef: float
     num_fisher: int
+    guards: GuardsConfig
+
+    def settings(self) -> dict[str, Any]:
+        """All that decides what the stage learns and how it is measured, fit for JSON: the data and the base model are the same
+        throughout a customisation."""
+        left_out = ("name", "base", "directory", "keep_head", "guards")
+        found = {key: value for key, value in vars(self).items() if key not in left_out}
+        sections = {"stage": self.stage, "reward": self.reward.model_copy(update={"base": None}), "lora": self.lora}
+        return found | {name: section.model_dump(mode="json") for name, section in sections.items()}
 
 
 @dataclass(frozen=True)
@@ -100,7 +114,9 @@ class StageReport:
 
     Args:
         name: of the job.
-        base: directory that it started from; an adapter belongs to the model there.
+        origin: the general stage's model that it started from, within the customisation, to which an adapter belongs; "" = the
+            base model.
+        settings: of the job; see there.
         num_queries: trained on.
         looks: every measurement, in order.
         seconds: of its last process, from loading the model to the last step.
@@ -109,7 +125,8 @@ class StageReport:
     """
 
     name: str
-    base: str
+    origin: str
+    settings: dict[str, Any]
     num_queries: int
     looks: tuple[StageLook, ...]
     seconds: float
@@ -166,8 +183,8 @@ def fit_job(
 
     try:
         report = run_stage(_own(setup), job, pool, domains, tests, commit, tell, board.beat.remote)
-    except FloatingPointError as error:
-        raise FloatingPointError(f"{job.name}: {error}") from error
+    except BadNumber as bad:
+        raise BadNumber(bad.what, bad.value, bad.limit, f"{bad.where}: {job.name}", note=bad.note) from bad
     board.end.remote(job.name)
     return report
 
@@ -221,7 +238,9 @@ def run_stage(
     queries = [*pool[: job.num_general], *(() if job.domain is None else domains[job.domain])]
     looks: list[StageLook] = []
     checkpoints = _hidden(job.directory, "checkpoints")
-    saving = Saving(checkpoints, lambda: [asdict(look) for look in looks], lambda kept: looks.extend(_looks(kept)))
+    settings = job.settings()
+    fit = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+    saving = Saving(checkpoints, fit, lambda: [asdict(look) for look in looks], lambda kept: looks.extend(_looks(kept)))
     total = job.stage.epochs * len(queries)
 
     def look(samples: int) -> None:
@@ -235,9 +254,8 @@ def run_stage(
 
     with rank.compute():
         penalty = _penalty(job, model, pool, pad_id, beat)
-        resumed = fit_stage(
-            model, queries, job.stage, job.reward, job.seed, pad_id, job.every, look, on_step, imitation, penalty, saving
-        )
+        with_what = (imitation, penalty, saving, job.guards)
+        resumed = fit_stage(model, queries, job.stage, job.reward, job.seed, pad_id, job.every, look, on_step, *with_what)
     partial = _hidden(job.directory, "partial")
     shutil.rmtree(partial, ignore_errors=True)  # of a process that died
     partial.mkdir(parents=True)
@@ -249,7 +267,7 @@ def run_stage(
         if head is not None and job.keep_head:
             head.save(partial / MODEL)
     seconds, cpu_seconds = time.perf_counter() - began, time.process_time() - cpu_began
-    report = StageReport(job.name, str(job.base), len(queries), tuple(looks), seconds, cpu_seconds, resumed)
+    report = StageReport(job.name, job.origin, settings, len(queries), tuple(looks), seconds, cpu_seconds, resumed)
     (partial / REPORT).write_text(json.dumps(asdict(report), indent=1))
     commit(partial, job.directory)
     shutil.rmtree(checkpoints, ignore_errors=True)

@@ -39,7 +39,8 @@ class RewardReport:
         summary: means over its last quarter, by the ledger's names.
         steps: metrics of each step, by name.
         measurements: of the validation sets while it went on: the step, and metrics by name; none unless they were asked for.
-        validation_accuracy: of the weights that were kept, on held-out pairs; None where there are none.
+        validation_accuracy: of the weights that were kept, on held-out pairs; None where there are none, and where what was
+            kept is one backbone for the adapters of many domains: what scores is never the backbone alone.
     """
 
     summary: dict[str, float | None]
@@ -146,11 +147,14 @@ class RewardTrainer(Rank):
         super().__init__(setup)
         from transformers import AutoTokenizer
 
+        from rm.domain_bank import ADAPTERS
+
         self.pairs, self.validation = pairs, {name: pairs for name, pairs in validation.items() if pairs}
         self.reward, self.meta = reward, meta
         self.base_dir, self.guards = base_dir, guards
         self.tokenizer = AutoTokenizer.from_pretrained(base_dir)
         self.make, self.keep = (self._hand_on, self._copy) if given else (self._train, self._save)
+        self.measurable = not (given and (base_dir / ADAPTERS).is_dir())
 
     def fit(
         self,
@@ -175,7 +179,7 @@ class RewardTrainer(Rank):
         from rm.config import ORIGINAL
 
         model, report = self.make(seed, previous, None if shifted is None else group_by_prompt(shifted), saves)
-        if self.validation:
+        if self.validation and self.measurable:
             with self.compute():
                 accuracy = self._score(model, {ORIGINAL: self.validation[ORIGINAL]})[ORIGINAL].accuracy
             report = replace(report, validation_accuracy=accuracy)

@@ -123,10 +123,11 @@ class EnsembleScorer(Role):
 
     def _raw(self, member: int, rollouts: Sequence[Rollout]) -> torch.Tensor:
         """Scores of one member; where some are not finite since its weights are broken, those in its files are taken instead."""
+        from rm.domain_bank import weights_of
         from tokens.ranks import weights_norm
 
         found = self._score(member, rollouts)
-        if found.isfinite().all() or math.isfinite(weights_norm(self.members[member].parameters())):
+        if found.isfinite().all() or math.isfinite(weights_norm(weights_of(self.members[member]))):
             return found
         log.warning("%s: the weights of member %d are broken; they are read again", self.setup.name, member)
         self._read(member)

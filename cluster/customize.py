@@ -21,6 +21,7 @@ from actors.members import Board
 from actors.process import environment
 from cluster.config import RunConfig
 from cluster.console import Console
+from cluster.differences import flat, refuse_differences
 from cluster.domain_data import DomainData, check_settings, length_baselines, load_data, num_general
 from cluster.domain_directory import CARD, KIND, RESULTS, DomainDirectory, digest, general_key
 from cluster.durable import commit_directory, write_file
@@ -61,10 +62,10 @@ def customize(config: RunConfig, console: Console) -> Path:
     console.say(f"[bold]Rondo[/] domains {', '.join(config.customize.domains)} in {directory.path}")
     data = load_data(config, root, console)
     with space_errors(directory.path), directory.open():
-        directory.refuse_other_data(data.fingerprint())
+        directory.refuse_other_inputs(data.fingerprint(), data.base)
         stages = Stages(config, directory, data)
         general, domains = stages.general(), stages.domains()
-        if missing := [job for job in (*general, *domains) if not job.directory.is_dir()]:
+        if missing := [job for job in (*general, *domains) if not is_done(job)]:
             with connected(config, console) as fixed:
                 if fixed:
                     refuse_what_cannot_fit(config)
@@ -77,6 +78,23 @@ def customize(config: RunConfig, console: Console) -> Path:
             console.say("All of it is there; nothing to do.")
         _write(directory, data, stages, console)
     return directory.path
+
+
+def is_done(job: StageJob) -> bool:
+    """Whether a stage was fitted.
+
+    Args:
+        job: of it.
+
+    Raises:
+        UserError: if it was, by other settings: a strategy that was taken out of the config and put back otherwise.
+    """
+    if not job.directory.is_dir():
+        return False
+    there = StageReport.read(job.directory).settings
+    hint = "Another strategy needs another name: this one was fitted before"
+    refuse_differences(job.directory, flat(there), flat(json.loads(json.dumps(job.settings()))), hint)
+    return True
 
 
 class Stages:
@@ -130,6 +148,7 @@ class Stages:
         return StageJob(
             name=f"general, {general_key(strategy)}, seed {seed}",
             base=self.data.base,
+            origin="",
             directory=self.directory.general(strategy, seed),
             stage=customize.general_stage,
             reward=self.config.reward,
@@ -142,17 +161,19 @@ class Stages:
             imitated=customize.imitated,
             keep_head=self.data.language_model,  # a strategy that imitates may be added later
             penalty="none",
-            penalty_coef=strategy.penalty_coef,
+            penalty_coef=0.0,
             num_fisher=customize.fisher_queries,
+            guards=self.config.guards,
         )
 
     def _domain_job(self, name: str, strategy: StrategyConfig, seed: int, domain: str) -> StageJob:
         customize, own = self.config.customize, len(self.data.domain(domain).train)
         rehearsed = round(strategy.rehearsal * own)
-        base = self.directory.general(strategy, seed) / MODEL if strategy.general else self.data.base
+        general = self.directory.general(strategy, seed) / MODEL
         return StageJob(
             name=f"{domain}, {name}, seed {seed}",
-            base=base,
+            base=general if strategy.general else self.data.base,
+            origin=str(general.relative_to(self.directory.path)) if strategy.general else "",
             directory=self.directory.domain(name, seed, domain),
             stage=customize.domain_stage,
             reward=self.config.reward,
@@ -165,8 +186,9 @@ class Stages:
             imitated=customize.imitated,
             keep_head=False,
             penalty=strategy.penalty,
-            penalty_coef=strategy.penalty_coef,
+            penalty_coef=0.0 if strategy.penalty == "none" else strategy.penalty_coef,
             num_fisher=customize.fisher_queries,
+            guards=self.config.guards,
         )
 
     def _every(self, total: int) -> int:

@@ -267,6 +267,10 @@ class DataSource(Source):
             self.dropped[source] = count_reasons((*chosen.dropped, *dropped))
         return tuple(prompts)
 
+    def prompt_domains(self) -> tuple[list[str], list[str]]:
+        assert self._prompts is not None, "opened for reward models only"
+        return [p.domain for p in self._prompts.policy], [p.domain for p in self._prompts.evaluation]
+
     def load(self, strengths: str | None = None) -> Inputs:
         from preferences.denoise import count_actions
 

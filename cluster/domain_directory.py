@@ -1,4 +1,4 @@
-"""The directory of a customisation: STORAGE/domains/NAME, where its models lie, and how one is found by its domain's name.
+"""The directory of a customisation: STORAGE/domains/NAME, where its models lie.
 
 config.yaml, versions.json       as of every command
 general/KEY/seed_S/              the general models: model/ and stage.json
@@ -12,28 +12,27 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import shutil
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from actors.customize import ADAPTER, MODEL
 from cluster.config import RunConfig
 from cluster.differences import flat, refuse_differences
-from cluster.durable import commit_directory, write_file
-from cluster.run_directory import config_text, is_there, locked, versions
+from cluster.domain_models import FOLDER, digest_of
+from cluster.durable import write_file
+from cluster.run_directory import config_text, locked, versions
 from cluster.storage import storage_root
-from rm.domain_bank import ADAPTERS
 from rm.domain_config import StrategyConfig
 from tokens.errors import UserError
 
 CARD, RESULTS, KIND, BEGUN = "card.json", "results.jsonl", "domains", "data.json"
-FOLDER = "domains"
-SPEED = ("resources", "storage", "scratch", "rounds", "rollout", "policy", "dpo", "evaluation", "meta", "scorer", "strength")
-"""Sections of the config that change nothing about what is learned here."""
+SPEED = (
+    "resources", "storage", "scratch", "rounds", "rollout", "policy", "dpo", "evaluation", "meta", "scorer", "strength",
+    "guards", "faults",
+)  # fmt: skip
+"""Sections of the config that change nothing about what is learned here, or may change while it is: how much goes wrong."""
 GROWING = ("customize.seeds", "customize.strategies.")
 """What may be added to a directory that is there: further seeds and strategies."""
 
@@ -82,22 +81,26 @@ class DomainDirectory:
             write_file(self.path / "versions.json", json.dumps(versions(), indent=1))
             yield self
 
-    def refuse_other_data(self, fingerprint: str) -> None:
-        """Stop if what is there was trained on other data; note what data it is.
+    def refuse_other_inputs(self, fingerprint: str, base: Path) -> None:
+        """Stop if what is there was trained on other data or from another base model; note what they are.
 
         Args:
             fingerprint: of the data.
+            base: directory of the base model.
 
         Raises:
-            UserError: if it was.
+            UserError: if it was; naming which.
         """
-        begun = self.path / BEGUN
-        if begun.is_file() and json.loads(begun.read_text())["sha256"] != fingerprint:
-            raise UserError(
-                f"the data sets are not those that {self.path} was begun with, although the config is the same: put the old "
-                "files back, choose another name, or remove the directory"
-            )
-        write_file(begun, json.dumps({"sha256": fingerprint}))
+        begun, dtype = self.path / BEGUN, self.config.resources.reward.dtype
+        here = {"data sets": fingerprint, "base model": digest_of([base]), "resources.reward.dtype": dtype}
+        if begun.is_file():
+            there = json.loads(begun.read_text())
+            if other := [name for name in here if there[name] != here[name]]:
+                raise UserError(
+                    f"not those that {self.path} was begun with: {', '.join(other)}, although the config is the same otherwise. "
+                    "Put the old ones back, choose another name, or remove the directory"
+                )
+        write_file(begun, json.dumps(here))
 
     def _tree(self) -> dict[str, Any]:
         return self.config.model_dump(mode="json")
@@ -119,175 +122,6 @@ def _only_changed(there: dict[str, Any], here: dict[str, Any]) -> dict[str, Any]
         key: value for key, value in there.items() if key.startswith(GROWING) and (key not in here or key == "customize.seeds")
     }
     return kept | gone
-
-
-@dataclass(frozen=True)
-class DomainModel:
-    """A customised reward model.
-
-    Args:
-        name: of the domain.
-        backbone: directory of the model that the adapter belongs to; of the whole model where there is none.
-        adapter: directory of the adapter; None for a whole model.
-    """
-
-    name: str
-    backbone: Path
-    adapter: Path | None
-
-
-def find_domain(root: Path, name: str) -> DomainModel:
-    """The reward model that ``domain:NAME`` means.
-
-    Args:
-        root: storage root.
-        name: DOMAIN, or RUN/DOMAIN or RUN/STRATEGY/DOMAIN where it would not be clear; of several seeds the first is taken.
-
-    Returns:
-        Where it lies.
-
-    Raises:
-        UserError: if there is none, or several are meant.
-    """
-    *place, domain = name.split("/")
-    if len(place) > 2 or not all((*place, domain)):
-        raise UserError(f"domain:{name} is no name of a domain: expected domain:DOMAIN, domain:RUN/DOMAIN or RUN/STRATEGY/DOMAIN")
-    run = place[0] if place else "*"
-    strategy = place[1] if len(place) > 1 else "*"
-    folder = root / FOLDER
-    if not is_there(folder):
-        raise UserError(f"domain:{name}: no domain was ever customised in {root}; run `python -m cluster customize` first")
-    found = [path for path in sorted(folder.glob(f"{run}/models/{strategy}/seed_0/*")) if path.name == domain]
-    if not found:
-        known = sorted({path.name for path in folder.glob("*/models/*/seed_0/*") if not path.name.startswith(".")})
-        raise UserError(f"domain:{name}: there is no such domain in {folder}; there are {', '.join(known) or 'none'}")
-    if len(found) > 1:
-        names = ["/".join((path.parts[-5], path.parts[-3], domain)) for path in found]
-        raise UserError(
-            f"domain:{name} could be {', '.join(names)}: more than one adapter has this name; write which one is meant"
-        )
-    directory = found[0]
-    if (directory / MODEL).is_dir():
-        return DomainModel(domain, directory / MODEL, None)
-    card = json.loads((directory / "stage.json").read_text())
-    return DomainModel(domain, Path(card["base"]), directory / ADAPTER)
-
-
-def with_domain_reward(config: RunConfig, root: Path) -> RunConfig:
-    """The config with ``scorer.reward_model`` as the reward models' base: a whole model, adapters merged, in the cache.
-
-    Args:
-        config: of the run.
-        root: storage root.
-
-    Returns:
-        The config itself where none is given.
-
-    Raises:
-        UserError: as ``find_domain``.
-    """
-    if config.scorer.reward_model is None:
-        return config
-    kind, _, name = config.scorer.reward_model.partition(":")
-    cache = root / "cache"
-    exported = export(find_domain(root, name), cache) if kind == "domain" else export_all(find_domains(root, name), cache)
-    return config.model_copy(update={"reward": config.reward.model_copy(update={"base": str(exported)})})
-
-
-def export(found: DomainModel, cache: Path) -> Path:
-    """A customised reward model as an ordinary directory that any program of this house reads.
-
-    Args:
-        found: where it lies.
-        cache: where a merged model is kept, by the digest of its files.
-
-    Returns:
-        The model's own directory where it has no adapter, else the merged one.
-    """
-    if found.adapter is None:
-        return found.backbone
-    target = cache / f"domain-{_digest_of([found.backbone, found.adapter])}"
-    if target.is_dir():
-        return target
-    import torch
-    from transformers import AutoTokenizer
-
-    from rm.lora import load_adapter
-    from rm.model import RewardModel
-
-    model = RewardModel.from_pretrained(found.backbone, torch.float32)
-    load_adapter(model, found.adapter)
-    partial = target.with_name(f".{target.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    model.save_pretrained(partial)
-    AutoTokenizer.from_pretrained(found.backbone).save_pretrained(partial)
-    commit_directory(partial, target)
-    return target
-
-
-def find_domains(root: Path, name: str) -> list[DomainModel]:
-    """The adapters of one general backbone that ``domains:NAME`` means.
-
-    Args:
-        root: storage root.
-        name: RUN, or RUN/STRATEGY where it has several.
-
-    Returns:
-        One for each domain.
-
-    Raises:
-        UserError: if there are none, several strategies, or whole models instead of adapters.
-    """
-    run, _, strategy = name.partition("/")
-    folder = root / FOLDER / run / "models"
-    there = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
-    chosen = [path for path in there if strategy in ("", path)]
-    if len(chosen) != 1:
-        raise UserError(
-            f"domains:{name}: expected one strategy of a customisation, there are {', '.join(there) or 'none'} in {folder}; "
-            "write domains:RUN/STRATEGY"
-        )
-    places = sorted((folder / chosen[0] / "seed_0").glob("[!.]*"))
-    found = [find_domain(root, f"{run}/{chosen[0]}/{place.name}") for place in places]
-    whole = [model.name for model in found if model.adapter is None]
-    if whole or not found:
-        raise UserError(
-            f"domains:{name}: {', '.join(whole) or 'no domain'} is a whole model, and many are served as adapters on one "
-            "backbone: customise with customize.lora.rank above 0, or name one domain"
-        )
-    return found
-
-
-def export_all(found: Sequence[DomainModel], cache: Path) -> Path:
-    """A backbone with the adapters of its domains in a folder beside its weights.
-
-    Args:
-        found: adapters of one backbone.
-        cache: where it is kept, by the digest of its files.
-
-    Returns:
-        The directory.
-    """
-    adapters = [(model.name, model.adapter) for model in found if model.adapter is not None]
-    target = cache / f"domains-{_digest_of([found[0].backbone, *(path for _, path in adapters)])}"
-    if target.is_dir():
-        return target
-    partial = target.with_name(f".{target.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    shutil.copytree(found[0].backbone, partial)
-    for name, path in adapters:
-        shutil.copytree(path, partial / ADAPTERS / name)
-    commit_directory(partial, target)
-    return target
-
-
-def _digest_of(folders: Sequence[Path]) -> str:
-    digest = hashlib.sha256()
-    for file in (file for folder in folders for file in sorted(folder.glob("*.safetensors"))):
-        with file.open("rb") as stream:
-            digest.update(hashlib.file_digest(stream, "sha256").digest())
-    return digest.hexdigest()[:12]
 
 
 def digest(rows: list[dict[str, Any]]) -> str:

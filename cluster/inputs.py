@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from preferences.texts import Example
 
 SANDBOX = "sandbox"
+FEWEST_OF_A_DOMAIN = 2
+"""Evaluation prompts of each domain, where every domain has a unit of its own: a standard deviation needs two."""
 
 
 @dataclass(frozen=True)
@@ -120,6 +122,11 @@ class Source(ABC):
         Raises:
             UserError: if the strengths are of other pairs, or anything else is wrong.
         """
+
+    @abstractmethod
+    def prompt_domains(self) -> tuple[list[str], list[str]]:
+        """Domains of the prompts that the policy learns from, and of those that it is evaluated on, one a prompt; "" where a
+        prompt names none. Known before anything is prepared."""
 
     def training(self, strengths: str | None) -> PreferenceSet:
         """The training pairs after ``data.denoise``; ``strengths`` as in ``load``."""
@@ -222,4 +229,29 @@ def check_stopping(config: RunConfig, source: Source) -> None:
             f"reward.stop_on is {name}, and the held-out pairs have no such set (found: {there}): a second labeller's column "
             "makes it. Label the pairs with `python -m cluster relabel`, hold out more of them (data.validation_fraction or "
             "data.validation), or set reward.stop_on to original"
+        )
+
+
+def check_domains(config: RunConfig, source: Source) -> None:
+    """Refuse prompts of domains that nobody was customised for, where every prompt is paid by its own domain's adapter.
+
+    Raises:
+        UserError: also if a domain has fewer than two evaluation prompts, whose samples its unit is measured on.
+    """
+    from rm.domain_bank import ADAPTERS, check_names
+
+    if config.scorer.reward_model is None or config.reward.base is None:
+        return
+    folder = Path(config.reward.base) / ADAPTERS
+    if not folder.is_dir():
+        return
+    learnt, judged = source.prompt_domains()
+    judged = judged[: config.evaluation.num_prompts]
+    check_names(sorted(path.name for path in folder.iterdir()), (*learnt, *judged))
+    few = [domain for domain in dict.fromkeys(learnt) if judged.count(domain) < FEWEST_OF_A_DOMAIN]
+    if few:
+        raise UserError(
+            f"scorer.reward_model {config.scorer.reward_model}: the domain {few[0]!r} has {judged.count(few[0])} of the "
+            f"{len(judged)} evaluation prompts, at least {FEWEST_OF_A_DOMAIN} are needed to measure its unit. Raise "
+            "evaluation.num_prompts, or add prompts of the domain"
         )

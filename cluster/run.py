@@ -13,8 +13,8 @@ from cluster.config import RunConfig
 from cluster.console import Console
 from cluster.denoising import check_strengths, ensure_strengths, in_words
 from cluster.disk import check_space
-from cluster.domain_directory import with_domain_reward
-from cluster.inputs import Source, check_batches, check_stopping, open_source
+from cluster.domain_models import with_domain_reward
+from cluster.inputs import Source, check_batches, check_domains, check_stopping, open_source
 from cluster.judging import comparable
 from cluster.model_sizes import model_size
 from cluster.plan import Bundle, bundles
@@ -62,6 +62,7 @@ def run(config: RunConfig, console: Console) -> Path:
     if source is not None:
         check_batches(config, source)
         check_stopping(config, source)
+        check_domains(config, source)
         check_strengths(config, source)
         there = config.sft if config.sft.model is None else config.sft.model_copy(update={"model": str(source.sft_dir)})
         size = model_size(config.model_copy(update={"sft": there}))

@@ -125,6 +125,13 @@ class SandboxSource(Source):
     def other_domains(self) -> PreferenceSet | None:
         return self._pairs("validation_held_out")
 
+    def prompt_domains(self) -> tuple[list[str], list[str]]:
+        learnt = self._domains(self.config.policy.prompts, "policy.prompts")
+        train, validation = (
+            [p.domain for p in self.world.prompts(split) if p.domain in learnt] for split in ("train", "validation")
+        )
+        return train, validation
+
     def load(self, strengths: str | None = None) -> Inputs:
         from preferences.denoise import count_actions
         from preferences.encode import encode_prompt

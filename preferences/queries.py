@@ -17,7 +17,7 @@ from preferences.encode import encode_prompt, encode_response
 from preferences.formats import BadRowError, read_prompt
 from preferences.load import chat_template, load_preferences, refuse_long
 from preferences.sets import DroppedRow, held_out, prompt_id, refuse
-from preferences.sources import Source, open_source, shorten
+from preferences.sources import Source, open_source
 from tokens.errors import UserError
 from tokens.queries import Query
 
@@ -237,13 +237,3 @@ def _read_scored(row: Mapping[str, Any]) -> tuple[tuple[str, ...], tuple[float, 
 
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def describe(given: QuerySet) -> str:
-    """A set in words, for the terminal.
-
-    Args:
-        given: the set.
-    """
-    left_out = f", {len(given.dropped)} left out" if given.dropped else ""
-    return f"{given.name}: {len(given.queries):,} queries of {shorten(given.source)}{left_out}"

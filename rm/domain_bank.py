@@ -10,7 +10,7 @@ Letters: B sequences, T positions, D domains, H hidden size, r rank.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -26,6 +26,8 @@ from tokens.records import SequenceBatch
 
 ADAPTERS = "domains"
 """Folder of a backbone's directory that holds adapters by the domain's name."""
+HEADS, UPS, DOWNS = "domain_heads", "domain_ups", "domain_downs"
+"""Buffers of the backbone that hold the adapters of a ``MixedBank``, so that they move with it."""
 _PREFIX = "domain_"
 """Of peft's names of adapters: a bare name could be that of an attribute of a module."""
 
@@ -97,7 +99,8 @@ class MixedBank:
         self.add = add_segments if weight.device.type == "cpu" else add_batched
         found = [read_adapter(model, path) for _, path in adapters]
         head = next(name for name, p in model.model.named_parameters() if p is model.head.weight)
-        self.heads = torch.stack([weights[head][0].float() for weights, _ in found]).to(weight.device)  # [D, H]
+        heads = torch.stack([weights[head][0].float() for weights, _ in found]).to(weight.device)  # [D, H]
+        model.register_buffer(HEADS, heads, persistent=False)
         rank = max(scale.rank for _, scale in found)
         for path, layer in model.model.named_modules():
             key = f"{path}.lora_A.weight"
@@ -108,7 +111,9 @@ class MixedBank:
             ups = torch.stack([_padded(w[key], rank, 0).T for w, _ in found])  # [D, in, r]
             downs = torch.stack([_padded(w[f"{path}.lora_B.weight"], rank, 1).T * scale.factor for w, scale in found])
             ups, downs = (x.contiguous().to(weight.device, weight.dtype) for x in (ups, downs))  # [D, r, out] the second
-            layer.register_forward_hook(self._adding(ups, downs))
+            layer.register_buffer(UPS, ups, persistent=False)
+            layer.register_buffer(DOWNS, downs, persistent=False)
+            layer.register_forward_hook(self._add)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -121,7 +126,7 @@ class MixedBank:
         places = torch.tensor([self._place[domain] for domain in domains])
         order = sorted(range(len(sequences)), key=lambda i: -(len(sequences[i][0]) + len(sequences[i][1])))
         scores = torch.zeros(len(sequences))
-        device = self.heads.device
+        device = self.model.get_buffer(HEADS).device
         for start in range(0, len(order), batch_size):
             taken = sorted(order[start : start + batch_size], key=lambda i: int(places[i]))  # the texts of a domain together
             batch = SequenceBatch.from_ids([sequences[i][0] for i in taken], [sequences[i][1] for i in taken], pad_id)
@@ -150,17 +155,24 @@ class MixedBank:
             features = self.model.features(batch)
         finally:
             self._rows = None
-        return (features * self.heads[rows]).sum(-1)
+        return (features * self.model.get_buffer(HEADS)[rows]).sum(-1)
 
-    def _adding(self, ups: Tensor, downs: Tensor) -> Callable[[nn.Module, Any, Tensor], Tensor]:
-        """The hook of one layer: ups [D, in, r], downs [D, r, out]."""
+    def _add(self, layer: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+        """The hook of every layer with adapters: ups [D, in, r], downs [D, r, out]."""
+        assert self._rows is not None
+        ups, downs = layer.get_buffer(UPS), layer.get_buffer(DOWNS)
+        self.add(output, inputs[0].to(ups.dtype), ups, downs, self._rows)
+        return output
 
-        def add(layer: nn.Module, inputs: Any, output: Tensor) -> Tensor:
-            assert self._rows is not None
-            self.add(output, inputs[0].to(ups.dtype), ups, downs, self._rows)
-            return output
 
-        return add
+def weights_of(model: RewardModel) -> Iterator[Tensor]:
+    """All that decides a model's scores: its parameters, and the adapters of a bank that has taken it over.
+
+    Args:
+        model: with or without a bank.
+    """
+    yield from model.parameters()
+    yield from (buffer for name, buffer in model.named_buffers() if name.rpartition(".")[2] in (HEADS, UPS, DOWNS))
 
 
 def add_batched(output: Tensor, inputs: Tensor, ups: Tensor, downs: Tensor, rows: Tensor) -> None:
@@ -221,29 +233,6 @@ class GroupedBank:
     def _one(self, name: str, sequences: Sequence[Encoded], batch_size: int, pad_id: int) -> Tensor:
         use_adapter(self.model, f"{_PREFIX}{name}")
         return score_sequences(self.model, sequences, batch_size, pad_id)
-
-
-class WholeModels:
-    """A model of its own for each domain; all are held at once.
-
-    Args:
-        models: by the domain's name, on their device.
-    """
-
-    def __init__(self, models: Mapping[str, RewardModel]) -> None:
-        self.models = dict(models)
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """See ``DomainBank``."""
-        return tuple(self.models)
-
-    def scores(self, sequences: Sequence[Encoded], domains: Sequence[str], batch_size: int, pad_id: int) -> Tensor:
-        """See ``DomainBank``."""
-        return _by_group(self.names, sequences, domains, self._one, batch_size, pad_id)
-
-    def _one(self, name: str, sequences: Sequence[Encoded], batch_size: int, pad_id: int) -> Tensor:
-        return score_sequences(self.models[name], sequences, batch_size, pad_id)
 
 
 def check_names(known: Sequence[str], asked: Sequence[str]) -> None:

@@ -131,6 +131,11 @@ class CustomizeConfig(Section):
                     f"strategies.{name}.penalty is {strategy.penalty} and lora.rank {self.lora.rank}: adapters leave the "
                     "backbone as it was and start at 0, where no distance or Fisher information says anything. Set lora.rank to 0"
                 )
+            if not strategy.general and self.lora.rank:
+                raise ValueError(
+                    f"strategies.{name}.general is false and lora.rank {self.lora.rank}: an adapter is scored on the general "
+                    "model that it was trained on, and there is none. Set general to true, or lora.rank to 0"
+                )
             if strategy.enrichment > 1 and self.general_queries is None:
                 raise ValueError(
                     f"strategies.{name}.enrichment is {strategy.enrichment:g} and general_queries null, which takes all "

@@ -15,17 +15,23 @@ import torch
 from torch import Tensor, nn
 
 from rm.config import RewardConfig
+from rm.descent import adamw, check_weights, descend, within
 from rm.domain_config import GeneralStageConfig
 from rm.imitation import Imitated, LanguageHead, imitation_loss
 from rm.model import RewardModel
 from rm.penalties import QuadraticPenalty
 from rm.ranked import response_sequences
 from rm.ranking import comparisons, ranking_accuracy, ranking_loss
+from rm.resume import put_back, weights_and_moments
 from rm.training import learning_rate_factor
 from tokens.errors import UserError
+from tokens.guards import ONLY_FINITE, BadNumber, Budget, GuardsConfig
 from tokens.queries import Query
 from tokens.records import SequenceBatch
 from tokens.saved_state import SavedState, latest_state, save_state
+
+ADVICE = "the stage's learning rate"
+"""What to lower where numbers go wrong."""
 
 
 @dataclass(frozen=True)
@@ -74,11 +80,13 @@ class Saving:
 
     Args:
         folder: of the states; made if needed.
+        fit: what it is a state of; one of another fit is refused.
         more: what the caller wants kept with a state, fit for JSON: its measurements.
         back: given what was kept, where a fit goes on.
     """
 
     folder: Path
+    fit: str
     more: Callable[[], Any]
     back: Callable[[Any], None]
 
@@ -96,6 +104,7 @@ def fit_stage(
     imitation: Imitation | None = None,
     penalty: QuadraticPenalty | None = None,
     saving: Saving | None = None,
+    guards: GuardsConfig = ONLY_FINITE,
 ) -> int:
     """Train ``model`` in place on scored responses.
 
@@ -123,6 +132,8 @@ def fit_stage(
         imitation: None = without.
         penalty: None = without.
         saving: None = the fit is not saved.
+        guards: how many steps whose loss or gradient is not finite may be left out. Such a step changes no weight, and its
+            queries are not learned from.
 
     Returns:
         The queries seen before this call: 0, or those of the checkpoint.
@@ -130,12 +141,13 @@ def fit_stage(
     Raises:
         ValueError: if there is no query, or one has no comparison.
         UserError: if the checkpoint is of another fit.
-        FloatingPointError: if the loss or its gradient is not finite; names the step.
+        BadNumber: if too many losses or gradients are not finite, or a weight is not; names the step.
     """
     if not queries or not all(query.comparisons for query in queries):
         raise ValueError(f"a stage needs queries with a comparison each, got {len(queries)} queries")
     fit = _Fit(model, stage, reward, pad_id, imitation, penalty, len(queries), seed)
-    began = _restore(fit, saving)
+    budget = Budget.of(guards)
+    began = _restore(fit, budget, saving)
     total = stage.epochs * len(queries)
     if began == 0:
         look(0)
@@ -143,11 +155,16 @@ def fit_stage(
         if fit.skip(batch):
             continue
         before = fit.samples
-        on_step(fit.step(batch))
+        step = fit.step(batch, budget)
+        if step is not None:
+            on_step(step)
         if fit.samples // every > before // every or fit.samples == total:
             look(fit.samples)
             if saving is not None:
-                _save(fit, saving)
+                _save(fit, budget, saving)
+    fit.check()
+    if budget.count == fit.num_steps:
+        raise BadNumber("the number of steps with a finite gradient", 0, "1 or more", f"the end of a stage of {fit.num_steps}")
     return began
 
 
@@ -166,19 +183,14 @@ class _Fit:
         seed: int,
     ) -> None:
         self.model, self.reward, self.pad_id, self.imitation, self.penalty = model, reward, pad_id, imitation, penalty
-        self.stage, self.identity = stage, f"{num_queries} queries, seed {seed}, {stage.model_dump_json()}"
+        self.stage, self.about = stage, f"{num_queries} queries, seed {seed}, {stage.model_dump_json()}"
         self.num_steps = stage.epochs * math.ceil(num_queries / stage.batch_size)
         named = {name: p for name, p in model.named_parameters() if p.requires_grad}
         if imitation is not None:
             named |= {f"lm_head.{name}": p for name, p in imitation.head.named_parameters() if p.requires_grad}
         self.named: dict[str, nn.Parameter] = named
-        self.optimizer = torch.optim.AdamW(
-            list(named.values()),
-            lr=stage.lr,
-            betas=(reward.beta1, reward.beta2),
-            eps=reward.eps,
-            weight_decay=reward.weight_decay,
-        )
+        self.trained = list(named.values())
+        self.optimizer = adamw(self.trained, stage.lr, reward)
         self.done, self.samples, self._passed = 0, 0, 0
 
     def skip(self, batch: Sequence[Query]) -> bool:
@@ -188,8 +200,17 @@ class _Fit:
             return True
         return False
 
-    def step(self, batch: Sequence[Query]) -> StageStep:
-        """One optimizer step."""
+    def step(self, batch: Sequence[Query], budget: Budget) -> StageStep | None:
+        """One optimizer step; None where a number went wrong before anything was changed, and the batch was left out."""
+        self.done, self.samples, self._passed = self.done + 1, self.samples + len(batch), self._passed + len(batch)
+        where = f"step {self.done} of {self.num_steps} of a stage, first query {batch[0].id!r}"
+        return within(budget, lambda: self._step(batch), self.optimizer, self.trained, where, ADVICE)
+
+    def check(self) -> None:
+        """Weights that are kept are finite."""
+        check_weights(self.trained, f"step {self.done} of {self.num_steps} of a stage", ADVICE)
+
+    def _step(self, batch: Sequence[Query]) -> StageStep:
         compared = sum(len(query.comparisons) for query in batch)
         imitated = sum(len(query.preferred) for query in batch) if self.imitation is not None else 0
         ranking, accuracy, language = 0.0, 0.0, 0.0
@@ -205,18 +226,10 @@ class _Fit:
             penalty = float(pull.detach())
         weight = 0.0 if self.imitation is None else self.imitation.coef
         loss = ranking + weight * language + penalty
-        norm = float(torch.nn.utils.clip_grad_norm_(list(self.named.values()), self.reward.max_grad_norm))
-        if not (math.isfinite(loss) and math.isfinite(norm)):
-            raise FloatingPointError(
-                f"step {self.done + 1} of {self.num_steps}: the loss is {loss}, its gradient's norm {norm}; first query "
-                f"{batch[0].id!r}. Lower the stage's learning rate"
-            )
-        lr = self.stage.lr * learning_rate_factor(self.done, self.num_steps, self.stage.warmup_ratio)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        self.done, self.samples, self._passed = self.done + 1, self.samples + len(batch), self._passed + len(batch)
+        if not math.isfinite(loss):
+            raise BadNumber("the loss", loss)
+        lr = self.stage.lr * learning_rate_factor(self.done - 1, self.num_steps, self.stage.warmup_ratio)
+        norm = descend(self.optimizer, self.trained, self.reward.max_grad_norm, lr, "loss")
         return StageStep(self.samples, loss, ranking, language if imitated else None, penalty, accuracy, lr, norm)
 
     def _losses(self, part: Sequence[Query], compared: int, imitated: int) -> _Losses:
@@ -282,37 +295,30 @@ def _batches(queries: Sequence[Query], size: int, epochs: int, seed: int) -> Ite
             yield [queries[i] for i in order[start : start + size]]
 
 
-def _save(fit: _Fit, saving: Saving) -> None:
+def _save(fit: _Fit, budget: Budget, saving: Saving) -> None:
     """Write weights, AdamW's moments, the place in the data, and what the caller wants kept."""
-    tensors: dict[str, Tensor] = {}
-    for name, parameter in fit.named.items():
-        tensors[f"weight.{name}"] = parameter.detach().cpu().contiguous()
-        for key, value in fit.optimizer.state[parameter].items():
-            tensors[f"{key}.{name}"] = value.detach().cpu().contiguous()
-    values = {"samples": fit.samples, "done": fit.done, "fit": fit.identity, "more": saving.more()}
-    save_state(saving.folder, fit.samples, SavedState(tensors, values))
+    fit.check()  # what is saved is gone on from
+    values = {
+        "samples": fit.samples, "done": fit.done, "budget": [budget.row, budget.count],
+        "about": fit.about, "fit": saving.fit, "more": saving.more(),
+    }  # fmt: skip
+    save_state(saving.folder, fit.samples, SavedState(weights_and_moments(fit.named, fit.optimizer), values))
 
 
-def _restore(fit: _Fit, saving: Saving | None) -> int:
+def _restore(fit: _Fit, budget: Budget, saving: Saving | None) -> int:
     """Put the newest state back, if there is one; the queries seen before it."""
     state = None if saving is None else latest_state(saving.folder)
     if saving is None or state is None:
         return 0
     tensors, values = state.tensors, state.values
-    if values["fit"] != fit.identity or {key for key in tensors if key.startswith("weight.")} != {
-        f"weight.{n}" for n in fit.named
-    }:
+    names = {key.removeprefix("weights/") for key in tensors if key.startswith("weights/")}
+    if (values["about"], values["fit"]) != (fit.about, saving.fit) or names != fit.named.keys():
         raise UserError(
-            f"the checkpoint in {saving.folder} is of another fit (there: {values['fit']}; here: {fit.identity}). Remove it to "
-            "begin the stage again"
+            f"the checkpoint in {saving.folder} is of another fit (there: {values['about']}, settings {values['fit'][:8]}; here: "
+            f"{fit.about}, settings {saving.fit[:8]}). Remove it to begin the stage again"
         )
-    with torch.no_grad():
-        for name, parameter in fit.named.items():
-            parameter.copy_(tensors[f"weight.{name}"])
-            moments = {key: tensors[f"{key}.{name}"] for key in ("step", "exp_avg", "exp_avg_sq") if f"{key}.{name}" in tensors}
-            fit.optimizer.state[parameter] = {  # none of a weight that has had no gradient yet
-                key: value.clone() if key == "step" else value.to(parameter.device, copy=True) for key, value in moments.items()
-            }
+    put_back(fit.named, fit.optimizer, tensors)
     fit.samples, fit.done = int(values["samples"]), int(values["done"])
+    budget.row, budget.count = values["budget"]
     saving.back(values["more"])
     return fit.samples

@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from tokens.records import Pair
-
 TokenIds = tuple[int, ...]
 
 
@@ -41,15 +39,6 @@ class Query:
             )
         if not all(math.isfinite(score) for score in self.scores):
             raise ValueError(f"query {self.id!r}: a score is not finite")
-
-    @classmethod
-    def of_pair(cls, pair: Pair) -> Query:
-        """A preference pair: two responses, scored 1 and 0.
-
-        Args:
-            pair: its margin and smoothing play no part.
-        """
-        return cls(pair.id, pair.prompt_ids, (pair.chosen_ids, pair.rejected_ids), (1.0, 0.0), pair.domain)
 
     @property
     def comparisons(self) -> tuple[tuple[int, int], ...]:

@@ -219,7 +219,7 @@ def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> float
     return float(norm)
 
 
-def weights_norm(parameters: Iterable[nn.Parameter]) -> float:
+def weights_norm(parameters: Iterable[Tensor]) -> float:
     """Norm of weights, by which one that is NaN or infinite shows itself; communicates where they are shards.
 
     Args:

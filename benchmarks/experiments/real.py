@@ -119,8 +119,8 @@ def reward_model(rows: PreferenceSet, backbone: Path, seed: int, reward: RewardC
     return fit
 
 
-def pretrain_decoder(rows: PreferenceSet, out: Path) -> Path:
-    """A small Llama, and its tokenizer, from the texts of both sides."""
+def pretrain_decoder(rows: PreferenceSet, out: Path, shape: ModelShape = SHAPE) -> Path:
+    """A small Llama of a shape, and its tokenizer, from the texts of both sides that fit its context; a side may be empty."""
     from policy.sft import fit_language_model, train_tokenizer
     from preferences.encode import encode_prompt, encode_response
 
@@ -128,19 +128,21 @@ def pretrain_decoder(rows: PreferenceSet, out: Path) -> Path:
         return out
     partial = out.with_name(f".{out.name}.partial")
     texts = [row[side] for row in rows.rows for side in ("prompt", "chosen", "rejected")]
-    tokenizer = train_tokenizer(texts, SHAPE.vocab_size, partial)
+    tokenizer = train_tokenizer(texts, shape.vocab_size, partial)
     examples = [
         (list(encode_prompt(tokenizer, row["prompt"])), list(encode_response(tokenizer, row[side])))
         for row in rows.rows
         for side in ("chosen", "rejected")
+        if row[side]
     ]
-    config = SFTConfig(shape=SHAPE, epochs=2, lr=3e-3, batch_size=16)
+    examples = [(prompt, ids) for prompt, ids in examples if len(prompt) + len(ids) <= shape.context_length]
+    config = SFTConfig(shape=shape, epochs=2, lr=3e-3, batch_size=16)
     print("decoder:", fit_language_model(examples, tokenizer, partial, config, seed=0), flush=True)
     partial.rename(out)
     return out
 
 
-def pretrain_encoder(rows: PreferenceSet, decoder: Path, out: Path) -> Path:
+def pretrain_encoder(rows: PreferenceSet, decoder: Path, out: Path, shape: ModelShape = SHAPE) -> Path:
     """A small BERT on the same texts with the same vocabulary and a mask token, by transformers' own collator."""
     from datasets import Dataset
     from transformers import (
@@ -164,11 +166,11 @@ def pretrain_encoder(rows: PreferenceSet, decoder: Path, out: Path) -> Path:
     model = BertForMaskedLM(
         BertConfig(
             vocab_size=len(tokenizer),
-            hidden_size=SHAPE.hidden_size,
-            intermediate_size=SHAPE.intermediate_size,
-            num_hidden_layers=SHAPE.num_layers,
-            num_attention_heads=SHAPE.num_heads,
-            max_position_embeddings=SHAPE.context_length,
+            hidden_size=shape.hidden_size,
+            intermediate_size=shape.intermediate_size,
+            num_hidden_layers=shape.num_layers,
+            num_attention_heads=shape.num_heads,
+            max_position_embeddings=shape.context_length,
             type_vocab_size=1,
             pad_token_id=tokenizer.pad_token_id,
         )
@@ -177,7 +179,9 @@ def pretrain_encoder(rows: PreferenceSet, decoder: Path, out: Path) -> Path:
         [*encode_prompt(tokenizer, row["prompt"]), *encode_response(tokenizer, row[side])]
         for row in rows.rows
         for side in ("chosen", "rejected")
+        if row[side]
     ]
+    ids = [each for each in ids if len(each) <= shape.context_length]
     arguments = TrainingArguments(
         output_dir=str(partial),
         num_train_epochs=4,

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertForMaskedLM, LlamaConfig, LlamaForCausalLM
 
 from actors.customize import ADAPTER, MODEL, StageJob, StageReport, run_stage
@@ -22,10 +22,12 @@ from actors.reward_trainer import RewardTrainer
 from actors.scorer import EnsembleScorer
 from cluster.config import RunConfig
 from cluster.console import Console
-from cluster.customize import Stages, _write, in_words
+from cluster.customize import Stages, _write, in_words, is_done
 from cluster.domain_data import DomainData, check_settings, load_data
-from cluster.domain_directory import DomainDirectory, export, export_all, find_domain, find_domains, with_domain_reward
+from cluster.domain_directory import DomainDirectory
+from cluster.domain_models import export, export_all, find_domain, find_domains, with_domain_reward
 from cluster.durable import commit_directory
+from cluster.inputs import check_domains, open_source
 from cluster.load_config import checked
 from cluster.run_directory import config_text
 from evaluation.domain_report import write_domain_report
@@ -35,6 +37,7 @@ from rm.config import MetaConfig, ScorerConfig
 from rm.domain_bank import ADAPTERS, open_bank
 from rm.model import RewardModel
 from sandbox.tokenizer import make_tokenizer
+from sandbox.world import World
 from tests.cluster.command import TINY, Command
 from tests.cluster.refused import refused
 from tokens.errors import UserError
@@ -133,7 +136,7 @@ def everything(rank: Rank, config: RunConfig) -> tuple[DomainDirectory, Stages]:
     directory = DomainDirectory(config)
     with directory.open():
         data = load_data(config, Path(config.storage or ""), Console())
-        directory.refuse_other_data(data.fingerprint())
+        directory.refuse_other_inputs(data.fingerprint(), data.base)
         stages = Stages(config, directory, data)
         for job in (*stages.general(), *stages.domains()):
             if not job.directory.is_dir():
@@ -217,6 +220,30 @@ def test_a_stage_that_died_goes_on_and_ends_the_same(
     assert [path.name for path in job.directory.parent.iterdir()] == [job.directory.name]  # checkpoints are gone
 
 
+@pytest.mark.parametrize(
+    ("strategy", "lora"), [({"penalty": "ewc", "penalty_coef": 10.0, "rehearsal": 0.5}, 0), ({"domain_imitation": 0.1}, 2)]
+)
+def test_a_domain_stage_that_died_goes_on_and_ends_the_same(
+    material: dict[str, Any], rank: Rank, tmp_path: Path, strategy: dict[str, Any], lora: int
+) -> None:
+    reports, kept = [], []
+    for name, die_at in (("whole", None), ("cut", 16)):
+        config = configured(material, tmp_path / name, strategies={"one": strategy}, lora={"rank": lora}, fisher_queries=8)
+        directory = DomainDirectory(config)
+        with directory.open():
+            data = load_data(config, tmp_path / name, Console())
+            stages = Stages(config, directory, data)
+            fitted(rank, stages.general()[0], data)
+            job = stages.domains()[0]
+            if die_at is not None:
+                with pytest.raises(Killed):
+                    fitted(rank, job, data, die_at=die_at)
+            reports.append(fitted(rank, job, data))
+        kept.append(load_file(next(job.directory.glob("*/*model.safetensors"))))
+    assert [report.resumed_at for report in reports] == [0, 8] and reports[0].looks == reports[1].looks
+    assert kept[0].keys() == kept[1].keys() and all(torch.equal(kept[1][key], value) for key, value in kept[0].items())
+
+
 def test_a_strategy_that_imitates_may_be_added(material: dict[str, Any], rank: Rank, tmp_path: Path) -> None:
     everything(rank, configured(material, tmp_path, strategies={"plain": {}}))
     both = {"plain": {}, "imitate": {"domain_imitation": 0.1}}
@@ -225,9 +252,34 @@ def test_a_strategy_that_imitates_may_be_added(material: dict[str, Any], rank: R
     assert {row.strategy for row in read_domain_run(directory.path).rows} == set(both)
 
 
+def test_a_strategy_that_comes_back_otherwise_is_not_the_old_one(material: dict[str, Any], rank: Rank, tmp_path: Path) -> None:
+    def stages(**strategies: Any) -> tuple[DomainData, list[StageJob]]:
+        config = configured(material, tmp_path, strategies=strategies)
+        with DomainDirectory(config).open():
+            found = Stages(config, DomainDirectory(config), data := load_data(config, tmp_path, Console()))
+        return data, found.domains()
+
+    data, jobs = stages(direct={"general": False}, other={"general": False})
+    fitted(rank, jobs[0], data)
+    with pytest.raises(Killed):
+        fitted(rank, jobs[1], data, die_at=24)
+    assert is_done(jobs[0]) and not is_done(jobs[1])
+    stages(other={"general": False})  # direct is taken out
+    data, jobs = stages(direct={"general": False, "domain_imitation": 0.1}, other={"general": False})
+    with pytest.raises(UserError, match=r"imitation: 0.0 there, 0.1 here.*Another strategy needs another name"):
+        is_done(jobs[0])
+    half = replace(jobs[1], imitation=0.1)
+    with pytest.raises(UserError, match="is of another fit"):
+        fitted(rank, half, data)
+
+
 def test_adapters_are_found_by_name_and_served(material: dict[str, Any], rank: Rank, tmp_path: Path) -> None:
     config = configured(material, tmp_path, lora={"rank": 2}, strategies={"plain": {}})
     directory, stages = everything(rank, config)
+    moved = directory.path.rename(tmp_path / "domains" / "moved")  # an adapter knows its backbone by its place in the directory
+    backbone = find_domain(tmp_path, "law").backbone
+    assert backbone.is_dir() and backbone.is_relative_to(moved)
+    moved.rename(directory.path)
     law, trade = (find_domain(tmp_path, name) for name in ("law", "two/plain/trade"))
     assert law.adapter == directory.domain("plain", 0, "law") / ADAPTER and law.backbone == trade.backbone
     assert trade.adapter is not None and law.adapter is not None
@@ -259,8 +311,18 @@ def test_adapters_are_found_by_name_and_served(material: dict[str, Any], rank: R
     ).reward.base == str(together)
     with pytest.raises(UserError, match="expected one strategy of a customisation, there are plain"):
         find_domains(tmp_path, "two/other")
-    other = tmp_path / "domains" / "again"
+    other, cache = tmp_path / "domains" / "again", tmp_path / "cache"
     shutil.copytree(directory.path, other)
+    run = tmp_path / "runs" / paid.name / "config.yaml"
+    run.parent.mkdir(parents=True)
+    run.write_text(config_text(with_domain_reward(paid.model_copy(update={"scorer": paid.scorer.model_copy(
+        update={"reward_model": "domain:two/law"})}), tmp_path)))  # fmt: skip
+    with pytest.raises(UserError, match="could be again/plain/law"):
+        with_domain_reward(paid, tmp_path)
+    run.write_text(
+        config_text(paid.model_copy(update={"reward": paid.reward.model_copy(update={"base": str(export(law, cache))})}))
+    )
+    assert with_domain_reward(paid, tmp_path).reward.base == str(export(law, cache)), "a run keeps the model it was begun with"
     with pytest.raises(UserError, match="could be again/plain/law, two/plain/law: more than one adapter has this name"):
         find_domain(tmp_path, "law")
     with pytest.raises(UserError, match=r"there is no such domain in .*; there are law, trade"):
@@ -273,12 +335,20 @@ def test_other_data_or_another_config_is_refused(material: dict[str, Any], tmp_p
     config = configured(material, tmp_path, strategies={"plain": {}})
     directory = DomainDirectory(config)
     with directory.open():
-        directory.refuse_other_data("one")
+        directory.refuse_other_inputs("one", Path(material["base"]))
     more = configured(material, tmp_path, strategies={"plain": {}, "direct": {"general": False}}, seeds=2)
     with DomainDirectory(more).open():  # further strategies and seeds may be added
         pass
-    with pytest.raises(UserError, match=r"not those that .* was begun with"):
-        directory.refuse_other_data("two")
+    with pytest.raises(UserError, match=r"not those that .* was begun with: data sets, although"):
+        directory.refuse_other_inputs("two", Path(material["base"]))
+    rebuilt = shutil.copytree(material["base"], tmp_path / "rebuilt")
+    weights = load_file(rebuilt / "model.safetensors")
+    save_file({name: value + 1 for name, value in weights.items()}, rebuilt / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match=r"not those that .* was begun with: base model, although"):
+        directory.refuse_other_inputs("one", rebuilt)
+    resources = config.resources.model_copy(update={"reward": config.resources.reward.model_copy(update={"dtype": "bfloat16"})})
+    with pytest.raises(UserError, match=r"not those that .* was begun with: resources.reward.dtype, although"):
+        DomainDirectory(config.model_copy(update={"resources": resources})).refuse_other_inputs("one", Path(material["base"]))
     other = configured(material, tmp_path, strategies={"plain": {"rehearsal": 1.0}})
     with (
         pytest.raises(UserError, match=r"customize\.strategies\.plain.rehearsal: 0.0 there, 1.0 here"),
@@ -298,6 +368,7 @@ def test_other_data_or_another_config_is_refused(material: dict[str, Any], tmp_p
         ({"domains": {"law": "x", "Law": "y"}}, "differ in case alone, and would be one adapter"),
         ({"domains": {"a/b": "x"}}, "a name has letters, digits"),
         ({"strategies": {"a": {"penalty": "ewc"}}, "lora": {"rank": 2}}, "adapters leave the backbone as it was"),
+        ({"strategies": {"a": {"general": False}}, "lora": {"rank": 2}}, "an adapter is scored on the general model"),
         ({"strategies": {"a": {"general": False, "enrichment": 2}}}, "enrichment is of the general stage"),
         ({"strategies": {"a": {"enrichment": 2}}, "general_queries": None}, "general_queries null, which takes all"),
     ],
@@ -338,6 +409,31 @@ def test_a_given_reward_model_is_not_trained(material: dict[str, Any], tmp_path:
     config = checked({**tree, "meta": {"enabled": False}}, "test")
     with pytest.raises(UserError, match="no domain was ever customised"):
         with_domain_reward(config, tmp_path)
+
+
+def test_prompts_of_a_domain_without_an_adapter_are_refused_before_anything_starts(tmp_path: Path) -> None:
+    for name in ("cooking", "travel"):
+        (tmp_path / "base" / ADAPTERS / name).mkdir(parents=True)
+    tree: dict[str, Any] = {
+        "name": "paid", "meta": {"enabled": False},
+        "scorer": {"reward_model": "domains:two", "num_members": 1, "aggregate": "primary"},
+        "policy": {"prompts": "sandbox:cooking,travel"}, "world": {"num_prompts": 100},
+    }  # fmt: skip
+
+    def check(**changes: Any) -> None:
+        config = checked({**tree, **changes}, "test")
+        source = open_source(config, tmp_path)
+        check_domains(
+            config.model_copy(update={"reward": config.reward.model_copy(update={"base": str(tmp_path / "base")})}), source
+        )
+
+    check()
+    with pytest.raises(UserError, match="no reward model for the domain 'garden'; there are cooking, travel"):
+        check(policy={"prompts": "sandbox:cooking,garden"})
+    for name in World(checked(tree, "test").world).train_domains:
+        (tmp_path / "base" / ADAPTERS / name).mkdir(exist_ok=True)
+    with pytest.raises(UserError, match="of the 8 evaluation prompts, at least 2 are needed to measure its unit"):
+        check(policy={}, evaluation={"num_prompts": 8})
 
 
 def test_words_for_a_strategy(material: dict[str, Any], tmp_path: Path) -> None:
@@ -394,6 +490,7 @@ def test_the_processes_of_a_run_take_the_domains_as_they_are(material: dict[str,
         for name, query in test
         for i, ids in enumerate(query.responses)
     ]
+    found = [find_domain(tmp_path, name) for name in ("law", "trade")]
     setup = ProcessSetup("reward-0", tmp_path / "log", torch.get_num_threads(), "cpu", "float32", 0, 1, False)
     pairs = [Pair("1", (1, 5), (6, 2), (7, 2))]
     trainer = RewardTrainer.__ray_metadata__.modified_class(
@@ -401,16 +498,22 @@ def test_the_processes_of_a_run_take_the_domains_as_they_are(material: dict[str,
     )
     place = tmp_path / "round" / "reward"
     report = trainer.fit(place, 0, None, None)
-    assert report.steps == () and report.summary["loss"] is None and report.validation_accuracy in (0.0, 0.5, 1.0)
+    assert report.steps == () and report.summary["loss"] is None and report.validation_accuracy is None
     for file in ("model.safetensors", f"{ADAPTERS}/law/adapter_model.safetensors"):
         assert (place / file).read_bytes() == (base / file).read_bytes()
+    alone = RewardTrainer.__ray_metadata__.modified_class(
+        setup, pairs, {"original": pairs}, config.reward, MetaConfig(enabled=False), export(found[0], tmp_path / "cache"),
+        GuardsConfig(), True,
+    )  # fmt: skip
+    one = RewardModel.from_pretrained(export(found[0], tmp_path / "cache"), torch.float32)
+    chosen, rejected = score_sequences(one, [((1, 5), (6, 2)), ((1, 5), (7, 2))], 2, 0).tolist()
+    assert alone.fit(tmp_path / "one", 0, None, None).validation_accuracy == float(chosen > rejected)
     scorer = EnsembleScorer.__ray_metadata__.modified_class(
         setup, ScorerConfig(num_members=1, aggregate="primary"), GuardsConfig()
     )
     scorer.calibrate_on(asked)
     scorer.load(0, place)
     got = torch.tensor(scorer.score(asked, [0]).aggregated)
-    found = [find_domain(tmp_path, name) for name in ("law", "trade")]
     adapters = [(model.name, model.adapter) for model in found if model.adapter is not None]
     bank = open_bank(RewardModel.from_pretrained(found[0].backbone, torch.float32), adapters)
     domains = [rollout.prompt.domain for rollout in asked]

@@ -1,5 +1,6 @@
 """Many adapters at once against one after another, and names that cannot be served."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,11 +9,25 @@ import torch
 
 from rm.batches import Encoded, score_sequences
 from rm.config import LoraConfig
-from rm.domain_bank import GroupedBank, MixedBank, WholeModels, add_batched, add_segments, in_units, moments_by_domain, open_bank
-from rm.lora import add_lora, load_adapter, save_adapter, use_adapter
+from rm.domain_bank import (
+    DOWNS,
+    HEADS,
+    UPS,
+    GroupedBank,
+    MixedBank,
+    add_batched,
+    add_segments,
+    in_units,
+    moments_by_domain,
+    open_bank,
+    weights_of,
+)
+from rm.lora import add_lora, load_adapter, read_adapter, save_adapter, use_adapter
 from rm.model import RewardModel
 from tests.rm.conftest import MakeModel
 from tokens.errors import UserError
+from tokens.offload import move_module
+from tokens.ranks import weights_norm
 
 PAD, BOS, EOS = 0, 1, 2
 NAMES = ("law", "trade", "keys")  # the last is an attribute of torch's dictionaries of modules
@@ -97,13 +112,27 @@ def test_every_domain_on_every_text(start: MakeModel, adapters: Callable[[str], 
         torch.testing.assert_close(table[:, column], bank.scores(SEQUENCES, [name] * 7, 3, PAD), rtol=1e-4, atol=1e-5)
 
 
-def test_whole_models_by_name(start: MakeModel) -> None:
-    models = {"law": start("llama", seed=1), "trade": start("llama", seed=2)}
-    bank = WholeModels(models)
-    domains = ["law", "trade", "law", "law", "trade", "trade", "law"]
-    got = bank.scores(SEQUENCES, domains, 2, PAD)
-    for i, domain in enumerate(domains):
-        assert float(got[i]) == pytest.approx(float(score_sequences(models[domain], [SEQUENCES[i]], 1, PAD)[0]), abs=1e-5)
+def test_adapters_move_with_their_backbone_and_show_when_they_break(
+    start: MakeModel, adapters: Callable[[str], Adapters]
+) -> None:
+    made = adapters("llama")
+    model = start("llama")
+    before = len(list(weights_of(model)))
+    bank = open_bank(model, made)
+    assert isinstance(bank, MixedBank)
+    held = list(weights_of(model))
+    layers = sum("lora_A" in name for name in read_adapter(start("llama"), made[0][1])[0])
+    assert len(held) == before + 1 + 2 * layers and layers > 0
+    assert math.isfinite(weights_norm(held))
+    expected = bank.scores(SEQUENCES, DOMAINS, 4, PAD)
+    move_module(model, "meta")
+    assert {weight.device.type for weight in weights_of(model)} == {"meta"}
+    model = start("llama")
+    bank = open_bank(model, made)
+    assert torch.equal(bank.scores(SEQUENCES, DOMAINS, 4, PAD), expected)
+    next(buffer for name, buffer in model.named_buffers() if name.endswith(DOWNS)).fill_(float("nan"))
+    assert not math.isfinite(weights_norm(weights_of(model))) and math.isfinite(weights_norm(model.parameters()))
+    assert not any(name.endswith((HEADS, UPS, DOWNS)) for name in model.state_dict())
 
 
 def test_each_domain_has_its_own_unit() -> None:

@@ -18,6 +18,7 @@ from rm.ranking import comparisons, ranking_loss
 from tests.rm.conftest import MakeModel
 from tests.rm.toy import BAD, BOS, GOOD, PAD, response
 from tokens.errors import UserError
+from tokens.guards import BadNumber, GuardsConfig
 from tokens.queries import Query
 from tokens.records import SequenceBatch
 
@@ -103,7 +104,7 @@ def test_a_fit_that_was_cut_short_ends_as_if_it_had_not_been(
     all_steps, all_looks = fit(whole, queries, imitation=imitation)
     kept: list[object] = []
     looks: list[int] = []
-    saving = Saving(tmp_path / "checkpoints", lambda: list(looks), kept.append)
+    saving = Saving(tmp_path / "checkpoints", "toy", lambda: list(looks), kept.append)
     cut, imitation = made()
     seen: list[StageStep] = []
 
@@ -128,7 +129,7 @@ def test_a_fit_that_was_cut_short_ends_as_if_it_had_not_been(
 
 def test_weights_without_a_gradient_have_no_state_to_go_on_from(start: MakeModel, tmp_path: Path) -> None:
     """An encoder's checkpoint may hold layers that no score depends on."""
-    saving = Saving(tmp_path, list, lambda kept: None)
+    saving = Saving(tmp_path, "toy", list, lambda kept: None)
     ends = []
     for _ in range(2):
         model = start("bert")
@@ -139,7 +140,7 @@ def test_weights_without_a_gradient_have_no_state_to_go_on_from(start: MakeModel
 
 
 def test_a_checkpoint_of_another_fit_is_refused(make_model: MakeModel, tmp_path: Path) -> None:
-    saving = Saving(tmp_path, list, lambda kept: None)
+    saving = Saving(tmp_path, "toy", list, lambda kept: None)
     fit(make_model("mean"), toy_queries(16), saving=saving)
     with pytest.raises(UserError, match=r"is of another fit \(there: 16 queries, .* here: 17 queries"):
         fit(make_model("mean"), toy_queries(17), saving=saving)
@@ -153,8 +154,25 @@ def test_numbers_that_go_wrong_name_their_step(make_model: MakeModel) -> None:
     model = make_model("mean")
     with torch.no_grad():
         model.head.weight.fill_(float("inf"))
-    with pytest.raises(FloatingPointError, match="step 1 of 2: the loss is nan"):
+    with pytest.raises(BadNumber, match=r"the loss is nan at step 1 of 2 of a stage.*the weights themselves are not finite"):
         fit(model, toy_queries(16))
+
+
+def test_a_step_whose_numbers_go_wrong_is_left_out_within_the_budget(make_model: MakeModel) -> None:
+    def broken_at(*bad: int) -> tuple[RewardModel, Callable[[], torch.Tensor]]:
+        model, calls = make_model("mean"), iter(range(100))
+        return model, lambda: model.head.weight.sum() * (float("nan") if next(calls) in bad else 0.0)
+
+    model, penalty = broken_at(1)
+    steps, looks = fit(model, toy_queries(32), penalty=penalty)
+    assert [step.samples for step in steps] == [8, 24, 32] and looks == [0, 16, 32]
+    assert all(bool(value.isfinite().all()) for value in model.state_dict().values())
+    model, penalty = broken_at(0, 1)
+    with pytest.raises(BadNumber, match=r"step 2 of 4 of a stage.*2 in a row \(guards.in_a_row\); lower the stage's"):
+        fit(model, toy_queries(32), penalty=penalty, guards=GuardsConfig(in_a_row=2))
+    model, penalty = broken_at(0, 1)
+    with pytest.raises(BadNumber, match="the number of steps with a finite gradient is 0 at the end of a stage of 2"):
+        fit(model, toy_queries(16), penalty=penalty)
 
 
 def test_queries_without_a_comparison_are_refused(make_model: MakeModel) -> None:

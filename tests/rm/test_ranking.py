@@ -11,7 +11,6 @@ from rm.ranked import length_accuracy, measure_sets, score_responses
 from rm.ranking import comparisons, ranking_accuracy, ranking_loss
 from tests.rm.conftest import MakeModel
 from tokens.queries import Query
-from tokens.records import Pair
 
 PAD, BOS, EOS = 0, 1, 2
 
@@ -53,7 +52,7 @@ def test_it_adds_up_over_microbatches_and_is_bradley_terry_for_pairs() -> None:
     one, rest = comparisons(queries[:1]), comparisons(queries[1:])
     parts = ranking_loss(scores[:3], one, 8) + ranking_loss(scores[3:], rest, 8)
     torch.testing.assert_close(parts, ranking_loss(scores, whole, 8), rtol=0, atol=1e-12)
-    pairs = [Query.of_pair(Pair(str(i), (BOS,), (5,), (6,))) for i in range(4)]
+    pairs = [Query(str(i), (BOS,), ((5,), (6,)), (1.0, 0.0)) for i in range(4)]
     of_pairs = scores[:8]
     expected = bradley_terry_loss(of_pairs[0::2], of_pairs[1::2], 4)
     assert ranking_loss(of_pairs, comparisons(pairs), 4).equal(expected)
