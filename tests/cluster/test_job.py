@@ -162,9 +162,13 @@ def test_a_stopped_job_goes_on_within_its_round_and_comes_to_the_same_bits(
     draft = run / "rounds" / ".round_001.partial"
     assert sorted(path.name for path in draft.iterdir()) == [
         f"after_000{done}_steps",
+        "calibration.json",
+        "journal.jsonl",
         "members",
         "meta_rollouts.parquet",
         "reward",
+        "shifted.parquet",
+        "steps",
     ]
     assert [(row["round"], row["step"]) for row in policy_rows(run)] == [(0, 0), (0, 1), (0, 2), *((1, k) for k in range(done))]
     ours = [actor for actor in cluster.actors() if actor["name"].startswith("tiny-job/")]
