@@ -166,7 +166,13 @@ class RolloutEngine(Role):
             self.engine.wake_up(tags=list(parts))
 
     def sample(
-        self, prompts: Sequence[Prompt], samples_per_prompt: int, seed: int, version: int, before: Sequence[int] | None = None
+        self,
+        prompts: Sequence[Prompt],
+        samples_per_prompt: int,
+        seed: int,
+        version: int,
+        before: Sequence[int] | None = None,
+        *fitted: object,
     ) -> list[Rollout]:
         """Sample k responses to each prompt.
 
@@ -176,6 +182,7 @@ class RolloutEngine(Role):
             seed: of this call; the same seed, weights and prompts give the same responses.
             version: the oldest policy version that may answer.
             before: how often each prompt came before in the batch that these are a part of; None = they are all of it.
+            fitted: answers of what must have happened before; Ray waits for them.
 
         Returns:
             len(prompts) * k rollouts, prompt by prompt.

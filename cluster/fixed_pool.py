@@ -37,6 +37,8 @@ class FixedPool:
         self.version: int | None = None
         self.num_loads = 0
         """How often there were new weights. A version may come again with other weights, after a step was undone."""
+        self.fitting: dict[str, Any] = {}
+        """Of engines that do not serve: the answer that comes when they hold their weights. Loads and samples have queues apart."""
 
     @property
     def actors(self) -> Sequence[Any]:
@@ -57,6 +59,7 @@ class FixedPool:
         """An engine serves again."""
         self.absent.discard(name)
         self.leaving.discard(name)
+        self.fitting.pop(name, None)
 
     def refit(self, engine: Process) -> Any:
         """Give an engine that has just come the weights of now.
@@ -64,7 +67,11 @@ class FixedPool:
         Returns:
             Reference of an answer that comes when it holds them, or is up, where there are none yet.
         """
-        return engine.actor.identity.remote() if self.version is None else engine.actor.load.remote(self.weights, self.version)
+        name = engine.identity.name
+        self.fitting[name] = (
+            engine.actor.identity.remote() if self.version is None else engine.actor.load.remote(self.weights, self.version)
+        )
+        return self.fitting[name]
 
     def _pending(self, calls: Sequence[tuple[Process, Call]], combine: Callable[[list[Any]], Any]) -> Pending[Any]:
         asked = [engine for engine, _ in calls]
@@ -97,10 +104,15 @@ class FixedPool:
 
         def call(part: slice) -> Call:
             given = (prompts[part], samples_per_prompt, seed, version, before[part])
-            return lambda engine: engine.actor.sample.remote(*given)
+            return lambda engine: engine.actor.sample.remote(*given, *self._fitted(engine))
 
         calls = list(zip(islice(cycle(self.serving()), len(parts)), map(call, parts), strict=True))
         return moves.before(self._pending(calls, lambda answers: [rollout for answer in answers for rollout in answer]))
+
+    def _fitted(self, engine: Process) -> list[Any]:
+        """What must have come before an engine can sample."""
+        name = engine.identity.name
+        return [self.fitting[name]] if name in self.fitting else []
 
     def report_to(self, wait: Waiter, metrics: Metrics) -> None:
         """Nobody comes or goes but in a lost one's place, which is written down there."""

@@ -413,9 +413,13 @@ class Waiter:
             part: that it had.
             certain: True if somebody has died, or what he had made is gone.
         """
-        mine = parts_of(part.phase, part.pending)
-        others = {ref: other for ref, other in mine.items() if ref != failed}
         vigils = {ref: other for ref, other in self._watched.items() if other.phase == VIGIL}
+        living = {asked_of(ref) for ref in vigils}
+        others = {
+            ref: other
+            for ref, other in parts_of(part.phase, part.pending).items()
+            if ref != failed and (not living or asked_of(ref) in living)  # not of one that another has replaced by now
+        }
         dead = ray.wait(list(others), num_returns=len(others), timeout=DEATH_S)[0] if others else []
         if vigils:
             dead += ray.wait(list(vigils), num_returns=1, timeout=DEATH_S if certain and not dead else 0)[0]

@@ -25,6 +25,7 @@ from cluster.roles import Ensemble, LearnerHandle, RewardHandle, Roles, ScorerHa
 from cluster.rota import OwnDevices, Process, Rota, SharedDevice
 from cluster.waiting import Pending, Room, Waiter
 from tests.cluster.command import TINY
+from tokens.records import Prompt
 
 NAMES = ("rollout-0", "rollout-1", "reward-0", "scorer-0", "learner-0")
 
@@ -162,6 +163,23 @@ def test_a_version_that_came_again_with_other_weights_is_loaded_again(make: Make
     assert [call.given for call in scene.actor("rollout-1").calls if call.what == "load"] == [("before", 5), ("after", 5)]
     scene.answer("rollout-1", "load")
     assert scene.all.health["rollout-1"].state is State.HEALTHY
+
+
+def test_an_engine_samples_only_once_it_holds_the_weights_that_it_was_given_when_it_came(make: Make) -> None:
+    """Ray answers loads and samples side by side: without waiting, the samples could come first."""
+    scene = make()
+    scene.pool.load("now", 5, ())
+    prompts = [Prompt(name, "", (1,)) for name in "ab"]
+    scene.all.replace(["rollout-0", "rollout-1"])  # nobody serves: those that come have it to do
+    scene.pool.sample(prompts, 1, 0, 5)
+    for name in ("rollout-0", "rollout-1"):
+        calls = scene.actor(name).calls
+        load, sample = (next(call for call in calls if call.what == what) for what in ("load", "sample"))
+        assert sample.given[-1] is load
+        scene.answer(name, "identity")
+        scene.answer(name, "load")
+    scene.pool.sample(prompts, 1, 0, 5)
+    assert all(len(scene.actor(name).calls[-1].given) == 5 for name in ("rollout-0", "rollout-1")), "nothing to wait for any more"
 
 
 def test_on_a_shared_device_a_process_that_came_takes_its_turn_before_it_loads(make: Make) -> None:
