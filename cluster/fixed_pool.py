@@ -38,7 +38,7 @@ class FixedPool:
         self.num_loads = 0
         """How often there were new weights. A version may come again with other weights, after a step was undone."""
         self.fitting: dict[str, Any] = {}
-        """Of engines that do not serve: the answer that comes when they hold their weights. Loads and samples have queues apart."""
+        """Of engines that do not serve: the answer that comes when they hold their weights. Samples do not queue behind loads."""
 
     @property
     def actors(self) -> Sequence[Any]:

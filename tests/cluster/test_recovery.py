@@ -23,7 +23,7 @@ from actors.process import STATUS_GROUP, Identity, Progress
 from actors.seats import Seat
 from actors.transfer import Parcels
 from cluster.console import Console
-from cluster.failures import GivenUp, RoleLost
+from cluster.failures import GivenUp, RoleFailed, RoleLost
 from cluster.fixed_pool import FixedPool
 from cluster.health import Budget, FaultsConfig, State
 from cluster.load_config import load_config
@@ -70,12 +70,14 @@ class Doing:
             (self.directory / f"broken-{self.name}").unlink()
             raise ValueError("a broken cable")
 
+    @ray.method(concurrency_group="load")
     def load(self, what: Any, version: Any, *after: Any) -> Any:
+        time.sleep(0.3)  # samples do not queue behind it
         self.version = version
         self.held.append(f"{what}={version}")
         return version
 
-    def sample(self, prompts: Sequence[Prompt], k: int, seed: int, version: int, before: Sequence[int]) -> list[str]:
+    def sample(self, prompts: Sequence[Prompt], k: int, seed: int, version: int, before: Sequence[int], *after: Any) -> list[str]:
         assert self.version == version, f"{self.name} holds {self.version}, asked for {version}"
         self._work()
         return [f"{prompt.id}/{seed}/{times}" for prompt, times in zip(prompts, before, strict=True)]
@@ -144,7 +146,7 @@ class Scene:
         self.wait.look = self.recover.look
 
     def _spawn(self, name: str, incarnation: int) -> Any:
-        options: dict[str, Any] = {"num_cpus": 5 if name in self.slow else 0, "concurrency_groups": STATUS_GROUP}
+        options: dict[str, Any] = {"num_cpus": 5 if name in self.slow else 0, "concurrency_groups": STATUS_GROUP | {"load": 1}}
         return ray.remote(**options)(Doing).remote(name, self.directory, incarnation)
 
     def respawn(self, process: Process, incarnation: int) -> None:
@@ -264,6 +266,16 @@ def test_the_last_engine_is_waited_for(scene: Scene) -> None:
     for thread in threads:
         thread.join()
     assert {event for event in scene.events() if event[0] == "lost"} == {("lost", "rollout-0"), ("lost", "rollout-1")}
+
+
+def test_an_error_of_a_successor_is_not_taken_for_the_death_before_it(scene: Scene) -> None:
+    scene.sync(4)
+    threads = [scene.when_at_work(name, scene.send(name, signal.SIGKILL)) for name in ("rollout-0", "rollout-1")]
+    (scene.directory / "broken-rollout-0").touch()
+    with pytest.raises(RoleFailed, match="a broken cable"):
+        scene.sample(4)
+    for thread in threads:
+        thread.join()
 
 
 def test_a_scorer_is_given_all_that_it_held_and_asked_again(scene: Scene) -> None:
