@@ -39,6 +39,7 @@ from tokens.records import Prompt, Rollout
 pytestmark = pytest.mark.filterwarnings(  # Ray's own
     "ignore::FutureWarning", "ignore::ResourceWarning", "ignore::DeprecationWarning"
 )
+GROUPS = STATUS_GROUP | {"load": 1}
 NAMES = ("rollout-0", "rollout-1", "reward-0", "scorer-0", "learner-0")
 
 
@@ -146,7 +147,7 @@ class Scene:
         self.wait.look = self.recover.look
 
     def _spawn(self, name: str, incarnation: int) -> Any:
-        options: dict[str, Any] = {"num_cpus": 5 if name in self.slow else 0, "concurrency_groups": STATUS_GROUP | {"load": 1}}
+        options: dict[str, Any] = {"num_cpus": 5 if name in self.slow else 0, "concurrency_groups": GROUPS}
         return ray.remote(**options)(Doing).remote(name, self.directory, incarnation)
 
     def respawn(self, process: Process, incarnation: int) -> None:
