@@ -480,7 +480,7 @@ class Sampling(Doing):
 
 
 def test_the_process_of_an_elastic_pool_is_replaced_with_all_its_engines(shared: Scene, tmp_path: Path) -> None:
-    options: dict[str, Any] = {"num_cpus": 0, "concurrency_groups": STATUS_GROUP}
+    options: dict[str, Any] = {"num_cpus": 0, "concurrency_groups": GROUPS}
     engine_class: Any = ray.remote(**options)(Sampling)
     engine = Process(engine_class.remote("rollout-0", tmp_path, 1), Identity("rollout-0", 0, ""))
     engine.identity = ray.get(engine.actor.identity.remote())
