@@ -83,7 +83,7 @@ CELLS: Mapping[str, Cell] = {
     "F50": Cell(DRIVER, "the same, of its calls to the cluster's head", f"each applied once; {EQUAL}", "calls"),
     "F51": Cell(NODE, "a node joins in the middle of a round", "an engine on it takes part", "nodes"),
     "F52": Cell(NODE, "a node is drained", "its engine gets no new work; nothing is lost", "nodes"),
-    "F53": Cell(NODE, "no room left for a successor", "a clear end at resources.wait_limit_s", "nodes"),
+    "F53": Cell(NODE, "no room left for a successor", "a clear end at faults.restart_s", "nodes"),
     "F54": Cell(DRIVER, "a second driver on the same directory", "refused; after a SIGKILL the lock is free", "drivers"),
     "F55": Cell(DRIVER, "SIGTERM", f"ends by itself with code 143; goes on; {EQUAL}", "drivers"),
     "F56": Cell(NODE, "soak: seeded faults, round after round", "I1 to I6; memory and open files do not grow", "monkey"),

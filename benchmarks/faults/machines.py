@@ -157,7 +157,7 @@ def work_since(run: Run, process: str, since: float) -> float | None:
 def no_room(bench: Bench) -> None:
     """The nodes with trainers are lost and nothing replaces them: the run must end by its own limit, and go on later."""
     before, name = shm(), bench.fresh("no-room")
-    with bench.run(name, *APART, "--resources.wait_limit_s", str(WAIT_S)) as run:
+    with bench.run(name, *APART, "--faults.restart_s", str(WAIT_S)) as run:
         run.until_waited("sync", 0, 0)
         at = time.time()
         for node in bench.nodes.alive():
@@ -167,14 +167,14 @@ def no_room(bench: Bench) -> None:
         detected = watch.detected()
         code = run.end()
         took = time.time() - at
-        named = run.when(r"wait_limit_s", at) is not None
+        named = run.when(r"faults\.restart_s", at) is not None
     bench.nodes.add(TRAINERS, POOLS[TRAINERS])
     with bench.run(name, *APART) as run:
         if run.end():
             raise Late(f"the run did not go on when there was room:\n{run.output()[-3000:]}")
         held = bench.held(run, bench.baseline(), [], before, *APART)
         twice = again(run)
-    wrong = () if code and named else (f"code {code}, resources.wait_limit_s not named",)
+    wrong = () if code and named else (f"code {code}, faults.restart_s not named",)
     late = () if took < detected + WAIT_S + 15 else (f"ended after {took:.0f} s",)
     note = f"ended with code {code} after {took:.1f} s (limit {WAIT_S:g} s); the same command went on when there was room"
     bench.record.outcome(Outcome("F53", detected, None, None, twice, note), held.also({"I5": late, "I6": wrong}))

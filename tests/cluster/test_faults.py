@@ -25,7 +25,7 @@ from tests.cluster.command import TINY, Command
 
 NAME = "faulty"
 LIMIT_S = 12
-"""Of a wait for room."""
+"""How long a successor may take."""
 ROUNDS = ("--rounds.num_rounds", "4", "--rounds.checkpoint_every", "1", "--rounds.keep_rollouts", "true")
 KILLED = (
     Strike("F13", "reward-0", writing(".reward.partial/*"), kill_frozen),
@@ -72,7 +72,7 @@ def play(nodes: Nodes, node: Node, storage: Path, orders: Path) -> Smoke:
         first.kill()
         first.end()
     cut_checkpoint(first.draft(1))
-    with Run(nodes, storage, NAME, [str(TINY), *ROUNDS, "--resources.wait_limit_s", str(LIMIT_S)]) as second:
+    with Run(nodes, storage, NAME, [str(TINY), *ROUNDS, "--faults.restart_s", str(LIMIT_S)]) as second:
         wrong = numbers.go_wrong(second, NAN, orders)
         second.until_waited("sync", 3, 0)
         node.kill()
@@ -120,7 +120,7 @@ def test_a_loss_that_is_not_a_number_costs_its_step(smoke: Smoke) -> None:
 def test_without_room_for_another_process_the_run_ends_and_says_so(smoke: Smoke) -> None:
     """F53: its only node is lost."""
     assert smoke.second.process.returncode in (1, 2)
-    assert smoke.second.when("wait_limit_s") is not None, smoke.second.output()
+    assert smoke.second.when("faults.restart_s = 12 s") is not None, smoke.second.output()
     assert smoke.ended_s < LIMIT_S + 60
     assert smoke.left == []
 
