@@ -6,6 +6,7 @@ python -m benchmarks.faults.observer HOST:PORT
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -22,6 +23,8 @@ def serve(address: str) -> None:
     from ray import _raylet
     from ray.util.placement_group import placement_group_table
 
+    replies = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # Ray prints what it has to say of lost nodes, also when it is told not to
     ray.init(address=address, log_to_driver=False, configure_logging=False, namespace="observer")
     client: Any = _raylet
     gcs = client.GcsClient(address=address)
@@ -65,10 +68,10 @@ def serve(address: str) -> None:
         return bool(took)
 
     answers: dict[str, Any] = {"room": room, "nodes": nodes, "fill": fill, "release": release, "drain": drain}
-    print(json.dumps("ready"), flush=True)
+    print(json.dumps("ready"), file=replies, flush=True)
     for line in sys.stdin:
         what, arguments = json.loads(line)
-        print(json.dumps(answers[what](*arguments)), flush=True)
+        print(json.dumps(answers[what](*arguments)), file=replies, flush=True)
 
 
 class Observer:
