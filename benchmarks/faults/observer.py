@@ -121,8 +121,8 @@ class Observer:
 
     def end(self) -> None:
         """Let it go."""
-        self.process.kill()
-        self.process.wait()
+        with self.process:
+            self.process.kill()
 
 
 if __name__ == "__main__":

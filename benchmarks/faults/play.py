@@ -25,6 +25,8 @@ from evaluation.timeline import DRIVER
 
 ROOT = Path(__file__).resolve().parents[2]
 POLL_S = 0.004
+LISTEN_S = 5.0
+"""How long after a driver's end its last lines may come."""
 """A step of the smallest model takes tens of milliseconds."""
 
 
@@ -108,8 +110,9 @@ class Run:
         self.listener.start()
 
     def _listen(self, printed: IO[str]) -> None:
-        for line in printed:
-            self.said.append(Said(time.time(), re.sub(r"\x1b\[[0-9;]*m", "", line.rstrip())))
+        with printed:
+            for line in printed:
+                self.said.append(Said(time.time(), re.sub(r"\x1b\[[0-9;]*m", "", line.rstrip())))
 
     def __enter__(self) -> Run:
         return self
@@ -118,6 +121,7 @@ class Run:
         if self.process.poll() is None:
             os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
+        self.listener.join(LISTEN_S)
 
     def output(self) -> str:
         """All that it printed so far."""
@@ -141,7 +145,7 @@ class Run:
         deadline = time.monotonic() + seconds
         while not true():
             if self.process.poll() is not None and not true():  # it may have come just before the end
-                self.listener.join(5)
+                self.listener.join(LISTEN_S)
                 raise Late(f"{self.name} ended with {self.process.returncode} before {what}:\n{self.output()[-3000:]}")
             if time.monotonic() > deadline:
                 raise Late(f"{self.name}: not within {seconds:g} s: {what}:\n{self.output()[-3000:]}")
@@ -203,7 +207,7 @@ class Run:
             code = self.process.wait(timeout=seconds)
         except subprocess.TimeoutExpired:
             raise Late(f"{self.name} did not end within {seconds:g} s:\n{self.output()[-3000:]}") from None
-        self.listener.join(5)
+        self.listener.join(LISTEN_S)
         return code
 
     def role(self, name: str) -> psutil.Process:

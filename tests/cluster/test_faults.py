@@ -101,7 +101,7 @@ def test_processes_that_are_killed_come_back(smoke: Smoke) -> None:
 def test_what_the_survivor_learned_is_what_an_undisturbed_run_learns(smoke: Smoke, tiny_run: tuple[Path, object]) -> None:
     """F11, F44: the driver killed behind a line of its journal, its last checkpoint cut in half."""
     assert smoke.second.when("older state") is not None, smoke.second.output()
-    assert same_bits(smoke.second.path, tiny_run[0]) == []
+    assert same_bits(smoke.second.path, tiny_run[0], rounds=[0, 1]) == []
 
 
 def test_each_step_and_each_sample_is_there_once(smoke: Smoke) -> None:
