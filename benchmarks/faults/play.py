@@ -25,9 +25,9 @@ from evaluation.timeline import DRIVER
 
 ROOT = Path(__file__).resolve().parents[2]
 POLL_S = 0.004
+"""A step of the smallest model takes tens of milliseconds."""
 LISTEN_S = 5.0
 """How long after a driver's end its last lines may come."""
-"""A step of the smallest model takes tens of milliseconds."""
 
 
 class Late(AssertionError):
