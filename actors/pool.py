@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayError, RayTaskError, RpcError
+from ray.exceptions import ActorUnavailableError, RayActorError, RayError, RayTaskError, RpcError
 
 from actors.demand import NAME as DEMAND
 from actors.demand import NAMESPACE, Request, demand, draining_nodes, time_left
@@ -36,6 +36,9 @@ LEASE_S = 6.0
 """How long the request for nodes outlives a run that was killed."""
 MOST_FAILURES = 3
 """Engines in a row that may fail in one place before they have answered anything; after that it stays empty for the phase."""
+UNREACHABLE_S = 30.0
+"""How long an engine that Ray calls unavailable, not dead, is asked again for its name or to load."""
+ASK_AGAIN_S = 0.5
 PHASE_OVER = "the sampling phase is over"
 
 
@@ -251,17 +254,18 @@ class ElasticEngines:
             name = chair.seat.name_of(self.incarnation, chair.engines)
             chair.engine = chair.seat.actor_class.options(name=name, **chair.seat.options).remote(*chair.seat.arguments)
             await self._note("asked", chair)
-            chair.identity = await self._answer(chair.engine.identity.remote())
+            chair.identity = await self._answer_at_last(chair.engine.identity)
         while chair.num_loads != self.num_loads:  # a version may come again with other weights, after a step was undone
             number = self.num_loads
             try:
-                chair.version = await self._answer(chair.engine.load.remote(self.parcels, self.version))
+                chair.version = await self._answer_at_last(chair.engine.load, self.parcels, self.version)
                 chair.num_loads = number
             except RayTaskError as error:
                 raise EngineLost(f"it could not load policy version {self.version}: {in_words(error)}") from error
         if chair.identity is None or not chair.identity.node:  # it was asked for by whoever made this pool
-            chair.identity = await self._answer(chair.engine.identity.remote())
+            chair.identity = await self._answer_at_last(chair.engine.identity)
         chair.serving = True
+        log.info("%s serves, with policy version %s", chair.seat.name, chair.version)
         if not first:
             await self._note("joined", chair, f"with policy version {chair.version}")
 
@@ -286,13 +290,13 @@ class ElasticEngines:
                 self._take_in(piece, rollouts, Work(chair.seat.name, began, time.time()))
 
     async def _next(self, chair: Chair) -> Piece | None:
-        """The next piece for an engine; None when it has to leave.
+        """The next piece for an engine, once it holds the weights of now; None when it has to leave.
 
         Raises:
             EngineLost: if it died while it had nothing to sample.
         """
         async with self.change:
-            await self.change.wait_for(lambda: bool(chair.lost) or self._must_leave(chair) or self.handout.waiting)
+            await self.change.wait_for(lambda: bool(chair.lost) or self._must_leave(chair) or self._may_take(chair))
             if chair.lost:
                 raise EngineLost(chair.lost)
             return None if self._must_leave(chair) else self.handout.take()
@@ -302,10 +306,14 @@ class ElasticEngines:
         others = any(each.serving and not each.draining for each in self.chairs if each is not chair)
         return bool(chair.leaving) or (bool(chair.draining) and others)
 
+    def _may_take(self, chair: Chair) -> bool:
+        """Work that was asked for after new weights is not done with what an engine holds while they are on their way."""
+        return self.handout.waiting and chair.num_loads == self.num_loads
+
     async def _reload(self, chair: Chair) -> None:
         engine, version, number = chair.engine, self.version, self.num_loads
         try:
-            loaded = await self._answer(engine.load.remote(self.parcels, version))
+            loaded = await self._answer_at_last(engine.load, self.parcels, version)
         except EngineLost as lost:
             if chair.engine is engine:  # else another one sits there by now
                 chair.lost = str(lost)
@@ -313,6 +321,7 @@ class ElasticEngines:
         else:
             if chair.engine is engine:
                 chair.version, chair.num_loads = loaded, number
+                await self._tell_all()
 
     async def _at_work(self, chair: Chair, ref: Any) -> Any:
         """An engine's answer to a piece.
@@ -333,6 +342,23 @@ class ElasticEngines:
                 answer.cancel()
                 raise EngineLost(f"no progress for {self.deadline_s:g} s (resources.deadline_s)")
         return answer.result()
+
+    async def _answer_at_last(self, method: Any, *arguments: Any) -> Any:
+        """An engine's answer to a call that may come twice, asked for again as long as it only cannot be reached.
+
+        Raises:
+            RayTaskError: what the engine raised.
+            EngineLost: as ``_answer``; also if it could not be reached for ``UNREACHABLE_S``.
+        """
+        until = time.monotonic() + UNREACHABLE_S
+        while True:
+            try:
+                return await self._answer(method.remote(*arguments))
+            except EngineLost as lost:
+                if not isinstance(lost.__cause__, ActorUnavailableError) or time.monotonic() > until:
+                    raise
+                log.warning("asked again: %s", lost)
+                await asyncio.sleep(ASK_AGAIN_S)
 
     @staticmethod
     async def _answer(ref: Any) -> Any:

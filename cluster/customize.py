@@ -34,7 +34,8 @@ from cluster.seeds import derive
 from cluster.storage import storage_root
 from cluster.strength_work import refuse_what_cannot_fit, setup_of, share_of_a_fit
 from cluster.waiting import Pending, Waiter
-from evaluation.domains import DOMAIN_STAGE, GENERAL_STAGE, DomainRow, row_lines
+from evaluation.domains import DOMAIN_STAGE, GENERAL_STAGE, DomainRow
+from evaluation.json_node import lines_of
 from rm.config import LoraConfig
 from rm.domain_config import StrategyConfig
 
@@ -241,7 +242,7 @@ def _write(directory: DomainDirectory, data: DomainData, stages: Stages, console
     """Write the results and, last, the card."""
     rows, config = stages.rows(), stages.config
     alone = length_baselines(data)
-    write_file(directory.path / RESULTS, row_lines(rows))
+    write_file(directory.path / RESULTS, lines_of(rows))
     reports = {job.name: json.loads((job.directory / REPORT).read_text()) for job in (*stages.general(), *stages.domains())}
     card = {
         "kind": KIND,

@@ -35,7 +35,8 @@ from cluster.strength_directory import StrengthDirectory
 from cluster.strength_work import refuse_what_cannot_fit, setup_of, share_of_a_fit
 from cluster.study_arms import Arm, Ranked, arms_of, treat
 from cluster.waiting import Pending, Waiter
-from evaluation.studies import STUDIES, TRAINING, StudyRow, read_studies, study_lines
+from evaluation.json_node import lines_of
+from evaluation.studies import STUDIES, TRAINING, StudyRow, read_studies
 from preferences.config import DenoiseConfig
 from rm.config import RewardConfig
 from tokens.errors import UserError
@@ -167,7 +168,7 @@ class Book:
             order = {arm: number for number, arm in enumerate(self.arms[name])}
             own = [place for place in self.rows if place.study == name and place.arm in order]
             own.sort(key=lambda place: (order[place.arm], place.seed))
-            write_file(self.folder / f"{name}.jsonl", study_lines(row for place in own for row in self.rows[place]))
+            write_file(self.folder / f"{name}.jsonl", lines_of(row for place in own for row in self.rows[place]))
 
 
 def _check(config: RunConfig, names: Sequence[str] | None, seeds: int) -> list[str]:

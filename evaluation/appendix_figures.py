@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from evaluation.groups import how_many_seeds
 from evaluation.panels import chance, common_legend, draw_curves, draw_estimate, panels, percent
 from evaluation.studies import (
     AMBIGUOUS_BAND,
@@ -13,7 +14,6 @@ from evaluation.studies import (
     WEAKEST,
     Rows,
     curves,
-    how_many_seeds,
     last_and_best,
     sets_of,
 )

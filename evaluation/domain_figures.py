@@ -8,7 +8,7 @@ import numpy as np
 
 from evaluation.curves import step_axis
 from evaluation.domains import DOMAIN_STAGE, GENERAL_STAGE, DomainRow, DomainRun, Outcome
-from evaluation.groups import FEWEST_SEEDS, Estimate, over_seeds
+from evaluation.groups import Estimate, how_many_seeds, over_seeds
 from evaluation.panels import chance, common_legend, draw_curves, draw_estimate, panels, percent
 from evaluation.studies import Curve
 from evaluation.svg import GREY, MUTED, SERIES, Plot
@@ -102,8 +102,8 @@ def _general_stage(run: DomainRun) -> Plot:
         "general-stage",
         "",
         "The general stage",
-        f"Accuracy on each general set as the general model is fitted. {_seeds(run)} Dotted: what length alone reaches. Good: "
-        "well above it, and still rising slowly at the end.",
+        f"Accuracy on each general set as the general model is fitted. {how_many_seeds(run.rows)}. Dotted: what "
+        "length alone reaches. Good: well above it, and still rising slowly at the end.",
         2.4 + 1.6 * ((len(run.general) - 1) // 2),
         draw,
         1.4 + 1.8 * len(run.general),
@@ -141,8 +141,9 @@ def _domain_stage(run: DomainRun) -> Plot:
         "domain-stage",
         "",
         "The domain stage",
-        f"Accuracy on the model's own domain and on the general sets as it is customised, means over domains. {_seeds(run)} "
-        "Dotted: what length alone reaches. Good: the left curve rises, the right one stays where it began.",
+        f"Accuracy on the model's own domain and on the general sets as it is customised, means over domains. "
+        f"{how_many_seeds(run.rows)}. Dotted: what length alone reaches. Good: the left curve rises, the right one stays where "
+        "it began.",
         3.0,
         draw,
         5.0,
@@ -204,8 +205,8 @@ def _each_domain(run: DomainRun, found: Sequence[Outcome]) -> Plot:
         "each-domain",
         "",
         "Each domain",
-        f"Accuracy of each domain's model on its own held-out queries, at the end. {_seeds(run)} Dotted: what length "
-        "alone reaches there.",
+        f"Accuracy of each domain's model on its own held-out queries, at the end. {how_many_seeds(run.rows)}. Dotted: what "
+        "length alone reaches there.",
         3.4,
         draw,
         4.2,
@@ -228,10 +229,3 @@ def _percents(ax: "Axes") -> None:
 
 def _digits(low: float, high: float) -> int:
     return 1 if high - low < 0.07 else 0
-
-
-def _seeds(run: DomainRun) -> str:
-    number = len({row.seed for row in run.rows})
-    if number >= FEWEST_SEEDS:
-        return f"{number} seeds, 95% intervals."
-    return f"{number} seed{'s' if number > 1 else ''}, too few for an interval."

@@ -3,9 +3,8 @@
 Letters: S seeds.
 """
 
-import json
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 
@@ -80,22 +79,6 @@ class Outcome:
     forgotten: Estimate | None
     best: bool
     per_domain: dict[str, float]
-
-
-def row_lines(rows: Iterable[DomainRow]) -> str:
-    """Rows as JSON lines.
-
-    Source: the customisation directory's layout.
-
-    Args:
-        rows: of all stages.
-
-    Returns:
-        One line a row.
-
-    Padding contract: there is none.
-    """
-    return "".join(json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in rows)
 
 
 def read_domain_run(directory: Path) -> DomainRun:

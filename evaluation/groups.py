@@ -3,9 +3,10 @@
 Letters: N pairs, G groups, S seeds, B bins.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Protocol
 
 import numpy as np
 
@@ -115,6 +116,34 @@ def over_seeds(values: Sequence[float]) -> Estimate:
         return Estimate(mean, mean, mean)
     half = float(_t_95(len(values) - 1) * np.std(values, ddof=1) / np.sqrt(len(values)))
     return Estimate(mean, mean - half, mean + half)
+
+
+class Seeded(Protocol):
+    """What came of a fit with some seed."""
+
+    @property
+    def seed(self) -> int:
+        """Of the fit."""
+        ...
+
+
+def how_many_seeds(rows: Iterable[Seeded]) -> str:
+    """Words on the number of seeds and the interval, for captions.
+
+    Source: none needed.
+
+    Args:
+        rows: of fits.
+
+    Returns:
+        A part of a sentence.
+
+    Padding contract: there is none.
+    """
+    num = len({row.seed for row in rows})
+    if num >= FEWEST_SEEDS:
+        return f"{num} seeds, 95% intervals"
+    return f"{num} seed{'s' if num > 1 else ''}, too few for an interval"
 
 
 @lru_cache

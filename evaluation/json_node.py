@@ -1,11 +1,16 @@
-"""JSON objects read with care: a missing or wrong key is named in full, never guessed."""
+"""JSON objects read with care: a missing or wrong key is named in full, never guessed. And rows, written as lines of them."""
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tokens.errors import UserError
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 
 class JsonNode:
@@ -162,3 +167,19 @@ def json_lines(path: Path) -> Iterator[JsonNode]:
                 return
             raise UserError(f"{where} is not JSON: {error}") from error
         yield JsonNode(raw, where)
+
+
+def lines_of(rows: "Iterable[DataclassInstance]") -> str:
+    """Rows as JSON lines.
+
+    Source: the run directory's layout.
+
+    Args:
+        rows: dataclasses.
+
+    Returns:
+        One line a row, which ``json_lines`` reads.
+
+    Padding contract: there is none.
+    """
+    return "".join(json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in rows)

@@ -3,12 +3,11 @@
 Letters: S seeds.
 """
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
-from evaluation.groups import FEWEST_SEEDS, Estimate, over_seeds
+from evaluation.groups import Estimate, over_seeds
 from evaluation.json_node import json_lines
 
 STUDIES = ("deciles", "lowest", "top", "margin", "methods", "growing", "bands")
@@ -71,41 +70,6 @@ class Curve:
 
 
 Rows = Sequence[StudyRow]
-
-
-def how_many_seeds(rows: Iterable[StudyRow]) -> str:
-    """Words on the number of seeds and the interval, for captions.
-
-    Source: none needed.
-
-    Args:
-        rows: of one study.
-
-    Returns:
-        A part of a sentence.
-
-    Padding contract: there is none.
-    """
-    num = len({row.seed for row in rows})
-    if num >= FEWEST_SEEDS:
-        return f"{num} seeds, 95% intervals"
-    return f"{num} seed{'s' if num > 1 else ''}, too few for an interval"
-
-
-def study_lines(rows: Iterable[StudyRow]) -> str:
-    """Rows as JSON lines.
-
-    Source: the strength directory's layout.
-
-    Args:
-        rows: of one study.
-
-    Returns:
-        One line a row.
-
-    Padding contract: there is none.
-    """
-    return "".join(json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in rows)
 
 
 def read_studies(directory: Path) -> Mapping[str, tuple[StudyRow, ...]]:

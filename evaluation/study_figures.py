@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from evaluation.appendix_figures import band_plots, growing_plots
+from evaluation.groups import how_many_seeds
 from evaluation.panels import chance, common_legend, draw_curves, draw_estimate, one_over_two, one_range, panels, percent
-from evaluation.studies import TRAINING, Rows, curves, how_many_seeds, last_and_best, sets_of
+from evaluation.studies import TRAINING, Rows, curves, last_and_best, sets_of
 from evaluation.svg import BLUE, ORANGE, Plot
 
 if TYPE_CHECKING:

@@ -141,7 +141,8 @@ class Watched:
 
     def says(self, words: str) -> int:
         """How often the pool's log says something."""
-        return (self.path / "logs" / "rollout-pool.log").read_text().count(words)
+        log = self.path / "logs" / "rollout-pool.log"
+        return log.read_text().count(words) if log.is_file() else 0
 
 
 def engine_on(node: subprocess.Popen[bytes]) -> psutil.Process:
@@ -153,7 +154,7 @@ def engine_on(node: subprocess.Popen[bytes]) -> psutil.Process:
 
 def come_and_go(nodes: Nodes, run: Watched) -> str:
     """What happens to the run; returns what it said."""
-    run.wait(lambda: any(span.what == "sync" for span in read_timeline(run.path / "timeline.jsonl")))
+    run.wait(lambda: run.says("rollout-0 serves") == 1)
     core = psutil.Process(json.loads((run.path / "processes.json").read_text())["rollout-0"]["pid"])
     core.suspend()  # it gets a piece of the first batch, SFT's evaluation, and does not get on with it
     run.until("asked", "rollout-1")

@@ -11,7 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from sklearn.metrics import roc_auc_score
 
-from evaluation.studies import AMBIGUOUS_BAND, FLIPPED_BAND, STRONGEST, TREATED_BAND, WEAKEST, StudyRow, study_lines
+from evaluation.json_node import lines_of
+from evaluation.studies import AMBIGUOUS_BAND, FLIPPED_BAND, STRONGEST, TREATED_BAND, WEAKEST, StudyRow
 
 EVIL = "<script>document.title='owned'</script><img src=x onerror=alert(1)> & \"quotes\" $x^2$"
 WORDS = ("thank", "you", "for", "asking", "the", "kettle", "boils", "at", "noon", "bread", "keeps", "well", "in", "a", "box")
@@ -78,7 +79,7 @@ def make_strength_run(
     if studies:
         (directory / "studies").mkdir()
         for name, rows in make_studies().items():
-            (directory / "studies" / f"{name}.jsonl").write_text(study_lines(rows), "utf-8")
+            (directory / "studies" / f"{name}.jsonl").write_text(lines_of(rows), "utf-8")
     return directory
 
 

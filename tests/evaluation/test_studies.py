@@ -5,7 +5,9 @@ import numpy as np
 import pytest
 
 from evaluation.appendix_figures import growing_plots
-from evaluation.studies import STRONGEST, StudyRow, curves, how_many_seeds, last_and_best, read_studies, sets_of, study_lines
+from evaluation.groups import how_many_seeds
+from evaluation.json_node import lines_of
+from evaluation.studies import STRONGEST, StudyRow, curves, last_and_best, read_studies, sets_of
 from evaluation.study_figures import study_plots
 from tests.evaluation.made_up import make_studies
 from tokens.errors import UserError
@@ -20,7 +22,7 @@ def rows_of(accuracies: dict[int, list[float]]) -> list[StudyRow]:
 
 def test_rows_come_back_as_written(tmp_path: Path) -> None:
     rows = [ROW, replace(ROW, set="train", ece=None, step=4)]
-    (tmp_path / "top.jsonl").write_text(study_lines(rows) + '{"study": "to')  # stopped while it wrote
+    (tmp_path / "top.jsonl").write_text(lines_of(rows) + '{"study": "to')  # stopped while it wrote
     assert read_studies(tmp_path) == {"top": tuple(rows)}
     assert read_studies(tmp_path / "absent") == {}
     assert (ROW.panel, ROW.line) == ("90-100%", "soft")
@@ -32,7 +34,7 @@ def test_rows_come_back_as_written(tmp_path: Path) -> None:
     [
         ("[]", "must be a JSON object"),
         ('{"study": "top"}', "has no key 'arm'"),
-        (study_lines([ROW]).replace("0.5", '"half"').strip(), "'accuracy' must be a finite number"),
+        (lines_of([ROW]).replace("0.5", '"half"').strip(), "'accuracy' must be a finite number"),
         ("{", "line 1 is not JSON"),
     ],
 )
