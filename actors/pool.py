@@ -151,10 +151,15 @@ class ElasticEngines:
         await asyncio.gather(*(self._reload(chair) for chair in self.chairs if chair.serving))
         return version
 
-    async def sample(self, prompts: Sequence[Prompt], samples_per_prompt: int, seed: int, version: int) -> Sampled:
+    async def sample(
+        self, prompts: Sequence[Prompt], samples_per_prompt: int, seed: int, version: int, *fitted: object
+    ) -> Sampled:
         """k responses to each prompt, prompt by prompt; the arguments are those of ``RolloutEngine.sample``.
 
         The first batch after ``close_phase`` begins a sampling phase: the extra engines are asked for.
+
+        Args:
+            fitted: answers of what must have happened before; Ray waits for them, while calls may overtake each other.
 
         Raises:
             EngineFailed: if an engine raised something.
@@ -254,6 +259,7 @@ class ElasticEngines:
             name = chair.seat.name_of(self.incarnation, chair.engines)
             chair.engine = chair.seat.actor_class.options(name=name, **chair.seat.options).remote(*chair.seat.arguments)
             await self._note("asked", chair)
+        if chair.identity is None or not chair.identity.node:  # else it served already when this pool was made
             chair.identity = await self._answer_at_last(chair.engine.identity)
         while chair.num_loads != self.num_loads:  # a version may come again with other weights, after a step was undone
             number = self.num_loads
@@ -262,8 +268,6 @@ class ElasticEngines:
                 chair.num_loads = number
             except RayTaskError as error:
                 raise EngineLost(f"it could not load policy version {self.version}: {in_words(error)}") from error
-        if chair.identity is None or not chair.identity.node:  # it was asked for by whoever made this pool
-            chair.identity = await self._answer_at_last(chair.engine.identity)
         chair.serving = True
         log.info("%s serves, with policy version %s", chair.seat.name, chair.version)
         if not first:

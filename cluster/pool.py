@@ -95,6 +95,8 @@ class ElasticPool:
         self.note: Callable[[Mapping[str, float | str]], None] = lambda values: None
         self.weights: Any = None
         self.version: int | None = None
+        self.fitting: tuple[Any, ...] = ()
+        """What a process that has come in another's place must have done before it samples."""
 
     @property
     def actors(self) -> Sequence[Any]:
@@ -124,8 +126,11 @@ class ElasticPool:
         Returns:
             Reference of an answer that comes when it does.
         """
-        started = self.process.actor.start.remote()
-        return started if self.version is None else self.process.actor.load.remote(self.weights, self.version)
+        ref = self.process.actor.start.remote()
+        if self.version is not None:
+            ref = self.process.actor.load.remote(self.weights, self.version)
+        self.fitting = (ref,)
+        return ref
 
     def shrink(self) -> Moves:
         """Back to what the placement group holds."""
@@ -143,7 +148,7 @@ class ElasticPool:
             "progress_of": (self.process.actor,), "room": self.room(), "spans": _spans, "on_answer": self._note_batch,
         }  # fmt: skip
         return self._pending(
-            lambda actor: actor.sample.remote(prompts, samples_per_prompt, seed, version),
+            lambda actor: actor.sample.remote(prompts, samples_per_prompt, seed, version, *self.fitting),
             lambda answers: answers[0].rollouts,
             **more,
         )

@@ -170,7 +170,10 @@ class Replacing:
             self.places.respawn(process, incarnation)
 
     def _refit(self, role: str, names: Collection[str]) -> None:
-        """Give processes that are about to come what they must hold. Their calls keep their order, so work may follow at once."""
+        """Give processes that are about to come what they must hold.
+
+        Work may be asked for at once: the calls of a role keep their order, and samples wait for what was loaded before them.
+        """
         if self.pool is not None and role == "rollout":
             self._fitted(self.pool.process, self.pool.refit())
             return
