@@ -325,6 +325,23 @@ def steps_among(files: Iterable[str]) -> int:
     return max((int(place.split("_")[1]) for place in places), default=0)
 
 
+def wrong_with(committed: Path) -> str | None:
+    """What of a committed round, or of ``start/``, is not what its journal says, in words; None if all of it is.
+
+    Args:
+        committed: its directory; without a journal nothing is known of it.
+
+    Raises:
+        UserError: if the journal itself is damaged.
+    """
+    draft = Draft(committed)
+    for key, entry in draft.journal.alive.items():
+        working = key.split()[0] in STEP_KEYS or any(name.split("/")[0] in WORKING for name in entry.outputs)
+        if not working and (damaged := draft._damaged(entry)) is not None:
+            return damaged
+    return None
+
+
 def drop(committed: Path, keep_rollouts: bool) -> None:
     """Remove from a round that is committed what only a round under way has a use for, each in one step.
 

@@ -25,9 +25,9 @@ import yaml
 
 from cluster.config import RunConfig
 from cluster.differences import flat, refuse_differences
-from cluster.draft import Draft, Point, drop, point_of, remove
+from cluster.draft import Draft, Point, drop, point_of, remove, wrong_with
 from cluster.durable import commit_directory, write_file
-from cluster.ledger import FORMAT, read_ledger
+from cluster.ledger import FORMAT, REMEDY, read_ledger
 from cluster.metrics_file import NONE, forget_rows
 from cluster.mirror import IDENTITY, Ledger, entries, newer
 from cluster.storage import storage_root
@@ -192,6 +192,7 @@ class RunDirectory:
                 write_file(self.path / "versions.json", json.dumps(versions(), indent=1))
                 (self.path / "rounds").mkdir(exist_ok=True)
                 self._discard_uncommitted()
+            self._refuse_damaged()
             if unsent := self._units(self.ledger)[len(entries(self.there)) :]:
                 self.mirror.send([self._name(unit) for unit in unsent], self.ledger)
                 self.there = self.ledger
@@ -204,6 +205,13 @@ class RunDirectory:
                     self.mirror.send_rest()
                 raise
             self.mirror.send_rest()
+
+    def _refuse_damaged(self) -> None:
+        """What the run goes on from must be what was written: ``start/`` and the last committed round."""
+        units = [] if self.finished else self._units(self.ledger)
+        for unit in dict.fromkeys((*units[:1], *units[-1:])):
+            if (wrong := wrong_with(unit)) is not None:
+                raise UserError(f"{wrong}, and the run goes on from it: {REMEDY}")
 
     def _units(self, ledger: Ledger) -> list[Path]:
         """Directories that a ledger names, in the order of its entries."""

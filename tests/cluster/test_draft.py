@@ -246,6 +246,35 @@ def test_the_next_driver_goes_on_from_the_checkpoint_with_the_rows_before_it(tmp
         assert directory.learner_path == directory.round_path(1)
 
 
+@pytest.mark.parametrize("damage", ["flip", "remove"])
+@pytest.mark.parametrize("unit", ["start", "rounds/round_000"])
+def test_committed_files_that_the_run_goes_on_from_must_be_what_was_written(unit: str, damage: str, tmp_path: Path) -> None:
+    directory = RunDirectory(load_config(TINY, ["--name", "kept", "--storage", str(tmp_path)]))
+    with directory.open():
+        with directory.draft(directory.start_path) as draft:
+            put(draft, "member 1", "members")
+            directory.commit_start(draft, {"committed": True})
+        with directory.draft(directory.round_path(0)) as draft:
+            put(draft, "reward", "reward")
+            directory.commit_round(draft, {"round": 0, "policy_version": 4})
+    with RunDirectory(directory.config).open():
+        pass
+    file = next(file for file in sorted((directory.path / unit).rglob("*")) if file.is_file() and file.name != "journal.jsonl")
+    content = file.read_bytes()
+    if damage == "flip":
+        file.write_bytes(bytes([content[0] ^ 1]) + content[1:])
+    else:
+        file.unlink()
+    with (
+        pytest.raises(UserError, match=rf"{file} is (not what was written|missing), and the run goes on from it"),
+        RunDirectory(directory.config).open(),
+    ):
+        pass
+    file.write_bytes(content)
+    with RunDirectory(directory.config).open():
+        pass
+
+
 @pytest.mark.parametrize("cut", ["commit_directory", "write_file"], ids=["before its place", "before the ledger"])
 def test_a_commit_that_is_cut_short_leaves_the_round(cut: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     directory = begun_run(tmp_path)
