@@ -1,7 +1,7 @@
 """Faults done to real runs from outside: the matrix F1 to F56, seeded monkeys, and SIGKILLs inside writes.
 
     python -m benchmarks.faults                          all of it
-    python -m benchmarks.faults --cells F1,F7 --seeds 0  two cells
+    python -m benchmarks.faults --cells F1,F7            two cells
     python -m benchmarks.faults --tables                 what was found so far
 
 Each run is a process of its own on a cluster of several Ray nodes on this machine, with real engines. What is found is appended
@@ -23,7 +23,7 @@ from pathlib import Path
 from benchmarks.faults import calls, disks, drivers, hangs, machines, memory, monkey, numbers, roles
 from benchmarks.faults.bench import Bench, bench
 from benchmarks.faults.cells import CELLS, listed
-from benchmarks.faults.record import RESULTS, Record, table
+from benchmarks.faults.record import RESULTS, Record, broken, slower_than_wanted, table
 
 PLAIN: Mapping[str, int] = {"all": 2}
 
@@ -59,18 +59,19 @@ def groups(orders: Path) -> list[Group]:
     return [Group(PLAIN, plain), Group(machines.POOLS, {"nodes": machines.machines})]
 
 
-def play(options: argparse.Namespace, storage: Path) -> list[str]:
+def play(options: argparse.Namespace, record: Record, storage: Path) -> list[str]:
     """Everything that is asked for and not there yet.
 
     Args:
         options: of the command line.
+        record: of what is found.
         storage: root of the runs.
 
     Returns:
-        What failed.
+        What broke.
     """
-    record, failed = Record(options.results, options.label), list[str]()
-    there = {row["cell"] for row in record.rows("cell")}
+    failed = list[str]()
+    there = {name for name, row in record.cells().items() if row["held"]}
     wanted = [name for name in listed(options.cells) if options.cells or name not in there]
     orders = storage / "orders"
     orders.mkdir(exist_ok=True)
@@ -82,8 +83,8 @@ def play(options: argparse.Namespace, storage: Path) -> list[str]:
             continue
         with bench(storage, record, group.pools, numbers.variables(orders)) as where:
             for name, cells in asked.items():
-                failed += guarded(f"{name} ({', '.join(cells)})", partial(group.scenarios[name], where, cells))
-    if options.kills:
+                failed += scenario(record, f"{name} ({', '.join(cells)})", partial(group.scenarios[name], where, cells), cells)
+    if options.kills and not record.rows("writes"):
         from benchmarks.faults.writes import writes
 
         failed += guarded("writes", lambda: writes(record, storage, options.kills))
@@ -95,8 +96,18 @@ def play(options: argparse.Namespace, storage: Path) -> list[str]:
     return failed
 
 
+def scenario(record: Record, name: str, work: Callable[[], object], cells: Sequence[str]) -> list[str]:
+    """Play a scenario; its cells of which it then says nothing have a row that says so."""
+    failed = guarded(name, work)
+    said = {row["cell"] for row in record.rows("cell") if row["session"] == record.session}
+    for cell in cells:
+        if cell not in said and failed:
+            record.failed(cell, failed[0])
+    return failed
+
+
 def guarded(name: str, work: Callable[[], object]) -> list[str]:
-    """Play a scenario; one that fails does not keep the others from being played."""
+    """Play something; if it breaks, the others are played all the same."""
     began = time.time()
     print(f"  -> {name}", flush=True)
     try:
@@ -114,7 +125,7 @@ def tables(record: Record) -> str:
     cannot = disks.reason()
     missing = {name: cell.why_not for name, cell in CELLS.items() if cell.why_not}
     missing |= {name: cannot for name, cell in CELLS.items() if cell.scenario == "disks" and cannot}
-    parts = [table(record.rows("cell"), missing)]
+    parts = [table(record.cells(), missing)]
     if seeds := record.rows("monkey"):
         parts.append(monkey.table(seeds))
     parts += [
@@ -133,28 +144,38 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("--cells", default="", metavar="F1,F7,...", help="of the matrix, again (default: all not there yet)")
-    parser.add_argument("--seeds", type=int, default=20, help="monkey runs (default 20)")
-    parser.add_argument("--kills", type=int, default=200, help="SIGKILLs inside writes (default 200)")
-    parser.add_argument("--goodput", nargs="*", default=["rollout-0", "learner-0"], metavar="PROCESS",
-                        help="ten rounds of the quickstart with one failure of it (default: rollout-0 learner-0)")  # fmt: skip
+    parser.add_argument(
+        "--cells", default="", metavar="F1,F7,...", help="of the matrix, again, and nothing else that is not asked"
+    )
+    parser.add_argument("--seeds", type=int, default=None, help="monkey runs (default 20, with --cells none)")
+    parser.add_argument("--kills", type=int, default=None, help="SIGKILLs inside writes (default 200, with --cells none)")
+    parser.add_argument("--goodput", nargs="*", default=None, metavar="PROCESS",
+                        help="ten rounds of the quickstart with one failure of it (default rollout-0 learner-0, with --cells none)")  # fmt: skip
     parser.add_argument("--label", default="chaos", help="of this set of measurements; the same one goes on")
     parser.add_argument("--results", type=Path, default=RESULTS, help="JSON lines to append to")
     parser.add_argument("--storage", type=Path, default=None, help="where the runs lie (default: a temporary directory)")
     parser.add_argument("--tables", action="store_true", help="print what was found, and play nothing")
     options = parser.parse_args()
-    failed: list[str] = []
+    for name, value in (("seeds", 20), ("kills", 200), ("goodput", ["rollout-0", "learner-0"])):
+        if vars(options)[name] is None:
+            vars(options)[name] = type(value)() if options.cells else value
+    record, failed = Record(options.results, options.label), list[str]()
     if not options.tables:
         if options.storage is not None:
             options.storage.mkdir(parents=True, exist_ok=True)
-            failed = play(options, options.storage.resolve())
+            failed = play(options, record, options.storage.resolve())
         else:
             with tempfile.TemporaryDirectory(prefix="rondo-faults-") as storage:
-                failed = play(options, Path(storage))
-    print(tables(Record(options.results, options.label)))
+                failed = play(options, record, Path(storage))
+    print(tables(record))
+    for words in slower_than_wanted(record.cells(), record.rows("goodput")):
+        print(f"slower than wanted: {words}", file=sys.stderr)
+    cannot = {name for name, cell in CELLS.items() if cell.scenario == "disks"} if disks.reason() else set[str]()
+    asked = [] if options.tables else [name for name in listed(options.cells) if name not in cannot]
+    failed += broken(record, asked)
     for words in failed:
         print(f"FAILED {words}", file=sys.stderr)
-    return 1 if failed else 0
+    return 1 if failed and not options.tables else 0
 
 
 if __name__ == "__main__":

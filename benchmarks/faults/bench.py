@@ -77,30 +77,21 @@ class Bench:
                     raise Late(f"the undisturbed run failed:\n{run.output()[-3000:]}")
         return path
 
-    def held(
-        self, run: Run, baseline: Path | None, patterns: Sequence[str], shared: set[str], *overrides: str, ended: bool = True
-    ) -> Held:
-        """All invariants after a run.
+    def held(self, run: Run, baseline: Path | None, patterns: Sequence[str], shared: set[str], *overrides: str) -> Held:
+        """The invariants after a run that came to its end; I5 is looked at by whoever waits for something.
 
         Args:
             run: that has ended.
             baseline: to compare bits with; None where the fault changes what is learned.
-            patterns: one a fault, for I6.
+            patterns: of lines that it must have printed; none where another look is taken.
             shared: names in /dev/shm before the run.
             overrides: of the config.
-            ended: True if all rounds must be committed.
         """
         config = self.loaded(run.name, *overrides)
-        return Held(
-            {
-                "I1": tuple(complete(run.path, config)) if ended else (),
-                "I2": tuple(whole(run.path)) if ended else (),
-                "I3": tuple(same_bits(run.path, baseline)) if baseline is not None else (),
-                "I4": tuple(nothing_left(self.nodes, self.observer, shared, run)),
-                "I5": (),  # a wait past its deadline raises Late, and is told as such
-                "I6": tuple(named(run, patterns)),
-            }
-        )
+        wrong = {"I1": tuple(complete(run.path, config)), "I2": tuple(whole(run.path))}
+        wrong |= {} if baseline is None else {"I3": tuple(same_bits(run.path, baseline))}
+        wrong |= {"I4": tuple(nothing_left(self.nodes, self.observer, shared, run))}
+        return Held(wrong | ({"I6": tuple(named(run, patterns))} if patterns else {}))
 
 
 @contextlib.contextmanager

@@ -47,7 +47,7 @@ CELLS: Mapping[str, Cell] = {
     "F14": Cell(LEARNER, "SIGKILL while it writes a checkpoint", f"the one before is whole; {EQUAL}", "roles"),
     "F15": Cell(DRIVER, "SIGKILL between the last stage and the commit", f"committed once; {EQUAL}", "drivers"),
     "F16": Cell(NODE, "the run's directory becomes read-only", "a clear end; goes on when it is writable again", "disks"),
-    "F17": Cell(ENGINE, "SIGSTOP while it samples", "past its deadline a successor; its late reply is refused", "hangs"),
+    "F17": Cell(ENGINE, "SIGSTOP while it samples", f"past its deadline it is ended, a successor; {EQUAL}", "hangs"),
     "F18": Cell(SCORER, "SIGSTOP while it scores", f"past its deadline a successor; {EQUAL}", "hangs"),
     "F19": Cell(REWARD, "SIGSTOP while it fits", f"past its deadline a successor; {EQUAL}", "hangs"),
     "F20": Cell(LEARNER, "SIGSTOP in an update", f"past its deadline a successor; {EQUAL}", "hangs"),

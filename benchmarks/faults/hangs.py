@@ -1,13 +1,16 @@
-"""Processes that stand still or crawl: past a deadline others take their place, and what they say afterwards is refused."""
+"""Processes that stand still or crawl: past a deadline they are ended, and others take their place."""
 
 from __future__ import annotations
 
+import json
 import signal
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -44,7 +47,7 @@ def hangs(bench: Bench, wanted: Sequence[str] = CELLS) -> None:
         if not wrong and run.process.poll() is None:
             for cell, process in (("F23", "rollout-0"), ("F24", "scorer-0")):
                 if cell in wanted:
-                    others.append((crawl(run, cell, process), Held({})))
+                    others.append((crawl(run, cell, process, usual_step(baseline)), Held({})))
             if "F21" in wanted:
                 others.append(stand_still(bench, run))
         held = finish(bench, run, baseline, before, struck, wrong, *SHORT)
@@ -53,7 +56,7 @@ def hangs(bench: Bench, wanted: Sequence[str] = CELLS) -> None:
 
 
 def stand(run: Run, strikes: Sequence[Strike]) -> tuple[list[Struck], list[str]]:
-    """Stop one process after another, and let each go on once it has a successor: what it then says must be refused.
+    """Stop one process after another; one that was not ended for it is let go on once it has a successor.
 
     Args:
         run: that they belong to.
@@ -79,20 +82,34 @@ def stand(run: Run, strikes: Sequence[Strike]) -> tuple[list[Struck], list[str]]
     return struck, []
 
 
-def crawl(run: Run, cell: str, process: str) -> Outcome:
-    """Give a process a tenth of its time for one step; how much longer that takes."""
+def crawl(run: Run, cell: str, process: str, usual: float) -> Outcome:
+    """Give a process a tenth of its time for two steps; how much longer the slower one takes.
+
+    Args:
+        run: that it belongs to.
+        cell: of the matrix.
+        process: by name.
+        usual: what a step takes, s.
+    """
     after("sync")(run)
-    usual = statistics.median(steps(run))
+    since = time.time()
     with slowed(run.role(process), TIMES):
         after("sync")(run)
-    slow = steps(run)[-1]
-    return Outcome(cell, None, None, None, "nothing", f"its step took {slow / usual:.1f} times as long", {"times": slow / usual})
+        after("sync")(run)
+    slow = max(gaps([span for span in run.spans() if span["end"] > since]), default=usual)
+    return Outcome(cell, None, None, None, "nothing", f"a step took {slow / usual:.1f} times as long", {"times": slow / usual})
 
 
-def steps(run: Run) -> list[float]:
-    """How long the steps took so far, s: from the end of one sync to the end of the next."""
-    ends = [span["end"] for span in run.spans() if (span["what"], span["who"]) == ("sync", DRIVER) and span["step"] is not None]
-    return [later - earlier for earlier, later in pairwise(ends)]
+def usual_step(baseline: Path) -> float:
+    """What a step of the undisturbed run takes, s."""
+    spans = [json.loads(line) for line in (baseline / "timeline.jsonl").read_text().splitlines()]
+    return statistics.median(gaps(spans))
+
+
+def gaps(spans: Sequence[Mapping[str, Any]]) -> list[float]:
+    """From the end of one step's sync to the end of the next, within a round, s."""
+    ends = [(s["round"], s["end"]) for s in spans if (s["what"], s["who"]) == ("sync", DRIVER) and s["step"] is not None]
+    return [later - earlier for (index, earlier), (next_, later) in pairwise(ends) if index == next_]
 
 
 def stand_still(bench: Bench, run: Run) -> tuple[Outcome, Held]:

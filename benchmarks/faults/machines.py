@@ -114,7 +114,7 @@ def growth(bench: Bench) -> None:
         node = bench.nodes.add(ENGINES, 1)
         joined = until_event(run, "joined", at)
         run.until(lambda: work_since(run, "rollout-2", joined) is not None, GROWN_S, "an engine on the new node samples")
-        used = work_since(run, "rollout-2", joined)
+        used, where = work_since(run, "rollout-2", joined), node_of(bench, run, "rollout-2")
         drained = time.time()
         bench.observer.ask("drain", node.node_id(), 60.0)
         noticed = until_event(run, "draining", drained)
@@ -122,11 +122,12 @@ def growth(bench: Bench) -> None:
             raise Late(f"the run did not survive the drain:\n{run.output()[-3000:]}")
         batches = [row for row in run.metrics.read() if row["phase"] == "pool" and "event" not in row]
         twice = sum(int(row["pool/redone"]) for row in batches)
-        held = bench.held(run, None, ["rollout-2"], before, *APART, *LONG)
+        held = bench.held(run, None, ["rollout-2.*joined", "rollout-2.*no new work"], before, *APART, *LONG)
     assert used is not None
+    elsewhere = [] if where is node else ["its engine is on another node"]
     late = () if used - joined <= USED_S else (f"used {used - joined:.1f} s after it joined",)
     note = f"its engine had joined {joined - at:.1f} s after the node was asked for, and sampled {used - joined:.1f} s later"
-    bench.record.outcome(Outcome("F51", joined - at, None, None, "nothing", note), held.also({"I5": late}))
+    bench.record.outcome(Outcome("F51", joined - at, None, None, "nothing", note), held.also({"I5": late, "I1": elsewhere}))
     parts = "nothing" if not twice else f"{twice} pieces"
     wrong = [f"{twice} pieces redone"] if twice else []
     bench.record.outcome(Outcome("F52", noticed - drained, None, None, parts), held.also({"I1": wrong}))
@@ -150,7 +151,9 @@ def until_event(run: Run, kind: str, since: float) -> float:
 
 def work_since(run: Run, process: str, since: float) -> float | None:
     """When a process has first done something after a time; None if it has not."""
-    ends = [float(span["end"]) for span in run.spans() if span["who"] == process and span["end"] > since]
+    ends = [
+        float(span["end"]) for span in run.spans() if (span["who"], span["what"]) == (process, "sample") and span["end"] > since
+    ]
     return ends[0] if ends else None
 
 

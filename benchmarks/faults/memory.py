@@ -63,8 +63,9 @@ def memory(bench: Bench, wanted: Sequence[str] = CELLS) -> None:
             if start == 0 and "F38" in wanted:
                 run.until_said("Round 1 of")
                 bench.observer.ask("fill", "all", STORE_MIB)
-                note = f"{STORE_MIB} MiB put beside the run into its node's store of {STORE_BYTES >> 20} MiB"
-                found.append(Outcome("F38", None, None, None, "nothing", note))
+                spilled = bench.observer.ask("spilled")
+                note = f"{STORE_MIB} MiB put beside the run into its node's store of {STORE_BYTES >> 20} MiB, {spilled:g} MiB spilled"
+                found.append(Outcome("F38", None, None, None, "nothing", note, {"spilled_mib": spilled}))
             while waiting and run.process.poll() is None:
                 try:
                     found.append(starved(run, waiting[0]))
@@ -78,7 +79,8 @@ def memory(bench: Bench, wanted: Sequence[str] = CELLS) -> None:
     bench.observer.ask("release")
     held = bench.held(run, baseline, [], before, *ONE)
     for outcome in found:
-        wrong = [] if outcome.detected_s is not None or outcome.cell == "F38" else ["nothing says that it had no memory"]
+        full = outcome.cell == "F38" and outcome.figures["spilled_mib"] > 0
+        wrong = [] if outcome.detected_s is not None or full else ["it had no effect that the run speaks of"]
         bench.record.outcome(outcome, held.also({"I6": wrong}))
 
 

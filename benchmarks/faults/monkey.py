@@ -11,11 +11,12 @@ from typing import Any
 
 import psutil
 
-from benchmarks.faults.bench import Bench, Watch, shm
-from benchmarks.faults.inject import freeze, kill, kill_frozen, thaw
+from benchmarks.faults.bench import Bench, Watch, said, shm
+from benchmarks.faults.inject import kill, kill_frozen
+from benchmarks.faults.invariants import Held
 from benchmarks.faults.machines import node_of
 from benchmarks.faults.play import DRIVER, ROOT, Late, Run
-from benchmarks.faults.record import seconds
+from benchmarks.faults.record import Outcome, seconds, what_holds
 from benchmarks.faults.strikes import Strike, Struck, after, redone
 
 POOL, CPUS = "all", 2
@@ -75,7 +76,7 @@ def play(bench: Bench, seed: int) -> dict[str, Any]:
         code = run.end(ENDS_S)
         if code:
             raise Late(f"seed {seed}: the run ended with {code}:\n{run.output()[-3000:]}")
-        held = bench.held(run, baseline, [each.process for each, s in struck if s is not None], before)
+        held = bench.held(run, baseline, [said("lost", each.process) for each, s in struck if s is not None], before)
         rows = run.metrics.read()
         took = seconds_of_rounds(run)
         done = [(each, s) for each, s in struck if s is not None]
@@ -90,9 +91,35 @@ def play(bench: Bench, seed: int) -> dict[str, Any]:
             "goodput": usual / took,
             "stale_refused": max((row["faults/stale_replies"] for row in rows if "faults/stale_replies" in row), default=0),
             "duplicates": len([words for words in held.wrong["I1"] if "twice" in words]),
+            **standing(bench),
             "invariants": held.words(),
             "held": held.all,
         }
+
+
+def standing(bench: Bench) -> dict[str, float]:
+    """Memory and open files of the processes that stay from run to run: the head's, without its workers."""
+    stay = [process for process in bench.nodes.head.family() if process.name() in ("raylet", "gcs_server")]
+    return {
+        "standing_rss_mib": sum(process.memory_info().rss for process in stay) / 2**20,
+        "standing_files": float(sum(process.num_fds() for process in stay)),
+    }
+
+
+def soak(bench: Bench) -> None:
+    """F56: all seeds of this label as one, with what stayed in the cluster."""
+    rows = [row for row in bench.record.rows("monkey") if row["held"]]
+    here = [row for row in rows if row["session"] == bench.record.session]
+    if len(here) < 2:
+        return
+    first, last = here[0], here[-1]
+    grown = last["standing_rss_mib"] - first["standing_rss_mib"], last["standing_files"] - first["standing_files"]
+    bad = [f"seed {row['seed']}" for row in bench.record.rows("monkey") if not row["held"]]
+    note = f"{len(here)} runs on one cluster: head's memory {grown[0]:+.1f} MiB, open files {grown[1]:+.0f}"
+    figures = {"runs": float(len(here)), "grown_mib": grown[0], "grown_files": grown[1]}
+    bench.record.outcome(
+        Outcome("F56", None, None, None, "see the seeds", note, figures), Held({"I1": bad, "I3": bad, "I4": bad})
+    )
 
 
 def one(bench: Bench, run: Run, each: Planned) -> Struck | None:
@@ -169,6 +196,7 @@ def monkey(bench: Bench, seeds: int) -> None:
             faults = ", ".join(f"{f['how']} {f['process']} after {f['phase']}" for f in row["faults"])
             state = "all invariants held" if row["held"] else f"BROKEN {row['invariants']}"
             print(f"seed {seed}: {faults}: goodput {percent(row['goodput'])}, {state}; {time.time() - began:.0f} s", flush=True)
+    soak(bench)
 
 
 def goodput(bench: Bench, process: str, rounds: int = 10) -> None:
@@ -208,12 +236,8 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     for row in sorted(rows, key=lambda row: row["seed"]):
         faults = "; ".join(f"{f['how']}: {f['process']} after {f['phase']}" for f in row["faults"])
         detected, recovered = ([seconds(value) for value in row[key]] for key in ("detected_s", "recovered_s"))
-        wrong = [f"{key}: {words}" for key, words in row["invariants"].items() if words != "held"]
         lines.append(
             f"| {row['seed']} | {faults} | {', '.join(detected)} | {', '.join(recovered)} | {'; '.join(row['lost'])} | "
-            f"{percent(row['goodput'])} | {row['stale_refused']:g} | {row['duplicates']} | {'; '.join(wrong) or 'held'} |"
+            f"{percent(row['goodput'])} | {row['stale_refused']:g} | {row['duplicates']} | {what_holds(row['invariants'])} |"
         )
     return "\n".join(lines)
-
-
-__all__ = ["POOLS", "freeze", "goodput", "monkey", "plan", "table", "thaw"]

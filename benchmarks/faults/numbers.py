@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.faults.bench import Bench, shm
+from benchmarks.faults.invariants import Held
 from benchmarks.faults.play import Late, Run
 from benchmarks.faults.record import Outcome
 from benchmarks.faults.strikes import Trigger, after
@@ -77,7 +78,7 @@ def numbers(bench: Bench, orders: Path, wanted: Sequence[str] = CELLS) -> None:
             code = run.end(300)
         if code == 0:
             break
-    held = bench.held(run, None, [], before, ended=code == 0)
+    held = bench.held(run, None, [], before) if code == 0 else Held({"I5": (f"code {code}: {run.output()[-600:]}",)})
     for outcome, wrong in found:
         bench.record.outcome(outcome, held.also({"I6": wrong}))
 
@@ -95,7 +96,7 @@ def go_wrong(run: Run, each: Wrong, orders: Path) -> Outcome:
     taken.unlink(missing_ok=True)
     (orders / each.process).write_text(each.order)
     run.until(taken.exists, 120, f"{each.process} takes the order {each.order!r}")
-    at = time.time()
+    at = taken.stat().st_ctime
     told = run.until_said(each.says, at, 60)
     line = next(line.text for line in run.said if line.at == told)
     run.until(lambda: run.process.poll() is not None or any(span["end"] > told for span in run.spans()), 600, "goes on or ends")

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import select
 import signal
 import subprocess
 import sys
@@ -15,6 +17,8 @@ from functools import partial
 from typing import Any
 
 from benchmarks.faults.nodes import Nodes, with_parent
+
+ANSWER_S = 180.0
 
 
 def serve(address: str) -> None:
@@ -51,6 +55,12 @@ def serve(address: str) -> None:
         held.append(remote.options(num_cpus=0, label_selector={"pool": label}).remote())
         return int(ray.get(held[-1].fill.remote(mib), timeout=120))
 
+    def spilled() -> float:
+        from ray._private import internal_api
+
+        told = internal_api.memory_summary(address, stats_only=True)
+        return sum(float(mib) for mib in re.findall(r"Spilled (\d+) MiB", told))
+
     def release() -> None:
         for squatter in held:
             ray.kill(squatter)
@@ -67,7 +77,7 @@ def serve(address: str) -> None:
             raise RuntimeError(str(why))
         return bool(took)
 
-    answers: dict[str, Any] = {"room": room, "nodes": nodes, "fill": fill, "release": release, "drain": drain}
+    answers: dict[str, Any] = {"room": room, "nodes": nodes, "fill": fill, "spilled": spilled, "release": release, "drain": drain}
     print(json.dumps("ready"), file=replies, flush=True)
     for line in sys.stdin:
         what, arguments = json.loads(line)
@@ -95,7 +105,7 @@ class Observer:
         """Ask, and wait for the answer.
 
         Args:
-            what: room, nodes, fill, release or drain.
+            what: room, nodes, fill, spilled, release or drain.
             arguments: of that.
         """
         assert self.process.stdin is not None
@@ -105,7 +115,8 @@ class Observer:
 
     def _answer(self) -> Any:
         assert self.process.stdout is not None
-        line = self.process.stdout.readline()
+        there, _, _ = select.select([self.process.stdout], [], [], ANSWER_S)
+        line = self.process.stdout.readline() if there else ""
         if not line:
             raise RuntimeError("the observer has lost the cluster")
         return json.loads(line)

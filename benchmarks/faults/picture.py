@@ -15,14 +15,16 @@ from benchmarks.faults.play import ROOT
 from benchmarks.faults.record import RESULTS, Record
 
 PICTURE = ROOT / "docs" / "img" / "faults.svg"
-PARTS = (("detected_s", "until it is noticed", "#b03a2e"), ("cold_start_s", "its start, as at the beginning", "#b8c4d6"),
+PARTS = (("detected_s", "until it is noticed", "#b03a2e"), ("cold_start_s", "a process starts in its place", "#b8c4d6"),
          ("beyond_s", "given what it must hold", "#2e6fb0"))  # fmt: skip
 
 
-def shown(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """The last row of each cell in which a process was lost and came back, in the order of the matrix."""
-    last = {row["cell"]: row for row in rows if row["recovered_s"] is not None and "faults/start_seconds" in row["figures"]}
-    return [last[cell] for cell in CELLS if cell in last]
+def shown(cells: Mapping[str, Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Each cell in which a process was lost and came back, in the order of the matrix."""
+    back = {
+        cell: row for cell, row in cells.items() if row["recovered_s"] is not None and "faults/start_seconds" in row["figures"]
+    }
+    return [back[cell] for cell in CELLS if cell in back]
 
 
 def draw(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
@@ -66,7 +68,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=RESULTS, help="JSON lines to read")
     parser.add_argument("--out", type=Path, default=PICTURE, help="where to draw (.svg or .png)")
     options = parser.parse_args()
-    draw(shown(Record(options.results, options.label).rows("cell")), options.out)
+    draw(shown(Record(options.results, options.label).cells()), options.out)
     print(options.out)
 
 

@@ -26,7 +26,7 @@ from evaluation.timeline import DRIVER
 ROOT = Path(__file__).resolve().parents[2]
 POLL_S = 0.004
 """A step of the smallest model takes tens of milliseconds."""
-LISTEN_S = 5.0
+LISTEN_S, ALIVE_S = 5.0, 60.0
 """How long after a driver's end its last lines may come."""
 
 
@@ -216,8 +216,15 @@ class Run:
         Args:
             name: e.g. ``learner-0``.
         """
-        pids = re.findall(rf"{name}: process (\d+),", (self.path / "logs" / f"{name}.log").read_text())
-        return psutil.Process(int(pids[-1]))
+        log, deadline = self.path / "logs" / f"{name}.log", time.monotonic() + ALIVE_S
+        while True:
+            pids = re.findall(rf"{name}: process (\d+),", log.read_text())
+            try:
+                return psutil.Process(int(pids[-1]))
+            except psutil.NoSuchProcess:
+                if time.monotonic() > deadline:
+                    raise Late(f"{self.name}: no {name} lives") from None
+                time.sleep(0.05)
 
     def kill(self, number: int = signal.SIGKILL) -> float:
         """Send the driver a signal; when."""

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import os
 import platform
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from benchmarks.faults.cells import CELLS
-from benchmarks.faults.invariants import Held
+from benchmarks.faults.invariants import HELD, Held
 from cluster.run_directory import versions
 
 SHOWN = 160
@@ -27,7 +28,8 @@ class Outcome:
         cell: of the matrix.
         detected_s: from the fault to the first line that names it; None where nothing is to be said.
         recovered_s: from that line until the role worked again; None where the run ended.
-        cold_start_s: what starting the role takes without a fault, in the same run; None where that means nothing.
+        cold_start_s: what starting a process of the role took in the same run, as the run itself says; of the driver, what it
+            took the first time; None where that means nothing.
         lost: work that was done twice or not at all, in words.
         note: what else there is to say.
         figures: further numbers.
@@ -43,7 +45,7 @@ class Outcome:
 
     @property
     def beyond_s(self) -> float | None:
-        """Recovery beyond the cold start."""
+        """Recovery beyond the start."""
         if self.recovered_s is None or self.cold_start_s is None:
             return None
         return self.recovered_s - self.cold_start_s
@@ -74,7 +76,7 @@ class Record:
     """
 
     def __init__(self, path: Path, label: str) -> None:
-        self.path, self.label = path, label
+        self.path, self.label, self.session = path, label, round(time.time(), 3)
         path.parent.mkdir(exist_ok=True)
 
     def rows(self, kind: str) -> list[dict[str, Any]]:
@@ -86,18 +88,44 @@ class Record:
         stored = [json.loads(line) for line in self.path.read_text().splitlines()] if self.path.exists() else []
         return [row for row in stored if row["id"] == kind and row["label"] == self.label]
 
+    def cells(self) -> dict[str, dict[str, Any]]:
+        """What is known of each cell: all rows of the last start that played it, as one; any that is broken breaks it."""
+        merged: dict[str, dict[str, Any]] = {}
+        for row in self.rows("cell"):
+            before = merged[row["cell"]] if row["cell"] in merged else None
+            same = before is not None and before["session"] == row["session"]
+            merged[row["cell"]] = _both(before, row) if same and before is not None else row
+        return merged
+
     def outcome(self, outcome: Outcome, held: Held) -> None:
-        """One fault and what held after it; a later row of a cell counts instead of an earlier one."""
+        """One fault and what held after it."""
         cell = CELLS[outcome.cell]
-        row = {**asdict(outcome), "who": cell.who, "fault": cell.fault, "beyond_s": outcome.beyond_s, "invariants": held.words()}
-        self.write("cell", row | {"held": held.all})
-        print(line(row | {"held": held.all}), flush=True)
+        row = {**asdict(outcome), "who": cell.who, "fault": cell.fault, "beyond_s": outcome.beyond_s}
+        row |= {"invariants": held.words(), "held": held.all}
+        self.write("cell", row)
+        print(line(row), flush=True)
+
+    def failed(self, cell: str, why: str) -> None:
+        """A fault of which nothing else can be told: the scenario broke."""
+        self.outcome(Outcome(cell, None, None, None, "not known"), Held({"I5": (why,)}))
 
     def write(self, kind: str, row: Mapping[str, Any]) -> None:
         """One row, with what it was measured on."""
-        whole = {"id": kind, "label": self.label, **_rounded(row), "machine": machine(), "versions": versions()}
+        whole = {"id": kind, "label": self.label, "session": self.session, **_rounded(row)}
         with self.path.open("a") as file:
-            file.write(json.dumps(whole) + "\n")
+            file.write(json.dumps({**whole, "machine": machine(), "versions": versions()}) + "\n")
+
+
+def _both(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    names = sorted({*one["invariants"], *other["invariants"]})
+    words = {name: [row["invariants"][name] for row in (one, other) if name in row["invariants"]] for name in names}
+    broken = {name: "; ".join(each for each in said if each != HELD) or HELD for name, said in words.items()}
+    times: dict[str, float | None] = {}
+    for key in ("detected_s", "recovered_s", "cold_start_s", "beyond_s"):
+        values = [row[key] for row in (one, other) if row[key] is not None]
+        times[key] = max(values) if values else None
+    lost = "; ".join(dict.fromkeys(row["lost"] for row in (one, other)))
+    return {**other, **times, "lost": lost, "invariants": broken, "held": one["held"] and other["held"]}
 
 
 def _rounded(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -109,32 +137,78 @@ def seconds(value: float | None) -> str:
     return "-" if value is None else f"{value:.1f}"
 
 
+def what_holds(invariants: Mapping[str, str]) -> str:
+    """Which invariants were looked at and held, and what is wrong with the others."""
+    good = [name for name, words in invariants.items() if words == HELD]
+    wrong = [f"**{name}**: {words[:SHOWN]}" for name, words in invariants.items() if words != HELD]
+    return "; ".join([*wrong, *([f"{', '.join(good)} held"] if good else [])])
+
+
 def line(row: Mapping[str, Any]) -> str:
     """One fault on a line, for whoever watches."""
-    wrong = [f"{name}: {words}" for name, words in row["invariants"].items() if words != "held"]
     return (
         f"{row['cell']:>4} {row['who']}, {row['fault']}: detected {seconds(row['detected_s'])} s, recovered "
-        f"{seconds(row['recovered_s'])} s (cold start {seconds(row['cold_start_s'])} s), lost: {row['lost']}; "
-        f"{'all invariants held' if not wrong else 'BROKEN ' + ' | '.join(wrong)}"
+        f"{seconds(row['recovered_s'])} s (of which its start {seconds(row['cold_start_s'])} s), lost: {row['lost']}; "
+        f"{what_holds(row['invariants'])}"
     )
 
 
-def table(rows: Sequence[Mapping[str, Any]], missing: Mapping[str, str]) -> str:
+def table(cells: Mapping[str, Mapping[str, Any]], missing: Mapping[str, str]) -> str:
     """The matrix, as Markdown.
 
     Args:
-        rows: of cells; the last of each counts.
-        missing: why a cell has none.
+        cells: what is known of each.
+        missing: why a cell has nothing.
     """
-    last = {row["cell"]: row for row in rows}
-    lines = ["| | done to | fault | detected, s | recovered, s | beyond the cold start, s | lost | I1 to I6 |", "|---" * 8 + "|"]
+    lines = [
+        "| | done to | fault | noticed, s | back, s | of which its start, s | done again | |",
+        "|---" * 8 + "|",
+    ]
     for name, cell in CELLS.items():
         head = f"| {name} | {cell.who} | {cell.fault} |"
-        if name not in last:
-            lines.append(f"{head} | | | {missing[name] if name in missing else 'not run yet'} | |")
+        if name not in cells:
+            lines.append(f"{head} | | | | {missing[name] if name in missing else 'not played'} |")
             continue
-        row = last[name]
-        wrong = [f"{key}: {words[:SHOWN]}" for key, words in row["invariants"].items() if words != "held"]
-        times = " | ".join(seconds(row[key]) for key in ("detected_s", "recovered_s", "beyond_s"))
-        lines.append(f"{head} {times} | {row['lost']} | {'held' if not wrong else '; '.join(wrong)} |")
+        row = cells[name]
+        times = " | ".join(seconds(row[key]) for key in ("detected_s", "recovered_s", "cold_start_s"))
+        lines.append(f"{head} {times} | {row['lost']} | {what_holds(row['invariants'])} |")
     return "\n".join(lines)
+
+
+PROCESS_S, NODE_S, BEYOND_S, GOODPUT = 3.0, 4.0, 3.0, 0.8
+NODE_CELLS = ("F6", "F12", "F22")
+HUNG = ("F17", "F18", "F19", "F20")
+"""Noticed after ``resources.deadline_s``, which the run sets."""
+
+
+def slower_than_wanted(cells: Mapping[str, Mapping[str, Any]], goodput: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Times beyond what is aimed at; a busy machine is slow, so that nothing fails by it.
+
+    Args:
+        cells: what is known of each.
+        goodput: rows of it.
+    """
+    found = []
+    for name, row in cells.items():
+        limit = NODE_S if name in NODE_CELLS else PROCESS_S
+        has_start = "faults/start_seconds" in row["figures"]
+        if has_start and name not in HUNG and row["detected_s"] is not None and row["detected_s"] > limit:
+            found.append(f"{name} was noticed after {row['detected_s']:.1f} s, {limit:g} s are wanted")
+        if has_start and row["beyond_s"] is not None and row["beyond_s"] > BEYOND_S:
+            found.append(f"{name} was back {row['beyond_s']:.1f} s after its start, {BEYOND_S:g} s are wanted")
+    return found + [f"goodput {row['goodput']:.0%}, {GOODPUT:.0%} is wanted" for row in goodput if row["goodput"] < GOODPUT]
+
+
+def broken(record: Record, asked: Sequence[str]) -> list[str]:
+    """What does not hold, or was asked for and not played.
+
+    Args:
+        record: of what was found.
+        asked: cells.
+    """
+    cells = record.cells()
+    found = [f"{name}: {what_holds(row['invariants'])}" for name, row in cells.items() if not row["held"]]
+    found += [f"{name} was not played" for name in asked if name not in cells and not CELLS[name].why_not]
+    found += [f"seed {row['seed']}: {what_holds(row['invariants'])}" for row in record.rows("monkey") if not row["held"]]
+    found += [f"{row['unreadable']} writes of a {row['what']} unreadable" for row in record.rows("writes") if row["unreadable"]]
+    return found

@@ -11,7 +11,7 @@ from typing import Any
 
 import psutil
 
-from benchmarks.faults.bench import Bench, Watch, in_words
+from benchmarks.faults.bench import Bench, Watch, in_words, said
 from benchmarks.faults.inject import kill
 from benchmarks.faults.invariants import Held
 from benchmarks.faults.play import DRIVER, Late, Run
@@ -30,6 +30,7 @@ class Strike:
         process: by name, e.g. ``learner-0``.
         when: waits until it is time.
         act: what is done to the process; says when.
+        still: file in the draft that must still be being written once the process stands still, or it is let go and tried again.
         hold: a process that stands still from the end of the step under way until the lost one is back, or the small run would
             be over before; None where the run waits by itself.
     """
@@ -38,6 +39,7 @@ class Strike:
     process: str
     when: Trigger
     act: Act = kill
+    still: str | None = None
     hold: str | None = None
 
 
@@ -115,6 +117,12 @@ def strike(run: Run, each: Strike) -> Struck:
     """
     each.when(run)
     process = run.role(each.process)
+    if each.still is not None:
+        process.suspend()
+        while not there(run.path / "rounds", f".round_*.partial/{each.still}"):  # it was written to its end meanwhile
+            process.resume()
+            each.when(run)
+            process.suspend()
     at = each.act(process)
     driver = [span for span in run.spans() if span["who"] == DRIVER]
     where = f"after {driver[-1]['what']} of round {driver[-1]['round']}, step {driver[-1]['step']}" if driver else "at the start"
@@ -188,9 +196,9 @@ def outcomes(run: Run, struck: Sequence[Struck]) -> list[Outcome]:
     for each, until in zip(struck, [*(later.at for later in struck[1:]), float("inf")], strict=True):
         figures = {key: float(value) for row in told(run, each) for key, value in row.items() if key.startswith("faults/")}
         cold = figures["faults/start_seconds"] if "faults/start_seconds" in figures else None
-        figures["served"] = float(each.served)
-        back = figures["faults/recovery_seconds"] if cold is not None else each.recovered_s
-        found.append(Outcome(each.strike.cell, each.detected_s, back, cold, redone(run, each, until), each.where, figures))
+        figures |= {"served": float(each.served), "start_of_all_roles_s": run.start_seconds()}
+        again = redone(run, each, until)
+        found.append(Outcome(each.strike.cell, each.detected_s, each.recovered_s, cold, again, each.where, figures))
     return found
 
 
@@ -250,7 +258,9 @@ def finish(
     if code or wrong:
         held = Held({"I5": (*wrong, f"the run ended with code {code}: {run.output()[-800:]}")})
     else:
-        held = bench.held(run, baseline, [each.strike.process for each in struck], shared, *overrides)
+        held = bench.held(run, baseline, [said("lost", each.strike.process) for each in struck], shared, *overrides).also(
+            {"I5": ()}
+        )
     for outcome in outcomes(run, struck):
         bench.record.outcome(outcome, held)
     if wrong:

@@ -1,4 +1,4 @@
-"""SIGKILLs inside writes: a process writes checkpoints, reward models and rounds with the run's own code until it is killed.
+"""SIGKILLs inside writes: a process writes checkpoints and reward models into a draft as a run does, until it is killed.
 
 Two hundred of them need no cluster: the process is a fork of this one, and says in shared memory when it is inside a write.
 """
@@ -22,7 +22,7 @@ OUTSIDE, INSIDE = 0, 1
 FILES: Sequence[tuple[str, int]] = (
     ("policy/model.safetensors", 600_000), ("critic/model.safetensors", 600_000), ("learner.safetensors", 2_400_000),
 )  # fmt: skip
-"""What a learner of the bench's size writes, bytes."""
+"""Files as a learner of the bench's size saves them, in bytes; what stands in them tells one write from another."""
 
 
 def write_state(place: Path, number: int) -> None:
@@ -75,7 +75,6 @@ def killed(write: Callable[[int], None], first: int, delay_s: float, state: mmap
     if child == 0:
         number = first
         while True:
-            state[0] = INSIDE
             write(number)
             state[0] = OUTSIDE
             number += 1
@@ -90,18 +89,24 @@ class Kept:
 
     Args:
         folder: of the draft; made.
+        state: that says whether a write is under way.
     """
 
     what = "checkpoint"
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, state: mmap.mmap) -> None:
+        self.folder, self.state = folder, state
         folder.mkdir(parents=True)
         Draft(folder).begin(0, 0)
 
     def write(self, number: int) -> None:
         """Write number n: a checkpoint after n steps, of which two are kept."""
-        Draft(self.folder).checkpoint(number, number, lambda place: write_state(place, number), 2, 0, {})
+        Draft(self.folder).checkpoint(number, number, lambda place: self.save(place, number), 2, 0, {})
+
+    def save(self, place: Path, number: int) -> None:
+        """The files of number n; from here on a kill is inside a write, until the journal has its line."""
+        self.state[0] = INSIDE
+        write_state(place, number)
 
     def read(self) -> int:
         """As the next driver reads it: the number of the write that the journal vouches for.
@@ -132,7 +137,7 @@ class KeptModel(Kept):
         draft = Draft(self.folder)
         place = draft.partial("reward")
         place.mkdir()
-        write_state(place, number)
+        self.save(place, number)
         draft.record("reward", ["reward"], {"number": number}, 0, {})
 
     def found(self, draft: Draft) -> int:
@@ -157,7 +162,8 @@ def writes(record: Record, storage: Path, kills: int, seed: int = 0) -> None:
     for kind in (Kept, KeptModel):
         place = storage / "writes" / kind.what.replace(" ", "_")
         shutil.rmtree(place, ignore_errors=True)
-        counts = kill_writes(kind(place), kills // 2, random.Random(seed))
+        with mmap.mmap(-1, 1) as state:
+            counts = kill_writes(kind(place, state), kills // 2, random.Random(seed))
         record.write("writes", {"what": kind.what, **counts, "seed": seed})
         print(f"     {kind.what}: {counts['inside']} SIGKILLs inside writes, {counts['unreadable']} unreadable", flush=True)
 
@@ -174,20 +180,20 @@ def kill_writes(kept: Kept, kills: int, rng: random.Random) -> dict[str, float]:
         How many were killed inside and outside of one, how many of them left something unreadable, how many writes came
         through, and how long one takes, s.
     """
+    kept.write(1)  # with the imports that it needs
     began = time.perf_counter()
-    kept.write(1)
-    usual, latest = time.perf_counter() - began, 1
-    counts = {"inside": 0, "outside": 0, "unreadable": 0, "came_through": 1}
-    with mmap.mmap(-1, 1) as state:
-        while counts["inside"] < kills:
-            inside = killed(kept.write, latest + 1, rng.uniform(0.1, 1.6) * usual, state)
-            counts["inside" if inside else "outside"] += 1
-            try:
-                found = kept.read()
-            except (ValueError, OSError) as error:
-                counts["unreadable"] += 1
-                print(f"     unreadable after a kill: {error}", flush=True)
-                continue
-            counts["came_through"] += max(0, found - latest)
-            latest = max(latest, found)
+    kept.write(2)
+    usual, latest = time.perf_counter() - began, 2
+    counts = {"inside": 0, "outside": 0, "unreadable": 0, "came_through": 2}
+    while counts["inside"] < kills:
+        inside = killed(kept.write, latest + 1, rng.uniform(0.1, 1.6) * usual, kept.state)
+        counts["inside" if inside else "outside"] += 1
+        try:
+            found = kept.read()
+        except (ValueError, OSError) as error:
+            counts["unreadable"] += 1
+            print(f"     unreadable after a kill: {error}", flush=True)
+            continue
+        counts["came_through"] += max(0, found - latest)
+        latest = max(latest, found)
     return {**counts, "one_write_s": usual}
