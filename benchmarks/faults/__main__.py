@@ -144,13 +144,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument(
-        "--cells", default="", metavar="F1,F7,...", help="of the matrix, again, and nothing else that is not asked"
-    )
+    parser.add_argument("--cells", default="", metavar="F1,F7,...", help="of the matrix, again, and nothing else by itself")
     parser.add_argument("--seeds", type=int, default=None, help="monkey runs (default 20, with --cells none)")
     parser.add_argument("--kills", type=int, default=None, help="SIGKILLs inside writes (default 200, with --cells none)")
-    parser.add_argument("--goodput", nargs="*", default=None, metavar="PROCESS",
-                        help="ten rounds of the quickstart with one failure of it (default rollout-0 learner-0, with --cells none)")  # fmt: skip
+    quick = "ten rounds of the quickstart with one failure of it (default rollout-0 learner-0, with --cells none)"
+    parser.add_argument("--goodput", nargs="*", default=None, metavar="PROCESS", help=quick)
     parser.add_argument("--label", default="chaos", help="of this set of measurements; the same one goes on")
     parser.add_argument("--results", type=Path, default=RESULTS, help="JSON lines to append to")
     parser.add_argument("--storage", type=Path, default=None, help="where the runs lie (default: a temporary directory)")

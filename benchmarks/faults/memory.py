@@ -64,7 +64,7 @@ def memory(bench: Bench, wanted: Sequence[str] = CELLS) -> None:
                 run.until_said("Round 1 of")
                 bench.observer.ask("fill", "all", STORE_MIB)
                 spilled = bench.observer.ask("spilled")
-                note = f"{STORE_MIB} MiB put beside the run into its node's store of {STORE_BYTES >> 20} MiB, {spilled:g} MiB spilled"
+                note = f"{STORE_MIB} MiB put into its node's store of {STORE_BYTES >> 20} MiB: {spilled:g} MiB spilled"
                 found.append(Outcome("F38", None, None, None, "nothing", note, {"spilled_mib": spilled}))
             while waiting and run.process.poll() is None:
                 try:
