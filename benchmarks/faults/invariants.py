@@ -39,7 +39,7 @@ class Held:
         wrong: of each invariant that was looked at, what does not hold; empty where it holds.
     """
 
-    wrong: Mapping[str, tuple[str, ...]]
+    wrong: Mapping[str, Sequence[str]]
 
     def words(self) -> dict[str, str]:
         """For the table and the results."""
