@@ -70,10 +70,14 @@ def losses(bench: Bench, wanted: Sequence[str]) -> None:
 
             return act
 
+        def with_a_spare(run: Run) -> None:
+            bench.nodes.settle()
+            after("score")(run)
+
         mine = [
-            Strike("F6", "rollout-0", after("score"), lose("rollout-0", "kill")),
-            Strike("F12", "learner-0", after("score"), lose("learner-0", "kill")),
-            Strike("F22", "rollout-0", after("score"), lose("rollout-0", "stop")),
+            Strike("F6", "rollout-0", with_a_spare, lose("rollout-0", "kill")),
+            Strike("F12", "learner-0", with_a_spare, lose("learner-0", "kill")),
+            Strike("F22", "rollout-0", with_a_spare, lose("rollout-0", "stop")),
         ]
         struck, wrong = strike_all(run, [each for each in mine if each.cell in wanted])
         run.end(300)

@@ -133,6 +133,7 @@ def one(bench: Bench, run: Run, each: Planned) -> Struck | None:
             return at
         return kill(victim) if each.how == "kill" else kill_frozen(victim)
 
+    bench.nodes.settle()
     try:
         after(each.phase, each.delay_s)(run)
     except Late:
