@@ -28,8 +28,8 @@ STRIKES: Sequence[Strike] = (
     Strike("F17", "rollout-1", after("sync", 0.02), hold="scorer-0"),
     Strike("F20", "learner-0", after("score")),
 )
-SHORT = ("--resources.deadline_s", "25")
-"""Longer than it takes until the first role, and from one to the next, is up."""
+DEADLINE_S, SLACK = 25.0, 1.2
+"""At least; and how much longer than it took until the first role of the undisturbed run was up, since that is a call too."""
 STANDS_S, TIMES = 10.0, 10
 
 
@@ -42,17 +42,25 @@ def hangs(bench: Bench, wanted: Sequence[str] = CELLS) -> None:
     """
     baseline, before, name = bench.baseline(), shm(), bench.fresh("hangs")
     others: list[tuple[Outcome, Held]] = []
-    with bench.run(name, *SHORT) as run:
+    short = ("--resources.deadline_s", f"{deadline_s(baseline):.0f}")
+    with bench.run(name, *short) as run:
         struck, wrong = stand(run, [each for each in STRIKES if each.cell in wanted])
         if not wrong and run.process.poll() is None:
             for cell, process in (("F23", "rollout-0"), ("F24", "scorer-0")):
                 if cell in wanted:
                     others.append((crawl(run, cell, process, usual_step(baseline)), Held({})))
             if "F21" in wanted:
-                others.append(stand_still(bench, run))
-        held = finish(bench, run, baseline, before, struck, wrong, *SHORT)
+                others.append(stand_still(bench, run, *short))
+        held = finish(bench, run, baseline, before, struck, wrong, *short)
         for outcome, own in others:
             bench.record.outcome(outcome, held.also(own.wrong))
+
+
+def deadline_s(baseline: Path) -> float:
+    """The shortest ``resources.deadline_s`` that a start of roles keeps here, s."""
+    spans = [json.loads(line) for line in (baseline / "timeline.jsonl").read_text().splitlines()]
+    first = next(span for span in spans if span["what"] == "start_roles" and span["who"] != DRIVER)
+    return max(DEADLINE_S, SLACK * (first["end"] - first["start"]))
 
 
 def stand(run: Run, strikes: Sequence[Strike]) -> tuple[list[Struck], list[str]]:
@@ -112,11 +120,11 @@ def gaps(spans: Sequence[Mapping[str, Any]]) -> list[float]:
     return [later - earlier for (index, earlier), (next_, later) in pairwise(ends) if index == next_]
 
 
-def stand_still(bench: Bench, run: Run) -> tuple[Outcome, Held]:
+def stand_still(bench: Bench, run: Run, *overrides: str) -> tuple[Outcome, Held]:
     """Stop the driver for a while; another one must not take its place."""
     freeze_at = time.time()
     run.process.send_signal(signal.SIGSTOP)
-    with bench.run(run.name, *SHORT) as other:
+    with bench.run(run.name, *overrides) as other:
         code = other.end(300)
         refused = other.when("another driver is running")
     time.sleep(max(0.0, STANDS_S - (time.time() - freeze_at)))
