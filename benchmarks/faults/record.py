@@ -116,6 +116,16 @@ class Record:
             file.write(json.dumps({**whole, "machine": machine(), "versions": versions()}) + "\n")
 
 
+def last_label(path: Path) -> str:
+    """That of the last row; "" where there is none.
+
+    Args:
+        path: of the results.
+    """
+    lines = _lines(str(path))
+    return str(json.loads(lines[-1])["label"]) if lines else ""
+
+
 def _both(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
     names = sorted({*one["invariants"], *other["invariants"]})
     words = {name: [row["invariants"][name] for row in (one, other) if name in row["invariants"]] for name in names}
@@ -139,7 +149,7 @@ def seconds(value: float | None) -> str:
 
 def what_holds(invariants: Mapping[str, str]) -> str:
     """Which invariants were looked at and held, and what is wrong with the others."""
-    good = [name for name, words in invariants.items() if words == HELD]
+    good = sorted(name for name, words in invariants.items() if words == HELD)
     wrong = [f"**{name}**: {words[:SHOWN]}" for name, words in invariants.items() if words != HELD]
     return "; ".join([*wrong, *([f"{', '.join(good)} held"] if good else [])])
 
