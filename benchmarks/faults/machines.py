@@ -131,7 +131,7 @@ def growth(bench: Bench) -> None:
     elsewhere = [] if where is node else ["its engine is on another node"]
     late = () if used - joined <= USED_S else (f"used {used - joined:.1f} s after it joined",)
     note = f"its engine had joined {joined - at:.1f} s after the node was asked for, and sampled {used - joined:.1f} s later"
-    bench.record.outcome(Outcome("F51", joined - at, None, None, "nothing", note), held.also({"I5": late, "I1": elsewhere}))
+    bench.record.outcome(Outcome("F51", None, used - at, None, "nothing", note), held.also({"I5": late, "I1": elsewhere}))
     parts = "nothing" if not twice else f"{twice} pieces"
     wrong = [f"{twice} pieces redone"] if twice else []
     bench.record.outcome(Outcome("F52", noticed - drained, None, None, parts), held.also({"I1": wrong}))
