@@ -21,7 +21,7 @@ from cluster.load_config import load_config
 ONE = ("--rollout.num_engines", "1")
 """Where the engines are not what matters: roles start sooner."""
 CONFIG = ROOT / "benchmarks" / "faults" / "small.yaml"
-NOTICE_S, BACK_S = 120.0, 240.0
+NOTICE_S, BACK_S = 300.0, 300.0
 
 
 @dataclass
