@@ -125,7 +125,7 @@ def strike(run: Run, each: Strike) -> Struck:
             process.suspend()
     at = each.act(process)
     driver = [span for span in run.spans() if span["who"] == DRIVER]
-    where = f"after {driver[-1]['what']} of round {driver[-1]['round']}, step {driver[-1]['step']}" if driver else "at the start"
+    where = f"after {moment(driver[-1])}" if driver else "at the start"
     watch = Watch(run, each.process, at)
     detected = watch.detected()
     with held(run, each.hold):
@@ -134,6 +134,12 @@ def strike(run: Run, each: Strike) -> Struck:
     role = each.process.partition("-")[0]
     served = [s for s in run.spans() if s["who"].startswith(role) and s["who"] != each.process and at < s["end"] < until]
     return Struck(each, at, detected, recovered, where, len(served))
+
+
+def moment(span: Mapping[str, Any]) -> str:
+    """A phase of a round, in words."""
+    step = "" if span["step"] is None else f", step {span['step']}"
+    return f"{span['what']} of round {span['round']}{step}"
 
 
 @contextlib.contextmanager
