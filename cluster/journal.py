@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cluster.durable import sync_directory
+from tokens.durable import sync
 from tokens.errors import UserError
 
 NAME = "journal.jsonl"
@@ -127,7 +127,7 @@ class Journal:
                 os.truncate(self.path, self._size)
                 raise
         if new:
-            sync_directory(self.path.parent)
+            sync(self.path.parent)
         self.cut = None
         self._take(entry, line)
 
