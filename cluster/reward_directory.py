@@ -49,11 +49,6 @@ def learnt_from(config: RunConfig) -> dict[str, Any]:
     return flat(kept)
 
 
-def reward_sha256(config: RunConfig) -> str:
-    """Digest of all of the config that says what the reward model is."""
-    return hashlib.sha256(json.dumps(learnt_from(config), sort_keys=True).encode()).hexdigest()
-
-
 class RewardDirectory:
     """One reward run's directory, locked to one driver while it is open.
 

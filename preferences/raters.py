@@ -47,7 +47,8 @@ def check_raters(pairs: PreferenceSet, fewest: int, drop_bad: bool) -> Preferenc
         for row, name in enumerate(names)
         if row not in bad and left[name] < fewest
     }
-    dropped = [DroppedRow(f"pair {pairs.rows['id'][row]}", bad[row], shorten(f"rater {names[row]}")) for row in sorted(bad)]
+    ids = list(pairs.rows["id"])
+    dropped = [DroppedRow(f"pair {ids[row]}", bad[row], shorten(f"rater {names[row]}")) for row in sorted(bad)]
     if dropped and not drop_bad:
         raise refuse(pairs.source, dropped, len(pairs), pairs.rows.column_names)
     if len(dropped) == len(pairs):
