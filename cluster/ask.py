@@ -6,6 +6,7 @@ Letters: N pairs of the pool, d reward features.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,6 @@ from torch import Tensor
 from cluster.ask_page import AskServer
 from cluster.ask_terminal import ask_in_terminal, sure
 from cluster.console import Console
-from cluster.durable import write_file
 from cluster.interview import Given, Interview, Pool, PoolPair, signed
 from preferences.encode import encode_prompt, encode_response
 from preferences.raters import read_answers
@@ -27,8 +27,9 @@ from rm.features import BACKBONE, FeatureModel, fingerprint
 from rm.features_config import Towards
 from rm.person import Person, fit_person
 from rm.profiles import Profile, read_profile
+from tokens.durable import write_file
 from tokens.errors import UserError
-from tokens.paths import printable
+from tokens.paths import check_name, printable
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -108,6 +109,8 @@ def prepare(asking: Asking, console: Console) -> Interview:
     Raises:
         UserError: if an input is wrong.
     """
+    if not (math.isfinite(asking.l2) and asking.l2 > 0):
+        raise UserError(f"--l2 must be a number above 0, got {asking.l2}: without it weights of separable answers are infinite")
     mark = fingerprint(asking.model)
     pairs = read_pool(asking.model / POOL if asking.pairs is None else asking.pairs)
     before = read_profile(asking.profile, model=mark) if asking.profile.exists() else None
@@ -137,6 +140,22 @@ def prepare(asking: Asking, console: Console) -> Interview:
         write_file(asking.profile, profile.text())
 
     return Interview(pool, _asked(pairs, kept), fit, asking.by, asking.seed, earlier, keep)
+
+
+def default_profile(model: Path, name: str) -> Path:
+    """Where a person's profile is, if nobody says otherwise.
+
+    Args:
+        model: directory of the feature model.
+        name: of the person.
+
+    Raises:
+        UserError: if the name cannot be a file's.
+    """
+    check_name(name)
+    if "/" in name or name.startswith("."):
+        raise UserError(f"--name {name!a} cannot be the name of a file: leave out / and a leading dot, or give --profile")
+    return model / "profiles" / f"{name}.json"
 
 
 def read_pool(path: Path) -> tuple[PoolPair, ...]:

@@ -195,8 +195,8 @@ class _Handler(BaseHTTPRequestHandler):
         """What comes after the token."""
         if self.path == "/favicon.ico":
             raise Refused(HTTPStatus.NO_CONTENT)
-        token, _, where = self.path.removeprefix("/").partition("/")
-        if not secrets.compare_digest(token.encode(), self.server.token.encode()):
+        token, slash, where = self.path.removeprefix("/").partition("/")
+        if not slash or not secrets.compare_digest(token.encode(), self.server.token.encode()):
             raise Refused(HTTPStatus.NOT_FOUND)
         return where
 

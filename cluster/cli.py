@@ -36,10 +36,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 check_path(str(given))
         if chosen.command == "keys":
             return _keys()
-        if chosen.command in ("report", "relabel"):
+        if chosen.command in WITHOUT_CONFIG:
             if rest:
                 raise UserError(f"{chosen.command} takes no config keys, got {' '.join(rest)}")
-            return _report(chosen.directory) if chosen.command == "report" else _relabel(chosen)
+            return WITHOUT_CONFIG[chosen.command](chosen)
         if chosen.config.suffix not in (".yaml", ".yml") and any(word.endswith((".yaml", ".yml")) for word in rest):
             raise UserError(f"give CONFIG right after {chosen.command}, and overrides after it; got {chosen.config} as CONFIG")
         return _with_config(chosen, load_config(chosen.config, rest))
@@ -112,10 +112,11 @@ def _with_config(chosen: argparse.Namespace, config: RunConfig) -> int:
     return 0
 
 
-def _report(directory: Path) -> int:
+def _report(chosen: argparse.Namespace) -> int:
     from evaluation.preference_report import write_preference_report
     from evaluation.report import write_report
 
+    directory: Path = chosen.directory
     if (directory / "results.jsonl").exists():
         print(_report_of_domains(directory))
     else:
@@ -147,6 +148,24 @@ def _relabel(chosen: argparse.Namespace) -> int:
         max_tokens=chosen.max_tokens,
     )
     return 0
+
+
+def _ask(chosen: argparse.Namespace) -> int:
+    from cluster.ask import Asking, ask, default_profile
+    from cluster.console import Console
+
+    if chosen.terminal and chosen.port:
+        raise UserError("--terminal asks without a page: leave --port out")
+    profile = default_profile(chosen.model, chosen.name) if chosen.profile is None else chosen.profile
+    asking = Asking(
+        chosen.model, chosen.name, profile, chosen.by, chosen.pairs, chosen.answers, chosen.l2, chosen.towards, chosen.seed
+    )
+    ask(asking, chosen.terminal, chosen.port, Console())
+    return 0
+
+
+WITHOUT_CONFIG = {"report": _report, "relabel": _relabel, "ask": _ask}
+"""Commands that take no recipe."""
 
 
 def _keys() -> int:
@@ -193,12 +212,39 @@ def _parser() -> argparse.ArgumentParser:
     relabel.add_argument(
         "--max-tokens", type=int, default=16, help="of one reply (openai; default 16; a model that reasons first needs many more)"
     )
+    _add_ask_options(commands.add_parser("ask", help="ask a person which of two responses is better, and keep their profile"))
     report = commands.add_parser(
         "report", help="write report.html again from the directory of a run, strength, reward or domains"
     )
     report.add_argument("directory", type=Path, metavar="DIRECTORY", help="e.g. ~/rondo/runs/quickstart")
     commands.add_parser("keys", help="list every config key with its default and meaning")
     return parser
+
+
+def _add_ask_options(ask: argparse.ArgumentParser) -> None:
+    from rm.features_config import FeaturesConfig
+
+    usual = FeaturesConfig()
+    ask.add_argument("model", type=Path, metavar="MODEL", help="directory of a feature model, which `features` wrote")
+    ask.add_argument("--name", default="me", help="of the person (default me)")
+    ask.add_argument("--profile", type=Path, default=None, help="file of the profile (default MODEL/profiles/NAME.json)")
+    ask.add_argument(
+        "--by",
+        choices=("information", "thompson", "random"),
+        default="information",
+        help="how the next pair is chosen (default information: D-optimal)",
+    )
+    ask.add_argument("--terminal", action="store_true", help="ask in the terminal, not on a page in the browser")
+    ask.add_argument("--port", type=int, default=0, help="of the page on 127.0.0.1 (default: any free one)")
+    ask.add_argument("--answers", type=Path, default=None, help="JSON lines file to keep the answers in (default: not kept)")
+    ask.add_argument(
+        "--pairs", type=Path, default=None, help="JSON lines of prompt, a, b to ask about (default: MODEL's own)"
+    )
+    ask.add_argument("--l2", type=float, default=usual.l2, help=f"pull of a new profile towards --towards (default {usual.l2:g})")
+    ask.add_argument(
+        "--towards", choices=("mean", "zero"), default=usual.towards, help=f"of a new profile (default {usual.towards})"
+    )
+    ask.add_argument("--seed", type=int, default=0, help="of the choice and of which response is shown first (default 0)")
 
 
 def _add_plan_options(plan: argparse.ArgumentParser) -> None:
