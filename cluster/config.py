@@ -13,6 +13,7 @@ from policy.config import DPOConfig, PolicyConfig, SFTConfig
 from preferences.config import DataConfig
 from rm.config import MetaConfig, RewardConfig, ScorerConfig, StrengthConfig
 from rm.domain_config import CustomizeConfig
+from rm.features_config import FeaturesConfig
 from sandbox.config import WorldConfig
 from tokens.errors import UserError
 from tokens.guards import GuardsConfig
@@ -94,6 +95,7 @@ class RunConfig(Section):
     dpo: DPOConfig = DPOConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     customize: CustomizeConfig = CustomizeConfig()
+    features: FeaturesConfig = FeaturesConfig()
     guards: GuardsConfig = GuardsConfig()
     resources: ResourcesConfig = ResourcesConfig()
     faults: FaultsConfig = FaultsConfig()

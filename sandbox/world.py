@@ -6,7 +6,7 @@ from random import Random
 from typing import Literal
 
 from sandbox.config import WorldConfig
-from sandbox.gold import ATTRIBUTE_NAMES, BASE_WEIGHTS, TASTES, Attributes, attributes, gold
+from sandbox.gold import ATTRIBUTE_NAMES, BASE_WEIGHTS, TASTES, Attributes, attributes, gold, weigh
 from sandbox.lexicon import DOMAINS, TOPICS, VOCABULARY
 from sandbox.texts import Style, prompt_texts, respond, topic_of
 from tokens.errors import UserError
@@ -56,7 +56,8 @@ class World:
         self.vocabulary: list[str] = list(VOCABULARY)
         self.users: tuple[str, ...] = tuple(f"user-{index:03d}" for index in range(config.num_users))
         self._prompts = self._split_prompts()
-        self._reference = self._write(REFERENCE_TEXTS, "reference")
+        texts = self._write(REFERENCE_TEXTS, "reference")
+        self._reference = [(topic_of(prompt).domain, attributes(prompt, response)) for prompt, response in texts]
         self._domain_scale = {domain: self._scale(f"domain {domain}") for domain in self.domains}
         self._judges: dict[str | None, dict[str, _Judge]] = {None: self._make_judges(BASE_WEIGHTS)}
 
@@ -122,7 +123,7 @@ class World:
             domain: Attributes(**{name: weight * value for name, weight, value in _zip(weights, scale)})
             for domain, scale in self._domain_scale.items()
         }
-        values = [gold(prompt, response, per_domain[topic_of(prompt).domain]) for prompt, response in self._reference]
+        values = [weigh(measured, per_domain[domain]) for domain, measured in self._reference]
         mean = math.fsum(values) / len(values)
         unit = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / len(values))
         return {domain: _Judge(weights, mean, unit) for domain, weights in per_domain.items()}
