@@ -93,6 +93,17 @@ class People:
                 ) from error
         return tuple(found)
 
+    def reward(self, scores: Tensor) -> Tensor:
+        """What the people who count are paid together, see ``group_reward``.
+
+        Args:
+            scores: [B, m] float, z of everybody.
+
+        Returns:
+            [B] float.
+        """
+        return group_reward(scores[:, list(self.counting)], self.group, self.quantile)
+
     def save(self, directory: Path) -> None:
         """Write beside a reward model's weights.
 

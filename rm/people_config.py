@@ -36,7 +36,9 @@ class PeopleConfig(Section):
         if self.members and self.group is None:
             raise ValueError("people.members names a group's members and people.group is null: set it to mean, min or quantile")
         if (self.quantile is not None) != (self.group == "quantile"):
-            raise ValueError(f"people.quantile is {self.quantile} and people.group {self.group}: set both for a quantile, or neither")
+            raise ValueError(
+                f"people.quantile is {self.quantile} and people.group {self.group}: set both for a quantile, or neither"
+            )
         if self.mixture and not (min(self.mixture.values()) >= 0 and sum(self.mixture.values()) > 0):
             raise ValueError(f"people.mixture must have weights of 0 or more that do not sum to 0, got {self.mixture}")
         return self

@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.experiments.common import RESULTS, Lab, Results, open_lab, run_jobs
+from benchmarks.experiments.common import RESULTS, Lab, Results, open_lab, run_jobs, single_thread
 from benchmarks.experiments.people_arms import (
     Adapt,
     Material,
@@ -101,17 +101,17 @@ def jobs_of(seeds: Sequence[int]) -> list[Job]:
     ]  # fmt: skip
 
 
-def fitted(job: Job, lab: Lab, texts: Texts, split: Split = "test", l2: float = L2) -> list[dict[str, Any]]:
+def fitted(job: Job, lab: Lab, texts: Texts, l2: float = L2) -> list[dict[str, Any]]:
     """Rows of one job."""
     people = draw_people(lab, texts, job.agreement, job.raters, HELD_OUT, job.seed)
     material = Material(lab, people, job.labels, job.epochs)
-    measure = partial(measured, people, split=split)
+    measure = partial(measured, people)
     if job.arm == "features":
         model = fit_rfm(material, FeaturesConfig(d=job.d))
         hidden = material.hidden(model.backbone)
         phi, mean = hidden @ model.projection.detach().double().T, model.mean_weights.double()
         adapt = by_features(phi, mean, l2)
-        return [job.row() | measure(adapt, by_features(phi, mean, ORACLE_L2)), *groups(job, people, adapt, split)]
+        return [job.row() | measure(adapt, by_features(phi, mean, ORACLE_L2)), *groups(job, people, adapt)]
     if job.arm == "conditioned":
         return [job.row() | measure(conditioned(material), None)]
     if job.arm == "attributes":
@@ -194,9 +194,9 @@ def measured(people: People, adapt: Adapt, oracle: Adapt | None, split: Split = 
     return outcome | {name: float(np.mean(values)) for name, values in (accuracy | soft).items()} | picks
 
 
-def groups(job: Job, people: People, adapt: Adapt, split: Split) -> list[dict[str, Any]]:
+def groups(job: Job, people: People, adapt: Adapt) -> list[dict[str, Any]]:
     """One pick for all held-out users together, as their mean, minimum or a quantile says: the gold reward that each gets."""
-    pool = people.texts.split(split)
+    pool = people.texts.split("test")
     own = torch.tensor(np.stack([adapt(people.answers(user)[:PICKED_AFTER])[pool.ravel()] for user in people.held_out], 1))
     own = (own - own.mean(0)) / own.std(0, correction=0)
     rows = []
@@ -218,14 +218,17 @@ def work(job: Job) -> list[dict[str, Any]]:
 def choose(seed: int = 0) -> None:
     """Accuracy of a few settings on validation prompts, for people whom no reported seed has."""
     lab = open_lab()
-    texts = draw_texts(lab)
-    for d, epochs in ((32, 1), (32, 2), (32, 4), (1, 1), (1, 2)):
-        for l2 in (0.3, 1.0, 3.0) if d > 1 else (L2,):
-            job = Job("features" if d > 1 else "shared", LOW, d, 60, 50, seed, epochs)
-            for row in fitted(job, lab, texts, "validation", l2):
-                if row["what"] == "accuracy":
-                    found = " ".join(f"{row[f'accuracy_{n}']:.3f}" for n in ANSWERS)
-                    print(f"{row['arm']} d {d}, {epochs} epochs, l2 {l2:g}: {found}", flush=True)
+    people = draw_people(lab, draw_texts(lab), LOW, 60, HELD_OUT, seed)
+    for epochs in (1, 2, 4):
+        for config in (FeaturesConfig(d=32), FeaturesConfig(d=1, shared=True)):
+            material = Material(lab, people, 50, epochs)
+            model = fit_rfm(material, config)
+            phi = material.hidden(model.backbone) @ model.projection.detach().double().T
+            for l2 in (0.3, 1.0, 3.0):
+                way = as_it_is(phi[:, 0]) if config.shared else by_features(phi, model.mean_weights.double(), l2)
+                row = measured(people, way, None, "validation")
+                found = " ".join(f"{row[f'accuracy_{n}']:.3f}" for n in ANSWERS)
+                print(f"d {config.d}, {epochs} epochs, l2 {l2:g}: {found}", flush=True)
 
 
 def key_of(job: Job) -> tuple[Any, ...]:
@@ -245,8 +248,10 @@ def main() -> None:
     options = parser.parse_args()
     results = Results(PATH, KEY)
     if options.what == "choose":
+        single_thread()
         choose()
-    elif options.what == "sandbox":
+        return
+    if options.what == "sandbox":
         draw_texts(open_lab())
         for rows in run_jobs(work, results.missing(jobs_of(options.seeds), key_of), options.workers):
             for row in rows:

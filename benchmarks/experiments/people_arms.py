@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from rm.feature_fit import Judged, fit_features
+from rm.feature_start import start_features
 from scipy.optimize import minimize
 from torch import Tensor, nn
 from torch.nn import functional
@@ -24,8 +26,6 @@ from cluster.seeds import derive
 from rm.batches import Encoded, features_of
 from rm.config import RewardConfig
 from rm.descent import adamw, descend
-from rm.feature_fit import Judged, fit_features
-from rm.feature_start import start_features
 from rm.features import FeatureModel
 from rm.features_config import FeaturesConfig
 from rm.heads import sequence_features
@@ -308,6 +308,6 @@ def _least(loss: Callable[[Tensor], Tensor], prior: Tensor, weight: float) -> Te
         point = torch.tensor(z, requires_grad=True)
         total = loss(point) + 0.5 * weight * (point - prior).square().sum()
         (gradient,) = torch.autograd.grad(total, point)
-        return float(total), gradient.numpy()
+        return float(total.detach()), gradient.numpy()
 
     return torch.tensor(minimize(value, prior.numpy(), jac=True, method="L-BFGS-B").x)

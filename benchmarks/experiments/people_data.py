@@ -15,11 +15,11 @@ import numpy as np
 from scipy.special import expit
 
 from benchmarks.experiments.common import Lab
-from cluster.durable import write_file
 from cluster.seeds import derive
 from rm.batches import Encoded
 from sandbox.candidates import sample_responses
 from sandbox.world import Split, World
+from tokens.durable import write_file
 from tokens.records import Pair
 
 POOL = 400
