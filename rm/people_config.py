@@ -16,7 +16,7 @@ class PeopleConfig(Section):
 
     profile: PathText | None = None
     """A person's profile, as `adapt` writes it: the reward is theirs."""
-    mixture: dict[str, float] = {}
+    mixture: dict[str, float] = Field({})
     """Raters of the feature model by name, with the weight of each: the reward is <phi, sum_h a_h w_h>, weights a_h divided by
     their sum."""
     group: Group | None = None

@@ -132,7 +132,7 @@ def fitted(job: Job, lab: Lab, texts: Texts, l2: float = L2) -> list[dict[str, A
 
 
 def in_units(material: Material, features: Tensor) -> tuple[Tensor, Tensor]:
-    """Fixed features in units of the raters' spread, and the mean rater's weights: what ``in_units_of_raters`` does for learnt ones.
+    """Fixed features in units of the raters' spread, and the mean rater's weights, as ``in_units_of_raters`` for learnt ones.
 
     Args:
         material: raters and labels.
