@@ -128,5 +128,5 @@ def gold(prompt: str, response: str, weights: Attributes) -> float:
 
 
 def weigh(measured: Attributes, weights: Attributes) -> float:
-    """The weighted sum of what was measured, in the weights' own unit."""
+    """The weighted sum of attributes, in the weights' own unit."""
     return sum(weight * value for weight, value in zip(astuple(weights), astuple(measured), strict=True))

@@ -2,7 +2,6 @@
 
 import math
 from dataclasses import dataclass, fields
-from functools import cached_property
 from random import Random
 from typing import Literal
 
@@ -63,7 +62,8 @@ class World:
         self.vocabulary: list[str] = list(VOCABULARY)
         self.users: tuple[str, ...] = tuple(f"user-{index:03d}" for index in range(config.num_users))
         self._prompts = self._split_prompts()
-        self._reference = self._write(REFERENCE_TEXTS, "reference")
+        texts = self._write(REFERENCE_TEXTS, "reference")
+        self._reference = [(topic_of(prompt).domain, attributes(prompt, response)) for prompt, response in texts]
         self._domain_scale = {domain: self._scale(f"domain {domain}") for domain in self.domains}
         self._judges: dict[str | None, dict[str, Judge]] = {None: self._make_judges(BASE_WEIGHTS)}
 
@@ -127,11 +127,6 @@ class World:
             }
         )
 
-    @cached_property
-    def _measured(self) -> list[tuple[str, Attributes]]:
-        """The domain of each reference text, and its attributes."""
-        return [(topic_of(prompt).domain, attributes(prompt, response)) for prompt, response in self._reference]
-
     def _rng(self, stream: str) -> Random:
         """A generator of its own for each purpose, so that changing one leaves the others alone."""
         return Random(f"{self.config.seed} {stream}")
@@ -146,7 +141,7 @@ class World:
             domain: Attributes(**{name: weight * value for name, weight, value in _zip(weights, scale)})
             for domain, scale in self._domain_scale.items()
         }
-        values = [weigh(measured, per_domain[domain]) for domain, measured in self._measured]
+        values = [weigh(measured, per_domain[domain]) for domain, measured in self._reference]
         mean = math.fsum(values) / len(values)
         unit = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / len(values))
         return {domain: Judge(weights, mean, unit) for domain, weights in per_domain.items()}

@@ -120,6 +120,8 @@ def fitted(job: Job, lab: Lab, texts: Texts, l2: float = L2) -> list[dict[str, A
     shared = fit_rfm(material, FeaturesConfig(d=1, shared=True))
     hidden = material.hidden(shared.backbone)
     scores = (hidden @ shared.projection.detach().double().T)[:, 0]
+    if job.agreement != LOW:
+        return [job.row() | measure(as_it_is(scores), None)]
     own, mean = in_units(material, hidden)
     ways: dict[str, Adapt] = {
         "shared": as_it_is(scores),
@@ -219,16 +221,20 @@ def choose(seed: int = 0) -> None:
     """Accuracy of a few settings on validation prompts, for people whom no reported seed has."""
     lab = open_lab()
     people = draw_people(lab, draw_texts(lab), LOW, 60, HELD_OUT, seed)
-    for epochs in (1, 2, 4):
-        for config in (FeaturesConfig(d=32), FeaturesConfig(d=1, shared=True)):
+    for config in (FeaturesConfig(d=32), FeaturesConfig(d=1, shared=True)):
+        for epochs in (1, 2, 4):
             material = Material(lab, people, 50, epochs)
             model = fit_rfm(material, config)
-            phi = material.hidden(model.backbone) @ model.projection.detach().double().T
-            for l2 in (0.3, 1.0, 3.0):
-                way = as_it_is(phi[:, 0]) if config.shared else by_features(phi, model.mean_weights.double(), l2)
+            hidden = material.hidden(model.backbone)
+            phi, mean = hidden @ model.projection.detach().double().T, model.mean_weights.double()
+            ways: dict[str, Adapt] = {"shared": as_it_is(phi[:, 0])} if config.shared else {}
+            if config.shared:
+                phi, mean = in_units(material, hidden)
+            ways |= {f"l2 {l2:g}": by_features(phi, mean, l2) for l2 in (0.03, 0.1, 0.3, 1.0)}
+            for name, way in ways.items():
                 row = measured(people, way, None, "validation")
                 found = " ".join(f"{row[f'accuracy_{n}']:.3f}" for n in ANSWERS)
-                print(f"d {config.d}, {epochs} epochs, l2 {l2:g}: {found}", flush=True)
+                print(f"d {config.d}, {epochs} epochs, {name}: {found}", flush=True)
 
 
 def key_of(job: Job) -> tuple[Any, ...]:

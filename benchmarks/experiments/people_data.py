@@ -10,6 +10,7 @@ import random
 from collections.abc import Mapping
 from dataclasses import astuple, dataclass
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 from scipy.special import expit
@@ -142,10 +143,11 @@ class People:
         Args:
             user: index.
             pairs: [N, 2].
-            clean: by the gold reward; else a Bradley-Terry answer, which may err.
+            clean: by the gold reward, without pairs that are all one to the user; else a Bradley-Terry answer, which may err.
         """
         gap = self.gold[user, pairs[:, 0]] - self.gold[user, pairs[:, 1]]
         if clean:
+            pairs, gap = pairs[gap != 0], gap[gap != 0]
             turned = gap < 0
         else:
             rng = np.random.default_rng(derive(self.seed, "answers", user))
@@ -208,14 +210,23 @@ def draw_people(lab: Lab, texts: Texts, agreement: float, num_raters: int, num_h
     drawn = list(world.users)
     random.Random(derive(seed, "users")).shuffle(drawn)
     names = [*drawn[num_held_out:][:num_raters], *drawn[:num_held_out]]
-    gold = np.stack([_gold(world, texts, name) for name in names])
-    return People(texts, tuple(names), num_raters, gold, _gold(world, texts, None), lab.config.world.annotator_beta, seed)
+    folder = lab.cache / f"people-gold-{agreement:g}"
+    folder.mkdir(parents=True, exist_ok=True)
+    gold = np.stack([_gold(world, texts, name, folder) for name in names])
+    common = _gold(world, texts, None, folder)
+    return People(texts, tuple(names), num_raters, gold, common, lab.config.world.annotator_beta, seed)
 
 
-def _gold(world: World, texts: Texts, user: str | None) -> np.ndarray:
-    """[T] a user's gold reward, equal to ``World.gold`` of each text."""
+def _gold(world: World, texts: Texts, user: str | None, folder: Path) -> np.ndarray:
+    """[T] a user's gold reward, equal to ``World.gold`` of each text; kept in a folder."""
+    path = folder / f"{user or 'common'}.npy"
+    if path.is_file():
+        return np.asarray(np.load(path))
     found = np.empty(len(texts.prompts))
     for domain in np.unique(texts.domains):
         judge, rows = world.judge(str(domain), user), texts.domains == domain
         found[rows] = (texts.attributes[rows] @ np.array(astuple(judge.weights)) - judge.mean) / judge.unit
+    partial = path.with_name(f".{path.name}")
+    np.save(partial, found)
+    partial.rename(path)
     return found
