@@ -25,7 +25,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from benchmarks.experiments.common import RESULTS, Lab, Results, open_lab, run_jobs, single_thread
 from benchmarks.experiments.people_arms import (
@@ -35,6 +34,7 @@ from benchmarks.experiments.people_arms import (
     by_features,
     conditioned,
     fit_rfm,
+    in_units,
     latent,
     lore,
     own_mlp,
@@ -43,7 +43,6 @@ from benchmarks.experiments.people_data import ANSWERS, People, Texts, draw_peop
 from evaluation.best_of_n import soft_weights
 from rm.features_config import FeaturesConfig
 from rm.people import group_reward
-from rm.person import fit_person
 from sandbox.world import Split
 
 PATH = RESULTS / "people.jsonl"
@@ -115,14 +114,14 @@ def fitted(job: Job, lab: Lab, texts: Texts, l2: float = L2) -> list[dict[str, A
     if job.arm == "conditioned":
         return [job.row() | measure(conditioned(material), None)]
     if job.arm == "attributes":
-        phi, mean = in_units(material, torch.tensor(texts.attributes))
+        phi, mean = in_units(torch.tensor(texts.attributes), material.rows, material.places)
         return [job.row() | measure(by_features(phi, mean, l2), by_features(phi, mean, ORACLE_L2))]
     shared = fit_rfm(material, FeaturesConfig(d=1, shared=True))
     hidden = material.hidden(shared.backbone)
     scores = (hidden @ shared.projection.detach().double().T)[:, 0]
     if job.agreement != LOW:
         return [job.row() | measure(as_it_is(scores), None)]
-    own, mean = in_units(material, hidden)
+    own, mean = in_units(hidden, material.rows, material.places)
     ways: dict[str, Adapt] = {
         "shared": as_it_is(scores),
         "own linear head": by_features(own, mean, l2),
@@ -131,29 +130,6 @@ def fitted(job: Job, lab: Lab, texts: Texts, l2: float = L2) -> list[dict[str, A
         "latent user (VPL-like)": latent(material, hidden),
     }
     return [job.row() | {"arm": name} | measure(way, None) for name, way in ways.items()]
-
-
-def in_units(material: Material, features: Tensor) -> tuple[Tensor, Tensor]:
-    """Fixed features in units of the raters' spread, and the mean rater's weights, as ``in_units_of_raters`` for learnt ones.
-
-    Args:
-        material: raters and labels.
-        features: [T, F] float64.
-
-    Returns:
-        [T, F] and [F].
-    """
-    spread = features.std(0)
-    features = (features - features.mean(0)) / torch.where(spread > 0, spread, torch.ones_like(spread))
-    a, b = torch.tensor(material.rows.copy()).T
-    rows, places = features[a] - features[b], torch.tensor(material.places)
-    pooled = fit_person(rows, 1.0).weights
-    weights = torch.stack([fit_person(rows[places == i], 1.0, pooled).weights for i in range(len(material.raters))])
-    centred = weights - weights.mean(0)
-    covariance = centred.T @ centred / len(weights)
-    floor = 1e-3 * covariance.trace() / len(covariance) * torch.eye(len(covariance), dtype=torch.float64)
-    root = torch.linalg.cholesky(covariance + floor)
-    return features @ root, torch.linalg.solve_triangular(root, weights.mean(0)[:, None], upper=False)[:, 0]
 
 
 def measured(people: People, adapt: Adapt, oracle: Adapt | None, split: Split = "test") -> dict[str, Any]:
@@ -229,7 +205,7 @@ def choose(seed: int = 0) -> None:
             phi, mean = hidden @ model.projection.detach().double().T, model.mean_weights.double()
             ways: dict[str, Adapt] = {"shared": as_it_is(phi[:, 0])} if config.shared else {}
             if config.shared:
-                phi, mean = in_units(material, hidden)
+                phi, mean = in_units(hidden, material.rows, material.places)
             ways |= {f"l2 {l2:g}": by_features(phi, mean, l2) for l2 in (0.03, 0.1, 0.3, 1.0)}
             for name, way in ways.items():
                 row = measured(people, way, None, "validation")

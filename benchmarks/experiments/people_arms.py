@@ -14,8 +14,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from rm.feature_fit import Judged, fit_features
-from rm.feature_start import start_features
 from scipy.optimize import minimize
 from torch import Tensor, nn
 from torch.nn import functional
@@ -26,6 +24,8 @@ from cluster.seeds import derive
 from rm.batches import Encoded, features_of
 from rm.config import RewardConfig
 from rm.descent import adamw, descend
+from rm.feature_fit import Judged, fit_features
+from rm.feature_start import start_features
 from rm.features import FeatureModel
 from rm.features_config import FeaturesConfig
 from rm.heads import sequence_features
@@ -260,6 +260,50 @@ def latent(material: Material, frozen: Tensor) -> Adapt:
             return network(hidden, encode(answers)[0]).double().numpy()
 
     return adapt
+
+
+def in_units(features: Tensor, rows: np.ndarray, places: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Fixed features in units of the raters' spread, and the mean rater's weights, as ``in_units_of_raters`` for learnt ones.
+
+    Args:
+        features: [T, F] float64.
+        rows: [N, 2] labels, the preferred text first.
+        places: [N] of each label's rater.
+
+    Returns:
+        [T, F] and [F].
+    """
+    spread = features.std(0)
+    features = (features - features.mean(0)) / torch.where(spread > 0, spread, torch.ones_like(spread))
+    differences, who = _differences(features, rows), torch.tensor(places)
+    pooled = fit_person(differences, 1.0).weights
+    weights = torch.stack([fit_person(differences[who == i], 1.0, pooled).weights for i in range(max(places) + 1)])
+    centred = weights - weights.mean(0)
+    covariance = centred.T @ centred / len(weights)
+    floor = 1e-3 * covariance.trace() / len(covariance) * torch.eye(len(covariance), dtype=torch.float64)
+    root = torch.linalg.cholesky(covariance + floor)
+    return features @ root, torch.linalg.solve_triangular(root, weights.mean(0)[:, None], upper=False)[:, 0]
+
+
+def linear_features(features: Tensor, rows: np.ndarray, places: Sequence[int], d: int, seed: int) -> Tensor:
+    """Reward features that are linear in a frozen model's: P and the raters' weights learnt together, the backbone left alone.
+
+    Args:
+        features: [T, F] float64.
+        rows: [N, 2] labels, the preferred text first.
+        places: [N] of each label's rater.
+        d: reward features.
+        seed: of their start.
+
+    Returns:
+        [T, d].
+    """
+    torch.manual_seed(seed)
+    differences, who = _differences(features, rows).float(), torch.tensor(places)
+    projection = nn.Parameter(torch.randn(d, features.shape[1]) / features.shape[1] ** 0.5)
+    weights = nn.Parameter(torch.randn(max(places) + 1, d) / d**0.5)
+    _descend([projection, weights], lambda: -functional.logsigmoid((differences @ projection.T * weights[who]).sum(1)).mean())
+    return features @ projection.detach().double().T
 
 
 def _differences(values: Tensor, rows: np.ndarray) -> Tensor:
