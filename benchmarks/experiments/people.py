@@ -27,18 +27,8 @@ import numpy as np
 import torch
 
 from benchmarks.experiments.common import RESULTS, Lab, Results, open_lab, run_jobs, single_thread
-from benchmarks.experiments.people_arms import (
-    Adapt,
-    Material,
-    as_it_is,
-    by_features,
-    conditioned,
-    fit_rfm,
-    in_units,
-    latent,
-    lore,
-    own_mlp,
-)
+from benchmarks.experiments.people_arms import Adapt, Material, as_it_is, by_features, fit_rfm, in_units
+from benchmarks.experiments.people_counterparts import conditioned, latent, lore, own_mlp
 from benchmarks.experiments.people_data import ANSWERS, People, Texts, draw_people, draw_texts
 from evaluation.best_of_n import soft_weights
 from rm.features_config import FeaturesConfig
