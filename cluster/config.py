@@ -13,6 +13,7 @@ from policy.config import DPOConfig, PolicyConfig, SFTConfig
 from preferences.config import DataConfig
 from rm.config import MetaConfig, RewardConfig, ScorerConfig, StrengthConfig
 from rm.domain_config import CustomizeConfig
+from rm.features_config import FeaturesConfig
 from rm.people_config import PeopleConfig
 from sandbox.config import WorldConfig
 from tokens.errors import UserError
@@ -103,6 +104,7 @@ class RunConfig(Section):
     evaluation: EvaluationConfig = EvaluationConfig()
     customize: CustomizeConfig = CustomizeConfig()
     people: PeopleConfig = PeopleConfig()
+    features: FeaturesConfig = FeaturesConfig()
     guards: GuardsConfig = GuardsConfig()
     resources: ResourcesConfig = ResourcesConfig()
     faults: FaultsConfig = FaultsConfig()

@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cluster.feature_directory import model_directory
 from rm.people_config import PeopleConfig
 from tokens.durable import commit_directory
 from tokens.errors import UserError
@@ -25,7 +26,7 @@ def export_people(directory: Path, people: PeopleConfig, cache: Path) -> Path:
     """An ordinary reward model, which scores as the mean of those who count does, with everybody's heads beside its weights.
 
     Args:
-        directory: of the feature model.
+        directory: of the feature model, or what `features` wrote it into.
         people: whose reward counts; its profiles must be of this model.
         cache: where it is kept, by the digest of the model and of what the people are.
 
@@ -43,6 +44,7 @@ def export_people(directory: Path, people: PeopleConfig, cache: Path) -> Path:
     from rm.features import BACKBONE, FeatureModel, check_directory, fingerprint
     from rm.people import HEADS, People
 
+    directory = model_directory(directory)
     check_directory(directory)
     which = fingerprint(directory)
     model = FeatureModel.load(directory, torch.float32)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from rm.feature_fit import Judged
-from rm.features import FeatureModel
+from rm.features import FeatureModel, scores
 from rm.person import fit_person
 
 FOLDS = 10
@@ -31,12 +31,14 @@ class RaterAccuracy:
         num_labels: answers that the weights were fitted to.
         num_tests: held-out pairs.
         accuracy: share of them ranked as the rater did; a tie counts one half.
+        mean_accuracy: the same of the mean rater's weights, which know nothing of this one.
     """
 
     rater: str
     num_labels: int
     num_tests: int
     accuracy: float
+    mean_accuracy: float
 
 
 def ranked_right(rewards: Tensor) -> float:
@@ -62,17 +64,19 @@ def trained_raters(model: FeatureModel, seen: Judged, tests: Judged, batch_size:
         One for each rater with a held-out pair.
     """
     counts = np.bincount(seen.raters, minlength=len(model.raters))
-    rewards = (model.differences(tests.pairs, batch_size, pad_id) * model.weights.detach().cpu()[list(tests.raters)]).sum(-1)
-    index = torch.tensor(tests.raters)
+    differences = model.differences(tests.pairs, batch_size, pad_id)
+    rewards = (differences * model.weights.detach().cpu()[list(tests.raters)]).sum(-1)
+    by_mean, index = scores(differences, model.mean_weights), torch.tensor(tests.raters)
     found = []
     for place in sorted(set(tests.raters)):
-        own = rewards[index == place]
-        found.append(RaterAccuracy(model.raters[place], int(counts[place]), len(own), ranked_right(own)))
+        own = index == place
+        right, mean = ranked_right(rewards[own]), ranked_right(by_mean[own])
+        found.append(RaterAccuracy(model.raters[place], int(counts[place]), int(own.sum()), right, mean))
     return found
 
 
 def new_rater(
-    rater: str, answers: Tensor, tests: Tensor, counts: Sequence[int], l2: float, towards: Tensor | None
+    rater: str, answers: Tensor, tests: Tensor, counts: Sequence[int], l2: float, towards: Tensor | None, mean: Tensor
 ) -> list[RaterAccuracy]:
     """Accuracy of a new rater's weights after so many answers.
 
@@ -83,15 +87,16 @@ def new_rater(
         counts: how many answers; those beyond n are left out.
         l2: see ``rm.person``.
         towards: [d] float, likewise; with 0 answers and None, nothing is known and accuracy is one half.
+        mean: [d] float, the mean rater's weights.
 
     Returns:
         One for each count.
     """
-    return [
-        RaterAccuracy(rater, count, len(tests), ranked_right(fit_person(answers[:count], l2, towards).scores(tests)))
-        for count in counts
-        if count <= len(answers)
+    by_mean = ranked_right(scores(tests, mean))
+    rights = [
+        (count, ranked_right(fit_person(answers[:count], l2, towards).scores(tests))) for count in counts if count <= len(answers)
     ]
+    return [RaterAccuracy(rater, count, len(tests), right, by_mean) for count, right in rights]
 
 
 def cross_validated(differences: Tensor, l2: float, towards: Tensor | None) -> float | None:

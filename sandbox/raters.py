@@ -20,6 +20,7 @@ class RatedPair:
         prompt: as text.
         chosen: what the user prefers, as text.
         rejected: the other.
+        domain: of the prompt.
         rater: the user.
     """
 
@@ -27,6 +28,7 @@ class RatedPair:
     prompt: str
     chosen: str
     rejected: str
+    domain: str
     rater: str
 
 
@@ -58,7 +60,7 @@ def rate(world: World, pairs: Sequence[LabelledPair], user: str, rng: Random | N
             chance = 0.5 * (1 + math.tanh(world.config.annotator_beta * gap / 2))
             prefers_first = (rng.random() < chance) != (rng.random() < world.config.flip_rate)
         chosen, rejected = (first, second) if prefers_first else (second, first)
-        rated.append(RatedPair(f"{pair.id}-{user}", pair.prompt, chosen, rejected, user))
+        rated.append(RatedPair(f"{pair.id}-{user}", pair.prompt, chosen, rejected, pair.domain, user))
     return rated
 
 
