@@ -6,38 +6,36 @@ Letters: N pairs of the pool, d reward features.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
+from cluster.adapt import BATCH_SIZE, OpenFeatures, check_name
 from cluster.ask_page import AskServer
 from cluster.ask_terminal import ask_in_terminal, sure
 from cluster.console import Console
-from cluster.interview import Given, Interview, Pool, PoolPair, signed
+from cluster.feature_directory import model_directory
+from cluster.interview import Given, Interview, Pool, signed
 from preferences.encode import encode_prompt, encode_response
+from preferences.pool import POOL, PoolPair, pair_key, read_pool
 from preferences.raters import read_answers
-from rm.asking import By, updated
-from rm.batches import Encoded
-from rm.features import BACKBONE, FeatureModel, fingerprint
-from rm.features_config import Towards
-from rm.person import Person, fit_person
+from preferences.sources import shorten
+from rm.asking import By
+from rm.features import check_directory
+from rm.features_config import FeaturesConfig, Towards
 from rm.profiles import Profile, read_profile
 from tokens.durable import write_file
 from tokens.errors import UserError
-from tokens.paths import check_name, printable
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from torch import Tensor
 
-POOL = "pool.jsonl"
-"""Inside a feature model's directory: pairs to ask about."""
-BATCH = 32
-"""Sequences of one forward pass."""
+    from rm.batches import Encoded
+    from rm.person import Person
+
+PROFILES = "profiles"
+"""Inside a feature model's directory: of who was asked."""
 
 
 @dataclass(frozen=True)
@@ -45,26 +43,26 @@ class Asking:
     """What `ask` was told.
 
     Args:
-        model: directory of the feature model.
-        name: of the person.
-        profile: file that holds theirs, or will.
+        model: directory of the features.
+        name: the person's.
         by: the way to choose the next pair.
         pairs: file of pairs to ask about; None = the model's own pool.
         answers: file that keeps the answers; None = they are not kept.
-        l2: of a new profile.
-        towards: of a new profile.
+        towards: of a new profile; None = the default of ``features.towards``.
+        l2: of a new profile; None = the default of ``features.l2``.
         seed: of the choice and of which response stands first.
+        out: file of the profile; None = NAME.json in ``PROFILES`` of the model.
     """
 
     model: Path
     name: str
-    profile: Path
-    by: By
-    pairs: Path | None
-    answers: Path | None
-    l2: float
-    towards: Towards
-    seed: int
+    by: By = "information"
+    pairs: Path | None = None
+    answers: Path | None = None
+    towards: Towards | None = None
+    l2: float | None = None
+    seed: int = 0
+    out: Path | None = None
 
 
 def ask(asking: Asking, terminal: bool, port: int, console: Console) -> Path:
@@ -82,127 +80,119 @@ def ask(asking: Asking, terminal: bool, port: int, console: Console) -> Path:
     Raises:
         UserError: if an input is wrong, or the port is taken.
     """
-    interview = prepare(asking, console)
+    if terminal and port:
+        raise UserError(f"--terminal asks without a page, got --port {port}: leave one of them out")
+    interview, profile = prepare(asking, console)
     console.say(f"[bold]{asking.name}[/]: {sure(interview)}")
     if terminal:
         ask_in_terminal(interview, console)
     else:
-        kept = (
-            "Your answers are not kept, only the profile is."
-            if asking.answers is None
-            else f"Answers are kept in {asking.answers}."
-        )
-        with AskServer(interview, asking.name, str(asking.profile), kept, port) as server:
+        kept = "Your answers are not kept." if asking.answers is None else f"Your answers are kept in {asking.answers}."
+        with AskServer(interview, asking.name, str(profile), kept, port) as server:
             console.say(f"Open {server.link} in a browser on this machine. Ctrl-C stops; every answer is in the profile at once.")
             server.serve_forever()
-    console.say(f"{sure(interview)}: {asking.profile}")
-    return asking.profile
+    console.say(f"{sure(interview)}. Profile: {profile} (delete the file to forget the person)")
+    return profile
 
 
-def prepare(asking: Asking, console: Console) -> Interview:
+def prepare(asking: Asking, console: Console) -> tuple[Interview, Path]:
     """Read everything, compute the pool's features, and begin or go on.
 
     Args:
         asking: whom, about what.
         console: to show progress on.
 
+    Returns:
+        The interview, and the profile's file.
+
     Raises:
         UserError: if an input is wrong.
     """
-    if not (math.isfinite(asking.l2) and asking.l2 > 0):
-        raise UserError(f"--l2 must be a number above 0, got {asking.l2}: without it weights of separable answers are infinite")
-    mark = fingerprint(asking.model)
-    pairs = read_pool(asking.model / POOL if asking.pairs is None else asking.pairs)
-    before = read_profile(asking.profile, model=mark) if asking.profile.exists() else None
-    kept = _Kept.read(asking.answers, mark, before) if asking.answers is not None else None
-    asking.profile.parent.mkdir(parents=True, exist_ok=True)
-    model = FeatureModel.load(asking.model, torch.float32)
-    if before is not None and before.d != model.d:
-        raise UserError(f"{asking.profile} is a profile of d = {before.d}, got a model of d = {model.d}: expected one")
-    encoder = _Encoder(model, asking.model)
+    check_name(asking.name)
+    usual = FeaturesConfig()
+    l2, towards = usual.l2 if asking.l2 is None else asking.l2, usual.towards if asking.towards is None else asking.towards
+    if not 0 < l2 < float("inf"):
+        raise UserError(f"--l2 is {l2:g}: a number above 0 is expected, or weights of separable answers would be infinite")
+    place = model_directory(asking.model.expanduser())
+    check_directory(place)
+    pairs = read_pool(place / POOL if asking.pairs is None else asking.pairs)
+    features = OpenFeatures.at(place)
+    if features.model.shared:
+        raise UserError(f"{place} is one reward for all raters (features.shared): it cannot be adapted to a person")
+    out = place / PROFILES / f"{asking.name}.json" if asking.out is None else asking.out
+    before = read_profile(out, features.fingerprint, features.model.d) if out.exists() else None
+    if before is not None:
+        l2, towards = before.l2, before.towards
+    kept = None if asking.answers is None else _Kept.read(asking.answers, out, features.fingerprint, before)
+    out.parent.mkdir(parents=True, exist_ok=True)
     with console.bar("features of the pool", "pairs") as bar:
-        pool = Pool(pairs, encoder.differences([(pair.prompt, pair.a, pair.b) for pair in pairs]))
+        pool = Pool(pairs, _differences(features, [(pair.prompt, pair.a, pair.b) for pair in pairs]))
         bar.update(len(pairs), len(pairs))
-    l2, towards = (asking.l2, asking.towards) if before is None else (before.l2, before.towards)
-    w0 = model.mean_weights.double() if towards == "mean" else torch.zeros(model.d, dtype=torch.float64)
-    old = encoder.differences(kept.texts) if kept is not None else pool.differences[:0]
-    earlier = len(old) if before is None or kept is not None else before.num_answers
-
-    def fit(differences: Tensor) -> Person:
-        if before is None or kept is not None:
-            return fit_person(torch.cat([old, differences]), l2, w0)
-        return updated(before.person, differences)
+    old = pool.differences[:0] if kept is None else _differences(features, kept.texts)
+    earlier = before.num_answers if before is not None and kept is None else len(old)
 
     def keep(person: Person, given: Sequence[Given]) -> None:
         if kept is not None:
-            kept.write([_answer(pool, each) for each in given if each.preferred is not None], mark)
-        profile = Profile(asking.name, person, mark, earlier + len(signed(pool, given)), l2, towards)
-        write_file(asking.profile, profile.text())
+            kept.write([_answer(pool, each) for each in given if each.preferred is not None], features.fingerprint)
+        number = earlier + len(signed(pool, given))
+        write_file(out, Profile(asking.name, person, features.fingerprint, number, l2, towards).text())
 
-    return Interview(pool, _asked(pairs, kept), fit, asking.by, asking.seed, earlier, keep)
-
-
-def default_profile(model: Path, name: str) -> Path:
-    """Where a person's profile is, if nobody says otherwise.
-
-    Args:
-        model: directory of the feature model.
-        name: of the person.
-
-    Raises:
-        UserError: if the name cannot be a file's.
-    """
-    check_name(name)
-    if "/" in name or name.startswith("."):
-        raise UserError(f"--name {name!a} cannot be the name of a file: leave out / and a leading dot, or give --profile")
-    return model / "profiles" / f"{name}.json"
+    fit = _Fit(old, l2, features.model.mean_weights.double() if towards == "mean" else None, before if kept is None else None)
+    return Interview(pool, _asked(pairs, kept), fit, asking.by, asking.seed, earlier, keep), out
 
 
-def read_pool(path: Path) -> tuple[PoolPair, ...]:
-    """Pairs to ask about: lines {"prompt", "a", "b"}.
+@dataclass(frozen=True, eq=False)
+class _Fit:
+    """The person: of all answers where they are known, else on top of the profile that the earlier ones left.
 
     Args:
-        path: of the file.
-
-    Returns:
-        At least one pair; of pairs with equal texts, in either order, the first.
-
-    Raises:
-        UserError: naming file and line.
+        old: [n, d] differences of the answers that were kept.
+        l2: of the fit.
+        origin: [d], or None for zero.
+        before: the profile to go on from; None = none.
     """
-    shape = 'expected a JSON object a line: {"prompt": "...", "a": "...", "b": "..."}'
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"the pool of pairs {path} cannot be read ({error}): name another with --pairs, {shape}") from error
-    pairs: dict[tuple[str, frozenset[str]], PoolPair] = {}
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"{path}, line {number}: no JSON ({error}): {shape}") from error
-        if not isinstance(row, dict) or not {"prompt", "a", "b"} <= row.keys():
-            raise UserError(f"{path}, line {number}: got {printable(line)[:80]!a}, {shape}")
-        texts = [row[key] for key in ("prompt", "a", "b")]
-        if not all(isinstance(text, str) and text.strip() for text in texts):
-            raise UserError(f"{path}, line {number}: prompt, a and b must be texts that are not empty: {shape}")
-        pair = PoolPair(*texts)
-        if pair.a != pair.b:
-            pairs.setdefault(_key(pair.prompt, pair.a, pair.b), pair)
-    if not pairs:
-        raise UserError(f"{path} holds no pair of two different responses: {shape}")
-    return tuple(pairs.values())
+
+    old: Tensor
+    l2: float
+    origin: Tensor | None
+    before: Profile | None
+
+    def __call__(self, differences: Tensor) -> Person:
+        import torch
+
+        from rm.asking import updated
+        from rm.person import fit_person
+
+        if self.before is not None:
+            return updated(self.before.person, differences)
+        return fit_person(torch.cat([self.old, differences]), self.l2, self.origin)
 
 
-def _key(prompt: str, one: str, other: str) -> tuple[str, frozenset[str]]:
-    return prompt, frozenset((one, other))
+def _differences(features: OpenFeatures, texts: Sequence[tuple[str, str, str]]) -> Tensor:
+    """phi(prompt, first) - phi(prompt, second) of (prompt, first, second), each text once through the model: [N, d] float64."""
+
+    def encoded(prompt: str, response: str) -> Encoded:
+        ids = encode_prompt(features.tokenizer, prompt), encode_response(features.tokenizer, response)
+        if sum(map(len, ids)) > features.longest:
+            raise UserError(
+                f"a pair has {sum(map(len, ids))} tokens of prompt and response, and the model reads {features.longest}: leave "
+                f"out the pair of the prompt {shorten(prompt)}"
+            )
+        return ids
+
+    sides = [encoded(prompt, side) for prompt, *both in texts for side in both]
+    distinct = list(dict.fromkeys(sides))
+    place = {sequence: index for index, sequence in enumerate(distinct)}
+    found = features.model.features(distinct, BATCH_SIZE, features.pad_id).double()
+    first, second = found[[place[side] for side in sides]].reshape(len(texts), 2, features.model.d).unbind(1)
+    return first - second
 
 
 def _asked(pairs: Sequence[PoolPair], kept: _Kept | None) -> Tensor:
-    answered = set() if kept is None else {_key(*texts) for texts in kept.texts}
-    return torch.tensor([_key(pair.prompt, pair.a, pair.b) in answered for pair in pairs])
+    import torch
+
+    answered = set() if kept is None else {pair_key(*texts) for texts in kept.texts}
+    return torch.tensor([pair_key(pair.prompt, pair.a, pair.b) in answered for pair in pairs])
 
 
 def _answer(pool: Pool, given: Given) -> tuple[str, str, str]:
@@ -226,7 +216,7 @@ class _Kept:
     texts: tuple[tuple[str, str, str], ...]
 
     @classmethod
-    def read(cls, path: Path, mark: str, before: Profile | None) -> _Kept:
+    def read(cls, path: Path, profile: Path, mark: str, before: Profile | None) -> _Kept:
         """What is in it; it must hold what the profile was fitted to.
 
         Raises:
@@ -243,8 +233,8 @@ class _Kept:
             texts = tuple((row["prompt"], row["chosen"], row["rejected"]) for row in answers.pairs.rows)
         if before is not None and before.num_answers > len(texts):
             raise UserError(
-                f"{path} holds {len(texts)} answers, and the profile was fitted to {before.num_answers}, some of which were not "
-                "kept. Go on without --answers, or remove the profile to begin again"
+                f"{path} holds {len(texts)} answers, and {profile} was fitted to {before.num_answers}, some of which were not "
+                "kept: go on without --answers, or remove the profile to begin again"
             )
         path.parent.mkdir(parents=True, exist_ok=True)
         return cls(path, lines, texts)
@@ -254,25 +244,3 @@ class _Kept:
         keys = ("prompt", "chosen", "rejected", "model")
         new = [json.dumps(dict(zip(keys, (*texts, mark), strict=True)), ensure_ascii=False) for texts in added]
         write_file(self.path, "".join(f"{line}\n" for line in (*self.lines, *new)))
-
-
-class _Encoder:
-    """phi of texts, each computed once."""
-
-    def __init__(self, model: FeatureModel, directory: Path) -> None:
-        from transformers import AutoTokenizer
-
-        self._model = model
-        self._tokenizer = cast("PreTrainedTokenizerBase", AutoTokenizer.from_pretrained(directory / BACKBONE))
-
-    def differences(self, texts: Sequence[tuple[str, str, str]]) -> Tensor:
-        """phi(prompt, first) - phi(prompt, second), [N, d] float64."""
-        sides = [self._encoded(prompt, side) for prompt, *both in texts for side in both]
-        distinct = list(dict.fromkeys(sides))
-        place = {sequence: index for index, sequence in enumerate(distinct)}
-        features = self._model.features(distinct, BATCH, int(self._tokenizer.pad_token_id)).double()
-        first, second = features[[place[side] for side in sides]].reshape(len(texts), 2, self._model.d).unbind(1)
-        return first - second
-
-    def _encoded(self, prompt: str, response: str) -> Encoded:
-        return encode_prompt(self._tokenizer, prompt), encode_response(self._tokenizer, response)

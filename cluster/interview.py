@@ -13,20 +13,12 @@ import torch
 from torch import Tensor
 
 from cluster.seeds import derive
+from preferences.pool import PoolPair
 from rm.asking import By, choose, expected_accuracy
 from rm.person import Person
 
 Side = Literal["a", "b"]
 SIDES: tuple[Side, ...] = get_args(Side)
-
-
-@dataclass(frozen=True)
-class PoolPair:
-    """Two responses to a prompt, of which nobody has said yet which is better."""
-
-    prompt: str
-    a: str
-    b: str
 
 
 @dataclass(frozen=True, eq=False)

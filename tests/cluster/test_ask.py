@@ -87,7 +87,7 @@ def texts(browser: Browser) -> dict[str, str]:
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on the PATH (chromium, chromium-browser, google-chrome)")
 def test_a_browser_and_a_terminal_write_the_same_profile(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     theirs, ours = tmp_path / "page.json", tmp_path / "terminal.json"
-    with Page(model, "--name", "<i>Ann</i>", "--profile", theirs) as page, Browser(tmp_path / "browser") as browser:
+    with Page(model, "--name", "Ann", "--out", theirs) as page, Browser(tmp_path / "browser") as browser:
         browser.open(page.link)
         browser.wait_for("!busy")
         assert texts(browser)["answers"] == "0 answers" and not theirs.exists()
@@ -106,8 +106,8 @@ def test_a_browser_and_a_terminal_write_the_same_profile(model: Path, tmp_path: 
         browser.wait_for("state.finished && !document.getElementById('finished').hidden")
         assert "After 6 answers" in browser.evaluate("document.getElementById('summary').textContent")
         assert page.process.wait(60) == 0
-        assert browser.evaluate("document.title") == "<i>Ann</i> · Rondo" and browser.errors == []
-    assert in_terminal(monkeypatch, (*CHOICES, "done"), model, "--profile", ours) == 0
+        assert browser.evaluate("document.title") == "Ann · Rondo" and browser.errors == []
+    assert in_terminal(monkeypatch, (*CHOICES, "done"), model, "--out", ours) == 0
     assert numbers(theirs) == numbers(ours) and numbers(ours)["num_answers"] == 6
     assert sorted(path.name for path in tmp_path.glob("*.json*")) == ["page.json", "terminal.json"]  # no answers anywhere
 
@@ -115,7 +115,7 @@ def test_a_browser_and_a_terminal_write_the_same_profile(model: Path, tmp_path: 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on the PATH (chromium, chromium-browser, google-chrome)")
 def test_the_page_looks_right_and_texts_are_only_texts(model: Path, tmp_path: Path) -> None:
     pool = write_pool(tmp_path / "pool.jsonl", [(f"{EVIL} {'very ' * 40}long", f"{EVIL}\n\nx{'y' * 300}", f"two {EVIL}")])
-    with Page(model, "--profile", tmp_path / "p.json", "--pairs", pool) as page, Browser(tmp_path / "browser") as browser:
+    with Page(model, "--out", tmp_path / "p.json", "--pairs", pool) as page, Browser(tmp_path / "browser") as browser:
         browser.open(page.link)
         browser.wait_for("!busy")
         shown = texts(browser)
@@ -147,14 +147,14 @@ def test_it_is_stopped_by_ctrl_c_with_every_answer_kept_and_goes_on(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     answers, stopped, whole = tmp_path / "answers.jsonl", tmp_path / "stopped.json", tmp_path / "whole.json"
-    in_terminal(monkeypatch, ("a", "b", "a"), model, "--profile", stopped, "--answers", answers)
+    in_terminal(monkeypatch, ("a", "b", "a"), model, "--out", stopped, "--answers", answers)
     rows = [json.loads(line) for line in answers.read_text().splitlines()]
     assert len(rows) == 3 and {row["model"] for row in rows} == {fingerprint(model)}
-    with Page(model, "--profile", stopped, "--answers", answers) as page:
+    with Page(model, "--out", stopped, "--answers", answers) as page:
         page.process.send_signal(signal.SIGINT)
         assert page.process.wait(60) == 130
-    in_terminal(monkeypatch, ("b", "b", "undo"), model, "--profile", stopped, "--answers", answers)
-    in_terminal(monkeypatch, ("a", "b", "a", "b"), model, "--profile", whole, "--answers", tmp_path / "whole.jsonl")
+    in_terminal(monkeypatch, ("b", "b", "undo"), model, "--out", stopped, "--answers", answers)
+    in_terminal(monkeypatch, ("a", "b", "a", "b"), model, "--out", whole, "--answers", tmp_path / "whole.jsonl")
     assert answers.read_text() == (tmp_path / "whole.jsonl").read_text()
     ours, theirs = read_profile(stopped), read_profile(whole)
     assert ours.num_answers == theirs.num_answers == 4
@@ -167,24 +167,24 @@ def test_it_is_stopped_by_ctrl_c_with_every_answer_kept_and_goes_on(
 
 def test_without_answers_it_goes_on_from_the_profile(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     profile = tmp_path / "p.json"
-    in_terminal(monkeypatch, ("a", "b", "a"), model, "--profile", profile)
+    in_terminal(monkeypatch, ("a", "b", "a"), model, "--out", profile)
     before = read_profile(profile)
-    in_terminal(monkeypatch, ("b",), model, "--profile", profile)
+    in_terminal(monkeypatch, ("b",), model, "--out", profile)
     after = read_profile(profile)
     assert (before.num_answers, after.num_answers) == (3, 4)
     assert float(after.person.covariance.det()) < float(before.person.covariance.det())
 
 
 def test_the_default_profile_lies_beside_the_model(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert in_terminal(monkeypatch, ("a",), model, "--name", "Zoë") == 0
-    assert read_profile(model / "profiles" / "Zoë.json", fingerprint(model)).name == "Zoë"
+    assert in_terminal(monkeypatch, ("a",), model, "--name", "Zoe B") == 0
+    assert read_profile(model / "profiles" / "Zoe B.json", fingerprint(model)).name == "Zoe B"
 
 
 def test_texts_do_not_steer_the_terminal(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pool = write_pool(tmp_path / "pool.jsonl", [(EVIL, f"{EVIL}\nsecond line", "two")])
-    assert in_terminal(monkeypatch, ("undo", "a"), model, "--profile", tmp_path / "p.json", "--pairs", pool) == 0
+    assert in_terminal(monkeypatch, ("undo", "a"), model, "--out", tmp_path / "p.json", "--pairs", pool) == 0
     said = capsys.readouterr().out
     assert "\x1b" not in said and r"\x1b[31m[bold]" in said and "│ second line" in said
     assert "There is no answer to undo." in said and "Every pair of the pool was shown." in said
@@ -198,6 +198,7 @@ def test_texts_do_not_steer_the_terminal(
         ("{", "line 1: no JSON"),
         ('\n{"prompt": "x", "a": "y"}', "line 2: got"),
         ('{"prompt": "x", "a": "y", "b": 3}', "line 1: prompt, a and b must be texts that are not empty"),
+        ('{"prompt": "x", "a": "y", "b": "\\ud800"}', "line 1: prompt, a and b must be texts that are not empty"),
         ('{"prompt": "x", "a": "y", "b": " "}', "line 1: prompt, a and b must be texts that are not empty"),
         ("\xff", "cannot be read"),
     ],
@@ -206,7 +207,7 @@ def test_a_bad_pool_is_refused(model: Path, tmp_path: Path, capsys: pytest.Captu
     (tmp_path / "pool.jsonl").write_text(lines, "latin-1")
     assert main(["ask", str(model), "--terminal", "--pairs", str(tmp_path / "pool.jsonl")]) == 2
     said = capsys.readouterr().err
-    assert words in said and '{"prompt": "...", "a": "...", "b": "..."}' in said and said.count("\n") == 1
+    assert words in said and said.count("\n") == 1
 
 
 def test_bad_input_is_said_before_anything_is_asked(
@@ -215,17 +216,17 @@ def test_bad_input_is_said_before_anything_is_asked(
     other = write_feature_model(tmp_path / "other", d=5, seed=9)
     write_pool(other / "pool.jsonl")
     profile, answers = tmp_path / "p.json", tmp_path / "answers.jsonl"
-    in_terminal(monkeypatch, ("a", "b"), model, "--profile", profile, "--answers", answers)
+    in_terminal(monkeypatch, ("a", "b"), model, "--out", profile, "--answers", answers)
     foreign = tmp_path / "foreign.jsonl"
     foreign.write_text(answers.read_text().replace(fingerprint(model), fingerprint(other)))
     (tmp_path / "empty").mkdir()
     cases: list[tuple[tuple[object, ...], str]] = [
-        ((other, "--profile", profile), "is a profile of the model"),
+        ((other, "--out", profile), "is a profile of the model"),
         ((model, "--answers", foreign), "holds answers of the model"),
-        ((model, "--profile", profile, "--answers", tmp_path / "new.jsonl"), "holds 0 answers, and the profile was fitted to 2"),
+        ((model, "--out", profile, "--answers", tmp_path / "new.jsonl"), "holds 0 answers, and the profile was fitted to 2"),
         ((model, "--answers", tmp_path / "answers.txt"), "expected a name that ends in .jsonl"),
-        ((model, "--l2", "0"), "--l2 must be a number above 0"),
-        ((model, "--name", "../x"), "cannot be the name of a file"),
+        ((model, "--l2", "0"), "--l2 is 0: a number above 0 is expected"),
+        ((model, "--name", "../x"), "a person's name has letters"),
         ((model, "--port", "80"), "--terminal asks without a page"),
         ((tmp_path / "empty",), "holds no feature model"),
         ((model, "--pairs", tmp_path / "none.jsonl"), "none.jsonl cannot be read"),

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from cluster.ask_page import LONGEST_BODY, AskServer
-from cluster.interview import Given, Interview, Pool, PoolPair, signed
+from cluster.interview import Given, Interview, Pool, signed
+from preferences.pool import PoolPair
 from rm.asking import By
 from rm.person import Person, fit_person
 from tokens.errors import UserError
