@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cluster.feature_directory import model_directory
+from cluster.adapt import OpenFeatures
 from rm.people_config import PeopleConfig
 from tokens.durable import commit_directory
 from tokens.errors import UserError
@@ -36,29 +36,22 @@ def export_people(directory: Path, people: PeopleConfig, cache: Path) -> Path:
     Raises:
         UserError: if there is no such model, rater or profile, or a name comes twice.
     """
-    import torch
+    from rm.features import BACKBONE
+    from rm.people import People
 
-    from actors.process import import_transformers
-
-    import_transformers()
-    from rm.features import BACKBONE, FeatureModel, check_directory, fingerprint
-    from rm.people import HEADS, People
-
-    directory = model_directory(directory)
-    check_directory(directory)
-    which = fingerprint(directory)
-    model = FeatureModel.load(directory, torch.float32)
+    opened = OpenFeatures.at(directory)
+    model, which = opened.model, opened.fingerprint
     names, weights, counting = everybody(model, which, people)
     heads = (weights @ model.projection.detach()).contiguous()
     known = People(names, heads, counting, people.group or "mean", people.quantile)
-    said = json.dumps([which, HEADS, names, counting, people.group, people.quantile])
+    said = json.dumps([which, names, counting, people.group, people.quantile])
     digest = hashlib.sha256(said.encode() + heads.numpy().tobytes()).hexdigest()[:12]
     target = cache / f"people-{digest}"
     if target.is_dir():
         return target
     partial = target.with_name(f".{target.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    shutil.copytree(directory / BACKBONE, partial)
+    shutil.copytree(opened.path / BACKBONE, partial)
     model.reward_model(weights[list(counting)].mean(0)).save_pretrained(partial)
     known.save(partial)
     commit_directory(partial, target)
