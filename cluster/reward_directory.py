@@ -50,11 +50,6 @@ def learnt_from(config: RunConfig) -> dict[str, Any]:
     return flat(kept)
 
 
-def reward_sha256(config: RunConfig) -> str:
-    """Digest of all of the config that says what the reward model is."""
-    return hashlib.sha256(json.dumps(learnt_from(config), sort_keys=True).encode()).hexdigest()
-
-
 class RewardDirectory:
     """One reward run's directory, locked to one driver while it is open.
 
@@ -62,9 +57,11 @@ class RewardDirectory:
         config: of the command.
     """
 
+    kind, folder, sections = KIND, "rewards", LEARNT_FROM
+
     def __init__(self, config: RunConfig) -> None:
         self.config = config
-        self.path = storage_root(config) / "rewards" / config.name
+        self.path = storage_root(config) / self.folder / config.name
         self.card: dict[str, Any] | None = None
 
     @property
@@ -86,17 +83,27 @@ class RewardDirectory:
         if not is_there(self.path):
             return
         card = json.loads((self.path / CARD).read_text()) if (self.path / CARD).is_file() else None
-        ours = (self.path / "config.yaml").is_file() and (card is None or card["kind"] == KIND)
+        ours = (self.path / "config.yaml").is_file() and (card is None or card["kind"] == self.kind)
         if not ours and any(entry.name != LOCK for entry in self.path.iterdir()):
-            raise UserError(f"{self.path} is not empty and not a reward run's directory; choose another name or storage root")
+            raise UserError(
+                f"{self.path} is not empty and not a {self.kind} run's directory; choose another name or storage root"
+            )
         if card is not None:
             self._refuse_others()
             self.card = card
 
     def _refuse_others(self) -> None:
-        there, here = flat(yaml.safe_load((self.path / "config.yaml").read_text())), learnt_from(self.config)
-        kept = {key: value for key, value in there.items() if key in here or key.split(".")[0] in LEARNT_FROM}
+        there, here = flat(yaml.safe_load((self.path / "config.yaml").read_text())), self.learnt_from()
+        kept = {key: value for key, value in there.items() if key in here or key.split(".")[0] in self.sections}
         refuse_differences(self.path, kept, here)
+
+    def learnt_from(self) -> dict[str, Any]:
+        """What of the config the model depends on, flat."""
+        return learnt_from(self.config)
+
+    def learnt_sha256(self) -> str:
+        """Digest of it."""
+        return hashlib.sha256(json.dumps(self.learnt_from(), sort_keys=True).encode()).hexdigest()
 
     def refuse_other(self, pairs_sha256: str) -> None:
         """Stop if the model that is there was made of other pairs.
@@ -136,7 +143,7 @@ class RewardDirectory:
 
     def _keep_fits(self) -> None:
         """Keep how far fits have come if they are of this config's model, computed in the same numbers."""
-        of, mine = self.fits / FITS_OF, f"{reward_sha256(self.config)} {self.config.resources.reward.dtype}"
+        of, mine = self.fits / FITS_OF, f"{self.learnt_sha256()} {self.config.resources.reward.dtype}"
         if not of.is_file() or of.read_text() != mine:
             shutil.rmtree(self.fits, ignore_errors=True)
             self.fits.mkdir()
@@ -161,7 +168,7 @@ class RewardDirectory:
         """
         for entry in sorted(draft.iterdir()):
             commit_directory(entry, self.path / entry.name)  # a file was synced when it was written
-        whole = {"kind": KIND, "config_sha256": reward_sha256(self.config), **card}
+        whole = {"kind": self.kind, "config_sha256": self.learnt_sha256(), **card}
         write_file(self.path / CARD, json.dumps(whole, indent=1))
         shutil.rmtree(self.fits)
         self.card = whole

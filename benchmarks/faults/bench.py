@@ -21,7 +21,7 @@ from cluster.load_config import load_config
 ONE = ("--rollout.num_engines", "1")
 """Where the engines are not what matters: roles start sooner."""
 CONFIG = ROOT / "benchmarks" / "faults" / "small.yaml"
-NOTICE_S, BACK_S = 120.0, 240.0
+NOTICE_S, BACK_S = 300.0, 300.0
 
 
 @dataclass
@@ -105,8 +105,9 @@ def bench(storage: Path, record: Record, pools: Mapping[str, int], variables: Ma
         variables: environment of all of it.
     """
     with Nodes(variables) as nodes:
-        for number, (pool, num_cpus) in enumerate(pools.items(), start=1):
-            nodes.add(pool.split("/")[0], num_cpus, wait=number == len(pools))
+        for pool, num_cpus in pools.items():
+            nodes.add(pool.split("/")[0], num_cpus, wait=False)
+        nodes.settle()
         observer = Observer(nodes)
         try:
             yield Bench(nodes, observer, storage, record)
