@@ -58,9 +58,11 @@ class OpenFeatures:
         import_transformers()
         import torch
         from transformers import AutoTokenizer
+        from transformers.utils import logging
 
         from rm.features import BACKBONE, FeatureModel, fingerprint
 
+        logging.disable_progress_bar()  # a bar for one small file
         place = model_directory(path.expanduser())
         found = fingerprint(place)
         model = FeatureModel.load(place, torch.float32)

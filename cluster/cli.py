@@ -167,7 +167,23 @@ def _adapt(chosen: argparse.Namespace) -> int:
     return 0
 
 
-WITHOUT_CONFIG: dict[str, Callable[[argparse.Namespace], int]] = {"report": _report, "relabel": _relabel, "adapt": _adapt}
+def _ask(chosen: argparse.Namespace) -> int:
+    from cluster.ask import Asking, ask
+    from cluster.console import Console
+
+    asking = Asking(
+        chosen.model, chosen.name, chosen.by, chosen.pairs, chosen.answers, chosen.towards, chosen.l2, chosen.seed, chosen.out
+    )
+    ask(asking, chosen.terminal, chosen.port, Console())
+    return 0
+
+
+WITHOUT_CONFIG: dict[str, Callable[[argparse.Namespace], int]] = {
+    "report": _report,
+    "relabel": _relabel,
+    "adapt": _adapt,
+    "ask": _ask,
+}
 """Commands that take no recipe."""
 
 
@@ -217,6 +233,7 @@ def _parser() -> argparse.ArgumentParser:
         "--max-tokens", type=int, default=16, help="of one reply (openai; default 16; a model that reasons first needs many more)"
     )
     _add_adapt(commands.add_parser("adapt", help="fit one person's weights on reward features to their answers"))
+    _add_ask(commands.add_parser("ask", help="ask a person which of two responses is better, and keep their profile"))
     report = commands.add_parser(
         "report", help="write report.html again from the directory of a run, strength, reward, domains or features"
     )
@@ -234,6 +251,31 @@ def _add_adapt(adapt: argparse.ArgumentParser) -> None:
     )
     adapt.add_argument("--l2", type=float, default=None, help="how strongly (default: that of features.l2)")
     adapt.add_argument("--out", type=Path, default=None, metavar="FILE", help="profile to write (default: NAME.json beside FILE)")
+
+
+def _add_ask(ask: argparse.ArgumentParser) -> None:
+    ways = ("information", "thompson", "random")
+    ask.add_argument("model", type=Path, metavar="MODEL", help="the directory that `features` wrote")
+    ask.add_argument("--name", default="me", help="the person's (default me)")
+    ask.add_argument("--by", choices=ways, default=ways[0], help="how the next pair is chosen (default information: D-optimal)")
+    ask.add_argument("--terminal", action="store_true", help="ask in the terminal, not on a page in the browser")
+    ask.add_argument("--port", type=int, default=0, help="of the page on 127.0.0.1 (default: any free one)")
+    ask.add_argument(
+        "--answers", type=Path, default=None, metavar="FILE", help=".jsonl to keep the answers in (default: not kept)"
+    )
+    ask.add_argument(
+        "--pairs", type=Path, default=None, metavar="FILE", help=".jsonl of prompt, a, b (default: MODEL's own pool)"
+    )
+    ask.add_argument("--towards", choices=("mean", "zero"), default=None, help="what weights are drawn to (default mean)")
+    ask.add_argument("--l2", type=float, default=None, help="how strongly (default 1)")
+    ask.add_argument("--seed", type=int, default=0, help="of the choice and of which response is shown first (default 0)")
+    ask.add_argument(
+        "--out",
+        type=Path,
+        default=None,
+        metavar="FILE",
+        help="profile to write and go on from (default: MODEL/profiles/NAME.json)",
+    )
 
 
 def _add_plan_options(plan: argparse.ArgumentParser) -> None:

@@ -13,6 +13,7 @@ from cluster.config import RunConfig
 from cluster.console import Console
 from cluster.inputs import Source, open_source
 from cluster.seeds import derive
+from preferences.pool import PoolPair, pool_of
 from tokens.errors import UserError
 from tokens.records import Pair
 
@@ -34,6 +35,7 @@ class FeatureData:
         tests: their labels of held-out prompts; may be none.
         new: the raters held out, those without a label of a held-out prompt left out.
         dropped: rows left out, counted by reason.
+        pool: training pairs for `ask` to show; none of conversations, which a chat template has rendered.
     """
 
     base: Path
@@ -42,6 +44,7 @@ class FeatureData:
     tests: Labels
     new: tuple[NewRater, ...]
     dropped: dict[str, int]
+    pool: tuple[PoolPair, ...]
 
     def sha256(self) -> str:
         """Of everything that is trained and measured on."""
@@ -109,6 +112,7 @@ def load_data(config: RunConfig, root: Path, console: Console) -> FeatureData:
         tests=_labels(kept, tests),
         new=new,
         dropped=count_reasons((*train.dropped, *validation.dropped)),
+        pool=() if train.templated else pool_of(train.rows.select_columns(["prompt", "chosen", "rejected"]), features.pool),
     )
     left = f", {sum(data.dropped.values()):,} left out" if data.dropped else ""
     console.say(

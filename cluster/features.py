@@ -27,6 +27,7 @@ from cluster.strength_work import refuse_what_cannot_fit, setup_of, share_of_a_f
 from cluster.waiting import Pending, Waiter
 from evaluation.feature_run import NEW, TRAINED, FeatureRow
 from evaluation.json_node import lines_of
+from preferences.pool import POOL, pool_text
 from tokens.durable import write_file
 
 
@@ -63,6 +64,8 @@ def features(config: RunConfig, console: Console) -> Path:
                 check_nodes(all_nodes(), root, Waiter(console, directory.logs, config.resources.deadline_s))
             report = _learn(config, console, directory, data, draft)
             _write(draft, report)
+            if data.pool:
+                write_file(draft / MODEL / POOL, pool_text(data.pool))
             directory.commit(draft, _card(config, data, report))
     for line in findings(report):
         console.say(line)

@@ -41,6 +41,9 @@ class FeaturesConfig(Section):
     tests_per_rater: int = Field(100, ge=1)
     """Sandbox: held-out pairs that each user's rewards are measured on, labelled without error."""
 
+    pool: int = Field(500, ge=0)
+    """Training pairs at most that are written beside the model, without who preferred what, for `ask` to show; 0 = none."""
+
     @model_validator(mode="after")
     def _shared_is_one(self) -> "FeaturesConfig":
         if self.shared and self.d != 1:
