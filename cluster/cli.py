@@ -246,8 +246,10 @@ def _add_adapt(adapt: argparse.ArgumentParser) -> None:
     adapt.add_argument("model", type=Path, metavar="MODEL", help="the directory that `features` wrote")
     adapt.add_argument("--answers", type=Path, required=True, metavar="FILE", help="a .jsonl file of prompt, chosen, rejected")
     adapt.add_argument("--name", default=None, help="the person's (default: the answers file's)")
-    adapt.add_argument("--towards", choices=("mean", "zero"), default=None, help="what weights are drawn to (default mean)")
-    adapt.add_argument("--l2", type=float, default=None, help="how strongly (default 1)")
+    adapt.add_argument(
+        "--towards", choices=("mean", "zero"), default=None, help="what weights are drawn to (default: that of features.towards)"
+    )
+    adapt.add_argument("--l2", type=float, default=None, help="how strongly (default: that of features.l2)")
     adapt.add_argument("--out", type=Path, default=None, metavar="FILE", help="profile to write (default: NAME.json beside FILE)")
 
 

@@ -107,9 +107,12 @@ class RewardHandle(Ranked):
         asked = (out_dir, seed, previous, shifted, saves)
         return moves.before(_ask_all(self.ranks, lambda actor: actor.fit.remote(*asked), again=True))
 
-    def study(self, out_dir: Path | None, seed: int, shifted: Groups, meta: bool, num_featured: int) -> Pending[Study]:
+    def study(
+        self, out_dir: Path | None, seed: int, shifted: Groups, meta: bool, num_featured: int, saves: FitSaves | None
+    ) -> Pending[Study]:
         """Train a reward model and look at it closely; see ``RewardTrainer.study``."""
-        return _ask_all(self.ranks, lambda actor: actor.study.remote(out_dir, seed, shifted, meta, num_featured), again=True)
+        asked = (out_dir, seed, shifted, meta, num_featured, saves)
+        return _ask_all(self.ranks, lambda actor: actor.study.remote(*asked), again=True)
 
 
 @dataclass
