@@ -27,7 +27,9 @@ def tabular(seed: int = 0) -> tuple[Distribution, Tensor]:
     reference = functional.log_softmax(0.5 * torch.randn(X, K, generator=draws(seed), dtype=torch.float64), -1)
     reference[3, 2:] = NEVER
     compared = torch.tensor([[0, 1, 7, 9, 11, 15], [2, 3, 5, 6, 14, 16]])
-    return Distribution.tabular("cooking", reference, compared), 0.5 * torch.randn(X, K, generator=draws(seed + 1), dtype=torch.float64)
+    return Distribution.tabular("cooking", reference, compared), 0.5 * torch.randn(
+        X, K, generator=draws(seed + 1), dtype=torch.float64
+    )
 
 
 def shared(seed: int = 0) -> tuple[Distribution, Tensor]:
@@ -49,9 +51,7 @@ def test_the_closed_form_is_bradley_terry_with_the_offset_of_the_reference() -> 
     distribution, rewards = tabular()
     better, worse = distribution.contrast
     reward, reference = rewards.flatten(), distribution.reference.flatten()
-    by_hand = -functional.logsigmoid(
-        BETA * (reward[better] - reward[worse]) + reference[better] - reference[worse]
-    ).mean()
+    by_hand = -functional.logsigmoid(BETA * (reward[better] - reward[worse]) + reference[better] - reference[worse]).mean()
     assert math.isclose(float(ClosedForm()(rewards, distribution, BETA)), float(by_hand), rel_tol=1e-12)
 
 
