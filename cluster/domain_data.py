@@ -132,7 +132,9 @@ def load_data(config: RunConfig, root: Path, console: Console) -> DomainData:
             base model cannot have.
     """
     customize = config.customize
-    sandbox = _Sandbox(config, root, console) if SANDBOX in (*customize.general.values(), *customize.domains.values()) else None
+    sandbox = (
+        SandboxDomains(config, root, console) if SANDBOX in (*customize.general.values(), *customize.domains.values()) else None
+    )
     if sandbox is not None:
         base, tokenizer = sandbox.base_dir, sandbox.tokenizer
     else:
@@ -212,7 +214,7 @@ def _pool(config: RunConfig, general: Sequence[QueryData]) -> tuple[Query, ...]:
 class _Reader:
     """Reads one data set after another."""
 
-    def __init__(self, config: RunConfig, tokenizer: Any, sandbox: _Sandbox | None) -> None:
+    def __init__(self, config: RunConfig, tokenizer: Any, sandbox: SandboxDomains | None) -> None:
         self.config, self.tokenizer, self.sandbox = config, tokenizer, sandbox
 
     def __call__(self, name: str, path: str, domain: bool) -> QueryData:
@@ -230,7 +232,7 @@ class _Reader:
         return QueryData(name, train_ids, test_ids, length_accuracy(train_ids, test_ids), left_out)
 
 
-class _Sandbox:
+class SandboxDomains:
     """The sandbox's pairs: general ones as its annotator labelled them, a domain's judged by a taste of its own.
 
     Domain number i is judged by the world's user number i, whose taste turns some of the common likings round: what is good in
@@ -265,6 +267,14 @@ class _Sandbox:
         make = self._of_domain if domain else self._general
         train, test = (make(split, name) for split in ("train", "validation"))
         return QuerySet(name, f"{SANDBOX} {name}" if domain else SANDBOX, (*train, *test)), train, test
+
+    def texts(self, name: str) -> tuple[tuple[str, str], ...]:
+        """A domain's texts: those of its prompts in the corpus, the half that its own taste likes better."""
+        if name not in self.world.domains:
+            raise UserError(f"generalize: {name} is no domain of the sandbox; there are {', '.join(self.world.domains)}")
+        user = self.world.users[self.world.domains.index(name)]
+        own = [text for text in self.world.corpus() if text[0].startswith(f"@{name} ")]
+        return tuple(sorted(own, key=lambda text: -self.world.gold(*text, user=user))[: len(own) // 2])
 
     def _general(self, split: str, name: str) -> tuple[TextQuery, ...]:
         pairs = self.source.files.pairs(split)

@@ -17,8 +17,8 @@ class LabelledDomain(Section):
     preferences: PathText | None = None
     """Preference pairs or scored responses (docs/domains.md), or ``sandbox``."""
     texts: PathText | None = None
-    """Texts that the domain's reference policy is fine-tuned on (docs/sft.md), or ``sandbox``. They need no labels, and no prompts in
-    common with the preferences."""
+    """Texts that the domain's reference policy is fine-tuned on (docs/sft.md), or ``sandbox``. They need no labels, and no
+    prompts in common with the preferences."""
 
 
 class TargetDomain(Section):
@@ -88,8 +88,8 @@ class GeneralizeConfig(Section):
     samples_per_prompt: int = Field(8, ge=2)
     """Responses to each, of the target's reference policy: n of best-of-n, and what reward-weighted fine-tuning draws from."""
     policy: Literal["best_of_n", "weighted_sft"] = "best_of_n"
-    """What is made of a target in the end: the best response to each prompt, or also a policy that is fine-tuned on responses drawn
-    with weights softmax(beta * reward)."""
+    """What is made of a target in the end: the best response to each prompt, or also a policy that is fine-tuned on responses
+    drawn with weights softmax(beta * reward)."""
 
     @field_validator("beta")
     @classmethod

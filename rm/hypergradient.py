@@ -53,8 +53,8 @@ def check_beta(beta: float) -> None:
     """
     if not (math.isfinite(beta) and beta > 0):
         raise ValueError(
-            f"beta multiplies the reward in the lower level and must be above 0, got {beta:g}: at 0 no reward reaches the policy, "
-            "below 0 it is optimised away from it"
+            f"beta multiplies the reward in the lower level and must be above 0, got {beta:g}: at 0 no reward reaches the "
+            "policy, below 0 it is optimised away from it"
         )
 
 
@@ -284,6 +284,6 @@ def _refuse_divergence(name: str, start: float, end: float, how: str, beta: floa
     """
     if not end <= start + SLACK * max(1.0, abs(start)):
         raise UserError(
-            f"the inner optimisation of {name} diverges: the lower objective went from {start:.4g} to {end:.4g} in {how}, expected "
-            f"it to fall. Lower generalize.inner_lr or generalize.beta (got {beta:g})"
+            f"the inner optimisation of {name} diverges: the lower objective went from {start:.4g} to {end:.4g} in {how}, "
+            f"expected it to fall. Lower generalize.inner_lr or generalize.beta (got {beta:g})"
         )

@@ -19,7 +19,8 @@ differ in the loss alone:
 A pair counts as ranked by the reward alone ("reward"), and by the policy that it makes of the left-out domain's reference,
 log pi_ref per token + b r ("policy"); in the sandbox the best of n samples by the reward has a gold value as well.
 
-Prints the tables; appends a row for each seed, left-out domain and arm to benchmarks/results/generalize.jsonl, and continues there.
+Prints the tables; appends a row for each seed, left-out domain and arm to
+benchmarks/results/generalize_WHAT.jsonl, and continues there.
 """
 
 from __future__ import annotations
@@ -274,7 +275,8 @@ def tables(rows: Sequence[Mapping[str, Any]]) -> str:
     """Every arm with its 95% interval, its difference to pooled, and in how many domains it is above pooled.
 
     Args:
-        rows: of the results. The interval is over seeds where there are several (of each, the mean over domains), else over domains.
+        rows: of the results. The interval is over seeds where there are several (of each, the mean over domains), else over
+            domains.
     """
     parts = []
     for outcome in ("reward", "policy", "gold"):

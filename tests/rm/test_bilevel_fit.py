@@ -98,7 +98,7 @@ def test_beside_metarm_an_ascent_of_length_0_changes_nothing_and_another_does(ma
     fit(still, loop(2), shift=Shift(groups, 0.0, 2))
     fit(moved, loop(2), shift=Shift(groups, 5.0, 2))
     largest = [
-        max(float((a - b).abs().max()) for a, b in zip(plain.parameters(), other.parameters(), strict=True))
+        max(float((a - b).detach().abs().max()) for a, b in zip(plain.parameters(), other.parameters(), strict=True))
         for other in (still, moved)
     ]
     assert largest[0] < 1e-6 < 1e-4 < largest[1]
