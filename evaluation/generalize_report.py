@@ -9,7 +9,6 @@ from statistics import fmean
 from typing import TYPE_CHECKING
 
 from evaluation.curves import legend, running_mean, step_axis
-from evaluation.groups import how_many_seeds
 from evaluation.json_node import JsonNode, read_json, read_text
 from evaluation.page import render_page, write_page
 from evaluation.preference_report import draw_figures
@@ -157,7 +156,7 @@ def write_generalize_report(directory: Path) -> Path:
         name=directory.resolve().name,
         headline=headline(run),
         lines=tuple(_line(outcome) for outcome in run.targets),
-        seeds=how_many_seeds(run.seeds),
+        seeds=f"{run.seeds} seeds" if run.seeds > 1 else "one seed",
         figures=draw_figures(directory, outer_plots(run)),
         config=read_text(directory / "config.yaml"),
         versions=JsonNode(read_json(read_text(directory / "versions.json"), "versions.json"), "versions.json").strings(),
@@ -184,8 +183,8 @@ def headline(run: GeneralizeRun) -> Headline:
     reward, reference, policy = (fmean(means[kind]) for kind in KINDS)
     detail = (
         f"Mean over {len(means['reward'])} targets at beta {run.beta:g}, form {run.form}. Their reference policies alone rank "
-        f"{reference:.1%}, the policies that the reward makes of them {policy:.1%}. Against a pooled reward model this says nothing: "
-        "train one with `python -m cluster reward` on all pairs."
+        f"{reference:.1%}, the policies that the reward makes of them {policy:.1%}. Against a pooled reward model this says "
+        "nothing: train one with `python -m cluster reward` on all pairs."
     )
     return Headline(
         "good", "Measured", f"On domains that nobody labelled the reward ranks {reward:.1%} of the pairs right.", detail
@@ -230,16 +229,16 @@ def outer_plots(run: GeneralizeRun) -> tuple[Plot, ...]:
         plot(
             "upper-loss",
             "Upper loss",
-            "Preference loss of the policies that the reward makes of the reference policies, mean over a step's domains; 0.693 is "
-            "chance. Falling and flat at the end is what convergence looks like.",
+            "Preference loss of the policies that the reward makes of the reference policies, mean over a step's domains; "
+            "0.693 is chance. Falling and flat at the end is what convergence looks like.",
             "nats per comparison",
             "upper",
         ),
         plot(
             "hypergradient",
             "Norm of the hypergradient",
-            "Before clipping, of a step's batch. At a stationary point what is left of it is the noise of batches. It is about beta "
-            "times as large, since beta multiplies the reward: compare shapes, not heights.",
+            "Before clipping, of a step's batch. At a stationary point what is left of it is the noise of batches. It is about "
+            "beta times as large, since beta multiplies the reward: compare shapes, not heights.",
             "norm",
             "gradient_norm",
         ),
