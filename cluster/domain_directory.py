@@ -21,10 +21,10 @@ import yaml
 from cluster.config import RunConfig
 from cluster.differences import flat, refuse_differences
 from cluster.domain_models import FOLDER, digest_of
-from cluster.durable import write_file
 from cluster.run_directory import config_text, locked, versions
 from cluster.storage import storage_root
 from rm.domain_config import StrategyConfig
+from tokens.durable import write_file
 from tokens.errors import UserError
 
 CARD, RESULTS, KIND, BEGUN = "card.json", "results.jsonl", "domains", "data.json"

@@ -14,9 +14,9 @@ import yaml
 from actors.customize import ADAPTER, MODEL, REPORT
 from cluster.config import RunConfig
 from cluster.differences import flat
-from cluster.durable import commit_directory
 from cluster.run_directory import is_there
 from rm.domain_bank import ADAPTERS
+from tokens.durable import commit_directory
 from tokens.errors import UserError
 
 FOLDER = "domains"

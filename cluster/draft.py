@@ -6,7 +6,6 @@ there. Whoever comes next, a new driver or the same one after a failure, goes on
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -16,8 +15,8 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from cluster.durable import commit_directory, sync_directory, sync_tree, write_file
 from cluster.journal import NAME, Entry, Journal
+from tokens.durable import commit_directory, digest_of_file, sync, sync_tree, write_file
 
 PATTERN = "after_*_steps"
 MANIFEST = "manifest.json"
@@ -111,9 +110,9 @@ class Draft:
             if partial.is_dir():
                 sync_tree(partial)
             else:
-                sync_directory(partial)
+                sync(partial)
             os.replace(partial, final)
-            sync_directory(final.parent)
+            sync(final.parent)
         self.journal.append(Entry(key, facts, self._digests(outputs), metrics_bytes, seconds))
 
     def _digests(self, outputs: Iterable[str]) -> dict[str, str]:
@@ -290,12 +289,6 @@ def is_fit(path: Path) -> bool:
 def files_in(place: Path) -> list[Path]:
     """A file itself, or all files of a directory, sorted."""
     return [place] if place.is_file() else sorted(file for file in place.rglob("*") if file.is_file())
-
-
-def digest_of_file(path: Path) -> str:
-    """SHA-256 of a file's content."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def remove(place: Path) -> None:

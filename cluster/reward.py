@@ -13,7 +13,6 @@ from actors.study import measured_every
 from cluster.config import RunConfig
 from cluster.console import Console
 from cluster.denoising import check_strengths, ensure_strengths, in_words
-from cluster.durable import write_file
 from cluster.inputs import Source, check_batches, check_stopping, open_source
 from cluster.model_sizes import model_size, reward_size
 from cluster.plan import Bundle, reward_bundles
@@ -31,6 +30,7 @@ from cluster.waiting import Waiter
 from evaluation.records import MetaRow
 from preferences.denoise import write_pairs
 from rm.config import RewardConfig
+from tokens.durable import write_file
 
 NUM_FEATURED = 500
 """Validation pairs whose features are kept, to be drawn."""

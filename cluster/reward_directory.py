@@ -14,9 +14,9 @@ import yaml
 
 from cluster.config import RunConfig
 from cluster.differences import flat, refuse_differences
-from cluster.durable import commit_directory, write_file
 from cluster.run_directory import config_text, is_there, locked, versions
 from cluster.storage import storage_root
+from tokens.durable import commit_directory, write_file
 from tokens.errors import UserError
 
 CARD = "card.json"

@@ -26,12 +26,12 @@ import yaml
 from cluster.config import RunConfig
 from cluster.differences import flat, refuse_differences
 from cluster.draft import Draft, Point, drop, point_of, remove, wrong_with
-from cluster.durable import commit_directory, write_file
 from cluster.ledger import FORMAT, REMEDY, read_ledger
 from cluster.metrics_file import NONE, forget_rows
 from cluster.mirror import IDENTITY, Ledger, entries, newer
 from cluster.storage import storage_root
 from cluster.store_mirror import mirror_of
+from tokens.durable import commit_directory, write_file
 from tokens.errors import UserError
 
 MAY_CHANGE = ("storage", "scratch", "resources", "rounds", "guards", "faults")

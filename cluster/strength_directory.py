@@ -23,10 +23,10 @@ from typing import Any
 
 from cluster.config import RunConfig
 from cluster.differences import flat, refuse_differences
-from cluster.durable import write_file
 from cluster.run_directory import config_text, is_there, locked, space_errors, versions
 from cluster.storage import storage_root
 from rm.member_settings import member_settings
+from tokens.durable import write_file
 from tokens.errors import UserError
 
 LEFT_OUT = ("batch_size", "num_workers", "lora_rank", "lora_lr")

@@ -193,11 +193,10 @@ def outcomes(run: Run, struck: Sequence[Struck]) -> list[Outcome]:
         struck: the faults, in order.
     """
     found = []
-    for each, until in zip(struck, [*(later.at for later in struck[1:]), float("inf")], strict=True):
+    for each, again in zip(struck, redone(run, struck), strict=True):
         figures = {key: float(value) for row in told(run, each) for key, value in row.items() if key.startswith("faults/")}
         cold = figures["faults/start_seconds"] if "faults/start_seconds" in figures else None
         figures |= {"served": float(each.served), "start_of_all_roles_s": run.start_seconds()}
-        again = redone(run, each, until)
         found.append(Outcome(each.strike.cell, each.detected_s, each.recovered_s, cold, again, each.where, figures))
     return found
 
@@ -211,24 +210,30 @@ def told(run: Run, each: Struck) -> list[dict[str, Any]]:
     ]
 
 
-def redone(run: Run, each: Struck, until: float = float("inf")) -> str:
-    """Work that was over before a fault and was done again after it.
+def redone(run: Run, struck: Sequence[Struck]) -> list[str]:
+    """Work that was over before a fault and was done again after it, by fault.
+
+    Where several faults lie between the two, it is the doing of the learner's: only its loss takes a round back. What the scorer
+    does for an evaluation does not count, since it judges SFT's samples anew whenever a round is taken up.
 
     Args:
         run: that it was done to.
-        each: the fault.
-        until: of the next one, Unix time, s: what is done again after that is its doing.
+        struck: the faults, in order.
     """
-    before, later = set[tuple[Any, ...]](), list[tuple[str, int | None]]()
-    for span in run.spans():
-        place = (span["what"], span["round"], span["step"])
-        if span["who"] == DRIVER or span["round"] is None:
+    over, again = dict[tuple[Any, ...], float](), [list[tuple[str, int | None]]() for _ in struck]
+    spans = [span for span in run.spans() if span["who"] != DRIVER and span["round"] is not None]
+    for span in sorted(spans, key=lambda span: float(span["start"])):
+        role = span["who"].partition("-")[0]
+        if (role, span["what"]) == ("scorer", "evaluate"):
             continue
-        if span["end"] <= each.at:
-            before.add(place)
-        elif place in before and span["start"] >= each.at and span["end"] < until:
-            later.append((span["what"], span["step"]))
-    return in_words(later)
+        place = (role, span["what"], span["round"], span["step"])
+        since = over[place] if place in over else float("inf")
+        between = [number for number, each in enumerate(struck) if since <= each.at <= span["start"]]
+        blamed = [number for number in between if struck[number].strike.process.startswith("learner")] or between
+        if blamed:
+            again[blamed[0]].append((span["what"], span["step"]))
+        over[place] = min(span["end"], over[place]) if place in over and not between else span["end"]
+    return [in_words(places) for places in again]
 
 
 def finish(

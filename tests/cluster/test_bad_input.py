@@ -560,7 +560,7 @@ def test_full_disk(fails_in: str, monkeypatch: pytest.MonkeyPatch) -> None:
             (draft / "y").write_text("lost")
             if fails_in == "draft":
                 no_space()
-            monkeypatch.setattr("cluster.durable.os.fsync", no_space)
+            monkeypatch.setattr("tokens.durable.os.fsync", no_space)
             run.commit_round(draft, {"round": 0})
 
     with run.open():

@@ -26,7 +26,6 @@ from cluster.customize import Stages, _write, in_words, is_done
 from cluster.domain_data import DomainData, check_settings, load_data
 from cluster.domain_directory import DomainDirectory
 from cluster.domain_models import export, export_all, find_domain, find_domains, with_domain_reward
-from cluster.durable import commit_directory
 from cluster.inputs import check_domains, open_source
 from cluster.load_config import checked
 from cluster.run_directory import config_text
@@ -40,6 +39,7 @@ from sandbox.tokenizer import make_tokenizer
 from sandbox.world import World
 from tests.cluster.command import TINY, Command
 from tests.cluster.refused import refused
+from tokens.durable import commit_directory
 from tokens.errors import UserError
 from tokens.guards import GuardsConfig
 from tokens.records import Pair, Prompt, Rollout
