@@ -23,7 +23,6 @@ from cluster.config import RunConfig
 from cluster.console import Console
 from cluster.differences import flat, refuse_differences
 from cluster.domain_directory import CARD, DomainDirectory
-from cluster.durable import commit_directory, write_file
 from cluster.generalize_data import GeneralizeData, check_settings, load_data
 from cluster.growth import room_for_tasks
 from cluster.placement import on_this_machine
@@ -34,6 +33,7 @@ from cluster.seeds import derive
 from cluster.storage import storage_root
 from cluster.strength_work import refuse_what_cannot_fit, setup_of, share_of_a_fit
 from cluster.waiting import Pending, Waiter
+from tokens.durable import commit_directory, write_file
 
 FOLDER, KIND = "generalize", "generalize"
 
