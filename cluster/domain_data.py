@@ -268,14 +268,6 @@ class SandboxDomains:
         train, test = (make(split, name) for split in ("train", "validation"))
         return QuerySet(name, f"{SANDBOX} {name}" if domain else SANDBOX, (*train, *test)), train, test
 
-    def texts(self, name: str) -> tuple[tuple[str, str], ...]:
-        """A domain's texts: those of its prompts in the corpus, the half that its own taste likes better."""
-        if name not in self.world.domains:
-            raise UserError(f"generalize: {name} is no domain of the sandbox; there are {', '.join(self.world.domains)}")
-        user = self.world.users[self.world.domains.index(name)]
-        own = [text for text in self.world.corpus() if text[0].startswith(f"@{name} ")]
-        return tuple(sorted(own, key=lambda text: -self.world.gold(*text, user=user))[: len(own) // 2])
-
     def _general(self, split: str, name: str) -> tuple[TextQuery, ...]:
         pairs = self.source.files.pairs(split)
         return tuple(TextQuery(f"{name}-{p.id}", p.prompt, (p.chosen, p.rejected), (1.0, 0.0)) for p in pairs)

@@ -23,6 +23,7 @@ from cluster.config import RunConfig
 from cluster.console import Console
 from cluster.differences import flat, refuse_differences
 from cluster.domain_directory import CARD, DomainDirectory
+from cluster.domain_models import GENERAL
 from cluster.generalize_data import GeneralizeData, check_settings, load_data
 from cluster.growth import room_for_tasks
 from cluster.placement import on_this_machine
@@ -35,7 +36,7 @@ from cluster.strength_work import refuse_what_cannot_fit, setup_of, share_of_a_f
 from cluster.waiting import Pending, Waiter
 from tokens.durable import commit_directory, write_file
 
-FOLDER, KIND = "generalize", "generalize"
+KIND = "generalize"
 
 
 def generalize(config: RunConfig, console: Console) -> Path:
@@ -55,7 +56,7 @@ def generalize(config: RunConfig, console: Console) -> Path:
     """
     check_settings(config)
     root = storage_root(config)
-    directory = DomainDirectory(config, FOLDER)
+    directory = DomainDirectory(config, GENERAL)
     console.say(f"[bold]Rondo[/] generalize over {', '.join(config.generalize.domains)} in {directory.path}")
     data = load_data(config, root, console)
     with space_errors(directory.path), directory.open():

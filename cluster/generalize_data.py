@@ -17,6 +17,7 @@ from cluster.inputs import SANDBOX
 from preferences.queries import QuerySet, encode_queries, load_queries, split_queries
 from preferences.texts import Example, TextRow, TextSet, encode_texts, load_texts
 from rm.bilevel_config import LabelledDomain, TargetDomain, check_domains
+from sandbox.world import World
 from tokens.errors import UserError
 from tokens.queries import Query
 
@@ -115,6 +116,23 @@ def _refuse_other_models(base: Path) -> None:
         )
 
 
+def sandbox_texts(world: World, name: str) -> tuple[tuple[str, str], ...]:
+    """A domain's texts in the sandbox: those of its prompts in the corpus, the half that its own taste likes better.
+
+    Args:
+        world: the sandbox's.
+        name: of the domain, whose number is that of the user who judges it.
+
+    Raises:
+        UserError: if there is no such domain.
+    """
+    if name not in world.domains:
+        raise UserError(f"generalize: {name} is sandbox, whose domains are {', '.join(world.domains)}")
+    user = world.users[world.domains.index(name)]
+    own = [text for text in world.corpus() if text[0].startswith(f"@{name} ")]
+    return tuple(sorted(own, key=lambda text: -world.gold(*text, user=user))[: len(own) // 2])
+
+
 class _Reader:
     """Reads one domain after another."""
 
@@ -154,7 +172,7 @@ class _Reader:
         data = self.config.data
         if path == SANDBOX:
             assert self.sandbox is not None
-            rows = tuple(TextRow(f"{name} {i}", *text) for i, text in enumerate(self.sandbox.texts(name), start=1))
+            rows = tuple(TextRow(f"{name} {i}", *text) for i, text in enumerate(sandbox_texts(self.sandbox.world, name), start=1))
             texts = TextSet(rows, SANDBOX, False)
         else:
             texts = load_texts(path, data.split, data.allow_hub, data.drop_bad, self.tokenizer)

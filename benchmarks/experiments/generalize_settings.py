@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.experiments.real import pretrain_decoder
 from cluster.config import RunConfig
+from cluster.generalize_data import sandbox_texts
 from cluster.seeds import derive
 from cluster.storage import storage_root
 from preferences.encode import encode_prompt, encode_response
@@ -90,11 +91,10 @@ def sandbox_setting(config: RunConfig) -> Setting:
                 found.append(Query(f"{domain}-{split}-{number}", encode_prompt(tokenizer, prompt), ids, scores, domain))
         return tuple(found)
 
-    corpus = world.corpus()
     return Setting(
         files.sft_dir,
         tokenizer,
-        tuple(_sandbox_place(config, world, tokenizer, corpus, queries, i) for i in range(len(world.domains))),
+        tuple(_sandbox_place(config, world, tokenizer, queries, i) for i in range(len(world.domains))),
     )
 
 
@@ -102,14 +102,11 @@ def _sandbox_place(
     config: RunConfig,
     world: World,
     tokenizer: Any,
-    corpus: Sequence[tuple[str, str]],
     queries: Callable[[str, str, str], tuple[Query, ...]],
     number: int,
 ) -> Place:
     domain, user = world.domains[number], world.users[number]
-    tag = f"@{domain} "
-    own = [text for text in corpus if text[0].startswith(tag)]
-    liked = sorted(own, key=lambda text: -world.gold(*text, user=user))[: len(own) // 2]
+    liked = sandbox_texts(world, domain)
     prompts = [p.text for p in world.prompts("test") if p.domain == domain][: config.generalize.num_prompts]
 
     def gold(prompt: Sequence[int], response: Sequence[int]) -> float:

@@ -18,7 +18,8 @@ from actors.ranks import Rank
 from cluster.config import RunConfig
 from cluster.console import Console
 from cluster.domain_directory import DomainDirectory
-from cluster.generalize import FOLDER, Tasks, _write, is_done
+from cluster.domain_models import GENERAL, find_general, with_domain_reward
+from cluster.generalize import Tasks, _write, is_done
 from cluster.generalize_data import load_data
 from cluster.load_config import checked
 from cluster.run_directory import config_text
@@ -96,7 +97,7 @@ def done(material: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> 
     logs = tmp_path_factory.mktemp("logs")
     rank = Rank(ProcessSetup("here", logs / "here.log", torch.get_num_threads(), "cpu", "float32", 0, 1, False))
     config = configured(material, tmp_path_factory.mktemp("storage"))
-    directory = DomainDirectory(config, FOLDER)
+    directory = DomainDirectory(config, GENERAL)
     with directory.open():
         data = load_data(config, Path(config.storage or ""), Console())
         directory.refuse_other_inputs(data.fingerprint(), data.base)
@@ -155,6 +156,16 @@ def test_the_page_has_a_line_for_each_target_and_beta(done: Done) -> None:
     assert headline(run).verdict == "Measured"
 
 
+def test_a_run_can_be_paid_by_it(done: Done, tmp_path: Path) -> None:
+    storage = done.path.parents[1]
+    scorer = {"reward_model": "general:three", "num_members": 1, "aggregate": "mean"}
+    tree = {"name": "paid", "scorer": scorer, "meta": {"enabled": False}}
+    config = with_domain_reward(checked(tree, "test"), storage)
+    assert config.reward.base == str(done.tasks.reward(1.0, 0) / MODEL)
+    with pytest.raises(UserError, match=r"general:other: no .* of this name is finished .* there are three"):
+        find_general(storage, "other")
+
+
 def test_what_is_there_is_not_made_again_and_other_settings_are_refused(done: Done, material: dict[str, str]) -> None:
     everything = (*done.tasks.references(), *done.tasks.rewards(), *done.tasks.targets())
     assert all(is_done(task) for task in everything)
@@ -175,7 +186,7 @@ def test_the_command_does_the_same_on_ray(done: Done, material: dict[str, str], 
     command = Command(tmp_path, os.environ["PATH"])
     found = command("generalize", str(path))
     assert found.returncode == 0, found.stderr
-    directory = tmp_path / FOLDER / "three"
+    directory = tmp_path / GENERAL / "three"
     assert "Report:" in found.stdout and (directory / "report.html").is_file()
     here, there = read_generalize(directory).curves[0], read_generalize(done.path).curves[0]
     assert here.upper == pytest.approx(there.upper, abs=1e-3)  # other threads, other rounding
