@@ -204,8 +204,10 @@ def _do(
 
 def _write(path: Path, config: RunConfig, tasks: Tasks, console: Console) -> None:
     """Write the card, last of all."""
-    reports = {task: json.loads((task.directory / REPORT).read_text()) for task in (*tasks.rewards(), *tasks.targets())}
-    seconds = {task.name: json.loads((task.directory / REPORT).read_text()) for task in tasks.references()}
+    stages = (tasks.references(), tasks.rewards(), tasks.targets())
+    references, rewards, targets = (
+        [(task, json.loads((task.directory / REPORT).read_text())) for task in stage] for stage in stages
+    )
     card = {
         "kind": KIND,
         "name": config.name,
@@ -214,8 +216,7 @@ def _write(path: Path, config: RunConfig, tasks: Tasks, console: Console) -> Non
         "beta": config.generalize.beta,
         "rewards": [
             {"beta": task.beta, "seed": task.directory.name, "steps": report["steps"], "accuracy": report["accuracy"]}
-            for task, report in reports.items()
-            if task.kind == "reward"
+            for task, report in rewards
         ],
         "targets": [
             {
@@ -226,11 +227,9 @@ def _write(path: Path, config: RunConfig, tasks: Tasks, console: Console) -> Non
                 "reward_gain": report["reward_gain"],
                 "picks": str((task.directory / PICKS).relative_to(path)),
             }
-            for task, report in reports.items()
-            if task.kind == "target"
+            for task, report in targets
         ],
-        "cpu_seconds": {name: round(report["cpu_seconds"], 3) for name, report in seconds.items()}
-        | {task.name: round(report["cpu_seconds"], 3) for task, report in reports.items()},
+        "cpu_seconds": {task.name: round(report["cpu_seconds"], 3) for task, report in (*references, *rewards, *targets)},
     }
     write_file(path / CARD, json.dumps(card, indent=1))
     console.say(f"Reward model: {tasks.reward(config.generalize.beta, 0) / 'model'}")

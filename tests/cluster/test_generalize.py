@@ -225,7 +225,7 @@ def test_what_is_refused_leaves_nothing_behind(
 def test_a_diverging_inner_optimisation_ends_the_task_by_its_domains_name(
     done: Done, material: dict[str, str], tmp_path: Path
 ) -> None:
-    config = configured(material, done.path.parents[1], form="unrolled", inner_steps=3, inner_lr=1e5, beta=50.0)
+    config = configured(material, done.path.parents[1], form="unrolled", inner_steps=3, inner_lr=1e9, beta=0.01)
     task = Tasks(config, done.path, done.tasks.data).rewards()[0]
     rank = Rank(ProcessSetup("here", tmp_path / "here.log", torch.get_num_threads(), "cpu", "float32", 0, 1, False))
     with pytest.raises(UserError, match=r"inner optimisation of (law|trade) diverges"):
