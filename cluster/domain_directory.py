@@ -21,7 +21,8 @@ import yaml
 from cluster.config import RunConfig
 from cluster.differences import flat, refuse_differences
 from cluster.domain_models import FOLDER, digest_of
-from cluster.run_directory import config_text, locked, versions
+from cluster.hold import LOCK
+from cluster.run_directory import config_text, made_and_locked, versions
 from cluster.storage import storage_root
 from rm.domain_config import StrategyConfig
 from tokens.durable import write_file
@@ -30,7 +31,7 @@ from tokens.errors import UserError
 CARD, RESULTS, KIND, BEGUN = "card.json", "results.jsonl", "domains", "data.json"
 SPEED = (
     "resources", "storage", "scratch", "rounds", "rollout", "policy", "dpo", "evaluation", "meta", "scorer", "strength",
-    "guards", "faults",
+    "guards", "faults", "features",
 )  # fmt: skip
 """Sections of the config that change nothing about what is learned here, or may change while it is: how much goes wrong."""
 GROWING = ("customize.seeds", "customize.strategies.", "generalize.seeds", "generalize.curves")
@@ -71,9 +72,9 @@ class DomainDirectory:
         Raises:
             UserError: if it belongs to another config, is no customisation's, or another driver holds it.
         """
-        with locked(self.path):
+        with made_and_locked(self.path):
             ours = (self.path / "config.yaml").is_file()
-            if not ours and any(entry.name != ".lock" for entry in self.path.iterdir()):
+            if not ours and any(entry.name != LOCK for entry in self.path.iterdir()):
                 raise UserError(
                     f"{self.path} is not empty and was not begun by this command; choose another name or storage root"
                 )

@@ -86,21 +86,27 @@ def with_domain_reward(config: RunConfig, root: Path) -> RunConfig:
         The config itself where none is given.
 
     Raises:
-        UserError: as ``find_domain``.
+        UserError: as ``find_domain`` and ``cluster.people_model.export_people``.
     """
     if config.scorer.reward_model is None:
         return config
     begun = _taken_before(config, root)
     return config.model_copy(
-        update={"reward": config.reward.model_copy(update={"base": begun or str(_resolved(config.scorer.reward_model, root))})}
+        update={
+            "reward": config.reward.model_copy(update={"base": begun or str(_resolved(config, config.scorer.reward_model, root))})
+        }
     )
 
 
-def _resolved(reward_model: str, root: Path) -> Path:
+def _resolved(config: RunConfig, reward_model: str, root: Path) -> Path:
     kind, _, name = reward_model.partition(":")
     cache = root / "cache"
     if kind == "general":
         return find_general(root, name)
+    if kind == "features":
+        from cluster.people_model import export_people
+
+        return export_people(Path(name), config.people, cache)
     return export(find_domain(root, name), cache) if kind == "domain" else export_all(find_domains(root, name), cache)
 
 

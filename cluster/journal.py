@@ -10,7 +10,7 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -57,13 +57,14 @@ class Journal:
 
     Args:
         folder: the draft.
+        may_write: called before each line is written; raises where that is no longer allowed.
 
     Raises:
         UserError: if a line that is not the last one is damaged.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.path = folder / NAME
+    def __init__(self, folder: Path, may_write: Callable[[], None] = lambda: None) -> None:
+        self.path, self.may_write = folder / NAME, may_write
         self.entries: list[Entry] = []
         """All of them, oldest first; what no longer counts too."""
         self.alive: dict[str, Entry] = {}
@@ -115,8 +116,10 @@ class Journal:
             entry: to be written; its outputs are durable already.
 
         Raises:
+            TakenOver: if the draft belongs to another driver by now.
             OSError: if the disk refuses. The journal is then as it was before.
         """
+        self.may_write()
         digest = digest_of(entry, self._digest)
         line = (json.dumps({"entry": dataclasses.asdict(entry), "sha256": digest}) + "\n").encode()
         new = not self.path.exists()

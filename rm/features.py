@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from rm.batches import Encoded
 from rm.heads import feature_differences, sequence_features
 from rm.model import Batch, RewardModel
+from tokens.durable import digest_of_file
 from tokens.errors import UserError
 from tokens.records import Pair
 
@@ -267,8 +268,7 @@ def fingerprint(path: Path) -> str:
     check_directory(path)
     digest = hashlib.sha256()
     for name in [RATERS, TENSORS, *sorted(f"{BACKBONE}/{f.name}" for f in (path / BACKBONE).iterdir() if _counts(f))]:
-        with (path / name).open("rb") as file:
-            digest.update(f"{name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+        digest.update(f"{name} {digest_of_file(path / name)}\n".encode())
     return digest.hexdigest()
 
 

@@ -31,6 +31,19 @@ class FeaturesConfig(Section):
     towards: Towards = "mean"
     """Weights that a person is drawn to where the answers say nothing: the mean rater's, or zero."""
 
+    held_out_raters: int = Field(0, ge=0)
+    """Raters whose labels are not trained on: they stand for new people, on whom adaptation is measured."""
+    fewest_labels: int = Field(2, ge=1)
+    """A rater with fewer is an error, or with ``data.drop_bad`` left out and listed."""
+    labels_per_rater: int = Field(100, ge=2)
+    """Sandbox: pairs that each user labels, drawn from ``world.num_pairs``; users err as ``world.annotator_beta`` and
+    ``world.flip_rate`` say."""
+    tests_per_rater: int = Field(100, ge=1)
+    """Sandbox: held-out pairs that each user's rewards are measured on, labelled without error."""
+
+    pool: int = Field(500, ge=0)
+    """Training pairs at most that are written beside the model, without who preferred what, for `ask` to show; 0 = none."""
+
     @model_validator(mode="after")
     def _shared_is_one(self) -> "FeaturesConfig":
         if self.shared and self.d != 1:

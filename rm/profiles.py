@@ -115,7 +115,8 @@ def read_profile(path: Path, model: str | None = None, d: int | None = None) -> 
             f"{path} is a profile of the model {content.model[:12]}, got the model {model[:12]}: weights mean nothing on other "
             f"features. {remedy} and this model"
         )
-    if len(content.weights) != content.d or any(len(row) != content.d for row in (content.covariance, *content.covariance)):
+    lengths = {len(content.weights), len(content.covariance), *map(len, content.covariance)}
+    if lengths != {content.d}:
         raise UserError(f"{path} is no whole profile: d is {content.d} and it has {len(content.weights)} weights. {remedy}")
     try:
         person = Person(*(torch.tensor(rows, dtype=torch.float64) for rows in (content.weights, content.covariance)))

@@ -48,8 +48,8 @@ def save_state(folder: Path, number: int, state: SavedState) -> None:
         save_file(dict(state.tensors), partial)
     write_file(record, json.dumps({"sha256": digest_of_file(tensors), "values": dict(state.values)}))
     for file in folder.iterdir():
-        if file not in (tensors, record):
-            file.unlink()
+        if file.name.lstrip(".") < tensors.stem:  # a process that was given up may be at it still: it removes nothing newer
+            file.unlink(missing_ok=True)
 
 
 def latest_state(folder: Path) -> SavedState | None:

@@ -5,7 +5,8 @@
     python -m benchmarks.faults --tables                 what was found so far
 
 Each run is a process of its own on a cluster of several Ray nodes on this machine, with real engines. What is found is appended
-to benchmarks/results/faults.jsonl under a label; the same label again goes on with what is not there yet.
+to benchmarks/results/faults.jsonl under a label, the time of the start; an old label given again goes on with what is not there
+yet. The page docs/promises.md was made from label chaos.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from pathlib import Path
 from benchmarks.faults import calls, disks, drivers, hangs, machines, memory, monkey, numbers, roles
 from benchmarks.faults.bench import Bench, bench
 from benchmarks.faults.cells import CELLS, listed
-from benchmarks.faults.record import RESULTS, Record, broken, slower_than_wanted, table
+from benchmarks.faults.record import RESULTS, Record, broken, last_label, slower_than_wanted, table
 
 PLAIN: Mapping[str, int] = {"all": 2}
 
@@ -149,7 +150,8 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=None, help="SIGKILLs inside writes (default 200, with --cells none)")
     quick = "ten rounds of the quickstart with one failure of it (default rollout-0 learner-0, with --cells none)"
     parser.add_argument("--goodput", nargs="*", default=None, metavar="PROCESS", help=quick)
-    parser.add_argument("--label", default="chaos", help="of this set of measurements; the same one goes on")
+    label = "of a set of measurements, to go on with (default: a new one; with --tables the last)"
+    parser.add_argument("--label", default=None, help=label)
     parser.add_argument("--results", type=Path, default=RESULTS, help="JSON lines to append to")
     parser.add_argument("--storage", type=Path, default=None, help="where the runs lie (default: a temporary directory)")
     parser.add_argument("--tables", action="store_true", help="print what was found, and play nothing")
@@ -157,8 +159,10 @@ def main() -> int:
     for name, value in (("seeds", 20), ("kills", 200), ("goodput", ["rollout-0", "learner-0"])):
         if vars(options)[name] is None:
             vars(options)[name] = type(value)() if options.cells else value
-    record, failed = Record(options.results, options.label), list[str]()
+    label = options.label or (last_label(options.results) if options.tables else time.strftime("%Y-%m-%d %H:%M:%S"))
+    record, failed = Record(options.results, label), list[str]()
     if not options.tables:
+        print(f"--label {label!r} goes on with this, should it be stopped", flush=True)
         if options.storage is not None:
             options.storage.mkdir(parents=True, exist_ok=True)
             failed = play(options, record, options.storage.resolve())

@@ -21,7 +21,7 @@ from cluster.load_config import load_config
 ONE = ("--rollout.num_engines", "1")
 """Where the engines are not what matters: roles start sooner."""
 CONFIG = ROOT / "benchmarks" / "faults" / "small.yaml"
-NOTICE_S, BACK_S = 120.0, 240.0
+NOTICE_S, BACK_S = 300.0, 300.0
 
 
 @dataclass
@@ -105,8 +105,9 @@ def bench(storage: Path, record: Record, pools: Mapping[str, int], variables: Ma
         variables: environment of all of it.
     """
     with Nodes(variables) as nodes:
-        for number, (pool, num_cpus) in enumerate(pools.items(), start=1):
-            nodes.add(pool.split("/")[0], num_cpus, wait=number == len(pools))
+        for pool, num_cpus in pools.items():
+            nodes.add(pool.split("/")[0], num_cpus, wait=False)
+        nodes.settle()
         observer = Observer(nodes)
         try:
             yield Bench(nodes, observer, storage, record)
@@ -153,9 +154,15 @@ LOADS = ("sync", "restore", "score", "policy")
 def again(run: Run) -> str:
     """What this start of a run did that an earlier one had done already, by phase."""
     rows = run.timeline.read()
-    before, now = ({_place(span) for span in part if span["who"] != DRIVER} for part in (rows[: run.seen], rows[run.seen :]))
+    before, now = ({_place(span) for span in part if is_work(span)} for part in (rows[: run.seen], rows[run.seen :]))
     twice = sorted((what, -1 if step is None else step) for what, index, step in before & now if index is not None)
     return in_words((what, None if step < 0 else step) for what, step in twice)
+
+
+def is_work(span: Mapping[str, Any]) -> bool:
+    """Whether a span is work of a round that is there once: not a wait, and not SFT's samples, which every start judges anew."""
+    judges = span["who"].startswith("scorer") and span["what"] == "evaluate"
+    return span["who"] != DRIVER and span["round"] is not None and not judges
 
 
 def in_words(places: Iterable[tuple[str, int | None]]) -> str:

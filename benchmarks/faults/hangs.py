@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -17,7 +18,7 @@ import psutil
 from benchmarks.faults.bench import Bench, shm
 from benchmarks.faults.inject import freeze, slowed, thaw
 from benchmarks.faults.invariants import Held
-from benchmarks.faults.play import DRIVER, Run
+from benchmarks.faults.play import DRIVER, Late, Run
 from benchmarks.faults.record import Outcome
 from benchmarks.faults.strikes import Strike, Struck, after, finish, strike_all
 
@@ -28,8 +29,9 @@ STRIKES: Sequence[Strike] = (
     Strike("F17", "rollout-1", after("sync", 0.02), hold="scorer-0"),
     Strike("F20", "learner-0", after("score")),
 )
-SHORT = ("--resources.deadline_s", "25")
-"""Longer than it takes until the first role, and from one to the next, is up."""
+DEADLINE_S, SLACK, LONGEST_S = 25.0, 1.2, 100.0
+"""At least; how much longer than it took until the first role of the undisturbed run was up, since that is a call too; and at
+most half of what is tried."""
 STANDS_S, TIMES = 10.0, 10
 
 
@@ -40,19 +42,49 @@ def hangs(bench: Bench, wanted: Sequence[str] = CELLS) -> None:
         bench: where.
         wanted: cells to play.
     """
-    baseline, before, name = bench.baseline(), shm(), bench.fresh("hangs")
+    baseline, before = bench.baseline(), shm()
     others: list[tuple[Outcome, Held]] = []
-    with bench.run(name, *SHORT) as run:
+    with started(bench, deadline_s(baseline)) as (run, short):
         struck, wrong = stand(run, [each for each in STRIKES if each.cell in wanted])
         if not wrong and run.process.poll() is None:
             for cell, process in (("F23", "rollout-0"), ("F24", "scorer-0")):
                 if cell in wanted:
                     others.append((crawl(run, cell, process, usual_step(baseline)), Held({})))
             if "F21" in wanted:
-                others.append(stand_still(bench, run))
-        held = finish(bench, run, baseline, before, struck, wrong, *SHORT)
+                others.append(stand_still(bench, run, *short))
+        held = finish(bench, run, baseline, before, struck, wrong, *short)
         for outcome, own in others:
             bench.record.outcome(outcome, held.also(own.wrong))
+
+
+@contextlib.contextmanager
+def started(bench: Bench, seconds: float) -> Iterator[tuple[Run, Sequence[str]]]:
+    """A run whose roles are up, with the shortest deadline that their start kept, and what it was given besides.
+
+    Args:
+        bench: where.
+        seconds: deadline to try first; if the start takes longer than that, twice as much.
+    """
+    while True:
+        short = ("--resources.deadline_s", f"{seconds:.0f}")
+        with bench.run(bench.fresh("hangs"), *short) as run:
+            try:
+                run.until_waited("start_roles", None)
+            except Late:
+                if run.when("no progress for") is None or seconds > LONGEST_S:
+                    raise
+                print(f"     the roles do not start within {seconds:.0f} s", flush=True)
+            else:
+                yield run, short
+                return
+        seconds *= 2
+
+
+def deadline_s(baseline: Path) -> float:
+    """The shortest ``resources.deadline_s`` that the undisturbed run's start of roles would have kept, s."""
+    spans = [json.loads(line) for line in (baseline / "timeline.jsonl").read_text().splitlines()]
+    first = next(span for span in spans if span["what"] == "start_roles" and span["who"] != DRIVER)
+    return max(DEADLINE_S, SLACK * (first["end"] - first["start"]))
 
 
 def stand(run: Run, strikes: Sequence[Strike]) -> tuple[list[Struck], list[str]]:
@@ -112,11 +144,11 @@ def gaps(spans: Sequence[Mapping[str, Any]]) -> list[float]:
     return [later - earlier for (index, earlier), (next_, later) in pairwise(ends) if index == next_]
 
 
-def stand_still(bench: Bench, run: Run) -> tuple[Outcome, Held]:
+def stand_still(bench: Bench, run: Run, *overrides: str) -> tuple[Outcome, Held]:
     """Stop the driver for a while; another one must not take its place."""
     freeze_at = time.time()
     run.process.send_signal(signal.SIGSTOP)
-    with bench.run(run.name, *SHORT) as other:
+    with bench.run(run.name, *overrides) as other:
         code = other.end(300)
         refused = other.when("another driver is running")
     time.sleep(max(0.0, STANDS_S - (time.time() - freeze_at)))

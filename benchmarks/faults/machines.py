@@ -70,10 +70,14 @@ def losses(bench: Bench, wanted: Sequence[str]) -> None:
 
             return act
 
+        def with_a_spare(run: Run) -> None:
+            bench.nodes.settle()
+            after("score")(run)
+
         mine = [
-            Strike("F6", "rollout-0", after("score"), lose("rollout-0", "kill")),
-            Strike("F12", "learner-0", after("score"), lose("learner-0", "kill")),
-            Strike("F22", "rollout-0", after("score"), lose("rollout-0", "stop")),
+            Strike("F6", "rollout-0", with_a_spare, lose("rollout-0", "kill")),
+            Strike("F12", "learner-0", with_a_spare, lose("learner-0", "kill")),
+            Strike("F22", "rollout-0", with_a_spare, lose("rollout-0", "stop")),
         ]
         struck, wrong = strike_all(run, [each for each in mine if each.cell in wanted])
         run.end(300)
@@ -127,7 +131,7 @@ def growth(bench: Bench) -> None:
     elsewhere = [] if where is node else ["its engine is on another node"]
     late = () if used - joined <= USED_S else (f"used {used - joined:.1f} s after it joined",)
     note = f"its engine had joined {joined - at:.1f} s after the node was asked for, and sampled {used - joined:.1f} s later"
-    bench.record.outcome(Outcome("F51", joined - at, None, None, "nothing", note), held.also({"I5": late, "I1": elsewhere}))
+    bench.record.outcome(Outcome("F51", None, used - at, None, "nothing", note), held.also({"I5": late, "I1": elsewhere}))
     parts = "nothing" if not twice else f"{twice} pieces"
     wrong = [f"{twice} pieces redone"] if twice else []
     bench.record.outcome(Outcome("F52", noticed - drained, None, None, parts), held.also({"I1": wrong}))

@@ -85,7 +85,7 @@ def play(bench: Bench, seed: int) -> dict[str, Any]:
             "faults": [asdict(each) for each, _ in done],
             "detected_s": [s.detected_s for _, s in done],
             "recovered_s": [s.recovered_s for _, s in done],
-            "lost": redone(run, [s for _, s in done]),
+            "lost": redone(run.spans(), [s for _, s in done]),
             "seconds": took,
             "undisturbed_s": usual,
             "goodput": usual / took,
@@ -133,6 +133,7 @@ def one(bench: Bench, run: Run, each: Planned) -> Struck | None:
             return at
         return kill(victim) if each.how == "kill" else kill_frozen(victim)
 
+    bench.nodes.settle()
     try:
         after(each.phase, each.delay_s)(run)
     except Late:

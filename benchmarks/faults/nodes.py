@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -30,6 +30,9 @@ TUNED: Mapping[str, int] = {
 """Ray's own health checks find a node that is silent after some 16 s; these after 3 s at most."""
 STORE_BYTES = 150_000_000
 JOIN_S = 90.0
+JOINED, STARTS = "Running subprocesses are monitored", 4
+"""What ``ray start --block`` says once the cluster knows the node; how often one is started that does not come so far (Ray gives
+it 30 s, which a busy machine may not keep)."""
 HELD_BACK = ("RAY_ADDRESS", "PYTHONPATH", "RONDO_STORAGE", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 
 
@@ -52,12 +55,21 @@ class Node:
     Args:
         process: ``ray start --block``, the leader of a session of its own.
         labels: that it was started with.
+        num_cpus: that it claims to have.
         log: what it printed.
+        lost: whether it was killed.
     """
 
     process: subprocess.Popen[bytes]
     labels: Mapping[str, str]
+    num_cpus: int
     log: Path
+    lost: bool = False
+
+    @property
+    def joined(self) -> bool:
+        """Whether the cluster knows it."""
+        return JOINED in self.log.read_text()
 
     def family(self) -> list[psutil.Process]:
         """The node's own processes and the workers in it; none once it is gone."""
@@ -78,6 +90,7 @@ class Node:
 
     def kill(self) -> None:
         """Lose the machine: every process of the node at once, those that are stopped too."""
+        self.lost = True
         family = self.family()
         for process in family:
             if process.is_running():
@@ -142,18 +155,37 @@ class Nodes:
         return self.nodes[0]
 
     def add(self, pool: str, num_cpus: int = 1, wait: bool = True) -> Node:
-        """Start a node and wait until it has a raylet; Ray takes it in within the next second or two.
+        """Start a node.
 
         Args:
             pool: value of its label.
             num_cpus: that it claims to have.
-            wait: False goes on at once.
+            wait: False goes on at once; ``settle`` waits later.
         """
         node = self._start([f"--address={self.address}"], num_cpus, {"pool": pool})
         if not wait:
             return node
-        self._until(lambda: any(process.name() == "raylet" for process in node.family()), node.log.read_text)
-        return node
+        self.settle()
+        return self.nodes[-1]
+
+    def settle(self) -> None:
+        """Wait until every node that was started is there; one that could not come is started again.
+
+        Raises:
+            RuntimeError: if one does not come.
+        """
+        for _ in range(STARTS):
+            mine = [node for node in self.nodes[1:] if not node.lost]
+            for node in mine:
+                self._until(lambda node=node: node.joined or node.process.poll() is not None, "a node does not start")
+            failed = [node for node in mine if not node.joined]
+            if not failed:
+                return
+            for node in failed:
+                node.lost = True
+                node.end()
+                self._start([f"--address={self.address}"], node.num_cpus, node.labels)
+        raise RuntimeError(f"a node does not come: {self.nodes[-1].log.read_text()}")
 
     def alive(self) -> list[Node]:
         """Nodes that were not killed."""
@@ -190,15 +222,14 @@ class Nodes:
                 start_new_session=True,
                 preexec_fn=partial(with_parent, signal.SIGTERM),
             )
-        self.nodes.append(Node(process, labels, log))
+        self.nodes.append(Node(process, labels, num_cpus, log))
         return self.nodes[-1]
 
-    def _until(self, true: object, what: object) -> None:
+    def _until(self, true: Callable[[], bool], what: str) -> None:
         deadline = time.monotonic() + JOIN_S
-        while not true():  # type: ignore[operator]
-            node = self.nodes[-1]
-            if node.process.poll() is not None or time.monotonic() > deadline:
-                raise RuntimeError(f"{what if isinstance(what, str) else 'a node did not start'}: {node.log.read_text()}")
+        while not true():
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"{what}: {self.nodes[-1].log.read_text()}")
             time.sleep(0.1)
 
     def _end(self) -> None:

@@ -26,8 +26,8 @@ from evaluation.timeline import DRIVER
 ROOT = Path(__file__).resolve().parents[2]
 POLL_S = 0.004
 """A step of the smallest model takes tens of milliseconds."""
-LISTEN_S, ALIVE_S = 5.0, 60.0
-"""How long after a driver's end its last lines may come."""
+LISTEN_S, ALIVE_S = 5.0, 180.0
+"""How long after a driver's end its last lines may come; and how long a successor may take to be there."""
 
 
 class Late(AssertionError):

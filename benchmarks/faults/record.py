@@ -116,6 +116,16 @@ class Record:
             file.write(json.dumps({**whole, "machine": machine(), "versions": versions()}) + "\n")
 
 
+def last_label(path: Path) -> str:
+    """That of the last row; "" where there is none.
+
+    Args:
+        path: of the results.
+    """
+    lines = _lines(str(path))
+    return str(json.loads(lines[-1])["label"]) if lines else ""
+
+
 def _both(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
     names = sorted({*one["invariants"], *other["invariants"]})
     words = {name: [row["invariants"][name] for row in (one, other) if name in row["invariants"]] for name in names}
@@ -139,9 +149,9 @@ def seconds(value: float | None) -> str:
 
 def what_holds(invariants: Mapping[str, str]) -> str:
     """Which invariants were looked at and held, and what is wrong with the others."""
-    good = [name for name, words in invariants.items() if words == HELD]
+    good = sorted(name for name, words in invariants.items() if words == HELD)
     wrong = [f"**{name}**: {words[:SHOWN]}" for name, words in invariants.items() if words != HELD]
-    return "; ".join([*wrong, *([f"{', '.join(good)} held"] if good else [])])
+    return "; ".join([*wrong, *([f"{' '.join(good)} held"] if good else [])])
 
 
 def line(row: Mapping[str, Any]) -> str:
@@ -160,18 +170,16 @@ def table(cells: Mapping[str, Mapping[str, Any]], missing: Mapping[str, str]) ->
         cells: what is known of each.
         missing: why a cell has nothing.
     """
-    lines = [
-        "| | done to | fault | noticed, s | back, s | of which its start, s | done again | |",
-        "|---" * 8 + "|",
-    ]
+    lines = ["| | fault | noticed, s | back, s | of which its start, s | done again | when, and what else | |", "|---" * 8 + "|"]
     for name, cell in CELLS.items():
-        head = f"| {name} | {cell.who} | {cell.fault} |"
+        head = f"| {name} | {cell.who}: {cell.fault} |"
         if name not in cells:
-            lines.append(f"{head} | | | | {missing[name] if name in missing else 'not played'} |")
+            lines.append(f"{head} | | | | | {missing[name] if name in missing else 'not played'} |")
             continue
         row = cells[name]
         times = " | ".join(seconds(row[key]) for key in ("detected_s", "recovered_s", "cold_start_s"))
-        lines.append(f"{head} {times} | {row['lost']} | {what_holds(row['invariants'])} |")
+        note = row["note"].replace("|", "/")
+        lines.append(f"{head} {times} | {row['lost']} | {note} | {what_holds(row['invariants'])} |")
     return "\n".join(lines)
 
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import psutil
 
-from benchmarks.faults.bench import Bench, Watch, in_words, said
+from benchmarks.faults.bench import Bench, Watch, in_words, is_work, said
 from benchmarks.faults.inject import kill
 from benchmarks.faults.invariants import Held
 from benchmarks.faults.play import DRIVER, Late, Run
@@ -125,7 +125,7 @@ def strike(run: Run, each: Strike) -> Struck:
             process.suspend()
     at = each.act(process)
     driver = [span for span in run.spans() if span["who"] == DRIVER]
-    where = f"after {driver[-1]['what']} of round {driver[-1]['round']}, step {driver[-1]['step']}" if driver else "at the start"
+    where = f"after {moment(driver[-1])}" if driver else "at the start"
     watch = Watch(run, each.process, at)
     detected = watch.detected()
     with held(run, each.hold):
@@ -134,6 +134,12 @@ def strike(run: Run, each: Strike) -> Struck:
     role = each.process.partition("-")[0]
     served = [s for s in run.spans() if s["who"].startswith(role) and s["who"] != each.process and at < s["end"] < until]
     return Struck(each, at, detected, recovered, where, len(served))
+
+
+def moment(span: Mapping[str, Any]) -> str:
+    """A phase of a round, in words."""
+    step = "" if span["step"] is None else f", step {span['step']}"
+    return f"{span['what']} of round {span['round']}{step}"
 
 
 @contextlib.contextmanager
@@ -193,7 +199,7 @@ def outcomes(run: Run, struck: Sequence[Struck]) -> list[Outcome]:
         struck: the faults, in order.
     """
     found = []
-    for each, again in zip(struck, redone(run, struck), strict=True):
+    for each, again in zip(struck, redone(run.spans(), struck), strict=True):
         figures = {key: float(value) for row in told(run, each) for key, value in row.items() if key.startswith("faults/")}
         cold = figures["faults/start_seconds"] if "faults/start_seconds" in figures else None
         figures |= {"served": float(each.served), "start_of_all_roles_s": run.start_seconds()}
@@ -210,23 +216,18 @@ def told(run: Run, each: Struck) -> list[dict[str, Any]]:
     ]
 
 
-def redone(run: Run, struck: Sequence[Struck]) -> list[str]:
+def redone(spans: Sequence[Mapping[str, Any]], struck: Sequence[Struck]) -> list[str]:
     """Work that was over before a fault and was done again after it, by fault.
 
-    Where several faults lie between the two, it is the doing of the learner's: only its loss takes a round back. What the scorer
-    does for an evaluation does not count, since it judges SFT's samples anew whenever a round is taken up.
+    Where several faults lie between the two, it is the doing of the learner's: only its loss takes a round back.
 
     Args:
-        run: that it was done to.
+        spans: of the run's timeline.
         struck: the faults, in order.
     """
     over, again = dict[tuple[Any, ...], float](), [list[tuple[str, int | None]]() for _ in struck]
-    spans = [span for span in run.spans() if span["who"] != DRIVER and span["round"] is not None]
-    for span in sorted(spans, key=lambda span: float(span["start"])):
-        role = span["who"].partition("-")[0]
-        if (role, span["what"]) == ("scorer", "evaluate"):
-            continue
-        place = (role, span["what"], span["round"], span["step"])
+    for span in sorted(filter(is_work, spans), key=lambda span: float(span["start"])):
+        place = (span["who"].partition("-")[0], span["what"], span["round"], span["step"])
         since = over[place] if place in over else float("inf")
         between = [number for number, each in enumerate(struck) if since <= each.at <= span["start"]]
         blamed = [number for number in between if struck[number].strike.process.startswith("learner")] or between

@@ -159,6 +159,9 @@ def writes(record: Record, storage: Path, kills: int, seed: int = 0) -> None:
         kills: inside a write; half of them of a checkpoint, half of a reward model.
         seed: of the moments.
     """
+    import torch
+
+    torch.set_num_threads(1)  # a fork has none of its parent's threads, and would wait for them for ever
     for kind in (Kept, KeptModel):
         place = storage / "writes" / kind.what.replace(" ", "_")
         shutil.rmtree(place, ignore_errors=True)
@@ -196,4 +199,6 @@ def kill_writes(kept: Kept, kills: int, rng: random.Random) -> dict[str, float]:
             continue
         counts["came_through"] += max(0, found - latest)
         latest = max(latest, found)
+    if latest == 2:
+        raise RuntimeError("no write came through between the kills: they did not hit what they are meant for")
     return {**counts, "one_write_s": usual}

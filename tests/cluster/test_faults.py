@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import mmap
+import random
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,7 +21,8 @@ from benchmarks.faults.nodes import Node, Nodes
 from benchmarks.faults.observer import Observer
 from benchmarks.faults.play import Run
 from benchmarks.faults.record import Outcome
-from benchmarks.faults.strikes import Strike, Struck, after, strike, told, writing
+from benchmarks.faults.strikes import Strike, Struck, after, redone, strike, told, writing
+from benchmarks.faults.writes import Kept, kill_writes, write_state
 from cluster.load_config import load_config
 from tests.cluster.command import TINY, Command
 
@@ -28,7 +31,7 @@ LIMIT_S = 12
 """How long a successor may take."""
 ROUNDS = ("--rounds.num_rounds", "4", "--rounds.checkpoint_every", "1", "--rounds.keep_rollouts", "true")
 KILLED = (
-    Strike("F13", "reward-0", writing(".reward.partial/*"), kill_frozen),
+    Strike("F13", "reward-0", writing(".reward.*.partial/*"), kill_frozen),
     Strike("F1", "rollout-0", after("score"), kill),
     Strike("F7", "rollout-0", after("sync"), kill_frozen),
 )
@@ -81,6 +84,16 @@ def play(nodes: Nodes, node: Node, storage: Path, orders: Path) -> Smoke:
     left = nothing_left(nodes, observer, shared, second)
     observer.end()
     return Smoke(struck, first, second, time.time() - killed, wrong, (other.output(), code), left)
+
+
+class Hanging(Kept):
+    """Writes that never end once the process was forked."""
+
+    def save(self, place: Path, number: int) -> None:
+        self.state[0] = 1
+        if number > 2:
+            time.sleep(60)
+        write_state(place, number)
 
 
 @pytest.fixture(scope="module")
@@ -143,3 +156,25 @@ def test_a_seed_is_the_same_faults_each_time() -> None:
     assert [plan(seed) for seed in range(20)] == [plan(seed) for seed in range(20)]
     assert len({plan(seed) for seed in range(20)}) == 20
     assert {each.how for seed in range(20) for each in plan(seed)} == {"kill", "kill frozen", "lose the node"}
+
+
+def test_work_done_again_is_put_down_to_the_loss_that_took_the_round_back() -> None:
+    """An engine dies while a learner's successor replays: the steps are not the engine's doing."""
+    work = [("policy", "learner-0", 0), ("sync", "rollout-0", 0), ("policy", "learner-0", 1)]
+    spans = [
+        {"what": what, "who": who, "round": 0, "step": step, "start": at, "end": at + 0.5}
+        for at, (what, who, step) in enumerate([*work, *work, ("sample", "rollout-0", 2)])
+    ]
+    struck = [
+        Struck(Strike("F4", "learner-0", lambda run: None), 2.8, 0.1, 1.0, ""),
+        Struck(Strike("F1", "rollout-0", lambda run: None), 3.6, 0.1, 1.0, ""),
+        Struck(Strike("F3", "reward-0", lambda run: None), 5.7, 0.1, 1.0, ""),
+    ]
+    assert redone(spans, struck) == [
+        "policy of step 0, sync of step 0, policy of step 1", "what was under way", "what was under way",
+    ]  # fmt: skip
+
+
+def test_kills_that_hit_a_process_that_does_nothing_are_not_counted(tmp_path: Path) -> None:
+    with mmap.mmap(-1, 1) as state, pytest.raises(RuntimeError, match="no write came through"):
+        kill_writes(Hanging(tmp_path / "draft", state), 2, random.Random(0))
