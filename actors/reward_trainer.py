@@ -187,7 +187,9 @@ class RewardTrainer(Rank):
         log.info("%s: fitted %s, validation accuracy %s", self.setup.name, out_dir, report.validation_accuracy)
         return report
 
-    def study(self, out_dir: Path | None, seed: int, shifted: Groups, meta: bool, num_featured: int) -> Study:
+    def study(
+        self, out_dir: Path | None, seed: int, shifted: Groups, meta: bool, num_featured: int, saves: FitSaves | None = None
+    ) -> Study:
         """Train one reward model and look at it closely.
 
         Args:
@@ -196,15 +198,16 @@ class RewardTrainer(Rank):
             shifted: samples to score, a list for each prompt; may be none.
             meta: True trains by MetaRM on them.
             num_featured: pairs whose features are wanted.
+            saves: as in ``fit``.
 
         Returns:
-            The study.
+            The study; its seconds are those of this process.
         """
         from rm.batches import score_sequences
         from rm.validation import measure
 
         began = time.perf_counter()
-        model, report = self._train(seed, None, shifted if meta else None)
+        model, report = self._train(seed, None, shifted if meta else None, saves)
         seconds = time.perf_counter() - began
         with self.compute():
             sets = self._score(model, self.validation) if self.validation else {}

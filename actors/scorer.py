@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from rm.domain_bank import DomainBank
     from rm.ensemble import Moments
     from rm.model import RewardModel
+    from rm.people import People
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +51,19 @@ class Scores:
     reloaded: int = 0
 
 
+@dataclass(frozen=True)
+class ByPerson:
+    """What everybody says of B rollouts, each in standard deviations of their own on the SFT policy's samples.
+
+    Args:
+        names: m people.
+        scores: B rows of m.
+    """
+
+    names: tuple[str, ...]
+    scores: tuple[tuple[float, ...], ...]
+
+
 @ray.remote(concurrency_groups=STATUS_GROUP)
 class EnsembleScorer(Role):
     """Holds M reward models and the moments of each on the calibration samples."""
@@ -67,6 +81,8 @@ class EnsembleScorer(Role):
         self.reloaded = 0
         self.banks: dict[int, DomainBank] = {}
         self.units: dict[int, dict[str, Moments]] = {}
+        self.people: dict[int, People] = {}
+        self.tastes: dict[int, tuple[Moments, ...]] = {}
 
     def move(self, part: str, device: str) -> None:
         """Move the members."""
@@ -97,15 +113,16 @@ class EnsembleScorer(Role):
         Args:
             member: its index; 0 is r_k.
             model_dir: a reward model that started from the SFT model, and so shares the policy's tokens. With a folder of
-                adapters by domain in it, each text is scored by its prompt's, in units of that domain's calibration samples.
+                adapters by domain in it, each text is scored by its prompt's, in units of that domain's calibration samples; with
+                people's heads in it, as those who count say, each in units of their own.
         """
         from transformers import AutoTokenizer
 
         from rm.ensemble import Moments
 
         self.places[member] = model_dir
-        self.banks.pop(member, None)
-        self.units.pop(member, None)
+        for held in (self.banks, self.units, self.people, self.tastes):
+            held.pop(member, None)
         self._read(member)
         self.pads[member] = AutoTokenizer.from_pretrained(model_dir).pad_token_id
         self.moments[member] = Moments.of(self._raw(member, self.calibration))
@@ -114,12 +131,15 @@ class EnsembleScorer(Role):
     def _read(self, member: int) -> None:
         from rm.domain_bank import ADAPTERS, open_bank
         from rm.model import RewardModel
+        from rm.people import WHO, People
 
         model = RewardModel.from_pretrained(self.places[member], dtype=self.dtype())
         self.members[member] = model.to(self.setup.device).eval()
         adapters = self.places[member] / ADAPTERS
         if adapters.is_dir():
             self.banks[member] = open_bank(self.members[member], [(path.name, path) for path in sorted(adapters.iterdir())])
+        if (self.places[member] / WHO).is_file():
+            self.people[member] = People.load(self.places[member])
 
     def _raw(self, member: int, rollouts: Sequence[Rollout]) -> torch.Tensor:
         """Scores of one member; where some are not finite since its weights are broken, those in its files are taken instead."""
@@ -138,6 +158,8 @@ class EnsembleScorer(Role):
         from rm.batches import score_sequences
         from rm.domain_bank import in_units, moments_by_domain
 
+        if member in self.people:
+            return self.people[member].reward(self._everybody(member, rollouts), [r.prompt.domain for r in rollouts])
         sequences = [(r.prompt.token_ids, r.response_ids) for r in rollouts]
         if member not in self.banks:
             return score_sequences(self.members[member], sequences, self.config.batch_size, self.pads[member])
@@ -146,6 +168,28 @@ class EnsembleScorer(Role):
         if member not in self.units:  # the first call scores the calibration samples
             self.units[member] = moments_by_domain(found, domains)
         return in_units(found, domains, self.units[member])
+
+    def _everybody(self, member: int, rollouts: Sequence[Rollout]) -> torch.Tensor:
+        """What everybody whose heads a member holds says of rollouts, in units of their own: [B, m]."""
+        from rm.heads import sequence_features
+        from rm.people import in_own_units
+
+        sequences = [(r.prompt.token_ids, r.response_ids) for r in rollouts]
+        features = sequence_features(self.members[member], sequences, self.config.batch_size, self.pads[member])
+        found = self.people[member].scores(features)
+        if member not in self.tastes:  # the first call scores the calibration samples
+            self.tastes[member] = self.people[member].moments(found)
+        return in_own_units(found, self.tastes[member])
+
+    def by_person(self, rollouts: Sequence[Rollout]) -> ByPerson:
+        """What everybody says whose head r_k holds.
+
+        Args:
+            rollouts: B of them.
+        """
+        scores = self._everybody(0, rollouts)
+        self.tick(len(rollouts), len(rollouts), "scores")
+        return ByPerson(self.people[0].names, tuple(tuple(row) for row in scores.tolist()))
 
     def score(self, rollouts: Sequence[Rollout], ids: Sequence[int]) -> Scores:
         """Score rollouts with every member.

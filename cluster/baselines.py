@@ -21,7 +21,7 @@ from cluster.rounds import CHOICES, Theme
 from cluster.seeds import derive
 from cluster.stages import Stages
 from cluster.waiting import Pending
-from evaluation.best_of_n import best_of_n_kl, pick_best
+from evaluation.best_of_n import best_of_n_kl, pick_best, pick_softly, soft_best_of_n_kl
 from tokens.records import Rollout
 
 NO_SCORES = Scores((), (), (), (), ())
@@ -133,16 +133,18 @@ class OneRound(Theme):
 
 @dataclass
 class BestOfN(OneRound):
-    """The SFT policy as it is; of its n samples to a prompt the ensemble's favourite is its answer."""
+    """The SFT policy as it is; of its n samples to a prompt the ensemble's favourite is its answer, or one drawn near it."""
 
-    choices = ("rounds.baseline", "rounds.best_of", "scorer.aggregate", "reward.base", "data.denoise.method")
+    choices = (
+        "rounds.baseline", "rounds.best_of", "rounds.softness", "scorer.aggregate", "reward.base", "data.denoise.method",
+    )  # fmt: skip
 
     def evaluate(self, index: int, work: Stages) -> Judgement:
         """The best of n for each held-out prompt, judged against one response of SFT; all n are written down.
 
-        The KL of the summary is log n - (n - 1) / n: the rows' log-probs are SFT's, whose samples they are.
+        The KL of the summary is a bound (``evaluation.best_of_n``): the rows' log-probs are SFT's, whose samples they are.
         """
-        number = self.config.rounds.best_of
+        number, softness = self.config.rounds.best_of, self.config.rounds.softness
         assert number is not None
         prompts = self.inputs.eval_prompts[: self.config.evaluation.num_prompts]
 
@@ -152,9 +154,14 @@ class BestOfN(OneRound):
 
         samples = work.rollouts("evaluation", "evaluation_rollouts.parquet", sample)
         scores = self.wait("evaluate", self.roles.scorer.score(samples))
-        best = [samples[i] for i in pick_best(scores.aggregated, number)]
+        if softness is None:
+            picked, kl = pick_best(scores.aggregated, number), best_of_n_kl(number)
+        else:
+            picked = pick_softly(scores.aggregated, number, softness, derive(self.config.seed, "soft"))
+            kl = soft_best_of_n_kl(scores.aggregated, number, softness)
+        best = [samples[i] for i in picked]
         judgement = judge(self.config, self.inputs, self.roles, self.wait, self.version, self.sft, rollouts=best)
-        judgement = replace(judgement, summary=judgement.summary | {"kl": best_of_n_kl(number)})
+        judgement = replace(judgement, summary=judgement.summary | {"kl": kl})
         work.rows("samples.parquet", meta_rows(samples, scores, vanilla=None))
         work.rows("evaluation.parquet", judgement.rows)
         self.metrics.evaluation(index, judgement.summary)

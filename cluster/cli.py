@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from cluster.config import RunConfig
@@ -36,10 +36,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 check_path(str(given))
         if chosen.command == "keys":
             return _keys()
-        if chosen.command in ("report", "relabel"):
+        if chosen.command in WITHOUT_CONFIG:
             if rest:
                 raise UserError(f"{chosen.command} takes no config keys, got {' '.join(rest)}")
-            return _report(chosen.directory) if chosen.command == "report" else _relabel(chosen)
+            return WITHOUT_CONFIG[chosen.command](chosen)
         if chosen.config.suffix not in (".yaml", ".yml") and any(word.endswith((".yaml", ".yml")) for word in rest):
             raise UserError(f"give CONFIG right after {chosen.command}, and overrides after it; got {chosen.config} as CONFIG")
         return _with_config(chosen, load_config(chosen.config, rest))
@@ -99,10 +99,22 @@ def _with_config(chosen: argparse.Namespace, config: RunConfig) -> int:
         from cluster.reward import reward
 
         directory = reward(config, console)
+    elif chosen.command == "features":
+        from cluster.features import features
+        from evaluation.feature_report import write_feature_report
+
+        console.say(f"Report: {write_feature_report(features(config, console))}")
+        return 0
     elif chosen.command == "customize":
         from cluster.customize import customize
 
         console.say(f"Report: {_report_of_domains(customize(config, console))}")
+        return 0
+    elif chosen.command == "generalize":
+        from cluster.generalize import generalize
+        from evaluation.generalize_report import write_generalize_report
+
+        console.say(f"Report: {write_generalize_report(generalize(config, console))}")
         return 0
     else:
         from cluster.study import study
@@ -112,12 +124,20 @@ def _with_config(chosen: argparse.Namespace, config: RunConfig) -> int:
     return 0
 
 
-def _report(directory: Path) -> int:
+def _report(chosen: argparse.Namespace) -> int:
+    from evaluation.feature_report import write_feature_report
     from evaluation.preference_report import write_preference_report
     from evaluation.report import write_report
 
-    if (directory / "results.jsonl").exists():
+    directory: Path = chosen.directory
+    if (directory / "raters.jsonl").exists():
+        print(write_feature_report(directory))
+    elif (directory / "results.jsonl").exists():
         print(_report_of_domains(directory))
+    elif (directory / "references").is_dir():
+        from evaluation.generalize_report import write_generalize_report
+
+        print(write_generalize_report(directory))
     else:
         print(write_preference_report(directory) if (directory / "card.json").exists() else write_report(directory))
     return 0
@@ -149,6 +169,34 @@ def _relabel(chosen: argparse.Namespace) -> int:
     return 0
 
 
+def _adapt(chosen: argparse.Namespace) -> int:
+    from cluster.adapt import adapt
+    from cluster.console import Console
+
+    adapt(chosen.model, chosen.answers, Console(), chosen.name, chosen.towards, chosen.l2, chosen.out)
+    return 0
+
+
+def _ask(chosen: argparse.Namespace) -> int:
+    from cluster.ask import Asking, ask
+    from cluster.console import Console
+
+    asking = Asking(
+        chosen.model, chosen.name, chosen.by, chosen.pairs, chosen.answers, chosen.towards, chosen.l2, chosen.seed, chosen.out
+    )
+    ask(asking, chosen.terminal, chosen.port, Console())
+    return 0
+
+
+WITHOUT_CONFIG: dict[str, Callable[[argparse.Namespace], int]] = {
+    "report": _report,
+    "relabel": _relabel,
+    "adapt": _adapt,
+    "ask": _ask,
+}
+"""Commands that take no recipe."""
+
+
 def _keys() -> int:
     for key, (default, meaning) in all_keys().items():
         print(f"--{key} (default {default})\n    {meaning}")
@@ -173,7 +221,9 @@ def _parser() -> argparse.ArgumentParser:
     recipe("sft", "fine-tune a language model on texts: the first stage, where no SFT model is at hand")
     recipe("strength", "train an ensemble on the preference pairs and measure each pair's preference strength")
     recipe("reward", "train one reward model, without any RL")
+    recipe("features", "learn reward features from many raters' labels, on which one person needs a few answers")
     recipe("customize", "fine-tune a reward model on general data, then one for each domain, and say what each cost")
+    recipe("generalize", "meta-learn one reward model over labelled domains, and use it on domains that nobody labelled")
     study = recipe("study", "train reward models on parts of the pairs chosen by strength, for the report's figures")
     study.add_argument(
         "--studies", nargs="+", metavar="NAME", default=None, help="which (default: all); an unknown one lists them"
@@ -193,12 +243,51 @@ def _parser() -> argparse.ArgumentParser:
     relabel.add_argument(
         "--max-tokens", type=int, default=16, help="of one reply (openai; default 16; a model that reasons first needs many more)"
     )
+    _add_adapt(commands.add_parser("adapt", help="fit one person's weights on reward features to their answers"))
+    _add_ask(commands.add_parser("ask", help="ask a person which of two responses is better, and keep their profile"))
     report = commands.add_parser(
-        "report", help="write report.html again from the directory of a run, strength, reward or domains"
+        "report",
+        help="write report.html again from the directory of a run, strength, reward, domains, generalize or features",
     )
     report.add_argument("directory", type=Path, metavar="DIRECTORY", help="e.g. ~/rondo/runs/quickstart")
     commands.add_parser("keys", help="list every config key with its default and meaning")
     return parser
+
+
+def _add_adapt(adapt: argparse.ArgumentParser) -> None:
+    adapt.add_argument("model", type=Path, metavar="MODEL", help="the directory that `features` wrote")
+    adapt.add_argument("--answers", type=Path, required=True, metavar="FILE", help="a .jsonl file of prompt, chosen, rejected")
+    adapt.add_argument("--name", default=None, help="the person's (default: the answers file's)")
+    adapt.add_argument(
+        "--towards", choices=("mean", "zero"), default=None, help="what weights are drawn to (default: that of features.towards)"
+    )
+    adapt.add_argument("--l2", type=float, default=None, help="how strongly (default: that of features.l2)")
+    adapt.add_argument("--out", type=Path, default=None, metavar="FILE", help="profile to write (default: NAME.json beside FILE)")
+
+
+def _add_ask(ask: argparse.ArgumentParser) -> None:
+    ways = ("information", "thompson", "random")
+    ask.add_argument("model", type=Path, metavar="MODEL", help="the directory that `features` wrote")
+    ask.add_argument("--name", default="me", help="the person's (default me)")
+    ask.add_argument("--by", choices=ways, default=ways[0], help="how the next pair is chosen (default information: D-optimal)")
+    ask.add_argument("--terminal", action="store_true", help="ask in the terminal, not on a page in the browser")
+    ask.add_argument("--port", type=int, default=0, help="of the page on 127.0.0.1 (default: any free one)")
+    ask.add_argument(
+        "--answers", type=Path, default=None, metavar="FILE", help=".jsonl to keep the answers in (default: not kept)"
+    )
+    ask.add_argument(
+        "--pairs", type=Path, default=None, metavar="FILE", help=".jsonl of prompt, a, b (default: MODEL's own pool)"
+    )
+    ask.add_argument("--towards", choices=("mean", "zero"), default=None, help="what weights are drawn to (default mean)")
+    ask.add_argument("--l2", type=float, default=None, help="how strongly (default 1)")
+    ask.add_argument("--seed", type=int, default=0, help="of the choice and of which response is shown first (default 0)")
+    ask.add_argument(
+        "--out",
+        type=Path,
+        default=None,
+        metavar="FILE",
+        help="profile to write and go on from (default: MODEL/profiles/NAME.json)",
+    )
 
 
 def _add_plan_options(plan: argparse.ArgumentParser) -> None:

@@ -11,8 +11,11 @@ from cluster.store_uri import check_storage_name
 from evaluation.config import EvaluationConfig
 from policy.config import DPOConfig, PolicyConfig, SFTConfig
 from preferences.config import DataConfig
+from rm.bilevel_config import GeneralizeConfig
 from rm.config import MetaConfig, RewardConfig, ScorerConfig, StrengthConfig
 from rm.domain_config import CustomizeConfig
+from rm.features_config import FeaturesConfig
+from rm.people_config import PeopleConfig
 from sandbox.config import WorldConfig
 from tokens.errors import UserError
 from tokens.guards import GuardsConfig
@@ -31,6 +34,9 @@ class RoundsConfig(Section):
     among its samples. dpo: TRL's DPO on D. The last two are one round. docs/baselines.md."""
     best_of: int | None = Field(None, ge=2)
     """n of best_of_n: samples of each evaluation prompt."""
+    softness: float | None = Field(None, gt=0)
+    """lambda of soft best of n: of the n samples one is drawn with probability proportional to exp(score / lambda), scores in
+    standard deviations over the SFT policy's samples; null = the best."""
     checkpoint_every: int | None = Field(20, ge=1)
     """PPO steps between two checkpoints within a round; null saves at a stop and at the round's end only. What came after the
     last one is learned again from its recorded rollouts. docs/run_directory.md."""
@@ -49,6 +55,10 @@ class RoundsConfig(Section):
             raise ValueError(
                 f"best_of is {self.best_of} and baseline {self.baseline}: best_of is the n of baseline best_of_n, which needs "
                 "it; set both or neither"
+            )
+        if self.softness is not None and self.baseline != "best_of_n":
+            raise ValueError(
+                f"softness is {self.softness:g} and baseline {self.baseline}: only best_of_n picks among samples; set it to null"
             )
         if self.baseline in ("best_of_n", "dpo") and self.num_rounds != 1:
             raise ValueError(
@@ -94,6 +104,9 @@ class RunConfig(Section):
     dpo: DPOConfig = DPOConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     customize: CustomizeConfig = CustomizeConfig()
+    generalize: GeneralizeConfig = GeneralizeConfig()
+    people: PeopleConfig = PeopleConfig()
+    features: FeaturesConfig = FeaturesConfig()
     guards: GuardsConfig = GuardsConfig()
     resources: ResourcesConfig = ResourcesConfig()
     faults: FaultsConfig = FaultsConfig()
@@ -173,8 +186,17 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _a_given_reward_is_not_trained(self) -> "RunConfig":
-        if self.scorer.reward_model is None:
+        given = self.scorer.reward_model
+        for_people = given is not None and given.startswith("features:")
+        if for_people != self.people.chosen:
+            raise ValueError(
+                f"scorer.reward_model is {given} and people.profile, people.mixture and people.group are "
+                f"{'set' if self.people.chosen else 'not'}: a feature model scores as somebody, whom one of the three names; set "
+                "scorer.reward_model to features:DIRECTORY and one of them, or neither"
+            )
+        if given is None:
             return self
+        picked = ("none", "best_of_n")
         idle = {
             "meta.enabled": (self.meta.enabled, False),
             "scorer.num_members": (self.scorer.num_members, 1),
@@ -182,13 +204,13 @@ class RunConfig(Section):
             "reward.start": (self.reward.start, "sft"),
             "reward.patience": (self.reward.patience, None),
             "data.denoise.method": (self.data.denoise.method, "none"),
-            "rounds.baseline": (self.rounds.baseline, "none"),
+            "rounds.baseline": (self.rounds.baseline, self.rounds.baseline if self.rounds.baseline in picked else "none"),
         }
         for key, (given, wanted) in idle.items():
             if given != wanted:
                 raise ValueError(
-                    f"{key} is {given!r} and scorer.reward_model {self.scorer.reward_model}: the domain's reward model is taken "
-                    f"as it is, and none is trained; set {key} to {wanted!r}, or scorer.reward_model to null"
+                    f"{key} is {given!r} and scorer.reward_model {given}: that reward model is taken as it is, "
+                    f"and none is trained; set {key} to {wanted!r}, or scorer.reward_model to null"
                 )
         return self
 

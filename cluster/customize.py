@@ -24,7 +24,6 @@ from cluster.console import Console
 from cluster.differences import flat, refuse_differences
 from cluster.domain_data import DomainData, check_settings, length_baselines, load_data, num_general
 from cluster.domain_directory import CARD, KIND, RESULTS, DomainDirectory, digest, general_key
-from cluster.durable import commit_directory, write_file
 from cluster.growth import room_for_tasks
 from cluster.placement import on_this_machine
 from cluster.preflight import all_nodes, check_nodes
@@ -38,6 +37,7 @@ from evaluation.domains import DOMAIN_STAGE, GENERAL_STAGE, DomainRow
 from evaluation.json_node import lines_of
 from rm.config import LoraConfig
 from rm.domain_config import StrategyConfig
+from tokens.durable import commit_directory, write_file
 
 LOOKS = 10
 """Measurements of a stage where customize.measure_every is null."""

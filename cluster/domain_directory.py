@@ -21,20 +21,23 @@ import yaml
 from cluster.config import RunConfig
 from cluster.differences import flat, refuse_differences
 from cluster.domain_models import FOLDER, digest_of
-from cluster.durable import write_file
-from cluster.run_directory import config_text, locked, versions
+from cluster.hold import LOCK
+from cluster.run_directory import config_text, made_and_locked, versions
 from cluster.storage import storage_root
 from rm.domain_config import StrategyConfig
+from tokens.durable import write_file
 from tokens.errors import UserError
 
 CARD, RESULTS, KIND, BEGUN = "card.json", "results.jsonl", "domains", "data.json"
 SPEED = (
     "resources", "storage", "scratch", "rounds", "rollout", "policy", "dpo", "evaluation", "meta", "scorer", "strength",
-    "guards", "faults",
+    "guards", "faults", "features",
 )  # fmt: skip
 """Sections of the config that change nothing about what is learned here, or may change while it is: how much goes wrong."""
-GROWING = ("customize.seeds", "customize.strategies.")
-"""What may be added to a directory that is there: further seeds and strategies."""
+GROWING = ("customize.seeds", "customize.strategies.", "generalize.seeds", "generalize.curves")
+"""What may be added to a directory that is there: further seeds, strategies and values of beta."""
+COUNTED = ("customize.seeds", "generalize.seeds", "generalize.curves")
+"""Those of them whose value says how much there is: a directory may hold more."""
 
 
 class DomainDirectory:
@@ -42,11 +45,12 @@ class DomainDirectory:
 
     Args:
         config: of the command.
+        folder: of the storage root, that it lies in.
     """
 
-    def __init__(self, config: RunConfig) -> None:
+    def __init__(self, config: RunConfig, folder: str = FOLDER) -> None:
         self.config = config
-        self.path = storage_root(config) / FOLDER / config.name
+        self.path = storage_root(config) / folder / config.name
 
     @property
     def logs(self) -> Path:
@@ -68,11 +72,11 @@ class DomainDirectory:
         Raises:
             UserError: if it belongs to another config, is no customisation's, or another driver holds it.
         """
-        with locked(self.path):
+        with made_and_locked(self.path):
             ours = (self.path / "config.yaml").is_file()
-            if not ours and any(entry.name != ".lock" for entry in self.path.iterdir()):
+            if not ours and any(entry.name != LOCK for entry in self.path.iterdir()):
                 raise UserError(
-                    f"{self.path} is not empty and not a customisation's directory; choose another name or storage root"
+                    f"{self.path} is not empty and was not begun by this command; choose another name or storage root"
                 )
             if ours:
                 there, here = (_learnt(tree) for tree in (yaml.safe_load((self.path / "config.yaml").read_text()), self._tree()))
@@ -118,9 +122,7 @@ def _learnt(tree: dict[str, Any]) -> dict[str, Any]:
 def _only_changed(there: dict[str, Any], here: dict[str, Any]) -> dict[str, Any]:
     """``here`` without what may be added or grow: strategies that were not there, and the number of seeds."""
     kept = {key: value for key, value in here.items() if key in there or not key.startswith(GROWING)}
-    gone = {
-        key: value for key, value in there.items() if key.startswith(GROWING) and (key not in here or key == "customize.seeds")
-    }
+    gone = {key: value for key, value in there.items() if key.startswith(GROWING) and (key not in here or key in COUNTED)}
     return kept | gone
 
 

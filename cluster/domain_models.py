@@ -14,13 +14,13 @@ import yaml
 from actors.customize import ADAPTER, MODEL, REPORT
 from cluster.config import RunConfig
 from cluster.differences import flat
-from cluster.durable import commit_directory
 from cluster.run_directory import is_there
 from rm.domain_bank import ADAPTERS
+from tokens.durable import commit_directory
 from tokens.errors import UserError
 
-FOLDER = "domains"
-"""Of a storage root: one directory a customisation, see ``cluster.domain_directory``."""
+FOLDER, GENERAL = "domains", "generalize"
+"""Of a storage root: one directory a customisation, see ``cluster.domain_directory``, and one a `generalize`."""
 
 
 @dataclass(frozen=True)
@@ -86,20 +86,52 @@ def with_domain_reward(config: RunConfig, root: Path) -> RunConfig:
         The config itself where none is given.
 
     Raises:
-        UserError: as ``find_domain``.
+        UserError: as ``find_domain`` and ``cluster.people_model.export_people``.
     """
     if config.scorer.reward_model is None:
         return config
     begun = _taken_before(config, root)
     return config.model_copy(
-        update={"reward": config.reward.model_copy(update={"base": begun or str(_resolved(config.scorer.reward_model, root))})}
+        update={
+            "reward": config.reward.model_copy(update={"base": begun or str(_resolved(config, config.scorer.reward_model, root))})
+        }
     )
 
 
-def _resolved(reward_model: str, root: Path) -> Path:
+def _resolved(config: RunConfig, reward_model: str, root: Path) -> Path:
     kind, _, name = reward_model.partition(":")
     cache = root / "cache"
+    if kind == "general":
+        return find_general(root, name)
+    if kind == "features":
+        from cluster.people_model import export_people
+
+        return export_people(Path(name), config.people, cache)
     return export(find_domain(root, name), cache) if kind == "domain" else export_all(find_domains(root, name), cache)
+
+
+def find_general(root: Path, name: str) -> Path:
+    """The reward model that ``general:NAME`` means.
+
+    Args:
+        root: storage root.
+        name: of a finished `generalize`.
+
+    Returns:
+        Directory of the model of its own beta, of the first seed.
+
+    Raises:
+        UserError: if there is none.
+    """
+    folder = root / GENERAL
+    card = folder / name / "card.json"
+    if not card.is_file():
+        known = sorted(path.parent.name for path in folder.glob("*/card.json"))
+        raise UserError(
+            f"general:{name}: no `python -m cluster generalize` of this name is finished in {folder}; there are "
+            f"{', '.join(known) or 'none'}"
+        )
+    return folder / name / "rewards" / f"beta_{json.loads(card.read_text())['beta']:g}" / "seed_0" / MODEL
 
 
 def _taken_before(config: RunConfig, root: Path) -> str | None:

@@ -6,18 +6,18 @@ there. Whoever comes next, a new driver or the same one after a failure, goes on
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
+import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from cluster.durable import commit_directory, sync_directory, sync_tree, write_file
 from cluster.journal import NAME, Entry, Journal
+from tokens.durable import commit_directory, digest_of_file, sync, sync_tree, write_file
 
 PATTERN = "after_*_steps"
 MANIFEST = "manifest.json"
@@ -54,14 +54,17 @@ class Draft:
 
     Args:
         path: of it.
+        may_write: called before anything is recorded; raises where another driver has the draft by now.
 
     Raises:
         UserError: if its journal is damaged.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.journal = Journal(path)
+    def __init__(self, path: Path, may_write: Callable[[], None] = lambda: None) -> None:
+        self.path, self.may_write = path, may_write
+        self.journal = Journal(path, may_write)
+        self.partials: dict[str, Path] = {}
+        """Where each output is being written."""
 
     def __truediv__(self, name: str) -> Path:
         return self.path / name
@@ -81,16 +84,16 @@ class Draft:
             self.journal.append(Entry(BEGUN, {"version": version}, metrics_bytes=metrics_bytes))
 
     def partial(self, name: str) -> Path:
-        """Where an output is written before it is whole; nothing is there yet.
+        """Where an output is written before it is whole: a place that nobody else has, so that a process which was given up, of
+        this driver or of one before it, writes into nothing that counts.
 
         Args:
             name: of the output in the draft.
         """
         final = self.path / name
         final.parent.mkdir(exist_ok=True)
-        partial = final.with_name(f".{final.name}.partial")
-        remove(partial)
-        return partial
+        self.partials[name] = final.with_name(f".{final.name}.{uuid.uuid4().hex[:8]}.partial")
+        return self.partials[name]
 
     def record(
         self, key: str, outputs: Sequence[str], facts: Mapping[str, Any], metrics_bytes: int, seconds: Mapping[str, float]
@@ -104,16 +107,16 @@ class Draft:
             metrics_bytes: length of metrics.jsonl.
             seconds: of each phase so far.
         """
+        self.may_write()
         for name in outputs:
-            final = self.path / name
-            partial = final.with_name(f".{final.name}.partial")
+            final, partial = self.path / name, self.partials.pop(name)
             remove(final)
             if partial.is_dir():
                 sync_tree(partial)
             else:
-                sync_directory(partial)
+                sync(partial)
             os.replace(partial, final)
-            sync_directory(final.parent)
+            sync(final.parent)
         self.journal.append(Entry(key, facts, self._digests(outputs), metrics_bytes, seconds))
 
     def _digests(self, outputs: Iterable[str]) -> dict[str, str]:
@@ -145,8 +148,9 @@ class Draft:
         save(partial)
         manifest = {file.relative_to(partial).as_posix(): digest_of_file(file) for file in files_in(partial)}
         write_file(partial / MANIFEST, json.dumps({"steps": steps, "policy_version": version, "files": manifest}, indent=1))
+        self.may_write()
         remove(place)
-        commit_directory(partial, place)
+        commit_directory(self.partials.pop(place.name), place)
         outputs = {f"{place.name}/{name}": digest for name, digest in manifest.items()}
         older = [key for key in self.checkpoints() if key != f"{CHECKPOINT} {steps}"]
         gone = older[: max(0, len(older) + 1 - keep)]
@@ -267,7 +271,7 @@ class Draft:
                 remove(place)
         for file in files_in(self.path):
             if file.relative_to(self.path).as_posix() not in kept and not is_fit(file.relative_to(self.path)):
-                file.unlink()
+                file.unlink(missing_ok=True)  # a process of a driver that is dead may be at it still
         for folder in sorted((entry for entry in self.path.rglob("*") if entry.is_dir()), reverse=True):
             if folder.relative_to(self.path).as_posix() not in folders and not any(folder.iterdir()):
                 folder.rmdir()
@@ -292,18 +296,22 @@ def files_in(place: Path) -> list[Path]:
     return [place] if place.is_file() else sorted(file for file in place.rglob("*") if file.is_file())
 
 
-def digest_of_file(path: Path) -> str:
-    """SHA-256 of a file's content."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def remove(place: Path) -> None:
     """Remove a file or a directory, if it is there."""
     if place.is_dir():
         shutil.rmtree(place)
     else:
         place.unlink(missing_ok=True)
+
+
+def remove_partials(draft: Path) -> None:
+    """Remove what was begun in a draft by attempts that came to nothing.
+
+    Args:
+        draft: its directory; nothing that counts is being written in it.
+    """
+    for left in list(draft.rglob(".*.partial")):
+        remove(left)
 
 
 def point_of(draft: Path) -> Point | None:

@@ -10,12 +10,12 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cluster.durable import sync_directory
+from tokens.durable import sync
 from tokens.errors import UserError
 
 NAME = "journal.jsonl"
@@ -57,13 +57,14 @@ class Journal:
 
     Args:
         folder: the draft.
+        may_write: called before each line is written; raises where that is no longer allowed.
 
     Raises:
         UserError: if a line that is not the last one is damaged.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.path = folder / NAME
+    def __init__(self, folder: Path, may_write: Callable[[], None] = lambda: None) -> None:
+        self.path, self.may_write = folder / NAME, may_write
         self.entries: list[Entry] = []
         """All of them, oldest first; what no longer counts too."""
         self.alive: dict[str, Entry] = {}
@@ -77,9 +78,9 @@ class Journal:
     def _read(self, content: bytes) -> None:
         lines = content.splitlines(keepends=True)
         for number, line in enumerate(lines):
-            entry = self._parsed(line)
-            if entry is not None:
-                self._take(entry, line)
+            parsed = self._parsed(line)
+            if parsed is not None:
+                self._take(*parsed, line)
             elif number < len(lines) - 1:
                 raise UserError(
                     f"{self.path} is damaged: line {number + 1} of {len(lines)} is not the one that was written, so it cannot be "
@@ -89,16 +90,18 @@ class Journal:
             else:
                 self.cut = line.decode(errors="replace")
 
-    def _parsed(self, line: bytes) -> Entry | None:
+    def _parsed(self, line: bytes) -> tuple[Entry, str] | None:
+        """The entry and its digest; None if the line is not what was written."""
         try:
             stored = json.loads(line)
             entry = Entry(**(stored["entry"] | {"undone": tuple(stored["entry"]["undone"])}))
-            return entry if line.endswith(b"\n") and stored["sha256"] == digest_of(entry, self._digest) else None
+            digest = digest_of(entry, self._digest)
+            return (entry, digest) if line.endswith(b"\n") and stored["sha256"] == digest else None
         except (ValueError, TypeError, KeyError):
             return None
 
-    def _take(self, entry: Entry, line: bytes) -> None:
-        self._digest, self._size = digest_of(entry, self._digest), self._size + len(line)
+    def _take(self, entry: Entry, digest: str, line: bytes) -> None:
+        self._digest, self._size = digest, self._size + len(line)
         self.entries.append(entry)
         for key in entry.undone:
             self.alive.pop(key, None)
@@ -113,9 +116,12 @@ class Journal:
             entry: to be written; its outputs are durable already.
 
         Raises:
+            TakenOver: if the draft belongs to another driver by now.
             OSError: if the disk refuses. The journal is then as it was before.
         """
-        line = (json.dumps({"entry": dataclasses.asdict(entry), "sha256": digest_of(entry, self._digest)}) + "\n").encode()
+        self.may_write()
+        digest = digest_of(entry, self._digest)
+        line = (json.dumps({"entry": dataclasses.asdict(entry), "sha256": digest}) + "\n").encode()
         new = not self.path.exists()
         with self.path.open("ab") as file:
             file.truncate(self._size)  # of what a kill cut short
@@ -127,9 +133,9 @@ class Journal:
                 os.truncate(self.path, self._size)
                 raise
         if new:
-            sync_directory(self.path.parent)
+            sync(self.path.parent)
         self.cut = None
-        self._take(entry, line)
+        self._take(entry, digest, line)
 
     def undo(self, keys: tuple[str, ...], why: str) -> None:
         """Let stages no longer count.

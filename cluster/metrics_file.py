@@ -6,7 +6,7 @@ import contextlib
 import json
 from pathlib import Path
 
-from cluster.durable import write_file
+from tokens.durable import write_file
 
 EVENTS = ("pool", "faults")
 """Phases whose rows tell what happened: that is not undone when a round goes back."""

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from actors.scorer import Scores
-from cluster.durable import write_file
 from cluster.journal import Journal
 from evaluation.records import RolloutRow, read_rows, write_rows
+from tokens.durable import write_file
 from tokens.records import Prompt, Rollout, Swap
 
 

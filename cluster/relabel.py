@@ -16,7 +16,6 @@ import numpy as np
 
 from cluster.asking import ask_in_both_orders, open_answers
 from cluster.console import Console
-from cluster.durable import write_file
 from cluster.judges import NONE, GoldJudge, Judge, RewardJudge
 from cluster.load_config import load_config
 from cluster.storage import storage_root
@@ -24,6 +23,7 @@ from preferences.formats import BadRowError, Texts, detect_format, read_pair
 from preferences.labels import LABEL, combine, label_tables, write_table
 from preferences.sources import TEXT_COLUMNS, Source, open_source
 from preferences.swap import as_table
+from tokens.durable import write_file
 from tokens.errors import UserError
 from tokens.paths import check_path
 

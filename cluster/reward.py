@@ -8,12 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from actors.reward_trainer import Study
+from actors.reward_trainer import FitSaves, Study
 from actors.study import measured_every
 from cluster.config import RunConfig
 from cluster.console import Console
 from cluster.denoising import check_strengths, ensure_strengths, in_words
-from cluster.durable import write_file
 from cluster.inputs import Source, check_batches, check_stopping, open_source
 from cluster.model_sizes import model_size, reward_size
 from cluster.plan import Bundle, reward_bundles
@@ -31,6 +30,7 @@ from cluster.waiting import Waiter
 from evaluation.records import MetaRow
 from preferences.denoise import write_pairs
 from rm.config import RewardConfig
+from tokens.durable import write_file
 
 NUM_FEATURED = 500
 """Validation pairs whose features are kept, to be drawn."""
@@ -51,7 +51,7 @@ def reward(config: RunConfig, console: Console) -> Path:
     Raises:
         UserError: if an input is wrong, there is no room, or a finished model was made of other pairs; before any process starts
             where that can be known.
-        RoleFailed: if the trainer failed; nothing is left but its log.
+        RoleFailed: if the trainer failed; its log is left, and how far the fit has come, where the same command goes on.
     """
     directory = RewardDirectory(config)
     directory.inspect()
@@ -71,7 +71,7 @@ def reward(config: RunConfig, console: Console) -> Path:
         strengths = ensure_strengths(config, console)
         asked = reward_bundles(config, reward_size(config, model_size(config)), metarm=bool(samples))
         with connected(config, console) as fixed, directory.draft() as draft:
-            training = Training(config, console, directory.logs, source, strengths)
+            training = Training(config, console, directory.logs, source, strengths, directory.fits)
             directory.commit(draft, training.run(draft, samples, asked, fixed))
     console.say(f"Model: {directory.path / 'model'}")
     return directory.path
@@ -87,6 +87,7 @@ class Training:
         logs: directory of log files.
         source: of the pairs.
         strengths: what ``data.denoise`` goes by; None where it does nothing.
+        fits: directory in which the trainer keeps how far it has come.
     """
 
     config: RunConfig
@@ -94,6 +95,7 @@ class Training:
     logs: Path
     source: Source
     strengths: str | None
+    fits: Path
 
     def run(self, draft: Path, samples: Sequence[MetaRow], asked: Sequence[Bundle], fixed: bool) -> dict[str, Any]:
         """Train it, and its twin where there are shifted samples; write both down.
@@ -139,9 +141,11 @@ class Training:
         return self._card(inputs, study, twin) | {"seconds": seconds}
 
     def _fit(self, title: str, trainer: RewardHandle, wait: Waiter, inputs: RewardInputs, out: Path | None, meta: bool) -> Study:
-        seed = derive(self.config.seed, "reward", 0)
+        seed, every = derive(self.config.seed, "reward", 0), self.config.rounds.save_fit_every
+        saves = None if every is None else FitSaves(self.fits / title.replace(" ", "_"), every)
         with self.console.bar(title, "pairs") as bar:
-            return wait(title, trainer.study(out, seed, inputs.groups, meta, 0 if out is None else NUM_FEATURED), bar)
+            featured = 0 if out is None else NUM_FEATURED
+            return wait(title, trainer.study(out, seed, inputs.groups, meta, featured, saves), bar)
 
     def _card(self, inputs: RewardInputs, study: Study, twin: Study | None) -> dict[str, Any]:
         config = self.config

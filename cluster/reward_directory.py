@@ -14,9 +14,10 @@ import yaml
 
 from cluster.config import RunConfig
 from cluster.differences import flat, refuse_differences
-from cluster.durable import commit_directory, write_file
-from cluster.run_directory import config_text, is_there, locked, versions
+from cluster.hold import LOCK
+from cluster.run_directory import config_text, is_there, made_and_locked, versions
 from cluster.storage import storage_root
+from tokens.durable import commit_directory, write_file
 from tokens.errors import UserError
 
 CARD = "card.json"
@@ -27,7 +28,7 @@ SPEED = ("batch_size", "num_workers", "rows_per_block")
 """Keys of ``strength`` that change how long it takes, not what comes out."""
 ADAPTERS = ("lora_rank", "lora_lr")
 """Keys of ``strength`` that members of kind "lora" alone have a use for."""
-DRAFT = ".draft"
+DRAFT, FITS, FITS_OF = ".draft", ".fits", "of"
 
 
 def learnt_from(config: RunConfig) -> dict[str, Any]:
@@ -49,11 +50,6 @@ def learnt_from(config: RunConfig) -> dict[str, Any]:
     return flat(kept)
 
 
-def reward_sha256(config: RunConfig) -> str:
-    """Digest of all of the config that says what the reward model is."""
-    return hashlib.sha256(json.dumps(learnt_from(config), sort_keys=True).encode()).hexdigest()
-
-
 class RewardDirectory:
     """One reward run's directory, locked to one driver while it is open.
 
@@ -61,15 +57,22 @@ class RewardDirectory:
         config: of the command.
     """
 
+    kind, folder, sections = KIND, "rewards", LEARNT_FROM
+
     def __init__(self, config: RunConfig) -> None:
         self.config = config
-        self.path = storage_root(config) / "rewards" / config.name
+        self.path = storage_root(config) / self.folder / config.name
         self.card: dict[str, Any] | None = None
 
     @property
     def logs(self) -> Path:
         """Log files, one a process."""
         return self.path / "logs"
+
+    @property
+    def fits(self) -> Path:
+        """How far fits have come that are not done; gone when the model is."""
+        return self.path / FITS
 
     def inspect(self) -> None:
         """Read the card if there is one; write nothing.
@@ -80,17 +83,27 @@ class RewardDirectory:
         if not is_there(self.path):
             return
         card = json.loads((self.path / CARD).read_text()) if (self.path / CARD).is_file() else None
-        ours = (self.path / "config.yaml").is_file() and (card is None or card["kind"] == KIND)
-        if not ours and any(entry.name != ".lock" for entry in self.path.iterdir()):
-            raise UserError(f"{self.path} is not empty and not a reward run's directory; choose another name or storage root")
+        ours = (self.path / "config.yaml").is_file() and (card is None or card["kind"] == self.kind)
+        if not ours and any(entry.name != LOCK for entry in self.path.iterdir()):
+            raise UserError(
+                f"{self.path} is not empty and not a {self.kind} run's directory; choose another name or storage root"
+            )
         if card is not None:
             self._refuse_others()
             self.card = card
 
     def _refuse_others(self) -> None:
-        there, here = flat(yaml.safe_load((self.path / "config.yaml").read_text())), learnt_from(self.config)
-        kept = {key: value for key, value in there.items() if key in here or key.split(".")[0] in LEARNT_FROM}
+        there, here = flat(yaml.safe_load((self.path / "config.yaml").read_text())), self.learnt_from()
+        kept = {key: value for key, value in there.items() if key in here or key.split(".")[0] in self.sections}
         refuse_differences(self.path, kept, here)
+
+    def learnt_from(self) -> dict[str, Any]:
+        """What of the config the model depends on, flat."""
+        return learnt_from(self.config)
+
+    def learnt_sha256(self) -> str:
+        """Digest of it."""
+        return hashlib.sha256(json.dumps(self.learnt_from(), sort_keys=True).encode()).hexdigest()
 
     def refuse_other(self, pairs_sha256: str) -> None:
         """Stop if the model that is there was made of other pairs.
@@ -109,22 +122,32 @@ class RewardDirectory:
 
     @contextlib.contextmanager
     def open(self) -> Iterator[RewardDirectory]:
-        """Make or find the directory; what an earlier driver left without a card is removed, its logs apart.
+        """Make or find the directory; what an earlier driver left without a card is removed, its logs apart, and how far it had
+        come with the same model.
 
         Raises:
             UserError: as ``inspect``, or if another driver holds the directory.
         """
-        with locked(self.path):
+        with made_and_locked(self.path):
             self.inspect()
             if self.card is None:
+                self._keep_fits()
                 for entry in self.path.iterdir():
-                    if entry.is_dir() and entry != self.logs:
+                    if entry.is_dir() and entry not in (self.logs, self.fits):
                         shutil.rmtree(entry)
-                    elif entry.is_file() and entry.name != ".lock":
+                    elif entry.is_file() and entry.name != LOCK:
                         entry.unlink()
                 write_file(self.path / "config.yaml", config_text(self.config))
                 write_file(self.path / "versions.json", json.dumps(versions(), indent=1))
             yield self
+
+    def _keep_fits(self) -> None:
+        """Keep how far fits have come if they are of this config's model, computed in the same numbers."""
+        of, mine = self.fits / FITS_OF, f"{self.learnt_sha256()} {self.config.resources.reward.dtype}"
+        if not of.is_file() or of.read_text() != mine:
+            shutil.rmtree(self.fits, ignore_errors=True)
+            self.fits.mkdir()
+            write_file(of, mine)
 
     @contextlib.contextmanager
     def draft(self) -> Iterator[Path]:
@@ -145,6 +168,7 @@ class RewardDirectory:
         """
         for entry in sorted(draft.iterdir()):
             commit_directory(entry, self.path / entry.name)  # a file was synced when it was written
-        whole = {"kind": KIND, "config_sha256": reward_sha256(self.config), **card}
+        whole = {"kind": self.kind, "config_sha256": self.learnt_sha256(), **card}
         write_file(self.path / CARD, json.dumps(whole, indent=1))
+        shutil.rmtree(self.fits)
         self.card = whole

@@ -10,7 +10,7 @@ from typing import Any
 
 from actors.ranks import Meeting
 from actors.reward_trainer import FitSaves, Groups, RewardReport, Study
-from actors.scorer import Scores
+from actors.scorer import ByPerson, Scores
 from actors.transfer import Parcels
 from cluster.parts import Again
 from cluster.pool import RolloutPool
@@ -107,9 +107,12 @@ class RewardHandle(Ranked):
         asked = (out_dir, seed, previous, shifted, saves)
         return moves.before(_ask_all(self.ranks, lambda actor: actor.fit.remote(*asked), again=True))
 
-    def study(self, out_dir: Path | None, seed: int, shifted: Groups, meta: bool, num_featured: int) -> Pending[Study]:
+    def study(
+        self, out_dir: Path | None, seed: int, shifted: Groups, meta: bool, num_featured: int, saves: FitSaves | None
+    ) -> Pending[Study]:
         """Train a reward model and look at it closely; see ``RewardTrainer.study``."""
-        return _ask_all(self.ranks, lambda actor: actor.study.remote(out_dir, seed, shifted, meta, num_featured), again=True)
+        asked = (out_dir, seed, shifted, meta, num_featured, saves)
+        return _ask_all(self.ranks, lambda actor: actor.study.remote(*asked), again=True)
 
 
 @dataclass
@@ -160,6 +163,11 @@ class ScorerHandle:
         """Score rollouts with every member that it was given."""
         moves, ids = self.rota.turn("scorer"), tuple(self.holds.members)
         return moves.before(_ask(self.process, lambda actor: actor.score.remote(rollouts, ids)))
+
+    def by_person(self, rollouts: Sequence[Rollout]) -> Pending[ByPerson]:
+        """What everybody says whose reward the reward model holds; it must be one of people."""
+        moves = self.rota.turn("scorer")
+        return moves.before(_ask(self.process, lambda actor: actor.by_person.remote(rollouts)))
 
 
 class LearnerHandle(Ranked):

@@ -165,6 +165,7 @@ def play(
     """Place the roles, make what must be made first, and play the rounds."""
     from cluster.baselines import theme_of
     from cluster.failures import RoleFailed
+    from cluster.for_people import theme_for
     from cluster.metrics import Metrics
     from cluster.preflight import check_nodes
     from cluster.sampling import sampling
@@ -217,7 +218,8 @@ def play(
         sft, version = recover(lambda: begin(config, directory, inputs, roles, wait, console, metrics))
         stands = (directory.num_committed, None if directory.point is None else directory.point.place)
         batches = sampling(config, inputs.policy_prompts, roles.rollout, wait)
-        theme_of(config)(config, directory, inputs, roles, batches, wait, console, metrics, sft, version, stands, recover).run()
+        theme = theme_for(config, theme_of(config))
+        theme(config, directory, inputs, roles, batches, wait, console, metrics, sft, version, stands, recover).run()
     except RoleFailed as failure:
         telemetry.failed(failure.who)
         raise

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import datetime
 import errno
-import fcntl
 import hashlib
 import json
 import os
@@ -25,13 +24,14 @@ import yaml
 
 from cluster.config import RunConfig
 from cluster.differences import flat, refuse_differences
-from cluster.draft import Draft, Point, drop, point_of, remove, wrong_with
-from cluster.durable import commit_directory, write_file
+from cluster.draft import Draft, Point, drop, point_of, remove, remove_partials, wrong_with
+from cluster.hold import LOCK, Hold, TakenOver, locked
 from cluster.ledger import FORMAT, REMEDY, read_ledger
 from cluster.metrics_file import NONE, forget_rows
 from cluster.mirror import IDENTITY, Ledger, entries, newer
 from cluster.storage import storage_root
 from cluster.store_mirror import mirror_of
+from tokens.durable import commit_directory, write_file
 from tokens.errors import UserError
 
 MAY_CHANGE = ("storage", "scratch", "resources", "rounds", "guards", "faults")
@@ -102,8 +102,8 @@ def is_there(path: Path) -> bool:
 
 
 @contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Make a run's directory where it is missing, and keep other drivers out of it meanwhile.
+def made_and_locked(path: Path) -> Iterator[Hold]:
+    """Make a directory where it is missing, and keep other drivers out of it meanwhile.
 
     Args:
         path: of the directory.
@@ -111,14 +111,11 @@ def locked(path: Path) -> Iterator[None]:
     Raises:
         UserError: if another driver holds it, or the disk is full.
     """
-    with space_errors(path):
-        path.mkdir(parents=True, exist_ok=True)
-    with (path / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"another driver is running in {path}; wait for it, stop it, or choose another name") from None
-        yield
+    with contextlib.ExitStack() as stack:
+        with space_errors(path):
+            path.mkdir(parents=True, exist_ok=True)
+            hold = stack.enter_context(locked(path))
+        yield hold
 
 
 def _silent(line: str) -> None:
@@ -144,6 +141,7 @@ class RunDirectory:
         self.mirror = mirror_of(config, f"runs/{config.name}", self.path, say)
         self.ledger: Ledger = {"format": FORMAT, "config_sha256": config_sha256(config), "start": None, "rounds": []}
         self.here = self.there = self.ledger
+        self.hold = Hold(self.path, 0)  # nobody's: what is not open is not written to
 
     def inspect(self) -> None:
         """Read the ledger if there is one, and its mirror; write nothing.
@@ -157,7 +155,7 @@ class RunDirectory:
                 if stored["start"] is not None:  # else nothing was committed: nothing belongs to the old config
                     self._refuse_others(self.path, stored, (self.path / "config.yaml").read_text())
                     self.ledger = self.here = stored
-            elif any(entry.name not in (".lock", IDENTITY) for entry in self.path.iterdir()):
+            elif any(entry.name not in (LOCK, IDENTITY) for entry in self.path.iterdir()):
                 raise UserError(f"{self.path} is not empty and not a run directory; choose another name or storage root")
         mirrored = self.mirror.read()
         if mirrored is not None:
@@ -181,7 +179,7 @@ class RunDirectory:
         Raises:
             UserError: as ``inspect``, or if another driver holds the directory, or the disk is full.
         """
-        with locked(self.path), self.mirror.held():
+        with made_and_locked(self.path) as self.hold, self.mirror.held():
             self.inspect()
             with space_errors(self.path):
                 write_file(self.path / "config.yaml", config_text(self.config))
@@ -263,7 +261,7 @@ class RunDirectory:
         under_way = _draft_of(self.start_path) if self.ledger["start"] is None else self.draft_path
         if point_of(under_way) is not None:
             kept.add(under_way.name)
-            draft = Draft(under_way)
+            draft = Draft(under_way, self.hold.check)
             draft.check(self.say)
             draft.tidy()
         for folder in (self.path / "rounds").iterdir():
@@ -357,13 +355,15 @@ class RunDirectory:
         try:
             with space_errors(self.path):
                 partial.mkdir(exist_ok=point_of(partial) is not None)
-                yield Draft(partial)
+                yield Draft(partial, self.hold.check)
+        except TakenOver:
+            raise
         except UserError:
             if partial.exists():
                 Draft(partial).tidy()  # of a full disk, what is half-written
             raise
         finally:
-            if partial.exists() and point_of(partial) is None:
+            if partial.exists() and point_of(partial) is None and self.hold.lasts:
                 shutil.rmtree(partial, ignore_errors=True)
 
     def keep_draft(self) -> None:
@@ -384,7 +384,10 @@ class RunDirectory:
         self._commit(draft.path, self.round_path(entry["round"]), self.ledger | {"rounds": [*self.ledger["rounds"], entry]})
 
     def _commit(self, partial: Path, final: Path, ledger: dict[str, Any]) -> None:
+        self.hold.check()
+        remove_partials(partial)
         commit_directory(partial, final)
+        self.hold.check()
         write_file(self.path / "ledger.json", json.dumps(ledger, indent=1))
         self.ledger = ledger
         drop(final, self.config.rounds.keep_rollouts)
@@ -399,13 +402,25 @@ def _draft_of(final: Path) -> Path:
 
 @contextlib.contextmanager
 def space_errors(path: Path) -> Iterator[None]:
-    """Turn a full disk into the user's error that it is."""
+    """Turn a disk that is full, or that may not be written to, into the user's error that it is."""
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno not in REFUSALS:
             raise
+        what, remedy = REFUSALS[error.errno]
         raise UserError(
-            f"no space left while writing to {path}: this round is not committed, what of it was done before and all earlier "
-            "rounds are intact. Free some space and run the same command again"
+            f"{what} while writing to {path}: this round is not committed, what of it was done before and all earlier rounds are "
+            f"intact. {remedy} and run the same command again"
         ) from error
+
+
+FULL = ("no space left", "Free some space")
+REFUSALS = {
+    errno.ENOSPC: FULL,
+    errno.EDQUOT: FULL,
+    errno.EROFS: ("read-only file system", "Make it writable (mount it rw; a disk with errors turns read-only: look into dmesg)"),
+    errno.EACCES: ("permission denied", "Give the directory and all in it back to your user"),
+    errno.EPERM: ("not permitted", "Give the directory and all in it back to your user"),
+}
+"""What a disk says that takes nothing, and what to do."""

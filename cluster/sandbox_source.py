@@ -23,6 +23,9 @@ from tokens.records import Prompt
 
 if TYPE_CHECKING:
     from sandbox.labels import LabelledPair
+    from sandbox.raters import RatedPair
+
+RATED_COLUMNS = ("id", "prompt", "chosen", "rejected", "domain", "rater")
 
 
 @dataclass(frozen=True)
@@ -203,3 +206,12 @@ def as_set(pairs: list[LabelledPair]) -> PreferenceSet:
     columns = dict.fromkeys(("id", "prompt", "chosen", "rejected", "domain"), text) | kinds
     table = pa.table({name: pa.array([vars(pair)[name] for pair in pairs], kind) for name, kind in columns.items()})
     return PreferenceSet(Dataset(table), SANDBOX, "explicit")
+
+
+def rated_set(pairs: list[RatedPair]) -> PreferenceSet:
+    """Users' labels with the columns of any preference data, and the user in ``rater``."""
+    import pyarrow as pa
+    from datasets import Dataset
+
+    columns = {name: pa.array([vars(pair)[name] for pair in pairs], pa.large_string()) for name in RATED_COLUMNS}
+    return PreferenceSet(Dataset(pa.table(columns)), SANDBOX, "explicit")

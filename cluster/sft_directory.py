@@ -13,9 +13,9 @@ import yaml
 
 from cluster.config import RunConfig
 from cluster.differences import flat, refuse_differences
-from cluster.durable import commit_directory, write_file
-from cluster.run_directory import config_text, is_there, locked, versions
+from cluster.run_directory import config_text, is_there, made_and_locked, versions
 from cluster.storage import storage_root
+from tokens.durable import commit_directory, write_file
 from tokens.errors import UserError
 
 CARD = "card.json"
@@ -89,7 +89,7 @@ class SFTDirectory:
         Raises:
             UserError: as ``inspect``, or if another driver is at work.
         """
-        with locked(self.working):
+        with made_and_locked(self.working):
             self.inspect()
             draft = self.working / "draft"
             shutil.rmtree(draft, ignore_errors=True)

@@ -12,7 +12,6 @@ import numpy as np
 
 from cluster.config import RunConfig
 from cluster.console import Console
-from cluster.durable import write_file
 from cluster.inputs import Source, open_source
 from cluster.placement import on_this_machine
 from cluster.run import connected
@@ -20,6 +19,7 @@ from cluster.run_directory import space_errors
 from cluster.storage import storage_root
 from cluster.strength_directory import StrengthDirectory
 from cluster.strength_parts import folds_of, plan_parts, write_texts
+from tokens.durable import write_file
 from tokens.pair_store import PairStore
 
 if TYPE_CHECKING:

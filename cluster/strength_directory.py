@@ -23,10 +23,11 @@ from typing import Any
 
 from cluster.config import RunConfig
 from cluster.differences import flat, refuse_differences
-from cluster.durable import write_file
-from cluster.run_directory import config_text, is_there, locked, space_errors, versions
+from cluster.hold import LOCK
+from cluster.run_directory import config_text, is_there, made_and_locked, space_errors, versions
 from cluster.storage import storage_root
 from rm.member_settings import member_settings
+from tokens.durable import write_file
 from tokens.errors import UserError
 
 LEFT_OUT = ("batch_size", "num_workers", "lora_rank", "lora_lr")
@@ -130,7 +131,7 @@ class StrengthDirectory:
             stored = json.loads((self.path / "begun.json").read_text())
             self._refuse_others(stored["settings"])
             self.begun = stored
-        elif any(entry.name != ".lock" for entry in self.path.iterdir()):
+        elif any(entry.name != LOCK for entry in self.path.iterdir()):
             raise UserError(f"{self.path} is not empty and no strength run; choose another name or storage root")
 
     def _refuse_others(self, there: dict[str, Any]) -> None:
@@ -145,7 +146,7 @@ class StrengthDirectory:
         Raises:
             UserError: as ``inspect``, or if another driver holds the directory, or the disk is full.
         """
-        with locked(self.path):
+        with made_and_locked(self.path):
             self.inspect()
             with space_errors(self.path):
                 if not self.finished:

@@ -10,7 +10,6 @@ Letters: N pairs of a set, n rows of a part, U distinct pairs of a part, K folds
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from tokens.durable import whole_file
 from tokens.errors import UserError
 
 if TYPE_CHECKING:
@@ -152,17 +152,13 @@ def write_texts(path: Path, parts: Sequence[Part], sets: dict[str, PreferenceSet
     from pyarrow import parquet
 
     arrow = {split: pairs.rows.with_format("arrow") for split, pairs in sets.items()}
-    partial = path.with_name(f".{path.name}.partial")
     writer: parquet.ParquetWriter | None = None
-    with partial.open("wb") as file:
+    with whole_file(path) as partial:
         for part in parts:
             table: pa.Table = arrow[part.split][part.rows.tolist()].replace_schema_metadata(None)
             table = table.append_column(NUMBER, pa.array(part.numbers, pa.int64()))
             if writer is None:
-                writer = parquet.ParquetWriter(file, table.schema)
+                writer = parquet.ParquetWriter(partial, table.schema)
             writer.write_table(table.cast(writer.schema), row_group_size=table.num_rows)
         assert writer is not None
         writer.close()
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)

@@ -15,12 +15,12 @@ from actors.members import Board, MemberJob, MemberReport, train_member
 from actors.process import ProcessSetup, environment
 from cluster.config import RunConfig
 from cluster.console import Console
-from cluster.durable import commit_directory, write_file
 from cluster.growth import room_for_tasks
 from cluster.seeds import derive
 from cluster.strength_directory import StrengthDirectory
 from cluster.waiting import Pending, Waiter
 from rm.member_settings import TRUNK, member_directories, member_settings
+from tokens.durable import commit_directory, write_file
 from tokens.errors import UserError
 from tokens.pair_store import PairStore
 

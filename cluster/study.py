@@ -21,7 +21,6 @@ from cluster.config import RunConfig
 from cluster.console import Console
 from cluster.denoising import check_columns
 from cluster.differences import refuse_differences
-from cluster.durable import write_file
 from cluster.growth import room_for_tasks
 from cluster.inputs import Source, open_source
 from cluster.placement import on_this_machine
@@ -39,6 +38,7 @@ from evaluation.json_node import lines_of
 from evaluation.studies import STUDIES, TRAINING, StudyRow, read_studies
 from preferences.config import DenoiseConfig
 from rm.config import RewardConfig
+from tokens.durable import write_file
 from tokens.errors import UserError
 from tokens.records import Pair
 

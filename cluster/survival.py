@@ -8,7 +8,6 @@ from collections.abc import Callable
 
 from cluster.config import RunConfig
 from cluster.console import Console
-from cluster.durable import write_file
 from cluster.metrics import Metrics
 from cluster.notices import Notices
 from cluster.placement import weight_transfer
@@ -18,6 +17,7 @@ from cluster.replacing import Fault, Replacing
 from cluster.roles import Roles
 from cluster.run_directory import RunDirectory
 from cluster.waiting import Pending, Waiter
+from tokens.durable import write_file
 
 
 def survival(

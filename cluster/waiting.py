@@ -34,9 +34,8 @@ DEATH_S = 5.0
 """How long Ray may need to notice that a process has died, after those that worked with it have."""
 
 
-def no_space(error: BaseException) -> bool:
-    """True if an error of a role means that the disk, or one's share of it, is full."""
-    return errno_of(error) in (errno.ENOSPC, errno.EDQUOT)
+TAKES_NOTHING = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+"""What the system says of a disk that is full, or one's share of it, or that is mounted read-only."""
 
 
 class Room:
@@ -386,9 +385,9 @@ class Waiter:
             cause = error.cause
             if isinstance(cause, UserError):
                 raise UserError(str(cause)) from error
-            if no_space(cause):
-                raise OSError(errno.ENOSPC, str(cause)) from error
-            if (number := errno_of(cause)) in AWAY:
+            if (number := errno_of(cause)) in TAKES_NOTHING:
+                raise OSError(number, str(cause)) from error
+            if number in AWAY:
                 raise OSError(number, f"{part.name}: {cause}") from error
             if isinstance(cause, BadNumber):  # all ranks of a role find it together, and none of them waits for another
                 raise self._place(part).bad_number(cause, error) from error

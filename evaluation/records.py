@@ -1,4 +1,5 @@
-"""The Parquet files of a round: responses that were judged, the rollouts of S_k, and those that PPO learns from.
+"""The Parquet files of a round: responses that were judged, what they are worth to whom, the rollouts of S_k, and those that PPO
+learns from.
 
 Letters: N rows, M ensemble members, T response tokens.
 """
@@ -139,7 +140,43 @@ class RolloutRow:
     engine: str
 
 
-Row = TypeVar("Row", EvaluationRow, MetaRow, RolloutRow)
+@dataclass(frozen=True)
+class PersonRow:
+    """What a policy is worth to one person, beside the SFT policy's responses to the same prompts.
+
+    Args:
+        name: of the person.
+        num_prompts: of the evaluation.
+        score: mean of the person's reward, in standard deviations of it over the SFT policy's samples.
+        gain: mean over the prompts of that minus the reward of SFT's response.
+        low: lower end of the gain's 95% interval.
+        high: upper end.
+        gold: mean of the person's true reward; None where it is not known.
+        gold_gain: the gain in it; None likewise.
+        gold_low: lower end of its interval; None likewise.
+        gold_high: upper end; None likewise.
+
+    Raises:
+        ValueError: if a number is not finite.
+    """
+
+    name: str
+    num_prompts: int
+    score: float
+    gain: float
+    low: float
+    high: float
+    gold: float | None
+    gold_gain: float | None
+    gold_low: float | None
+    gold_high: float | None
+
+    def __post_init__(self) -> None:
+        given = (self.score, self.gain, self.low, self.high, self.gold, self.gold_gain, self.gold_low, self.gold_high)
+        _all_finite(f"what {self.name!r} gains", [value for value in given if value is not None])
+
+
+Row = TypeVar("Row", EvaluationRow, MetaRow, RolloutRow, PersonRow)
 
 
 def write_rows(path: Path, rows: Sequence[Row]) -> None:
@@ -180,7 +217,7 @@ def read_rows(path: Path, kind: type[Row]) -> tuple[Row, ...]:
 
     Args:
         path: the file.
-        kind: ``EvaluationRow``, ``MetaRow`` or ``RolloutRow``.
+        kind: ``EvaluationRow``, ``MetaRow``, ``RolloutRow`` or ``PersonRow``.
 
     Returns:
         N rows, in the order written; each has checked itself.
@@ -210,7 +247,7 @@ def read_rows(path: Path, kind: type[Row]) -> tuple[Row, ...]:
     return tuple(kind(**(row | {name: tuple(row[name]) for name in lists})) for row in table.to_pylist())
 
 
-def _schema(kind: type[EvaluationRow] | type[MetaRow] | type[RolloutRow]) -> "pa.Schema":
+def _schema(kind: type[EvaluationRow] | type[MetaRow] | type[RolloutRow] | type[PersonRow]) -> "pa.Schema":
     """The Arrow schema of a kind of row: made of its annotations; only what may be None is nullable."""
     import pyarrow as pa
 

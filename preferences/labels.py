@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 
 from preferences.sets import PreferenceSet
 from preferences.swap import as_table, swap_sides
+from tokens.durable import whole_file
 from tokens.errors import UserError
 
 if TYPE_CHECKING:
@@ -135,16 +135,7 @@ def write_batches(batches: Iterator[pa.Table], path: Path) -> None:
     """
     from pyarrow import parquet
 
-    partial, first = path.with_name(f".{path.name}.partial"), next(batches)
-    with partial.open("wb") as file:
-        with parquet.ParquetWriter(file, first.schema) as writer:
-            for batch in chain([first], batches):
-                writer.write_table(batch)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
-    descriptor = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    first = next(batches)
+    with whole_file(path) as partial, parquet.ParquetWriter(partial, first.schema) as writer:
+        for batch in chain([first], batches):
+            writer.write_table(batch)

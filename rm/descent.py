@@ -30,14 +30,16 @@ def adamw(trained: Sequence[nn.Parameter], lr: float, reward: RewardConfig) -> t
     return torch.optim.AdamW(trained, lr=lr, betas=(reward.beta1, reward.beta2), eps=reward.eps, weight_decay=reward.weight_decay)
 
 
-def descend(optimizer: torch.optim.Optimizer, trained: Sequence[nn.Parameter], max_norm: float, lr: float, what: str) -> float:
+def descend(
+    optimizer: torch.optim.Optimizer, trained: Sequence[nn.Parameter], max_norm: float, lr: float | Sequence[float], what: str
+) -> float:
     """Clip the gradients, and take a step.
 
     Args:
         optimizer: of the parameters.
         trained: those with a gradient; on several ranks all call this.
         max_norm: largest norm of the gradient.
-        lr: learning rate of the step.
+        lr: learning rate of the step, of all parameters or of each of the optimizer's groups.
         what: the loss, for messages.
 
     Returns:
@@ -49,8 +51,9 @@ def descend(optimizer: torch.optim.Optimizer, trained: Sequence[nn.Parameter], m
     norm = clip_gradients(trained, max_norm)
     if not math.isfinite(norm):
         raise BadNumber(f"the gradient norm of the {what}", norm)
-    for group in optimizer.param_groups:
-        group["lr"] = lr
+    rates = [lr] * len(optimizer.param_groups) if isinstance(lr, float) else lr
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return norm

@@ -124,5 +124,9 @@ def attributes(prompt: str, response: str) -> Attributes:
 
 def gold(prompt: str, response: str, weights: Attributes) -> float:
     """The weighted sum of a response's attributes, in the weights' own unit."""
-    measured = attributes(prompt, response)
+    return weigh(attributes(prompt, response), weights)
+
+
+def weigh(measured: Attributes, weights: Attributes) -> float:
+    """The weighted sum of attributes, in the weights' own unit."""
     return sum(weight * value for weight, value in zip(astuple(weights), astuple(measured), strict=True))

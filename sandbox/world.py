@@ -6,7 +6,7 @@ from random import Random
 from typing import Literal
 
 from sandbox.config import WorldConfig
-from sandbox.gold import ATTRIBUTE_NAMES, BASE_WEIGHTS, TASTES, Attributes, attributes, gold
+from sandbox.gold import ATTRIBUTE_NAMES, BASE_WEIGHTS, TASTES, Attributes, attributes, gold, weigh
 from sandbox.lexicon import DOMAINS, TOPICS, VOCABULARY
 from sandbox.texts import Style, prompt_texts, respond, topic_of
 from tokens.errors import UserError
@@ -30,8 +30,14 @@ class WorldPrompt:
 
 
 @dataclass(frozen=True)
-class _Judge:
-    """Weights, and the mean and standard deviation of the weighted sum over the reference texts."""
+class Judge:
+    """What a text's attributes are worth to somebody in one domain.
+
+    Args:
+        weights: of the attributes.
+        mean: of the weighted sum over the reference texts.
+        unit: its standard deviation there.
+    """
 
     weights: Attributes
     mean: float
@@ -56,9 +62,10 @@ class World:
         self.vocabulary: list[str] = list(VOCABULARY)
         self.users: tuple[str, ...] = tuple(f"user-{index:03d}" for index in range(config.num_users))
         self._prompts = self._split_prompts()
-        self._reference = self._write(REFERENCE_TEXTS, "reference")
+        texts = self._write(REFERENCE_TEXTS, "reference")
+        self._reference = [(topic_of(prompt).domain, attributes(prompt, response)) for prompt, response in texts]
         self._domain_scale = {domain: self._scale(f"domain {domain}") for domain in self.domains}
-        self._judges: dict[str | None, dict[str, _Judge]] = {None: self._make_judges(BASE_WEIGHTS)}
+        self._judges: dict[str | None, dict[str, Judge]] = {None: self._make_judges(BASE_WEIGHTS)}
 
     def prompts(self, split: Split) -> list[WorldPrompt]:
         """The prompts of a split; no text stands in two splits."""
@@ -83,10 +90,22 @@ class World:
         Raises:
             UserError: if the prompt is not of this world, or the user is unknown.
         """
+        judge = self.judge(topic_of(prompt).domain, user)
+        return (gold(prompt, response, judge.weights) - judge.mean) / judge.unit
+
+    def judge(self, domain: str, user: str | None) -> Judge:
+        """What ``gold`` computes with: (<weights, attributes> - mean) / unit.
+
+        Args:
+            domain: one of ``domains``.
+            user: one of ``users``; None = the common taste.
+
+        Raises:
+            UserError: if the user is unknown.
+        """
         if user not in self._judges:
             self._judges[user] = self._make_judges(self.user_weights(user))
-        judge = self._judges[user][topic_of(prompt).domain]
-        return (gold(prompt, response, judge.weights) - judge.mean) / judge.unit
+        return self._judges[user][domain]
 
     def user_weights(self, user: str | None) -> Attributes:
         """A user's weights before the domain has its say.
@@ -116,16 +135,16 @@ class World:
         rng = self._rng(stream)
         return Attributes(**{name: math.exp(rng.gauss(0.0, DOMAIN_SPREAD)) for name in ATTRIBUTE_NAMES})
 
-    def _make_judges(self, weights: Attributes) -> dict[str, _Judge]:
+    def _make_judges(self, weights: Attributes) -> dict[str, Judge]:
         """One judge per domain; all share a mean and a unit, so that domains are comparable."""
         per_domain = {
             domain: Attributes(**{name: weight * value for name, weight, value in _zip(weights, scale)})
             for domain, scale in self._domain_scale.items()
         }
-        values = [gold(prompt, response, per_domain[topic_of(prompt).domain]) for prompt, response in self._reference]
+        values = [weigh(measured, per_domain[domain]) for domain, measured in self._reference]
         mean = math.fsum(values) / len(values)
         unit = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / len(values))
-        return {domain: _Judge(weights, mean, unit) for domain, weights in per_domain.items()}
+        return {domain: Judge(weights, mean, unit) for domain, weights in per_domain.items()}
 
     def _split_prompts(self) -> dict[Split, tuple[WorldPrompt, ...]]:
         sizes = (self.config.num_prompts, self.config.num_eval_prompts, self.config.num_eval_prompts)

@@ -6,9 +6,7 @@ synced and renamed. A kill at any moment leaves the state before, or the new one
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +14,8 @@ from typing import Any
 
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+
+from tokens.durable import digest_of_file, whole_file, write_file
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,18 +44,12 @@ def save_state(folder: Path, number: int, state: SavedState) -> None:
     """
     folder.mkdir(parents=True, exist_ok=True)
     tensors, record = folder / f"{number:08d}.safetensors", folder / f"{number:08d}.json"
-    partial = folder / f".{tensors.name}.partial"
-    save_file(dict(state.tensors), partial)
-    digest = _sync_and_digest(partial)
-    os.replace(partial, tensors)
-    partial = folder / f".{record.name}.partial"
-    partial.write_text(json.dumps({"sha256": digest, "values": dict(state.values)}))
-    _sync_and_digest(partial)
-    os.replace(partial, record)
-    _sync(folder)
+    with whole_file(tensors) as partial:
+        save_file(dict(state.tensors), partial)
+    write_file(record, json.dumps({"sha256": digest_of_file(tensors), "values": dict(state.values)}))
     for file in folder.iterdir():
-        if file not in (tensors, record):
-            file.unlink()
+        if file.name.lstrip(".") < tensors.stem:  # a process that was given up may be at it still: it removes nothing newer
+            file.unlink(missing_ok=True)
 
 
 def latest_state(folder: Path) -> SavedState | None:
@@ -70,20 +64,6 @@ def latest_state(folder: Path) -> SavedState | None:
             stored = json.loads(record.read_text())
         except ValueError:
             continue
-        if tensors.is_file() and _sync_and_digest(tensors) == stored["sha256"]:
+        if tensors.is_file() and digest_of_file(tensors) == stored["sha256"]:
             return SavedState(load_file(tensors), stored["values"])
     return None
-
-
-def _sync_and_digest(path: Path) -> str:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import torch
 
 from cluster.config import RunConfig
-from cluster.durable import commit_directory
 from cluster.load_config import load_config
 from cluster.seeds import derive
 from cluster.storage import storage_root
@@ -29,6 +28,7 @@ from rm.model import RewardModel
 from rm.records import RewardFit
 from rm.training import fit_reward_model
 from sandbox.world import Split, World
+from tokens.durable import commit_directory
 from tokens.records import Pair, Prompt
 
 if TYPE_CHECKING:

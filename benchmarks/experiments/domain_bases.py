@@ -54,12 +54,19 @@ def tuned_base(plain: Path, pairs: PreferenceSet, out: Path, data: DataConfig) -
     return out
 
 
-def sandbox_bases(config: RunConfig) -> dict[str, Path | None]:
-    """The sandbox's own language model (None = as the recipe has it), and one tuned on its preferred responses."""
+def sandbox_bases(config: RunConfig, wanted: Collection[str] | None = None) -> dict[str, Path | None]:
+    """The sandbox's own language model (None = as the recipe has it), and one tuned on its preferred responses.
+
+    Args:
+        config: the recipe on a seed.
+        wanted: names of those to make; None = both.
+    """
     root = storage_root(config)
     source = open_source(config, root, policy=False)
     if source.recipe is not None and not source.prepared:
         source.recipe(lambda unit, done, total: None)
+    if wanted is not None and "tuned" not in wanted:
+        return {"plain": None}
     train, _ = source.preferences()
     out = root / "cache" / f"tuned-{source.sft_dir.parent.name}"
     return {"plain": None, "tuned": tuned_base(source.sft_dir, train, out, config.data)}

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.experiments.domain_bases import dsp_bases, held_out_prompts, sandbox_bases
+from benchmarks.experiments.domain_fits import fit_here
 from benchmarks.experiments.domains import RECIPES, ROOT, on_base, with_seed
 from cluster.config import RunConfig
 from cluster.console import Console
@@ -33,7 +34,7 @@ from rm.domain_config import StrategyConfig
 RESULTS = ROOT / "benchmarks" / "results" / "domains_choice.jsonl"
 SEED = 1000
 """Of the choice; reported seeds begin at 0."""
-RATES = (0.3, 1.0, 3.0)
+RATES = (0.3, 1.0, 3.0, 10.0)
 """Learning rates, as multiples of the recipe's."""
 PLAIN = "grft-crft"
 CANDIDATES: Mapping[str, Mapping[str, StrategyConfig]] = {
@@ -114,11 +115,13 @@ def main(arguments: Sequence[str] | None = None, results: Path = RESULTS) -> dic
         base = dsp_bases(config, options.cache / "choice", (), ("decoder",))["decoder"]
     else:
         config = with_seed(config, SEED)
-        base = sandbox_bases(config)["plain"]
+        base = sandbox_bases(config, ("plain",))["plain"]
     plain = {PLAIN: StrategyConfig()}
 
     def fitted(rate: float, strategies: Mapping[str, StrategyConfig]) -> dict[str, Outcome]:
-        directory = customize(on_base(at_rate(config, rate, strategies), "choice", base), Console())
+        own = on_base(at_rate(config, rate, strategies), "choice", base)
+        fit_here(own)
+        directory = customize(own, Console())
         return {outcome.strategy: outcome for outcome in outcomes(read_domain_run(directory))}
 
     found: dict[str, dict[str, Outcome]] = {"rate": {f"{rate:g}": fitted(rate, plain)[PLAIN] for rate in RATES}}

@@ -5,17 +5,18 @@
 
 sandbox: configs/domains.yaml, eight domains. dsp: configs/domains_dsp.yaml on real data, with a small decoder and a small
 encoder that are pre-trained here on the texts of all queries that are trained on, without their scores (kept in --cache), and
-with every --backbone, a model directory of the user's own. Both go through every strategy of the recipe, once on the plain
-language model and once on one that was fine-tuned on the preferred responses of the general training pairs ("tuned": the
-paper's choice between LLaMA and Alpaca).
+with every --backbone, a model directory of the user's own. Both go through every strategy of the recipe on the plain language
+model, and through those that the claims about bases name on one that was fine-tuned on the preferred responses of the general
+training pairs ("tuned": the paper's choice between LLaMA and Alpaca).
 
 Every seed is a customisation of its own: in the sandbox another world (language model, pairs, tastes), on dsp another split of
 the queries, with the bases made anew from its training part. Differences are paired over these, so that their intervals hold
 for other data, not for another order of the same.
 
-It is the command `customize` that does the work, so the same command again continues where it stopped. Keys after the options go
-into the recipe (`--seed`, `--world.num_pairs`, ...). Prints each table, what the claims came to, and the CPU seconds
-of an arm; appends to benchmarks/results/domains_strategies.jsonl. Length alone stands in every table.
+It is the command `customize` that does the work, so the same command again continues where it stopped. --here N fits in N
+processes of this program instead, a seed each, without Ray: the same numbers for less. Keys after the options go into the recipe
+(`--seed`, `--world.num_pairs`, ...). Prints each table, what the claims came to, and the CPU seconds of an arm; appends to
+benchmarks/results/domains_strategies.jsonl. Length alone stands in every table.
 """
 
 from __future__ import annotations
@@ -24,19 +25,23 @@ import argparse
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from benchmarks.experiments.domain_bases import dsp_bases, sandbox_bases
 from benchmarks.experiments.domain_claims import BASE_CLAIMS, judged, merged
+from benchmarks.experiments.domain_fits import fit_here, side_by_side
 from cluster.config import RunConfig
 from cluster.console import Console
 from cluster.customize import customize
 from cluster.load_config import load_config
 from cluster.run_directory import versions
+from evaluation.domain_figures import domain_plots
 from evaluation.domain_report import table_text, write_domain_report
 from evaluation.domains import DOMAIN_STAGE, outcomes, read_domain_run
+from evaluation.preference_report import draw_figures
 from rm.checkpoints import kind_of
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -59,9 +64,14 @@ def with_seed(config: RunConfig, seed: int) -> RunConfig:
 
 
 def on_base(config: RunConfig, name: str, base: Path | None) -> RunConfig:
-    """The recipe with a base, under a name of its own; an encoder loses the strategies that imitate, and pools by itself."""
+    """The recipe with a base, under a name of its own; an encoder loses the strategies that imitate, and pools by itself; a tuned
+    base keeps those that the claims about bases name."""
     suffix = "".join(character if character.isalnum() else "-" for character in name)
     changed: dict[str, Any] = {"name": f"{config.name}-{suffix}-{config.seed}"}
+    if name.endswith("tuned"):
+        named = {strategy for claim in BASE_CLAIMS for strategy in (claim.better, claim.other)}
+        strategies = {key: value for key, value in config.customize.strategies.items() if key in named}
+        changed["customize"] = config.customize.model_copy(update={"strategies": strategies})
     if base is not None:
         reward = config.reward.model_copy(update={"base": str(base)})
         if kind_of(base) == "encoder":
@@ -98,6 +108,31 @@ def _in_words(row: Mapping[str, Any]) -> str:
     return f"{row['verdict']:<14} " + (f"{row['difference']:+.3f}{interval}" if "difference" in row else "")
 
 
+def of_seed(options: argparse.Namespace, config: RunConfig) -> dict[str, Path]:
+    """Customise on every base of a seed.
+
+    Args:
+        options: of the command.
+        config: the recipe on the seed.
+
+    Returns:
+        The customisations' directories by the name of the base.
+    """
+    if options.what == "sandbox":
+        found = sandbox_bases(config, options.bases)
+    else:
+        found = dsp_bases(config, options.cache, options.backbone, options.bases)
+    directories = {}
+    for name, base in found.items():
+        if options.bases is None or name in options.bases:
+            own = on_base(config, name, base)
+            if options.here:
+                fit_here(own)
+            directories[name] = customize(own, Console())
+            print(f"report: {write_domain_report(directories[name])}", flush=True)
+    return directories
+
+
 def main(arguments: Sequence[str] | None = None, results: Path = RESULTS) -> list[dict[str, Any]]:
     """Fit what is missing, print the tables, append to the results.
 
@@ -116,25 +151,18 @@ def main(arguments: Sequence[str] | None = None, results: Path = RESULTS) -> lis
     parser.add_argument("--cache", type=Path, default=None, help="dsp: where the pre-trained models are kept")
     parser.add_argument("--backbone", type=Path, action="append", default=[], help="dsp: a model directory; may be repeated")
     parser.add_argument("--bases", nargs="+", default=None, help="only these bases, by name")
+    parser.add_argument("--here", type=int, default=0, metavar="N", help="fit in N processes of this program, without Ray")
+    parser.add_argument("--figures", type=Path, default=None, help="a directory for the figures over all seeds, by base")
     options, overrides = parser.parse_known_args(arguments)
     seeds = options.seeds or {"sandbox": 5, "dsp": 3}[options.what]
     recipe = load_config(RECIPES[options.what], overrides)
     if options.what == "dsp" and options.cache is None:
         parser.error("dsp needs --cache, where the pre-trained models are kept")
 
-    def bases_of(config: RunConfig) -> dict[str, Path | None]:
-        found = (
-            sandbox_bases(config)
-            if options.what == "sandbox"
-            else dsp_bases(config, options.cache, options.backbone, options.bases)
-        )
-        return {name: base for name, base in found.items() if options.bases is None or name in options.bases}
-
     directories: dict[str, list[Path]] = {}
-    for config in (with_seed(recipe, recipe.seed + number) for number in range(seeds)):
-        for name, base in bases_of(config).items():
-            directory = customize(on_base(config, name, base), Console())
-            print(f"report: {write_domain_report(directory)}")
+    configs = [with_seed(recipe, recipe.seed + number) for number in range(seeds)]
+    for found in side_by_side(partial(of_seed, options), configs, options.here or 1):
+        for name, directory in found.items():
             directories.setdefault(name, []).append(directory)
     runs = {name: merged([read_domain_run(directory) for directory in of]) for name, of in directories.items()}
     plain = next(iter(runs))
@@ -148,6 +176,9 @@ def main(arguments: Sequence[str] | None = None, results: Path = RESULTS) -> lis
             print(f"  {_in_words(claim)}  {claim['claim']}")
             if "general" in claim:
                 print(f"  {_in_words(claim['general'])}      the same of general accuracy at the end")
+        if options.figures is not None:
+            (options.figures / name).mkdir(parents=True, exist_ok=True)
+            draw_figures(options.figures / name, domain_plots(run, found))
         print(f"  CPU seconds: {', '.join(f'{key} {value:.1f}' for key, value in seconds.items())}")
         rows.append(
             {

@@ -18,7 +18,6 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from benchmarks.experiments.common import Lab, drawn, fit, relabelled
-from cluster.durable import commit_directory, write_file
 from cluster.seeds import derive
 from policy.config import PolicyConfig
 from policy.critic import Critic
@@ -27,6 +26,7 @@ from policy.ppo import PPO
 from policy.statistics import sequence_statistics
 from rm.batches import Encoded, score_sequences
 from rm.model import RewardModel
+from tokens.durable import commit_directory, write_file
 from tokens.logprobs import response_logprobs
 from tokens.records import Prompt, Rollout
 

@@ -63,20 +63,6 @@ def _of(wrong: Mapping[str, Sequence[str]], name: str) -> Sequence[str]:
     return wrong[name] if name in wrong else ()
 
 
-def samples_of(run: Path) -> list[tuple[Any, ...]]:
-    """All samples of the committed rounds: where they belong, their tokens' digest, and their log-probs' digest, bit for bit."""
-    found: list[tuple[Any, ...]] = []
-    for file in sorted(run.glob("rounds/round_*/**/*.parquet")):
-        table = parquet.read_table(file)
-        if "token_ids" not in table.column_names:
-            continue
-        place = file.relative_to(run).as_posix()
-        for number, row in enumerate(table.to_pylist()):
-            bits = repr((row["token_ids"], row["sampler_logprobs"]))
-            found.append((place, row["prompt_id"], row["sample"], number, hashlib.sha256(bits.encode()).hexdigest()[:16]))
-    return found
-
-
 def complete(run: Path, config: RunConfig) -> list[str]:
     """I1: the committed rounds are those of the config, each step of each is there once, and each sample."""
     wrong: list[str] = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import gzip
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from cluster.config import RunConfig
 from cluster.console import Console
 from cluster.inputs import open_source
 from cluster.load_config import load_config
+from cluster.patience import errno_of
 from cluster.reward import reward
 from cluster.reward_directory import RewardDirectory
 from cluster.reward_inputs import pairs_sha256
@@ -25,7 +27,7 @@ from cluster.run_directory import RunDirectory
 from cluster.storage import storage_root
 from cluster.strength import fingerprint, strength
 from cluster.strength_directory import StrengthDirectory
-from cluster.waiting import no_space
+from cluster.waiting import TAKES_NOTHING
 from evaluation.records import MetaRow, write_rows
 from tests.cluster.command import TINY, Command
 from tests.cluster.refused import GOOD, REAL, changed, config, jsonl, refused
@@ -560,7 +562,7 @@ def test_full_disk(fails_in: str, monkeypatch: pytest.MonkeyPatch) -> None:
             (draft / "y").write_text("lost")
             if fails_in == "draft":
                 no_space()
-            monkeypatch.setattr("cluster.durable.os.fsync", no_space)
+            monkeypatch.setattr("tokens.durable.os.fsync", no_space)
             run.commit_round(draft, {"round": 0})
 
     with run.open():
@@ -586,6 +588,22 @@ def test_a_full_disk_for_real(tmp_path: Path, mounted: Callable[[Path, int], Non
     assert not ray.is_initialized()
 
 
+def test_a_directory_that_may_not_be_written_to_is_told_before_anything_starts(
+    tmp_path: Path, mounted: Callable[[Path, int], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for kind, command in (("runs/tiny", "run"), ("rewards/tiny", "reward")):
+        place = tmp_path / kind
+        place.mkdir(parents=True)
+        mounted(place, 64 << 10)
+        subprocess.run(["mount", "-o", "remount,ro", str(place)], check=True)
+        assert main([command, str(TINY), "--storage", str(tmp_path)]) == 2
+        said = capsys.readouterr().err
+        assert (
+            f"read-only file system while writing to {place}" in said and "Make it writable" in said and not list(place.iterdir())
+        )
+    assert not ray.is_initialized()
+
+
 def test_a_full_disk_is_known_by_what_safetensors_says(tmp_path: Path, mounted: Callable[[Path, int], None]) -> None:
     import torch
     from safetensors import SafetensorError
@@ -596,8 +614,8 @@ def test_a_full_disk_is_known_by_what_safetensors_says(tmp_path: Path, mounted: 
     mounted(small, 64 << 10)
     with pytest.raises((SafetensorError, OSError)) as caught:
         save_file({"x": torch.zeros(100_000)}, small / "x.safetensors")
-    assert no_space(caught.value)
-    assert not no_space(ValueError("os error")) and not no_space(OSError(errno.EACCES, "no"))
+    assert errno_of(caught.value) == errno.ENOSPC and errno.ENOSPC in TAKES_NOTHING
+    assert errno_of(ValueError("os error")) is None and errno.EACCES not in TAKES_NOTHING
 
 
 def test_the_command_line_exits_with_2_and_prints_no_traceback(command: Command) -> None:

@@ -143,8 +143,8 @@ def test_best_of_n_leaves_the_policy_alone_and_picks_what_scores_higher(played: 
     run = played / "runs" / "best_of_n"
     (entry,) = ledger(run)["rounds"]
     assert entry["choices"] == {
-        "rounds.baseline": "best_of_n", "rounds.best_of": "4", "scorer.aggregate": "mean_minus_std", "reward.base": "None",
-        "data.denoise.method": "none",
+        "rounds.baseline": "best_of_n", "rounds.best_of": "4", "rounds.softness": "None", "scorer.aggregate": "mean_minus_std",
+        "reward.base": "None", "data.denoise.method": "none",
     }  # fmt: skip
     assert entry["policy_version"] == 0 and entry["evaluation"]["kl"] == pytest.approx(math.log(4) - 0.75)
     folder = run / "rounds" / "round_000"

@@ -26,7 +26,6 @@ from cluster.customize import Stages, _write, in_words, is_done
 from cluster.domain_data import DomainData, check_settings, load_data
 from cluster.domain_directory import DomainDirectory
 from cluster.domain_models import export, export_all, find_domain, find_domains, with_domain_reward
-from cluster.durable import commit_directory
 from cluster.inputs import check_domains, open_source
 from cluster.load_config import checked
 from cluster.run_directory import config_text
@@ -40,6 +39,7 @@ from sandbox.tokenizer import make_tokenizer
 from sandbox.world import World
 from tests.cluster.command import TINY, Command
 from tests.cluster.refused import refused
+from tokens.durable import commit_directory
 from tokens.errors import UserError
 from tokens.guards import GuardsConfig
 from tokens.records import Pair, Prompt, Rollout
@@ -221,7 +221,12 @@ def test_a_stage_that_died_goes_on_and_ends_the_same(
 
 
 @pytest.mark.parametrize(
-    ("strategy", "lora"), [({"penalty": "ewc", "penalty_coef": 10.0, "rehearsal": 0.5}, 0), ({"domain_imitation": 0.1}, 2)]
+    ("strategy", "lora"),
+    [
+        ({"penalty": "ewc", "penalty_coef": 10.0, "rehearsal": 0.5}, 0),
+        ({"penalty": "l2", "penalty_coef": 0.1}, 0),
+        ({"domain_imitation": 0.1}, 2),
+    ],
 )
 def test_a_domain_stage_that_died_goes_on_and_ends_the_same(
     material: dict[str, Any], rank: Rank, tmp_path: Path, strategy: dict[str, Any], lora: int

@@ -105,8 +105,9 @@ def test_without_a_checkpoint_the_policy_begins_again_with_the_reward_model_that
 
 def test_a_stage_that_was_not_recorded_leaves_nothing(tmp_path: Path) -> None:
     draft = begun(tmp_path / "draft")
-    draft.partial("members/1").mkdir()
-    (draft / "members" / ".1.partial" / "model.safetensors").write_text("half")
+    half = draft.partial("members/1")
+    half.mkdir()
+    (half / "model.safetensors").write_text("half")
     (draft / "evaluation.parquet").write_text("without a line")
     (draft / "after_0002_steps").mkdir()
     (draft / "after_0002_steps" / "manifest.json").write_text("{}")

@@ -31,7 +31,7 @@ LIMIT_S = 12
 """How long a successor may take."""
 ROUNDS = ("--rounds.num_rounds", "4", "--rounds.checkpoint_every", "1", "--rounds.keep_rollouts", "true")
 KILLED = (
-    Strike("F13", "reward-0", writing(".reward.partial/*"), kill_frozen),
+    Strike("F13", "reward-0", writing(".reward.*.partial/*"), kill_frozen),
     Strike("F1", "rollout-0", after("score"), kill),
     Strike("F7", "rollout-0", after("sync"), kill_frozen),
 )

@@ -24,23 +24,21 @@ from actors.seats import Seat
 from actors.transfer import Parcels
 from cluster.console import Console
 from cluster.failures import GivenUp, RoleFailed, RoleLost
-from cluster.fixed_pool import FixedPool
 from cluster.health import Budget, FaultsConfig, State
 from cluster.load_config import load_config
 from cluster.pool import elastic_pool
 from cluster.recovery import Recovery
 from cluster.replacing import Fault, Replacing
-from cluster.roles import Ensemble, LearnerHandle, RewardHandle, Roles, ScorerHandle
 from cluster.rota import OwnDevices, Process
 from cluster.waiting import Pending, Room, Waiter
 from tests.cluster.command import TINY
+from tests.cluster.five_roles import NAMES, five_roles
 from tokens.records import Prompt, Rollout
 
 pytestmark = pytest.mark.filterwarnings(  # Ray's own
     "ignore::FutureWarning", "ignore::ResourceWarning", "ignore::DeprecationWarning"
 )
 GROUPS = STATUS_GROUP | {"load": 1}
-NAMES = ("rollout-0", "rollout-1", "reward-0", "scorer-0", "learner-0")
 
 
 class Doing:
@@ -122,24 +120,15 @@ class Scene:
         processes = [Process(self._spawn(name, 1), Identity(name, 0, "")) for name in NAMES]
         for process in processes:
             process.identity = ray.get(process.actor.identity.remote())
-        rota, (e0, e1, reward, scorer, learner) = OwnDevices(), processes
-        self.pool = FixedPool([e0, e1], rota)
-        self.roles = Roles(
-            self.pool,
-            RewardHandle([reward], 60, rota),
-            ScorerHandle(scorer, rota, Ensemble()),
-            LearnerHandle([learner], 60, rota),
-            tuple(processes),
-            rota,
-            lambda sending: None,
-        )
+        self.pool, self.roles = five_roles(processes, OwnDevices())
         console = Console()
         console.rich = RichConsole(file=io.StringIO(), width=200, soft_wrap=True)
         self.printed: Any = console.rich.file
         self.wait = Waiter(console, directory, deadline_s)
 
         def load_learner() -> Pending[None]:
-            return Pending((learner.actor.load.remote("policy", 0),), ("learner-0",), ("",), lambda answers: None)
+            loading = self.process("learner-0").actor.load.remote("policy", 0)
+            return Pending((loading,), ("learner-0",), ("",), lambda answers: None)
 
         told: tuple[Any, ...] = (self.faults.append, console.say, lambda: None)
         self.all = Replacing(self, self.roles, self.wait, load_learner, True, *told)

@@ -15,19 +15,16 @@ from actors.process import Identity
 from cluster.baselines import VanillaPPO
 from cluster.console import Console
 from cluster.failures import RoleFailed
-from cluster.fixed_pool import FixedPool
 from cluster.health import FaultsConfig, State
 from cluster.load_config import load_config
 from cluster.parts import Part
 from cluster.recovery import Recovery
 from cluster.replacing import Fault, Replacing
-from cluster.roles import Ensemble, LearnerHandle, RewardHandle, Roles, ScorerHandle
 from cluster.rota import OwnDevices, Process, Rota, SharedDevice
 from cluster.waiting import Pending, Room, Waiter
 from tests.cluster.command import TINY
+from tests.cluster.five_roles import NAMES, five_roles
 from tokens.records import Prompt
-
-NAMES = ("rollout-0", "rollout-1", "reward-0", "scorer-0", "learner-0")
 
 
 @dataclass(frozen=True)
@@ -84,16 +81,7 @@ class Scene:
         e0, e1, reward, scorer, learner = processes
         of = {"rollout": [e0, e1], "reward": [reward], "scorer": [scorer], "learner": [learner]}
         rota: Rota = SharedDevice(of) if shared else OwnDevices()
-        self.pool, self.ended = FixedPool([e0, e1], rota), list[Asked]()
-        self.roles = Roles(
-            self.pool,
-            RewardHandle([reward], 60, rota),
-            ScorerHandle(scorer, rota, Ensemble()),
-            LearnerHandle([learner], 60, rota),
-            tuple(processes),
-            rota,
-            lambda sending: None,
-        )
+        (self.pool, self.roles), self.ended = five_roles(processes, rota), list[Asked]()
         self.wait, self.faults = Waiter(Console(), directory, 60.0), list[Fault]()
         told: tuple[Any, ...] = (self.faults.append, lambda line: None, lambda: None)
         self.all = Replacing(self, self.roles, self.wait, self.load_learner, separate, *told)

@@ -210,8 +210,8 @@ def lay_down_round(run: RunDirectory, index: int, steps: int) -> None:
         mark = (run.path / "metrics.jsonl").stat().st_size
         draft.begin(6, mark)
         if draft.done("reward") is None:
-            draft.partial("reward").mkdir()
-            (draft / ".reward.partial" / "model.safetensors").write_bytes(b"r")
+            (partial := draft.partial("reward")).mkdir()
+            (partial / "model.safetensors").write_bytes(b"r")
             draft.record("reward", ["reward"], {"J": 1.0}, mark, {"policy": 2.0})
         draft.checkpoint(steps, 7, lambda place: (place / "learner.safetensors").touch(), 1, mark, {"policy": 2.0})
         run.keep_draft()

@@ -172,6 +172,7 @@ def on_rank(rank: int, port: int, folder: Path) -> None:
     assert len(streamed) == len(ppo.policy.state_dict())
     assert rank or all(torch.equal(streamed[name], whole[name]) for name in streamed)
     torch.save(result, folder / f"result_{rank}.pt")
+    torch.save((whole_run(ppo, batches[3:]), whole_run(load(folder / "by_two", ranks), batches[3:])), folder / f"on_{rank}.pt")
     ppo = load(folder / "by_one", ranks)
     move_module(ppo.policy, "cpu")  # what shards go through when they rest and wake; here they are on the CPU already
     ppo.move_training_state("cpu")
@@ -195,6 +196,14 @@ def same_weights(one: PPO, two: PPO) -> None:
     for left, right in ((one.policy, two.policy), (one.critic, two.critic), (one.reference, two.reference)):
         for (name, a), b in zip(left.named_parameters(), right.parameters(), strict=True):
             torch.testing.assert_close(a, b, atol=1e-5, rtol=0, msg=name)
+
+
+def same_bits(one: dict[str, Any], two: dict[str, Any]) -> bool:
+    """What two runs reported, and all of their weights."""
+    tensors = [(one[name], two[name]) for name in ("policy_logprob", "sft_logprob")]
+    tensors += [(weight, two["weights"][name]) for name, weight in one["weights"].items()]
+    alike = all(torch.equal(left, right) for left, right in tensors) and one["weights"].keys() == two["weights"].keys()
+    return alike and (one["warm_up"], one["rows"]) == (two["warm_up"], two["rows"])
 
 
 @pytest.fixture
@@ -232,6 +241,9 @@ def test_two_ranks_learn_what_one_process_learns(
     assert results[0]["rows"] == results[1]["rows"] and results[0]["warm_up"] == results[1]["warm_up"]
     assert any(row["policy/clip_fraction"] > 0 for row in first["rows"]) and first["rows"][0]["policy/grad_norm"] > 0.3
     close(first, results[0])
+    for rank in (0, 1):
+        on, resumed = torch.load(tmp_path / f"on_{rank}.pt", weights_only=False)
+        assert same_bits(on, resumed), "two ranks that go on from a save learn what those learn that made it"
     two = load(tmp_path / "by_two", ALONE)
     same_weights(one, two)
     assert two.num_updates == one.num_updates == 3 and two.kl.coef == pytest.approx(one.kl.coef, rel=1e-4)

@@ -1,0 +1,228 @@
+"""Tables and figures of ``benchmarks.experiments.people``: means over the seeds with 95% t-intervals; differences are paired."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from benchmarks.experiments.common import ROOT, by_seed, interval_text, level, markdown
+from benchmarks.experiments.people_data import ANSWERS
+from evaluation.groups import over_seeds
+from evaluation.panels import common_legend, draw_curves, panels, percent
+from evaluation.studies import Curve
+from evaluation.svg import BLUE, BROWN, GREEN, GREY, INK, MUTED, ORANGE, PURPLE, RED, SKY, YELLOW, Plot
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_Row = Mapping[str, Any]
+LOW, HIGH = 0.5, 0.9
+PICKED_AFTER = 30
+MAIN = {"raters": 60, "labels": 50}
+COLUMNS = (*(f"accuracy_{n}" for n in ANSWERS), "accuracy_oracle")
+FEATURES = {"arm": "features", "d": 32}
+ARMS: tuple[tuple[str, dict[str, Any], str], ...] = (
+    ("one reward for all (d = 1)", {"arm": "shared"}, GREY),
+    ("features, d = 8", {"arm": "features", "d": 8}, SKY),
+    ("features, d = 32", FEATURES, BLUE),
+    ("features, d = 128", {"arm": "features", "d": 128}, PURPLE),
+    ("own linear head on the shared model", {"arm": "own linear head"}, GREEN),
+    ("LoRe-like", {"arm": "LoRe-like"}, BROWN),
+    ("own MLP (Park et al.)", {"arm": "own MLP (Park et al.)"}, RED),
+    ("user-conditioned", {"arm": "conditioned"}, ORANGE),
+    ("latent user (VPL-like)", {"arm": "latent user (VPL-like)"}, YELLOW),
+    ("the sandbox's own attributes", {"arm": "attributes"}, INK),
+)
+IMAGES = ROOT / "docs" / "img"
+
+
+def report(rows: Sequence[_Row], images: Path = IMAGES) -> None:
+    """Print every table that there are rows for, and draw the figures.
+
+    Args:
+        rows: of the results.
+        images: directory that the figures are written to.
+    """
+    low = [row for row in rows if row["what"] == "accuracy" and row["agreement"] == LOW]
+    high = [row for row in rows if row["what"] == "accuracy" and row["agreement"] == HIGH]
+    for title, found, prefix in (
+        (f"agreement {LOW}", low, "accuracy"),
+        (f"agreement {LOW}, pairs that the person orders unlike the common taste", low, "against"),
+        (f"agreement {HIGH}", high, "accuracy"),
+    ):
+        if found:
+            different = level([row["disagreement"] for row in _of(found, {"arm": "shared"})])
+            print(f"\n{title}: two people order {different} of the pairs differently\n{accuracies(found, prefix)}")
+    if low:
+        print(f"\nbest of 16 after {PICKED_AFTER} answers, the person's own gold reward\n{gains(low)}")
+        print(f"\nraters and labels of each, d = 32\n{budgets(low)}")
+        print(f"\nsoft best of 16 after {PICKED_AFTER} answers, d = 32\n{softness(low)}")
+        write(figures(low), images)
+    group = [row for row in rows if row["what"] == "group" and row["agreement"] == LOW and _is(row, MAIN | {"d": 32})]
+    if group:
+        print(f"\none pick for all 20 held-out people\n{groups(group)}")
+    personas = [row for row in rows if row["what"] == "personas"]
+    if personas:
+        print(f"\nheld-out personas\n{of_personas(personas)}")
+
+
+def _is(row: _Row, which: Mapping[str, Any]) -> bool:
+    return all(row[name] == value for name, value in which.items())
+
+
+def _of(rows: Sequence[_Row], which: Mapping[str, Any]) -> list[_Row]:
+    return [row for row in rows if _is(row, MAIN | dict(which))]
+
+
+def accuracies(rows: Sequence[_Row], prefix: str) -> str:
+    """An arm a line: accuracy after so many answers, of the oracle, and what share of the oracle's 30 answers reach."""
+    lines = []
+    for name, which, _ in ARMS:
+        found = _of(rows, which)
+        if not found:
+            continue
+        values = [[row[f"{prefix}_{n}"] for row in found] for n in ANSWERS]
+        oracle = [row for row in found if f"{prefix}_oracle" in row]
+        shares = [row[f"{prefix}_30"] / row[f"{prefix}_oracle"] for row in oracle]
+        lines.append([name, *map(level, values), level([row[f"{prefix}_oracle"] for row in oracle]), level(shares)])
+    return markdown(("", *(f"{n} answers" for n in ANSWERS), "oracle", "30 answers / oracle"), lines)
+
+
+def gains(rows: Sequence[_Row]) -> str:
+    """What a pick of one's own is worth, beside a sample and beside the pick that is made for all."""
+    lines = []
+    shared = {row["seed"]: np.array(row["gold_0"]) for row in _of(rows, {"arm": "shared"})}
+    for name, which, _ in ARMS:
+        found = [row for row in _of(rows, which) if row["seed"] in shared]
+        if not found:
+            continue
+        own = [np.array(row[f"gold_{PICKED_AFTER}"]) for row in found]
+        sample = [float((mine - row["gold_mean"]).mean()) for mine, row in zip(own, found, strict=True)]
+        apart = [mine - shared[row["seed"]] for mine, row in zip(own, found, strict=True)]
+        reached = [
+            float((mine - row["gold_mean"]).sum() / (np.array(row["gold_best"]) - row["gold_mean"]).sum())
+            for mine, row in zip(own, found, strict=True)
+        ]
+        everybody = np.concatenate(apart)
+        worse = "-" if which == {"arm": "shared"} else f"{(everybody > 0).mean():.0%} / {(everybody < 0).mean():.0%}"
+        lost = "-" if which == {"arm": "shared"} else f"{everybody.min():+.2f}"
+        lines.append([name, interval_text(sample), level(reached), interval_text([float(a.mean()) for a in apart]), worse, lost])
+    head = (
+        "",
+        "minus a mean sample",
+        "of what the best pick gains",
+        "minus the shared pick",
+        "people better / worse off",
+        "worst off",
+    )
+    return markdown(head, lines)
+
+
+def budgets(rows: Sequence[_Row]) -> str:
+    """The same number of labels from few raters or from many."""
+    lines = []
+    sizes = sorted({(row["raters"], row["labels"]) for row in rows})
+    for raters, labels in sizes:
+        found = [row for row in rows if _is(row, FEATURES | {"raters": raters, "labels": labels})]
+        lines.append([f"{raters} x {labels}", *(level([row[name] for row in found]) for name in COLUMNS)])
+    return markdown(("raters x labels", *(f"{n} answers" for n in ANSWERS), "oracle"), lines)
+
+
+def softness(rows: Sequence[_Row]) -> str:
+    """The person's gold reward of soft best of n, minus that of a mean sample."""
+    found = _of(rows, FEATURES)
+    names = sorted((name for name in found[0] if name.startswith("soft_")), key=lambda name: float(name[5:])) if found else []
+    cells = [interval_text([row[name] - float(np.mean(row["gold_mean"])) for row in found]) for name in names]
+    return markdown([f"lambda {name[5:]}" for name in names], [cells])
+
+
+def groups(rows: Sequence[_Row]) -> str:
+    """What a pick for all is worth to each: the mean, the worst off, and how many lose against a mean sample."""
+    lines = []
+    for name in dict.fromkeys(row["arm"] for row in rows):
+        found = [np.array(row["gold"]) - row["gold_mean"] for row in rows if row["arm"] == name]
+        lines.append(
+            [
+                name,
+                interval_text([float(gain.mean()) for gain in found]),
+                interval_text([float(gain.min()) for gain in found]),
+                level([float((gain < 0).mean()) for gain in found]),
+            ]
+        )
+    return markdown(("group", "mean gain", "gain of the worst off", "share who lose"), lines)
+
+
+def of_personas(rows: Sequence[_Row]) -> str:
+    """A line for every way, mean over the personas, then the reward features of each persona."""
+    lines = []
+    for arm in dict.fromkeys(row["arm"] for row in rows):
+        per_seed = [
+            [float(np.mean([row[name] for row in rows if row["arm"] == arm and row["seed"] == seed])) for name in COLUMNS]
+            for seed in sorted({row["seed"] for row in rows})
+        ]
+        lines.append([f"all: {arm}", *(level(column) for column in zip(*per_seed, strict=True))])
+    for name in dict.fromkeys(row["agreement"] for row in rows):
+        found = {"arm": "features", "agreement": name}
+        lines.append([str(name), *(level(list(by_seed(rows, column, found).values())) for column in COLUMNS)])
+    return markdown(("", *(f"{n} answers" for n in ANSWERS), "oracle"), lines)
+
+
+def figures(rows: Sequence[_Row]) -> list[Plot]:
+    """Accuracy against answers, and for whom a pick of one's own is better."""
+    return [_by_answers(rows), _for_whom(rows)]
+
+
+def write(plots: Sequence[Plot], images: Path) -> None:
+    """Each as a PNG file.
+
+    Args:
+        plots: to draw.
+        images: directory.
+    """
+    for plot in plots:
+        (images / f"{plot.name}.png").write_bytes(plot.render()[1])
+
+
+def _by_answers(rows: Sequence[_Row]) -> Plot:
+    def draw(figure: Figure, narrow: bool) -> None:
+        axes = panels(figure, 2, narrow)
+        for ax, prefix, title in zip(
+            axes, ("accuracy", "against"), ("all pairs", "ordered unlike the common taste"), strict=True
+        ):
+            curves, styles = [], []
+            for name, which, colour in ARMS:
+                found = _of(rows, which)
+                if found:
+                    points = tuple(over_seeds([row[f"{prefix}_{n}"] for row in found]) for n in ANSWERS)
+                    curves.append(Curve(name, name, 0, len(found), ANSWERS, points))
+                    styles.append((colour, 1.0))
+            draw_curves(ax, curves, styles)
+            ax.set_title(title)
+            ax.set_xlabel("answers of the new person")
+            percent(ax)
+        common_legend(figure, axes, 1 if narrow else 2)
+
+    title = "How well a new person is known"
+    return Plot("people-answers", "", title, "Accuracy on held-out prompts, held-out people.", 4.0, draw, 6.5)
+
+
+def _for_whom(rows: Sequence[_Row]) -> Plot:
+    shared = {row["seed"]: np.array(row["gold_0"]) for row in _of(rows, {"arm": "shared"})}
+    found = [row for row in _of(rows, FEATURES) if row["seed"] in shared]
+    gain = np.sort(
+        np.concatenate([np.array(row[f"gold_{PICKED_AFTER}"]) - shared[row["seed"]] for row in found] or [np.zeros(0)])
+    )
+
+    def draw(figure: Figure, narrow: bool) -> None:
+        ax = figure.subplots(1, 1)
+        ax.bar(range(len(gain)), gain, width=1.0, color=[BLUE if value > 0 else ORANGE for value in gain])
+        ax.axhline(0, color=MUTED, linewidth=0.9)
+        ax.set_xlabel("held-out people of all seeds, in order")
+        ax.set_ylabel("own gold, own pick - shared pick")
+        ax.grid(axis="x", visible=False)
+
+    title = "For whom a pick of their own is better"
+    return Plot("people-for-whom", "", title, "Best of 16 after 30 answers, against one reward for all.", 2.8, draw)

@@ -1,0 +1,214 @@
+"""`adapt`: one person's weights on the reward features, from their answers, as a profile; in this process, without Ray."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cluster.console import Console
+from cluster.feature_directory import model_directory
+from rm.features_config import FeaturesConfig, Towards
+from tokens.durable import write_file
+from tokens.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedTokenizerBase
+
+    from preferences.raters import Answers
+    from rm.features import FeatureModel
+    from rm.profiles import Profile
+    from tokens.records import Pair
+
+BATCH_SIZE = 32
+"""Sequences per forward pass."""
+
+
+@dataclass(frozen=True, eq=False)
+class OpenFeatures:
+    """A feature model, ready to be asked about texts.
+
+    Args:
+        path: its directory.
+        model: on the CPU.
+        tokenizer: its.
+        fingerprint: see ``rm.features.fingerprint``.
+    """
+
+    path: Path
+    model: FeatureModel
+    tokenizer: PreTrainedTokenizerBase
+    fingerprint: str
+
+    @classmethod
+    def at(cls, path: Path) -> OpenFeatures:
+        """Load a feature model.
+
+        Args:
+            path: a feature model, or the directory that `features` wrote it to.
+
+        Raises:
+            UserError: if it holds none.
+        """
+        from actors.process import import_transformers
+
+        import_transformers()
+        import torch
+        from transformers import AutoTokenizer
+        from transformers.utils import logging
+
+        from rm.features import BACKBONE, FeatureModel, fingerprint
+
+        logging.disable_progress_bar()  # a bar for one small file
+        place = model_directory(path.expanduser())
+        found = fingerprint(place)
+        model = FeatureModel.load(place, torch.float32)
+        return cls(place, model, AutoTokenizer.from_pretrained(place / BACKBONE, trust_remote_code=False), found)
+
+    @property
+    def pad_id(self) -> int:
+        """Written at padding."""
+        pad_id = self.tokenizer.pad_token_id
+        assert isinstance(pad_id, int)  # the model was trained with it
+        return pad_id
+
+    def encode(self, answers: Answers) -> Sequence[Pair]:
+        """Answers as ids of the model's tokenizer.
+
+        Args:
+            answers: as read.
+
+        Raises:
+            UserError: if one is longer than the model reads.
+        """
+        from preferences.encode import encode_pairs
+
+        longest = self.longest
+        return encode_pairs(answers.pairs, self.tokenizer, longest, longest, drop=False)[0]
+
+    @property
+    def longest(self) -> int:
+        """Tokens that the model reads at most, where its config says so."""
+        config = self.model.backbone.model.config.get_text_config().to_dict()
+        found = [config[name] for name in ("max_position_embeddings", "n_positions") if name in config]
+        return int(min(found)) if found else 1 << 20
+
+
+def adapt(
+    model: Path, answers: Path, console: Console, name: str | None, towards: Towards | None, l2: float | None, out: Path | None
+) -> Path:
+    """Fit a person's weights to their answers and write the profile; the answers are read and not kept.
+
+    Args:
+        model: of the features.
+        answers: a .jsonl file, see ``preferences.raters.read_answers``.
+        console: says how sure the profile is.
+        name: the person's; None = the answers file's.
+        towards: what the weights are drawn to; None = as the default of ``features.towards``.
+        l2: how strongly; None = the default of ``features.l2``.
+        out: file to write; None = NAME.json beside the answers.
+
+    Returns:
+        The profile's file.
+
+    Raises:
+        UserError: if the model or an answer cannot be used.
+    """
+    from preferences.raters import read_answers
+
+    usual = FeaturesConfig()
+    name, l2 = (answers.stem if name is None else name), (usual.l2 if l2 is None else l2)
+    towards = usual.towards if towards is None else towards
+    check_name(name)
+    if not l2 > 0:
+        raise UserError(f"--l2 is {l2:g}: a number above 0 is expected, or weights of separable answers would be infinite")
+    out = answers.with_name(f"{name}.json") if out is None else out
+    if out.resolve() == answers.resolve():
+        raise UserError(f"the profile would be written over the answers {answers}: name another file with --out")
+    given = read_answers(answers)
+    features = OpenFeatures.at(model)
+    given.check_model(features.fingerprint)
+    if given.without:
+        console.say(
+            f"[yellow]note:[/] {given.without} of {len(given.pairs)} answers do not say which model asked: they are taken as any "
+            "pair is"
+        )
+    differences = features.model.differences(features.encode(given), BATCH_SIZE, features.pad_id)
+    if features.model.shared:
+        raise UserError(f"{features.path} is one reward for all raters (features.shared): it cannot be adapted to a person")
+    profile = fit_profile(name, differences, features, l2, towards)
+    write_file(out, profile.text())
+    for line in in_words(profile, differences, features):
+        console.say(line)
+    console.say(f"Profile: {out} (delete the file to forget the person; the answers in {answers} are not part of it)")
+    return out
+
+
+def fit_profile(name: str, differences: Tensor, features: OpenFeatures, l2: float, towards: Towards) -> Profile:
+    """A person's profile.
+
+    Args:
+        name: theirs.
+        differences: [n, d] float, of the features of their answers.
+        features: the model.
+        l2: how strongly weights are drawn to ``towards``.
+        towards: the mean rater or zero.
+    """
+    from rm.feature_check import cross_validated
+    from rm.person import fit_person
+    from rm.profiles import Profile
+
+    origin = features.model.mean_weights if towards == "mean" else None
+    person = fit_person(differences, l2, origin)
+    accuracy = cross_validated(differences, l2, origin)
+    return Profile(name, person, features.fingerprint, len(differences), l2, towards, accuracy)
+
+
+def in_words(profile: Profile, differences: Tensor, features: OpenFeatures) -> list[str]:
+    """How sure a profile is.
+
+    Args:
+        profile: of the person.
+        differences: [n, d] float, of the features of their answers.
+        features: the model.
+
+    Returns:
+        Lines for the terminal.
+    """
+    from rm.feature_check import FEWEST_TO_VALIDATE, ranked_right
+    from rm.features import scores
+    from rm.person import separable
+
+    by_mean = ranked_right(scores(differences, features.model.mean_weights))
+    lines = [f"{profile.name}: d = {profile.d} weights from {profile.num_answers} answers"]
+    if profile.accuracy is None:
+        lines.append(f"  how well they predict is not known: fewer than {FEWEST_TO_VALIDATE} answers to hold one out of")
+    else:
+        lines.append(
+            f"  they predict {profile.accuracy:.0%} of answers that were left out of the fit; the mean rater's {by_mean:.0%}"
+        )
+    before = profile.l2**-0.5 * differences.double().norm(dim=1)
+    after = profile.person.deviations(differences)
+    lines.append(f"  of what was unknown about such answers, {float((after / before).mean()):.0%} is left (standard deviation)")
+    if separable(differences):
+        lines.append(
+            "  the answers are separable: some weights explain all of them, and without a penalty they would be infinite. How "
+            f"large they are here is what l2 = {profile.l2:g} says; more answers will tell"
+        )
+    return lines
+
+
+def check_name(name: str) -> None:
+    """Refuse a name that makes no file.
+
+    Args:
+        name: of a person.
+
+    Raises:
+        UserError: naming what is allowed.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9 ._-]{0,63}", name):
+        raise UserError(f"a person's name has letters, digits, blanks, '.', '_' and '-' only, 64 at most, got {name!r}")

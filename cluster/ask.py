@@ -1,0 +1,249 @@
+"""``python -m cluster ask``: asks one person which of two responses they prefer, and keeps their profile up to date.
+
+Letters: N pairs of the pool, d reward features.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cluster.adapt import BATCH_SIZE, OpenFeatures, check_name
+from cluster.ask_page import AskServer
+from cluster.ask_terminal import ask_in_terminal, sure
+from cluster.console import Console
+from cluster.feature_directory import model_directory
+from cluster.interview import Given, Interview, Pool, signed
+from preferences.encode import encode_prompt, encode_response
+from preferences.pool import POOL, PoolPair, pair_key, read_pool
+from preferences.raters import read_answers
+from preferences.sources import shorten
+from rm.asking import By
+from rm.features import check_directory
+from rm.features_config import FeaturesConfig, Towards
+from rm.profiles import Profile, read_profile
+from tokens.durable import write_file
+from tokens.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from rm.batches import Encoded
+    from rm.person import Person
+
+PROFILES = "profiles"
+"""Inside a feature model's directory: of who was asked."""
+
+
+@dataclass(frozen=True)
+class Asking:
+    """What `ask` was told.
+
+    Args:
+        model: directory of the features.
+        name: the person's.
+        by: the way to choose the next pair.
+        pairs: file of pairs to ask about; None = the model's own pool.
+        answers: file that keeps the answers; None = they are not kept.
+        towards: of a new profile; None = the default of ``features.towards``.
+        l2: of a new profile; None = the default of ``features.l2``.
+        seed: of the choice and of which response stands first.
+        out: file of the profile; None = NAME.json in ``PROFILES`` of the model.
+    """
+
+    model: Path
+    name: str
+    by: By = "information"
+    pairs: Path | None = None
+    answers: Path | None = None
+    towards: Towards | None = None
+    l2: float | None = None
+    seed: int = 0
+    out: Path | None = None
+
+
+def ask(asking: Asking, terminal: bool, port: int, console: Console) -> Path:
+    """Ask until the person is done; the same command again goes on.
+
+    Args:
+        asking: whom, about what.
+        terminal: True asks on the terminal, False on a page.
+        port: of the page; 0 = any free one.
+        console: to say and ask on.
+
+    Returns:
+        The profile's file.
+
+    Raises:
+        UserError: if an input is wrong, or the port is taken.
+    """
+    if terminal and port:
+        raise UserError(f"--terminal asks without a page, got --port {port}: leave one of them out")
+    interview, profile = prepare(asking, console)
+    console.say(f"[bold]{asking.name}[/]: {sure(interview)}")
+    if terminal:
+        ask_in_terminal(interview, console)
+    else:
+        kept = "Your answers are not kept." if asking.answers is None else f"Your answers are kept in {asking.answers}."
+        with AskServer(interview, asking.name, str(profile), kept, port) as server:
+            console.say(f"Open {server.link} in a browser on this machine. Ctrl-C stops; every answer is in the profile at once.")
+            server.serve_forever()
+    if profile.exists():
+        console.say(f"{sure(interview)}. Profile: {profile} (delete the file to forget the person)")
+    else:
+        console.say("No answer was given, and no profile was written.")
+    return profile
+
+
+def prepare(asking: Asking, console: Console) -> tuple[Interview, Path]:
+    """Read everything, compute the pool's features, and begin or go on.
+
+    Args:
+        asking: whom, about what.
+        console: to show progress on.
+
+    Returns:
+        The interview, and the profile's file.
+
+    Raises:
+        UserError: if an input is wrong.
+    """
+    check_name(asking.name)
+    usual = FeaturesConfig()
+    l2, towards = usual.l2 if asking.l2 is None else asking.l2, usual.towards if asking.towards is None else asking.towards
+    if not 0 < l2 < float("inf"):
+        raise UserError(f"--l2 is {l2:g}: a number above 0 is expected, or weights of separable answers would be infinite")
+    place = model_directory(asking.model.expanduser())
+    check_directory(place)
+    pairs = read_pool(place / POOL if asking.pairs is None else asking.pairs)
+    features = OpenFeatures.at(place)
+    if features.model.shared:
+        raise UserError(f"{place} is one reward for all raters (features.shared): it cannot be adapted to a person")
+    out = place / PROFILES / f"{asking.name}.json" if asking.out is None else asking.out
+    before = read_profile(out, features.fingerprint, features.model.d) if out.exists() else None
+    if before is not None:
+        l2, towards = before.l2, before.towards
+    kept = None if asking.answers is None else _Kept.read(asking.answers, out, features.fingerprint, before)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with console.bar("features of the pool", "pairs") as bar:
+        pool = Pool(pairs, _differences(features, [(pair.prompt, pair.a, pair.b) for pair in pairs]))
+        bar.update(len(pairs), len(pairs))
+    old = pool.differences[:0] if kept is None else _differences(features, kept.texts)
+    earlier = before.num_answers if before is not None and kept is None else len(old)
+
+    def keep(person: Person, given: Sequence[Given]) -> None:
+        if kept is not None:
+            kept.write([_answer(pool, each) for each in given if each.preferred is not None], features.fingerprint)
+        number = earlier + len(signed(pool, given))
+        write_file(out, Profile(asking.name, person, features.fingerprint, number, l2, towards).text())
+
+    fit = _Fit(old, l2, features.model.mean_weights.double() if towards == "mean" else None, before if kept is None else None)
+    return Interview(pool, _asked(pairs, kept), fit, asking.by, asking.seed, earlier, keep), out
+
+
+@dataclass(frozen=True, eq=False)
+class _Fit:
+    """The person: of all answers where they are known, else on top of the profile that the earlier ones left.
+
+    Args:
+        old: [n, d] differences of the answers that were kept.
+        l2: of the fit.
+        origin: [d], or None for zero.
+        before: the profile to go on from; None = none.
+    """
+
+    old: Tensor
+    l2: float
+    origin: Tensor | None
+    before: Profile | None
+
+    def __call__(self, differences: Tensor) -> Person:
+        import torch
+
+        from rm.asking import updated
+        from rm.person import fit_person
+
+        if self.before is not None:
+            return updated(self.before.person, differences)
+        return fit_person(torch.cat([self.old, differences]), self.l2, self.origin)
+
+
+def _differences(features: OpenFeatures, texts: Sequence[tuple[str, str, str]]) -> Tensor:
+    """phi(prompt, first) - phi(prompt, second) of (prompt, first, second), each text once through the model: [N, d] float64."""
+
+    def encoded(prompt: str, response: str) -> Encoded:
+        ids = encode_prompt(features.tokenizer, prompt), encode_response(features.tokenizer, response)
+        if sum(map(len, ids)) > features.longest:
+            raise UserError(
+                f"a pair has {sum(map(len, ids))} tokens of prompt and response, and the model reads {features.longest}: leave "
+                f"out the pair of the prompt {shorten(prompt)}"
+            )
+        return ids
+
+    sides = [encoded(prompt, side) for prompt, *both in texts for side in both]
+    distinct = list(dict.fromkeys(sides))
+    place = {sequence: index for index, sequence in enumerate(distinct)}
+    found = features.model.features(distinct, BATCH_SIZE, features.pad_id).double()
+    first, second = found[[place[side] for side in sides]].reshape(len(texts), 2, features.model.d).unbind(1)
+    return first - second
+
+
+def _asked(pairs: Sequence[PoolPair], kept: _Kept | None) -> Tensor:
+    import torch
+
+    answered = set() if kept is None else {pair_key(*texts) for texts in kept.texts}
+    return torch.tensor([pair_key(pair.prompt, pair.a, pair.b) in answered for pair in pairs])
+
+
+def _answer(pool: Pool, given: Given) -> tuple[str, str, str]:
+    """Prompt, chosen and rejected."""
+    pair = pool.pairs[given.pair]
+    return (pair.prompt, pair.a, pair.b) if given.preferred == "a" else (pair.prompt, pair.b, pair.a)
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """The file of answers, where the person wants one.
+
+    Args:
+        path: of it.
+        lines: that it held at the beginning.
+        texts: prompt, chosen and rejected of each.
+    """
+
+    path: Path
+    lines: tuple[str, ...]
+    texts: tuple[tuple[str, str, str], ...]
+
+    @classmethod
+    def read(cls, path: Path, profile: Path, mark: str, before: Profile | None) -> _Kept:
+        """What is in it; it must hold what the profile was fitted to.
+
+        Raises:
+            UserError: if it does not, or belongs to another model.
+        """
+        if path.suffix != ".jsonl":
+            raise UserError(f"--answers {path}: expected a name that ends in .jsonl")
+        lines: tuple[str, ...] = ()
+        texts: tuple[tuple[str, str, str], ...] = ()
+        if path.exists() and path.stat().st_size:
+            answers = read_answers(path)
+            answers.check_model(mark)
+            lines = tuple(line for line in path.read_text(encoding="utf-8").split("\n") if line.strip())
+            texts = tuple((row["prompt"], row["chosen"], row["rejected"]) for row in answers.pairs.rows)
+        if before is not None and before.num_answers > len(texts):
+            raise UserError(
+                f"{path} holds {len(texts)} answers, and {profile} was fitted to {before.num_answers}, some of which were not "
+                "kept: go on without --answers, or remove the profile to begin again"
+            )
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return cls(path, lines, texts)
+
+    def write(self, added: Sequence[tuple[str, str, str]], mark: str) -> None:
+        """What was there, and what came."""
+        keys = ("prompt", "chosen", "rejected", "model")
+        new = [json.dumps(dict(zip(keys, (*texts, mark), strict=True)), ensure_ascii=False) for texts in added]
+        write_file(self.path, "".join(f"{line}\n" for line in (*self.lines, *new)))

@@ -1,0 +1,107 @@
+"""One driver at a time, also where the lock does not hold: a driver that was given up writes nothing that counts any more."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from cluster.draft import Draft
+from cluster.hold import LOCK, TakenOver, locked
+from cluster.load_config import load_config
+from cluster.run_directory import RunDirectory
+from tests.cluster.command import TINY
+from tokens.errors import UserError
+
+
+def files(path: Path) -> dict[str, bytes]:
+    return {file.relative_to(path).as_posix(): file.read_bytes() for file in sorted(path.rglob("*")) if file.is_file()}
+
+
+def test_each_driver_leaves_a_mark_with_the_next_number(tmp_path: Path) -> None:
+    for epoch in (1, 2):
+        with locked(tmp_path) as hold:
+            assert hold.epoch == epoch and hold.lasts
+            assert json.loads((tmp_path / LOCK).read_text())["pid"] == os.getpid()
+    (tmp_path / LOCK).write_text('{"epoch": 3, "host": "a", "p')  # the machine went down while it was written
+    with locked(tmp_path) as hold:
+        assert hold.epoch == 1 and hold.lasts
+
+
+def test_a_second_driver_is_told_who_the_first_is(tmp_path: Path) -> None:
+    with (
+        locked(tmp_path) as hold,
+        pytest.raises(UserError, match=rf"another driver is running in .*\(process {os.getpid()} on .*, epoch 1\)"),
+        locked(tmp_path),
+    ):
+        pass
+    assert hold.lasts, "the second one left no mark"
+
+
+@pytest.fixture
+def two(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[RunDirectory, RunDirectory]]:
+    """A driver of a run, frozen in the middle of round 0, and the one that took over from it, on a mount without locks."""
+    monkeypatch.setattr(fcntl, "flock", lambda file, how: None)
+    monkeypatch.setenv("RONDO_STORAGE", str(tmp_path))
+    first, second = RunDirectory(load_config(TINY)), RunDirectory(load_config(TINY))
+    with ExitStack() as stack:
+        stack.enter_context(first.open())
+        with first.draft(first.start_path) as draft:
+            first.commit_start(draft, {"committed": True})
+        with first.draft(first.round_path(0)) as draft:
+            draft.begin(0, 0)
+        stack.enter_context(second.open())
+        yield first, second
+
+
+def test_a_driver_that_was_given_up_records_and_commits_nothing(two: tuple[RunDirectory, RunDirectory]) -> None:
+    first, second = two
+    draft = Draft(first.draft_path, first.hold.check)
+    with second.draft(second.round_path(0)) as other:
+        other.partial("reward").mkdir()
+        before = files(second.path)
+        for act in (
+            lambda: draft.note("bad 0", {}),
+            lambda: draft.undo(["begun"], "a loss"),
+            lambda: put(draft, "scores"),
+            lambda: draft.checkpoint(2, 2, lambda place: None, 2, 0, {}),
+            lambda: first.commit_round(draft, {"round": 0}),
+        ):
+            with pytest.raises(TakenOver, match=r"another driver .* \(process \d+ on .*, epoch 2\); this one, of epoch 1"):
+                act()
+        with pytest.raises(TakenOver), first.draft(first.round_path(0)) as late:
+            late.note("bad 0", {})
+        after = files(second.path).items()  # and what it had begun, which goes with the commit
+        assert {name: content for name, content in after if ".scores." not in name and "steps" not in name} == before
+        assert other.partials["reward"].is_dir(), "what the other one has under way is not cleared away"
+        put(other, "scores")
+        second.commit_round(other, {"round": 0})
+    assert second.num_committed == 1 and not any("partial" in name for name in files(second.path))
+
+
+def put(draft: Draft, name: str) -> None:
+    draft.partial(name).write_text(name)
+    draft.record(name, [name], {}, 0, {})
+
+
+def test_what_a_process_of_an_earlier_driver_still_writes_counts_for_nothing(two: tuple[RunDirectory, RunDirectory]) -> None:
+    """It was asked to save a model, its driver is gone, and it goes on writing where it was told to, while another one does."""
+    first, second = two
+    stray = Draft(first.draft_path, first.hold.check).partial("reward")
+    stray.mkdir()
+    with second.draft(second.round_path(0)) as draft:
+        (place := draft.partial("reward")).mkdir()
+        (place / "model.safetensors").write_text("of this driver")
+        (stray / "model.safetensors").write_text("of the one before")
+        draft.record("reward", ["reward"], {}, 0, {})
+        (stray / "model.safetensors").write_text("of the one before, later")
+        assert (draft / "reward" / "model.safetensors").read_text() == "of this driver"
+        said: list[str] = []
+        draft.check(said.append)
+        draft.tidy()
+        assert not said and not stray.exists()
