@@ -250,7 +250,7 @@ def _add_adapt(adapt: argparse.ArgumentParser) -> None:
         "--towards", choices=("mean", "zero"), default=None, help="what weights are drawn to (default: that of features.towards)"
     )
     adapt.add_argument("--l2", type=float, default=None, help="how strongly (default: that of features.l2)")
-    adapt.add_argument("--out", type=Path, default=None, metavar="FILE", help="profile to write (default: NAME.json beside FILE)")
+    adapt.add_argument("--out", type=Path, default=None, metavar="FILE", help="profile to write (default: MODEL/profiles/NAME.json)")
 
 
 def _add_ask(ask: argparse.ArgumentParser) -> None:
