@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from rm.person import Person
 
 
-
 @dataclass(frozen=True)
 class Asking:
     """What `ask` was told.

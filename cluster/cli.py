@@ -250,7 +250,8 @@ def _add_adapt(adapt: argparse.ArgumentParser) -> None:
         "--towards", choices=("mean", "zero"), default=None, help="what weights are drawn to (default: that of features.towards)"
     )
     adapt.add_argument("--l2", type=float, default=None, help="how strongly (default: that of features.l2)")
-    adapt.add_argument("--out", type=Path, default=None, metavar="FILE", help="profile to write (default: MODEL/profiles/NAME.json)")
+    place = "profile to write (default: MODEL/profiles/NAME.json)"
+    adapt.add_argument("--out", type=Path, default=None, metavar="FILE", help=place)
 
 
 def _add_ask(ask: argparse.ArgumentParser) -> None:

@@ -97,7 +97,7 @@ def test_bad_answers(tmp_path: Path) -> None:
         read_answers(written(tmp_path, rows(prompt="p0", chosen="no 0", rejected="yes 0")))
     with pytest.raises(UserError, match="must be a fingerprint as text, got 7"):
         read_answers(written(tmp_path, [row | {"model": 7} for row in rows()]))
-    with pytest.raises(UserError, match="1 usable preference pair.*need at least 2"):
+    with pytest.raises(UserError, match=r"1 usable preference pair.*need at least 2"):
         read_answers(written(tmp_path, rows()[:1]))
     with pytest.raises(UserError, match="chosen equals rejected"):
         read_answers(written(tmp_path, rows(chosen="no 2")))

@@ -54,7 +54,7 @@ def test_a_damaged_profile(profile: Profile, tmp_path: Path, changed: dict[str, 
 def test_a_profile_of_another_model_or_d(profile: Profile, tmp_path: Path) -> None:
     path = tmp_path / "ann.json"
     path.write_text(profile.text())
-    with pytest.raises(UserError, match=r"a profile of d = 3, the model has d = 8: it belongs to another"):
+    with pytest.raises(UserError, match="a profile of d = 3 and the model has d = 8: it belongs to another model"):
         read_profile(path, MODEL, 8)
     with pytest.raises(UserError, match=r"a profile of the model abababababab, got the model cdcdcdcdcdcd"):
         read_profile(path, "cd" * 32, 3)
