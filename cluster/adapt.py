@@ -87,7 +87,15 @@ class OpenFeatures:
         from preferences.encode import encode_pairs
 
         longest = self.longest
-        return encode_pairs(answers.pairs, self.tokenizer, longest, longest, drop=False)[0]
+        pairs, _ = encode_pairs(answers.pairs, self.tokenizer, longest, longest, drop=False)
+        for pair in pairs:
+            tokens = len(pair.prompt_ids) + max(len(pair.chosen_ids), len(pair.rejected_ids))
+            if tokens > longest:
+                raise UserError(
+                    f"{answers.pairs.source}: prompt and response of answer {pair.id} have {tokens} tokens, the model reads "
+                    f"{longest} at most. Leave the answer out"
+                )
+        return pairs
 
     @property
     def longest(self) -> int:
