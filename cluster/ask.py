@@ -15,7 +15,7 @@ from cluster.adapt import BATCH_SIZE, OpenFeatures, check_name
 from cluster.ask_page import AskServer
 from cluster.ask_terminal import ask_in_terminal, sure
 from cluster.console import Console
-from cluster.feature_directory import model_directory
+from cluster.feature_directory import PROFILES, model_directory
 from cluster.interview import Given, Interview, Pool, signed
 from preferences.encode import encode_prompt, encode_response
 from preferences.pool import POOL, PoolPair, pair_key, read_pool
@@ -34,8 +34,6 @@ if TYPE_CHECKING:
     from rm.batches import Encoded
     from rm.person import Person
 
-PROFILES = "profiles"
-"""Inside a feature model's directory: of who was asked."""
 
 
 @dataclass(frozen=True)
