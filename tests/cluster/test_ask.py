@@ -4,6 +4,7 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -155,7 +156,8 @@ def test_it_is_stopped_by_ctrl_c_with_every_answer_kept_and_goes_on(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     answers, stopped, whole = tmp_path / "answers.jsonl", tmp_path / "stopped.json", tmp_path / "whole.json"
-    in_terminal(monkeypatch, ("a", "b", "a"), model, "--out", stopped, "--answers", answers)
+    in_terminal(monkeypatch, ("a",), model, "--out", stopped, "--answers", answers)
+    in_terminal(monkeypatch, ("b", "undo", "b", "a"), model, "--out", stopped, "--answers", answers)
     rows = [json.loads(line) for line in answers.read_text().splitlines()]
     assert len(rows) == 3 and {row["model"] for row in rows} == {fingerprint(model)}
     with Page(model, "--out", stopped, "--answers", answers) as page:
@@ -183,7 +185,8 @@ def test_without_answers_it_goes_on_from_the_profile(model: Path, tmp_path: Path
     assert float(after.person.covariance.det()) < float(before.person.covariance.det())
 
 
-def test_the_default_profile_lies_beside_the_model(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_default_profile_lies_beside_the_model(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = Path(shutil.copytree(model, tmp_path / "model"))
     assert in_terminal(monkeypatch, ("a",), model, "--name", "Zoe B") == 0
     assert read_profile(model / "profiles" / "Zoe B.json", fingerprint(model)).name == "Zoe B"
 
