@@ -141,12 +141,12 @@ def read_answers(path: Path, tokenizer: PreTrainedTokenizerBase | None = None) -
         tokenizer: whose chat template renders conversations; not needed for texts.
 
     Returns:
-        At least two answers.
+        At least one answer.
 
     Raises:
         UserError: naming file and line; also if the same pair is answered both ways.
     """
-    pairs = load_preferences(DataConfig(preferences=str(path)), tokenizer)
+    pairs = load_preferences(DataConfig(preferences=str(path)), tokenizer, fewest=1)
     contrary = sorted(_contradictions(pairs, [None] * len(pairs)))
     if contrary:
         lines = ", ".join(pairs.rows["id"][row] for row in contrary[:6])

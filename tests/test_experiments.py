@@ -153,8 +153,8 @@ def test_every_way_to_know_a_person_is_measured_and_reported(
 ) -> None:
     texts = people_data.draw_texts(lab)
     results = Results(tmp_path / "people.jsonl", people.KEY)
-    jobs = [people.Job(*job, seed, 1) for seed in (1, 2) for job in [("shared", 0.5, 1, 60, 2), ("features", 0.5, 32, 60, 2)]]
-    for job in [*jobs, people.Job("conditioned", 0.5, 16, 60, 2, 1, 1), people.Job("attributes", 0.5, 12, 60, 2, 1, 1)]:
+    jobs = [people.Job(*job, seed, 1) for seed in (1, 2) for job in [("shared", 0.5, 1, 6, 8), ("features", 0.5, 32, 6, 8)]]
+    for job in [*jobs, people.Job("conditioned", 0.5, 16, 6, 8, 1, 1), people.Job("attributes", 0.5, 12, 6, 8, 1, 1)]:
         for row in people.fitted(job, lab, texts):
             results.append(row)
     rows = results.rows()
@@ -172,7 +172,7 @@ def test_every_way_to_know_a_person_is_measured_and_reported(
     assert of["shared"]["accuracy_0"] == of["shared"]["accuracy_50"], "one reward for all hears nobody"
     assert of["attributes"]["accuracy_oracle"] > 0.7, "the sandbox's own attributes explain its users"
     for row in rows:  # the report's sizes
-        row |= {"labels": 50}
+        row |= {"raters": 60, "labels": 50}
     report_on_people(rows, tmp_path)
     out = capsys.readouterr().out
     assert "| features, d = 32 |" in out and "| quantile 0.25 |" in out

@@ -87,6 +87,31 @@ def starve(process: psutil.Process, spare_mib: int) -> None:
     process.rlimit(psutil.RLIMIT_AS, (limit, limit))
 
 
+class Crammed:
+    """A control group with room for a few pages more than its process has: the kernel kills what asks for memory beyond, as in a
+    container at its limit. Needs the right to make one.
+
+    Args:
+        process: to put into it; what it has already does not count.
+        spare_kib: that it gets in all.
+    """
+
+    ROOT = Path("/sys/fs/cgroup")
+
+    def __init__(self, process: psutil.Process, spare_kib: int) -> None:
+        old = self.ROOT / "memory"
+        root, limit = (old, "memory.limit_in_bytes") if old.is_dir() else (self.ROOT, "memory.max")
+        self.place = root / f"rondo-faults-{process.pid}"
+        self.place.mkdir()
+        (self.place / limit).write_text(str(spare_kib << 10))
+        (self.place / "cgroup.procs").write_text(str(process.pid))
+
+    def end(self) -> None:
+        """Remove it, once its process is gone."""
+        with contextlib.suppress(OSError):
+            self.place.rmdir()
+
+
 def flip(path: Path) -> None:
     """Change one bit in the middle of a file."""
     with path.open("r+b") as file:
