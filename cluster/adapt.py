@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cluster.console import Console
-from cluster.feature_directory import model_directory
+from cluster.feature_directory import PROFILES, model_directory
 from rm.features_config import FeaturesConfig, Towards
 from tokens.durable import write_file
 from tokens.errors import UserError
@@ -87,7 +87,15 @@ class OpenFeatures:
         from preferences.encode import encode_pairs
 
         longest = self.longest
-        return encode_pairs(answers.pairs, self.tokenizer, longest, longest, drop=False)[0]
+        pairs, _ = encode_pairs(answers.pairs, self.tokenizer, longest, longest, drop=False)
+        for pair in pairs:
+            tokens = len(pair.prompt_ids) + max(len(pair.chosen_ids), len(pair.rejected_ids))
+            if tokens > longest:
+                raise UserError(
+                    f"{answers.pairs.source}: prompt and response of answer {pair.id} have {tokens} tokens, the model reads "
+                    f"{longest} at most. Leave the answer out"
+                )
+        return pairs
 
     @property
     def longest(self) -> int:
@@ -109,7 +117,7 @@ def adapt(
         name: the person's; None = the answers file's.
         towards: what the weights are drawn to; None = as the default of ``features.towards``.
         l2: how strongly; None = the default of ``features.l2``.
-        out: file to write; None = NAME.json beside the answers.
+        out: file to write; None = NAME.json in ``PROFILES`` of the model.
 
     Returns:
         The profile's file.
@@ -123,13 +131,15 @@ def adapt(
     name, l2 = (answers.stem if name is None else name), (usual.l2 if l2 is None else l2)
     towards = usual.towards if towards is None else towards
     check_name(name)
-    if not l2 > 0:
+    if not 0 < l2 < float("inf"):
         raise UserError(f"--l2 is {l2:g}: a number above 0 is expected, or weights of separable answers would be infinite")
-    out = answers.with_name(f"{name}.json") if out is None else out
+    features = OpenFeatures.at(model)
+    if features.model.shared:
+        raise UserError(f"{features.path} is one reward for all raters (features.shared): it cannot be adapted to a person")
+    out = features.path / PROFILES / f"{name}.json" if out is None else out
     if out.resolve() == answers.resolve():
         raise UserError(f"the profile would be written over the answers {answers}: name another file with --out")
-    given = read_answers(answers)
-    features = OpenFeatures.at(model)
+    given = read_answers(answers, features.tokenizer)
     given.check_model(features.fingerprint)
     if given.without:
         console.say(
@@ -137,9 +147,8 @@ def adapt(
             "pair is"
         )
     differences = features.model.differences(features.encode(given), BATCH_SIZE, features.pad_id)
-    if features.model.shared:
-        raise UserError(f"{features.path} is one reward for all raters (features.shared): it cannot be adapted to a person")
     profile = fit_profile(name, differences, features, l2, towards)
+    out.parent.mkdir(parents=True, exist_ok=True)
     write_file(out, profile.text())
     for line in in_words(profile, differences, features):
         console.say(line)

@@ -6,7 +6,8 @@ Letters: N pairs of the pool, d reward features.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,15 +16,14 @@ from cluster.adapt import BATCH_SIZE, OpenFeatures, check_name
 from cluster.ask_page import AskServer
 from cluster.ask_terminal import ask_in_terminal, sure
 from cluster.console import Console
-from cluster.feature_directory import model_directory
+from cluster.feature_directory import PROFILES, model_directory
 from cluster.interview import Given, Interview, Pool, signed
 from preferences.encode import encode_prompt, encode_response
 from preferences.pool import POOL, PoolPair, pair_key, read_pool
 from preferences.raters import read_answers
 from preferences.sources import shorten
-from rm.asking import By
 from rm.features import check_directory
-from rm.features_config import FeaturesConfig, Towards
+from rm.features_config import By, FeaturesConfig, Towards
 from rm.profiles import Profile, read_profile
 from tokens.durable import write_file
 from tokens.errors import UserError
@@ -33,9 +33,6 @@ if TYPE_CHECKING:
 
     from rm.batches import Encoded
     from rm.person import Person
-
-PROFILES = "profiles"
-"""Inside a feature model's directory: of who was asked."""
 
 
 @dataclass(frozen=True)
@@ -127,7 +124,10 @@ def prepare(asking: Asking, console: Console) -> tuple[Interview, Path]:
     if before is not None:
         l2, towards = before.l2, before.towards
     kept = None if asking.answers is None else _Kept.read(asking.answers, out, features.fingerprint, before)
-    out.parent.mkdir(parents=True, exist_ok=True)
+    if before is not None and kept is None:
+        console.say(f"{out} goes on; which pairs were asked about before is not known, and one may come again (see --answers)")
+    with _writing(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
     with console.bar("features of the pool", "pairs") as bar:
         pool = Pool(pairs, _differences(features, [(pair.prompt, pair.a, pair.b) for pair in pairs]))
         bar.update(len(pairs), len(pairs))
@@ -138,10 +138,20 @@ def prepare(asking: Asking, console: Console) -> tuple[Interview, Path]:
         if kept is not None:
             kept.write([_answer(pool, each) for each in given if each.preferred is not None], features.fingerprint)
         number = earlier + len(signed(pool, given))
-        write_file(out, Profile(asking.name, person, features.fingerprint, number, l2, towards).text())
+        with _writing(out):
+            write_file(out, Profile(asking.name, person, features.fingerprint, number, l2, towards).text())
 
     fit = _Fit(old, l2, features.model.mean_weights.double() if towards == "mean" else None, before if kept is None else None)
     return Interview(pool, _asked(pairs, kept), fit, asking.by, asking.seed, earlier, keep), out
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """What the disk refuses is the user's to mend."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{path} cannot be written ({error.strerror}): make room, or name another file") from error
 
 
 @dataclass(frozen=True, eq=False)
@@ -166,9 +176,12 @@ class _Fit:
         from rm.asking import updated
         from rm.person import fit_person
 
-        if self.before is not None:
-            return updated(self.before.person, differences)
-        return fit_person(torch.cat([self.old, differences]), self.l2, self.origin)
+        try:
+            if self.before is not None:
+                return updated(self.before.person, differences)
+            return fit_person(torch.cat([self.old, differences]), self.l2, self.origin)
+        except ValueError as error:
+            raise UserError(f"the person cannot be fitted to this ({error}): try a new profile with a larger --l2") from error
 
 
 def _differences(features: OpenFeatures, texts: Sequence[tuple[str, str, str]]) -> Tensor:
@@ -239,11 +252,13 @@ class _Kept:
                 f"{path} holds {len(texts)} answers, and {profile} was fitted to {before.num_answers}, some of which were not "
                 "kept: go on without --answers, or remove the profile to begin again"
             )
-        path.parent.mkdir(parents=True, exist_ok=True)
+        with _writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
         return cls(path, lines, texts)
 
     def write(self, added: Sequence[tuple[str, str, str]], mark: str) -> None:
         """What was there, and what came."""
         keys = ("prompt", "chosen", "rejected", "model")
         new = [json.dumps(dict(zip(keys, (*texts, mark), strict=True)), ensure_ascii=False) for texts in added]
-        write_file(self.path, "".join(f"{line}\n" for line in (*self.lines, *new)))
+        with _writing(self.path):
+            write_file(self.path, "".join(f"{line}\n" for line in (*self.lines, *new)))

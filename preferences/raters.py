@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
@@ -16,6 +17,9 @@ from preferences.sets import DroppedRow, PreferenceSet, refuse
 from preferences.sources import TEXT_COLUMNS, shorten
 from preferences.swap import as_table
 from tokens.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 RATER = "rater"
 """Column of a preference data set that names who judged a pair."""
@@ -129,19 +133,20 @@ class Answers:
             )
 
 
-def read_answers(path: Path) -> Answers:
+def read_answers(path: Path, tokenizer: PreTrainedTokenizerBase | None = None) -> Answers:
     """Answers as lines {"prompt", "chosen", "rejected", "model"}, the last optional.
 
     Args:
         path: a .jsonl file.
+        tokenizer: whose chat template renders conversations; not needed for texts.
 
     Returns:
-        At least two answers.
+        At least one answer.
 
     Raises:
         UserError: naming file and line; also if the same pair is answered both ways.
     """
-    pairs = load_preferences(DataConfig(preferences=str(path)))
+    pairs = load_preferences(DataConfig(preferences=str(path)), tokenizer, fewest=1)
     contrary = sorted(_contradictions(pairs, [None] * len(pairs)))
     if contrary:
         lines = ", ".join(pairs.rows["id"][row] for row in contrary[:6])
