@@ -262,7 +262,7 @@ class SandboxDomains:
         """The set, its training queries and its held-out ones."""
         if domain and name not in self.world.train_domains:
             raise UserError(
-                f"customize.domains.{name} is sandbox, whose domains with pairs are {', '.join(self.world.train_domains)}"
+                f"the domain {name} is sandbox, whose domains with pairs are {', '.join(self.world.train_domains)}"
             )
         make = self._of_domain if domain else self._general
         train, test = (make(split, name) for split in ("train", "validation"))
