@@ -22,9 +22,7 @@ LONGEST_TEXT = 1_000_000
 """Characters. No model here reads as much, and a tokenizer may need minutes for it."""
 
 
-def load_preferences(
-    config: DataConfig, tokenizer: PreTrainedTokenizerBase | None = None, fewest: int = 2
-) -> PreferenceSet:
+def load_preferences(config: DataConfig, tokenizer: PreTrainedTokenizerBase | None = None, fewest: int = 2) -> PreferenceSet:
     """The preference pairs that ``config.preferences`` names, as text.
 
     Args:

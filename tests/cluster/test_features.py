@@ -108,6 +108,7 @@ def test_a_person_is_adapted_and_forgotten(learnt: Path, tmp_path: Path, capsys:
     assert main(["adapt", str(learnt), "--answers", str(path), "--l2", "9", "--towards", "zero", "--out", str(place)]) == 0
     again = read_profile(place)
     assert again.towards == "zero" and float(again.person.weights.norm()) < float(profile.person.weights.norm())
+    assert place.stat().st_mode & 0o077 == 0  # its owner alone reads it
     place.unlink()  # nothing else is left of the person
     assert not [f for f in learnt.rglob("*") if f.is_file() and f.suffix in (".json", ".jsonl") and "ann.json" in str(f)]
 
@@ -134,8 +135,10 @@ def test_what_adapt_refuses(material: Path, tmp_path: Path, capsys: pytest.Captu
     assert "holds answers of the model abababababab" in said(given, "--answers", str(other))
     both = written(tmp_path / "both.jsonl", [*rows, rows[0] | {"chosen": rows[0]["rejected"], "rejected": rows[0]["chosen"]}])
     assert "answers a pair both ways (answers 1, 5)" in said(given, "--answers", str(both))
-    one = written(tmp_path / "one.jsonl", rows[:1])
-    assert "1 usable preference pair(s), need at least 2" in said(given, "--answers", str(one))
+    notes = tmp_path / "notes.txt"
+    notes.write_text("mine")
+    assert "is no profile" in said(given, "--answers", str(good), "--out", str(notes)) and notes.read_text() == "mine"
+    assert "--l2 is inf" in said(given, "--answers", str(good), "--l2", "inf")
     assert "--l2 is 0: a number above 0" in said(given, "--answers", str(good), "--l2", "0")
     assert "a person's name has letters" in said(given, "--answers", str(good), "--name", "../me")
     assert "would be written over the answers" in said(given, "--answers", str(good), "--out", str(good))

@@ -57,6 +57,8 @@ def test_contradictory_labels_are_refused_or_left_out_both(tmp_path: Path) -> No
         check_raters(loaded(tmp_path, both), 1, False)
     left = check_raters(loaded(tmp_path, both), 1, True)
     assert [row.where for row in left.dropped] == ["pair 1", "pair 3"] and len(left) == 4
+    thrice = [*both, both[0]]
+    assert [row.where for row in check_raters(loaded(tmp_path, thrice), 1, True).dropped] == ["pair 1", "pair 3", "pair 7"]
     other = rows(prompt="p1", chosen="no 1", rejected="yes 1")  # ann says the first, bob the second
     assert len(check_raters(loaded(tmp_path, other), 2, False)) == 6
 
