@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -42,12 +43,14 @@ class Starved:
     killed: bool
 
 
+KILLED = "(?!)"
+"""Of the driver, which is killed, and can say nothing: what is looked for is its end."""
 STARVED: Sequence[Starved] = (
     Starved("F35", "reward-0", after("sample_meta"), "(lost|failed).*reward-0|reward-0.*failed", killed=False),
     Starved("F34", "scorer-0", after("sample"), "(lost|failed).*scorer-0|scorer-0.*failed", killed=True),
     Starved("F36", "learner-0", after("score"), "(lost|failed).*learner-0|learner-0.*failed", killed=True),
     Starved("F33", "rollout-0", after("sync"), "(lost|failed).*rollout-0|rollout-0.*failed", killed=True),
-    Starved("F37", "driver", after("score"), "[Mm]emory|bad_alloc|[Cc]annot allocate|can.t (start|allocate)", killed=False),
+    Starved("F37", "driver", after("score"), KILLED, killed=True),
 )
 
 
@@ -112,6 +115,9 @@ def starved(run: Run, each: Starved) -> Outcome:
     told = run.when(each.says, at)
     if group is not None:
         group.end()
+    if told is None and run.process.poll() == -signal.SIGKILL:
+        what = "the kernel killed it at its limit; the same command went on"
+        return Outcome(each.cell, time.time() - at, None, None, "what was under way", what)
     if told is None:
         return Outcome(each.cell, None, None, None, "nothing", f"it worked on with what it had for {HEARD_S:g} s")
     line = next(line.text for line in run.said if line.at == told)
