@@ -159,7 +159,7 @@ class EnsembleScorer(Role):
         from rm.domain_bank import in_units, moments_by_domain
 
         if member in self.people:
-            return self.people[member].reward(self._everybody(member, rollouts))
+            return self.people[member].reward(self._everybody(member, rollouts), [r.prompt.domain for r in rollouts])
         sequences = [(r.prompt.token_ids, r.response_ids) for r in rollouts]
         if member not in self.banks:
             return score_sequences(self.members[member], sequences, self.config.batch_size, self.pads[member])

@@ -5,7 +5,8 @@
     python -m benchmarks.domains --backbone PATH               # any decoder
 
 A backbone with random weights (or PATH's) and ten adapters, as `customize` stores them. Passes are interleaved: one model, the
-mixed batch, one model, ... so that whatever slows the machine slows both; a ratio is that of the medians. Three numbers:
+mixed batch, one model, ... so that whatever slows the machine slows both; a ratio is the median over the rounds of a pass against
+the one model's pass of the same round. Three numbers, in wall and in CPU seconds (on a busy machine only the latter mean much):
 
     mixed / one     a batch in which each text belongs to one of the domains, against the backbone alone on the same texts
     grouped / one   the same texts, the adapters set one after another (what the mixed batch saves)
@@ -22,6 +23,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -75,8 +77,18 @@ def texts(number: int, length: int) -> list[Encoded]:
     return found
 
 
-def interleaved(passes: dict[str, Callable[[], object]], rounds: int) -> dict[str, tuple[float, float]]:
-    """Median wall and CPU seconds of each, taken turn by turn; one untimed round comes first."""
+@dataclass(frozen=True)
+class Timing:
+    """Seconds of a pass: median over the rounds, and the median of its ratios to the one model's of the same round."""
+
+    wall: float
+    cpu: float
+    wall_ratio: float
+    cpu_ratio: float
+
+
+def interleaved(passes: dict[str, Callable[[], object]], rounds: int) -> dict[str, Timing]:
+    """Each pass's timing, taken turn by turn; one untimed round comes first."""
     seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in passes}
     for turn in range(rounds + 1):
         for name, run in passes.items():
@@ -84,7 +96,16 @@ def interleaved(passes: dict[str, Callable[[], object]], rounds: int) -> dict[st
             run()
             if turn:
                 seconds[name].append((time.perf_counter() - wall, time.process_time() - cpu))
-    return {name: (statistics.median(w for w, _ in of), statistics.median(c for _, c in of)) for name, of in seconds.items()}
+    one = seconds["one"]
+    return {
+        name: Timing(
+            statistics.median(wall for wall, _ in of),
+            statistics.median(cpu for _, cpu in of),
+            statistics.median(wall / other for (wall, _), (other, _) in zip(of, one, strict=True)),
+            statistics.median(cpu / other for (_, cpu), (_, other) in zip(of, one, strict=True)),
+        )
+        for name, of in seconds.items()
+    }
 
 
 def _model(path: Path) -> RewardModel:
@@ -135,10 +156,10 @@ def main(arguments: Sequence[str] | None = None, results: Path = RESULTS) -> dic
         "id": "domains", "parameters": parameters, "domains": chosen.domains, "rank": chosen.rank, "texts": chosen.texts,
         "tokens": chosen.tokens, "batch_size": size, "threads": chosen.threads, "rounds": chosen.rounds,
     }  # fmt: skip
-    for name, (wall, cpu) in found.items():
-        row |= {f"{name}_seconds": round(wall, 5), f"{name}_cpu_seconds": round(cpu, 5)}
+    for name, timing in found.items():
+        row |= {f"{name}_seconds": round(timing.wall, 5), f"{name}_cpu_seconds": round(timing.cpu, 5)}
         if name != "one":
-            row |= {f"{name}_ratio": round(wall / found["one"][0], 3), f"{name}_cpu_ratio": round(cpu / found["one"][1], 3)}
+            row |= {f"{name}_ratio": round(timing.wall_ratio, 3), f"{name}_cpu_ratio": round(timing.cpu_ratio, 3)}
     print(", ".join(f"{key} {value}" for key, value in row.items() if key != "id"))
     results.parent.mkdir(exist_ok=True)
     with results.open("a") as file:

@@ -91,7 +91,10 @@ def ask(asking: Asking, terminal: bool, port: int, console: Console) -> Path:
         with AskServer(interview, asking.name, str(profile), kept, port) as server:
             console.say(f"Open {server.link} in a browser on this machine. Ctrl-C stops; every answer is in the profile at once.")
             server.serve_forever()
-    console.say(f"{sure(interview)}. Profile: {profile} (delete the file to forget the person)")
+    if profile.exists():
+        console.say(f"{sure(interview)}. Profile: {profile} (delete the file to forget the person)")
+    else:
+        console.say("No answer was given, and no profile was written.")
     return profile
 
 

@@ -110,6 +110,12 @@ def _with_config(chosen: argparse.Namespace, config: RunConfig) -> int:
 
         console.say(f"Report: {_report_of_domains(customize(config, console))}")
         return 0
+    elif chosen.command == "generalize":
+        from cluster.generalize import generalize
+        from evaluation.generalize_report import write_generalize_report
+
+        console.say(f"Report: {write_generalize_report(generalize(config, console))}")
+        return 0
     else:
         from cluster.study import study
 
@@ -128,6 +134,10 @@ def _report(chosen: argparse.Namespace) -> int:
         print(write_feature_report(directory))
     elif (directory / "results.jsonl").exists():
         print(_report_of_domains(directory))
+    elif (directory / "references").is_dir():
+        from evaluation.generalize_report import write_generalize_report
+
+        print(write_generalize_report(directory))
     else:
         print(write_preference_report(directory) if (directory / "card.json").exists() else write_report(directory))
     return 0
@@ -213,6 +223,7 @@ def _parser() -> argparse.ArgumentParser:
     recipe("reward", "train one reward model, without any RL")
     recipe("features", "learn reward features from many raters' labels, on which one person needs a few answers")
     recipe("customize", "fine-tune a reward model on general data, then one for each domain, and say what each cost")
+    recipe("generalize", "meta-learn one reward model over labelled domains, and use it on domains that nobody labelled")
     study = recipe("study", "train reward models on parts of the pairs chosen by strength, for the report's figures")
     study.add_argument(
         "--studies", nargs="+", metavar="NAME", default=None, help="which (default: all); an unknown one lists them"
@@ -235,7 +246,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_adapt(commands.add_parser("adapt", help="fit one person's weights on reward features to their answers"))
     _add_ask(commands.add_parser("ask", help="ask a person which of two responses is better, and keep their profile"))
     report = commands.add_parser(
-        "report", help="write report.html again from the directory of a run, strength, reward, domains or features"
+        "report",
+        help="write report.html again from the directory of a run, strength, reward, domains, generalize or features",
     )
     report.add_argument("directory", type=Path, metavar="DIRECTORY", help="e.g. ~/rondo/runs/quickstart")
     commands.add_parser("keys", help="list every config key with its default and meaning")
@@ -246,8 +258,10 @@ def _add_adapt(adapt: argparse.ArgumentParser) -> None:
     adapt.add_argument("model", type=Path, metavar="MODEL", help="the directory that `features` wrote")
     adapt.add_argument("--answers", type=Path, required=True, metavar="FILE", help="a .jsonl file of prompt, chosen, rejected")
     adapt.add_argument("--name", default=None, help="the person's (default: the answers file's)")
-    adapt.add_argument("--towards", choices=("mean", "zero"), default=None, help="what weights are drawn to (default mean)")
-    adapt.add_argument("--l2", type=float, default=None, help="how strongly (default 1)")
+    adapt.add_argument(
+        "--towards", choices=("mean", "zero"), default=None, help="what weights are drawn to (default: that of features.towards)"
+    )
+    adapt.add_argument("--l2", type=float, default=None, help="how strongly (default: that of features.l2)")
     adapt.add_argument("--out", type=Path, default=None, metavar="FILE", help="profile to write (default: NAME.json beside FILE)")
 
 

@@ -11,6 +11,7 @@ from cluster.store_uri import check_storage_name
 from evaluation.config import EvaluationConfig
 from policy.config import DPOConfig, PolicyConfig, SFTConfig
 from preferences.config import DataConfig
+from rm.bilevel_config import GeneralizeConfig
 from rm.config import MetaConfig, RewardConfig, ScorerConfig, StrengthConfig
 from rm.domain_config import CustomizeConfig
 from rm.features_config import FeaturesConfig
@@ -103,6 +104,7 @@ class RunConfig(Section):
     dpo: DPOConfig = DPOConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     customize: CustomizeConfig = CustomizeConfig()
+    generalize: GeneralizeConfig = GeneralizeConfig()
     people: PeopleConfig = PeopleConfig()
     features: FeaturesConfig = FeaturesConfig()
     guards: GuardsConfig = GuardsConfig()

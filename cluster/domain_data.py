@@ -132,7 +132,9 @@ def load_data(config: RunConfig, root: Path, console: Console) -> DomainData:
             base model cannot have.
     """
     customize = config.customize
-    sandbox = _Sandbox(config, root, console) if SANDBOX in (*customize.general.values(), *customize.domains.values()) else None
+    sandbox = (
+        SandboxDomains(config, root, console) if SANDBOX in (*customize.general.values(), *customize.domains.values()) else None
+    )
     if sandbox is not None:
         base, tokenizer = sandbox.base_dir, sandbox.tokenizer
     else:
@@ -212,7 +214,7 @@ def _pool(config: RunConfig, general: Sequence[QueryData]) -> tuple[Query, ...]:
 class _Reader:
     """Reads one data set after another."""
 
-    def __init__(self, config: RunConfig, tokenizer: Any, sandbox: _Sandbox | None) -> None:
+    def __init__(self, config: RunConfig, tokenizer: Any, sandbox: SandboxDomains | None) -> None:
         self.config, self.tokenizer, self.sandbox = config, tokenizer, sandbox
 
     def __call__(self, name: str, path: str, domain: bool) -> QueryData:
@@ -230,7 +232,7 @@ class _Reader:
         return QueryData(name, train_ids, test_ids, length_accuracy(train_ids, test_ids), left_out)
 
 
-class _Sandbox:
+class SandboxDomains:
     """The sandbox's pairs: general ones as its annotator labelled them, a domain's judged by a taste of its own.
 
     Domain number i is judged by the world's user number i, whose taste turns some of the common likings round: what is good in

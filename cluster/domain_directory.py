@@ -34,8 +34,10 @@ SPEED = (
     "guards", "faults", "features",
 )  # fmt: skip
 """Sections of the config that change nothing about what is learned here, or may change while it is: how much goes wrong."""
-GROWING = ("customize.seeds", "customize.strategies.")
-"""What may be added to a directory that is there: further seeds and strategies."""
+GROWING = ("customize.seeds", "customize.strategies.", "generalize.seeds", "generalize.curves")
+"""What may be added to a directory that is there: further seeds, strategies and values of beta."""
+COUNTED = ("customize.seeds", "generalize.seeds", "generalize.curves")
+"""Those of them whose value says how much there is: a directory may hold more."""
 
 
 class DomainDirectory:
@@ -43,11 +45,12 @@ class DomainDirectory:
 
     Args:
         config: of the command.
+        folder: of the storage root, that it lies in.
     """
 
-    def __init__(self, config: RunConfig) -> None:
+    def __init__(self, config: RunConfig, folder: str = FOLDER) -> None:
         self.config = config
-        self.path = storage_root(config) / FOLDER / config.name
+        self.path = storage_root(config) / folder / config.name
 
     @property
     def logs(self) -> Path:
@@ -73,7 +76,7 @@ class DomainDirectory:
             ours = (self.path / "config.yaml").is_file()
             if not ours and any(entry.name != LOCK for entry in self.path.iterdir()):
                 raise UserError(
-                    f"{self.path} is not empty and not a customisation's directory; choose another name or storage root"
+                    f"{self.path} is not empty and was not begun by this command; choose another name or storage root"
                 )
             if ours:
                 there, here = (_learnt(tree) for tree in (yaml.safe_load((self.path / "config.yaml").read_text()), self._tree()))
@@ -119,9 +122,7 @@ def _learnt(tree: dict[str, Any]) -> dict[str, Any]:
 def _only_changed(there: dict[str, Any], here: dict[str, Any]) -> dict[str, Any]:
     """``here`` without what may be added or grow: strategies that were not there, and the number of seeds."""
     kept = {key: value for key, value in here.items() if key in there or not key.startswith(GROWING)}
-    gone = {
-        key: value for key, value in there.items() if key.startswith(GROWING) and (key not in here or key == "customize.seeds")
-    }
+    gone = {key: value for key, value in there.items() if key.startswith(GROWING) and (key not in here or key in COUNTED)}
     return kept | gone
 
 

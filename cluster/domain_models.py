@@ -19,8 +19,8 @@ from rm.domain_bank import ADAPTERS
 from tokens.durable import commit_directory
 from tokens.errors import UserError
 
-FOLDER = "domains"
-"""Of a storage root: one directory a customisation, see ``cluster.domain_directory``."""
+FOLDER, GENERAL = "domains", "generalize"
+"""Of a storage root: one directory a customisation, see ``cluster.domain_directory``, and one a `generalize`."""
 
 
 @dataclass(frozen=True)
@@ -101,11 +101,37 @@ def with_domain_reward(config: RunConfig, root: Path) -> RunConfig:
 def _resolved(config: RunConfig, reward_model: str, root: Path) -> Path:
     kind, _, name = reward_model.partition(":")
     cache = root / "cache"
+    if kind == "general":
+        return find_general(root, name)
     if kind == "features":
         from cluster.people_model import export_people
 
         return export_people(Path(name), config.people, cache)
     return export(find_domain(root, name), cache) if kind == "domain" else export_all(find_domains(root, name), cache)
+
+
+def find_general(root: Path, name: str) -> Path:
+    """The reward model that ``general:NAME`` means.
+
+    Args:
+        root: storage root.
+        name: of a finished `generalize`.
+
+    Returns:
+        Directory of the model of its own beta, of the first seed.
+
+    Raises:
+        UserError: if there is none.
+    """
+    folder = root / GENERAL
+    card = folder / name / "card.json"
+    if not card.is_file():
+        known = sorted(path.parent.name for path in folder.glob("*/card.json"))
+        raise UserError(
+            f"general:{name}: no `python -m cluster generalize` of this name is finished in {folder}; there are "
+            f"{', '.join(known) or 'none'}"
+        )
+    return folder / name / "rewards" / f"beta_{json.loads(card.read_text())['beta']:g}" / "seed_0" / MODEL
 
 
 def _taken_before(config: RunConfig, root: Path) -> str | None:

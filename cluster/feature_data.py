@@ -157,7 +157,7 @@ def _held_out(names: Sequence[str], number: int, seed: int) -> frozenset[str]:
     if len(names) - number < FEWEST_RATERS:
         raise UserError(
             f"there are {len(names)} raters and features.held_out_raters is {number}: at least {FEWEST_RATERS} must be left to "
-            "train on. Lower features.held_out_raters or add raters; one rater alone has a reward model (python -m cluster reward)"
+            "train on. Lower features.held_out_raters or add raters; for one rater there is `python -m cluster reward`"
         )
     ranked = sorted(names, key=lambda name: hashlib.sha256(f"{seed}:{name}".encode()).digest())
     return frozenset(ranked[:number])

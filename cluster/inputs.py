@@ -233,15 +233,20 @@ def check_stopping(config: RunConfig, source: Source) -> None:
 
 
 def check_domains(config: RunConfig, source: Source) -> None:
-    """Refuse prompts of domains that nobody was customised for, where every prompt is paid by its own domain's adapter.
+    """Refuse prompts of domains that nobody was customised for, where every prompt is paid by its own domain's adapter, and of
+    people who are not known, where each is paid by its own person's reward.
 
     Raises:
         UserError: also if a domain has fewer than two evaluation prompts, whose samples its unit is measured on.
     """
     from rm.domain_bank import ADAPTERS, check_names
+    from rm.people import WHO, People
 
     if config.scorer.reward_model is None or config.reward.base is None:
         return
+    if (Path(config.reward.base) / WHO).is_file():
+        learnt, judged = source.prompt_domains()
+        People.load(Path(config.reward.base)).check_names((*learnt, *judged[: config.evaluation.num_prompts]))
     folder = Path(config.reward.base) / ADAPTERS
     if not folder.is_dir():
         return

@@ -42,7 +42,7 @@ def domain_plots(run: DomainRun, found: Sequence[Outcome]) -> tuple[Plot, ...]:
     if found:
         plots.append(_domain_stage(run))
         if any(outcome.general is not None for outcome in found):
-            plots.append(_front(found))
+            plots.append(_front(run, found))
         plots.append(_each_domain(run, found))
     return tuple(plots)
 
@@ -150,7 +150,9 @@ def _domain_stage(run: DomainRun) -> Plot:
     )
 
 
-def _front(found: Sequence[Outcome]) -> Plot:
+def _front(run: DomainRun, found: Sequence[Outcome]) -> Plot:
+    general, own = (fmean(run.length_alone[name] for name in names) for names in (run.general, run.domains))
+
     def draw(figure: "Figure", narrow: bool) -> None:
         ax = figure.subplots(1, 1)
         front: list[tuple[float, float]] = []
@@ -178,7 +180,8 @@ def _front(found: Sequence[Outcome]) -> Plot:
         "",
         "General against domain accuracy",
         "Where each strategy ends, means over domains; bars are 95% intervals over the seeds, from three seeds on. Dots joined "
-        "by the line are the Pareto front: no strategy is better in both. Good: up and to the right.",
+        "by the line are the Pareto front: no strategy is better in both. Good: up and to the right. Length alone reaches "
+        f"{general:.1%} on the general sets and {own:.1%} on the domains.",
         3.8,
         draw,
         4.2,

@@ -1,6 +1,6 @@
 """A page as one file: templates filled in, every text escaped, written whole or not at all.
 
-A page runs no script and may load nothing (its content security policy says so).
+A report runs no script and may load nothing (its content security policy says so); the page that asks a person runs one script.
 """
 
 import os

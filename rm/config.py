@@ -191,10 +191,10 @@ class ScorerConfig(Section):
     min_members: int | None = Field(None, ge=1)
     """Fewest members with finite scores that a score may rest on; null = all of them, but for the few scores that
     ``guards.bad_scores`` lets go."""
-    reward_model: str | None = Field(None, pattern=r"^(domains?|features):.+")
+    reward_model: str | None = Field(None, pattern=r"^(domains?|general|features):.+")
     """A reward model that is taken as it is, in every round: domain:NAME pays PPO by what `customize` made for a domain (NAME is
     DOMAIN, RUN/DOMAIN or RUN/STRATEGY/DOMAIN); domains:RUN or domains:RUN/STRATEGY by the adapter of each prompt's own domain;
-    features:DIRECTORY by the reward of people on the feature model there, see ``people``; null = reward models that are trained
-    here."""
+    general:RUN by what `generalize` made; features:DIRECTORY by the reward of people on the feature model there, see ``people``;
+    null = reward models that are trained here."""
     batch_size: int = Field(64, ge=1)
     """Sequences per forward pass."""

@@ -22,7 +22,7 @@ class FeaturesConfig(Section):
     and raters."""
     average: Literal["examples", "raters"] = "examples"
     """Every label counts alike, or every rater, however few labels they gave."""
-    lr: float = Field(0.01, gt=0)
+    lr: float = Field(0.03, gt=0)
     """Peak learning rate of the projection and of the raters' weights; the backbone's is ``reward.lr``."""
     weight_decay: float = Field(0.01, ge=0)
     """Of projection and raters' weights, decoupled."""

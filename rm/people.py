@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from rm.ensemble import Moments, normalise
-from rm.people_config import Group
+from rm.people_config import Group, Paid
 from tokens.errors import UserError
 
 HEADS, WHO = "people.safetensors", "people.json"
@@ -36,7 +36,7 @@ class People:
         names: [m], each once.
         heads: [m, H] float32, v.
         counting: indices of those whose reward counts.
-        group: how their rewards are made one; of a single person all three are the same.
+        group: how their rewards are made one, all the same for a single person; "own" = each prompt's own person's.
         quantile: of group "quantile".
 
     Raises:
@@ -46,7 +46,7 @@ class People:
     names: tuple[str, ...]
     heads: Tensor
     counting: tuple[int, ...]
-    group: Group
+    group: Paid
     quantile: float | None = None
 
     def __post_init__(self) -> None:
@@ -93,16 +93,40 @@ class People:
                 ) from error
         return tuple(found)
 
-    def reward(self, scores: Tensor) -> Tensor:
-        """What the people who count are paid together, see ``group_reward``.
+    def reward(self, scores: Tensor, whose: Sequence[str]) -> Tensor:
+        """What the people who count are paid together, see ``group_reward``; or each by itself.
 
         Args:
             scores: [B, m] float, z of everybody.
+            whose: B names, whom each response is written for; read by "own" only.
 
         Returns:
             [B] float.
+
+        Raises:
+            UserError: for "own", if somebody does not count.
         """
-        return group_reward(scores[:, list(self.counting)], self.group, self.quantile)
+        if self.group != "own":
+            return group_reward(scores[:, list(self.counting)], self.group, self.quantile)
+        self.check_names(whose)
+        return scores[torch.arange(len(scores)), torch.tensor([self.names.index(name) for name in whose], dtype=torch.long)]
+
+    def check_names(self, whose: Sequence[str]) -> None:
+        """Refuse prompts that are written for somebody who does not count, where each is paid by its own person's reward.
+
+        Args:
+            whose: names.
+
+        Raises:
+            UserError: naming the first.
+        """
+        members = [self.names[index] for index in self.counting]
+        unknown = [name for name in whose if name not in members]
+        if self.group == "own" and unknown:
+            raise UserError(
+                f"people.group is own and a prompt's domain is {unknown[0]!r}, which names none of the {len(members)} members "
+                f"({', '.join(members[:3])} ...): each prompt's column domain must name whom it is written for"
+            )
 
     def save(self, directory: Path) -> None:
         """Write beside a reward model's weights.

@@ -8,6 +8,7 @@ from tokens.paths import PathText
 from tokens.section import Section
 
 Group = Literal["mean", "min", "quantile"]
+Paid = Literal[Group, "own"]
 
 
 class PeopleConfig(Section):
@@ -19,9 +20,10 @@ class PeopleConfig(Section):
     mixture: dict[str, float] = Field({})
     """Raters of the feature model by name, with the weight of each: the reward is <phi, sum_h a_h w_h>, weights a_h divided by
     their sum."""
-    group: Group | None = None
+    group: Paid | None = None
     """The reward is what a group says: the mean of its members' rewards, their minimum, or a quantile of them, each member's in
-    standard deviations of their own over the SFT policy's samples."""
+    standard deviations of their own over the SFT policy's samples; or ``own``: that of the member whom the prompt's column
+    ``domain`` names, so that one policy serves them all, told in the prompt's text whom it writes for."""
     members: tuple[str, ...] = ()
     """Of the group: raters by name, and profiles by file (ending in .json); none named = every rater."""
     quantile: float | None = Field(None, ge=0, le=1)

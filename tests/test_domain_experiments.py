@@ -5,20 +5,24 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import ray
 
 from benchmarks import domains as bench
 from benchmarks.experiments.domain_bases import SHAPE, dsp_bases, held_out_prompts, with_domain_texts
 from benchmarks.experiments.domain_choice import at_rate, without_reported
 from benchmarks.experiments.domain_claims import BASE_CLAIMS, CLAIMS, judged, merged, per_seed
+from benchmarks.experiments.domain_fits import fit_here, side_by_side
 from benchmarks.experiments.domains import RECIPES, arm_seconds, on_base, with_seed
 from cluster.console import Console
+from cluster.customize import customize
 from cluster.domain_data import load_data
 from cluster.load_config import load_config
-from evaluation.domains import DOMAIN_STAGE, GENERAL_STAGE, DomainRow, DomainRun
+from evaluation.domains import DOMAIN_STAGE, GENERAL_STAGE, DomainRow, DomainRun, read_domain_run
 from policy.sft import make_model, train_tokenizer
 from preferences.config import DataConfig
 from preferences.load import load_preferences
 from preferences.queries import DSP_PROMPT, load_queries
+from tests.cluster.test_customize import base_model, configured, write_rows
 from tokens.errors import UserError
 
 
@@ -110,6 +114,29 @@ def test_the_real_recipe_has_the_data_that_its_strategies_ask_for(shared_data: P
     trained = {query.prompt_ids for each in (*data.general, *data.domains) for query in each.train}
     assert not trained & {query.prompt_ids for each in (*data.general, *data.domains) for query in each.test}
     assert all(len(each.train) > 340 and len(each.test) > 80 for each in data.domains)
+
+
+def test_fits_of_an_experiment_leave_nothing_for_the_command(tmp_path: Path) -> None:
+    rows = [{"prompt": f"w{i % 7} w{i % 5}", "chosen": f"w2{i % 10} w21", "rejected": f"w1{i % 10} w11"} for i in range(40)]
+    pairs = write_rows(tmp_path / "pairs.jsonl", rows)
+    material = {"base": str(base_model(tmp_path / "base")), "general": pairs, "dsp": pairs}
+    strategies = {"plain": {}, "l2": {"penalty": "l2"}}
+    config = configured(material, tmp_path, domains={"law": pairs}, general_queries=16, strategies=strategies)
+    fit_here(config)
+    run = read_domain_run(customize(config, Console()))
+    assert not ray.is_initialized(), "all of it was there"
+    ends = {row.strategy for row in run.rows if row.domain == "law" and row.set == "law" and row.samples > 0}
+    assert ends == {"plain", "l2"}
+
+
+def test_a_tuned_base_goes_through_what_its_claims_name() -> None:
+    recipe = load_config(RECIPES["sandbox"])
+    assert list(on_base(recipe, "tuned", None).customize.strategies) == ["direct", "grft-crft"]
+    assert on_base(recipe, "plain", None).customize.strategies == recipe.customize.strategies
+
+
+def test_seeds_side_by_side_come_back_in_order() -> None:
+    assert side_by_side(abs, [-3, -1, -2], 2) == [3, 1, 2] == side_by_side(abs, [-3, -1, -2], 1)
 
 
 def test_bases_of_one_name_are_refused(tmp_path: Path) -> None:

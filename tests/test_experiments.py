@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.experiments import metarm, shifted
+from benchmarks.experiments import metarm, people, people_data, shifted
 from benchmarks.experiments.common import (
     KnownPair,
     Lab,
@@ -24,6 +24,9 @@ from benchmarks.experiments.common import (
     run_jobs,
 )
 from benchmarks.experiments.metarm_report import draw, holm, report
+from benchmarks.experiments.people_personas import LABELS, D, Persona, held_out
+from benchmarks.experiments.people_report import report as report_on_people
+from sandbox.world import World
 from tokens.records import Pair
 
 TINY = (
@@ -115,3 +118,80 @@ def test_theta_prime_is_what_the_config_deploys(lab: Lab) -> None:
     theirs, _ = fit(lab, pairs, 4, meta=config.model_copy(update={"deploy": "theta_prime"}), groups=groups)
     for mine, other in zip(ours.parameters(), theirs.parameters(), strict=True):
         assert torch.equal(mine, other)
+
+
+@pytest.fixture
+def small_people(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few prompts, few people."""
+    for name, value in {"TRAIN_PROMPTS": 24, "TEST_PROMPTS": 6, "TEST_RESPONSES": 4, "CHOICE_PROMPTS": 6, "MANY": 40}.items():
+        monkeypatch.setattr(people_data, name, value)
+    monkeypatch.setattr(people, "HELD_OUT", 3)
+
+
+@pytest.mark.usefixtures("small_people")
+def test_the_people_of_a_seed_judge_as_the_world_says(lab: Lab) -> None:
+    texts = people_data.draw_texts(lab)
+    assert people_data.draw_texts(lab).responses == texts.responses, "sampled once"
+    known = people_data.draw_people(lab, texts, 0.5, 4, 3, seed=1)
+    more = people_data.draw_people(lab, texts, 0.5, 6, 3, seed=1)
+    assert known.names[4:] == more.names[6:] and set(known.names[:4]) < set(more.names[:6]), "the same are held out"
+    world = World(lab.config.world.model_copy(update={"user_agreement": 0.5, "num_users": people_data.POOL}))
+    for user in (0, 5):
+        for text in (0, 30, len(texts.prompts) - 1):
+            truth = world.gold(texts.prompts[text], texts.responses[text], user=known.names[user])
+            assert known.gold[user, text] == pytest.approx(truth)
+    first, last, _ = texts.start["test"]
+    judged = known.judged(5, 50)
+    assert (known.gold[5, judged[:, 0]] > known.gold[5, judged[:, 1]]).all() and judged.min() >= first and judged.max() < last
+    assert (known.answers(5) < texts.start["validation"][0]).all(), "asked about training prompts only"
+    assert not known.disagreement > 0.5
+
+
+@pytest.mark.usefixtures("small_people")
+def test_every_way_to_know_a_person_is_measured_and_reported(
+    lab: Lab, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    texts = people_data.draw_texts(lab)
+    results = Results(tmp_path / "people.jsonl", people.KEY)
+    jobs = [people.Job(*job, seed, 1) for seed in (1, 2) for job in [("shared", 0.5, 1, 6, 8), ("features", 0.5, 32, 6, 8)]]
+    for job in [*jobs, people.Job("conditioned", 0.5, 16, 6, 8, 1, 1), people.Job("attributes", 0.5, 12, 6, 8, 1, 1)]:
+        for row in people.fitted(job, lab, texts):
+            results.append(row)
+    rows = results.rows()
+    assert results.missing(jobs, people.key_of) == []
+    arms = {row["arm"] for row in rows if row["what"] == "accuracy"}
+    assert arms == {
+        "shared", "own linear head", "LoRe-like", "own MLP (Park et al.)", "latent user (VPL-like)", "features", "conditioned",
+        "attributes",
+    }  # fmt: skip
+    for row in rows:
+        if row["what"] == "accuracy":
+            assert all(0 <= row[f"accuracy_{n}"] <= 1 for n in people_data.ANSWERS) and len(row["gold_30"]) == 3
+            assert all(best >= own for best, own in zip(row["gold_best"], row["gold_30"], strict=True))
+    of = {row["arm"]: row for row in rows if row["seed"] == 1}
+    assert of["shared"]["accuracy_0"] == of["shared"]["accuracy_50"], "one reward for all hears nobody"
+    assert of["attributes"]["accuracy_oracle"] > 0.7, "the sandbox's own attributes explain its users"
+    for row in rows:  # the report's sizes
+        row |= {"raters": 60, "labels": 50}
+    report_on_people(rows, tmp_path)
+    out = capsys.readouterr().out
+    assert "| features, d = 32 |" in out and "| quantile 0.25 |" in out
+    assert (tmp_path / "people-answers.png").is_file() and (tmp_path / "people-for-whom.png").is_file()
+
+
+def test_a_persona_that_was_held_out_is_learnt_from_its_answers() -> None:
+    """Three personas whose statements lie along directions of their own, the last between the first two."""
+    generator = torch.Generator().manual_seed(0)
+    directions = torch.eye(8, dtype=torch.float64)[:2]
+    directions = torch.stack([directions[0], directions[1], (directions[0] + directions[1]) / 2**0.5])
+    known, vectors = [], []
+    for place, direction in enumerate(directions):
+        start, side = 80 * place, torch.tensor([1.0] * 40 + [-1.0] * 40, dtype=torch.float64)
+        vectors.append(1.5 * side[:, None] * direction + torch.randn(80, 8, generator=generator, dtype=torch.float64))
+        ids = torch.arange(start, start + 80).numpy()
+        known.append(Persona(f"p{place}", ids[:40], ids[40:]))
+    rows = {row["arm"]: row for row in held_out(torch.cat(vectors), known, 2, seed=1)}
+    assert {row["d"] for row in rows.values()} == {D} and rows["features"]["labels"] == LABELS
+    assert rows["features"]["accuracy_50"] > 0.85 and rows["features"]["accuracy_oracle"] > 0.85
+    train, test = known[0].parts(1)
+    assert not {*train.yes, *train.no} & {*test.yes, *test.no} and len(test.yes) == 8

@@ -20,6 +20,7 @@ ASK_THE_NETWORK = {
     "websockets", "ftplib", "smtplib",
 }  # fmt: skip
 MAY_ASK = {
+    "cluster/ask_page.py": "nobody: it answers the browsers of this machine",
     "benchmarks/faults/nodes.py": "nobody: this machine for a free port, and its own cluster whether it is up",
     "cluster/claims.py": "nobody: what this machine is called",
     "cluster/endpoint_judge.py": "the endpoint that --judge openai:URL names",

@@ -21,7 +21,8 @@ from cluster.storage import storage_root
 from cluster.strength_work import setup_of
 from tokens.durable import commit_directory
 
-T = TypeVar("T")
+Given = TypeVar("Given")
+Made = TypeVar("Made")
 
 
 def fit_here(config: RunConfig) -> None:
@@ -44,21 +45,21 @@ def fit_here(config: RunConfig) -> None:
                 console.say(f"{config.name}: {job.name}: {report.cpu_seconds:.1f} CPU s, {report.seconds:.1f} s")
 
 
-def side_by_side(work: Callable[[RunConfig], T], configs: Sequence[RunConfig], processes: int) -> list[T]:
-    """Work on several configs in processes of their own.
+def side_by_side(work: Callable[[Given], Made], given: Sequence[Given], processes: int) -> list[Made]:
+    """Do the same work several times in processes of their own.
 
     Args:
         work: a function of a module, or a partial one.
-        configs: one a call.
+        given: one a call.
         processes: at most so many at a time; 1 = this one.
 
     Returns:
-        What the calls returned, in the order of the configs.
+        What the calls returned, in the order of what was given.
     """
     if processes == 1:
-        return [work(config) for config in configs]
+        return [work(each) for each in given]
     with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return list(pool.map(work, configs))
+        return list(pool.map(work, given))
 
 
 def _say_nothing(seen: int, last: bool) -> None:

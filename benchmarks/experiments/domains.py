@@ -38,8 +38,10 @@ from cluster.console import Console
 from cluster.customize import customize
 from cluster.load_config import load_config
 from cluster.run_directory import versions
+from evaluation.domain_figures import domain_plots
 from evaluation.domain_report import table_text, write_domain_report
 from evaluation.domains import DOMAIN_STAGE, outcomes, read_domain_run
+from evaluation.preference_report import draw_figures
 from rm.checkpoints import kind_of
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -150,6 +152,7 @@ def main(arguments: Sequence[str] | None = None, results: Path = RESULTS) -> lis
     parser.add_argument("--backbone", type=Path, action="append", default=[], help="dsp: a model directory; may be repeated")
     parser.add_argument("--bases", nargs="+", default=None, help="only these bases, by name")
     parser.add_argument("--here", type=int, default=0, metavar="N", help="fit in N processes of this program, without Ray")
+    parser.add_argument("--figures", type=Path, default=None, help="a directory for the figures over all seeds, by base")
     options, overrides = parser.parse_known_args(arguments)
     seeds = options.seeds or {"sandbox": 5, "dsp": 3}[options.what]
     recipe = load_config(RECIPES[options.what], overrides)
@@ -173,6 +176,9 @@ def main(arguments: Sequence[str] | None = None, results: Path = RESULTS) -> lis
             print(f"  {_in_words(claim)}  {claim['claim']}")
             if "general" in claim:
                 print(f"  {_in_words(claim['general'])}      the same of general accuracy at the end")
+        if options.figures is not None:
+            (options.figures / name).mkdir(parents=True, exist_ok=True)
+            draw_figures(options.figures / name, domain_plots(run, found))
         print(f"  CPU seconds: {', '.join(f'{key} {value:.1f}' for key, value in seconds.items())}")
         rows.append(
             {

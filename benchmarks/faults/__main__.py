@@ -127,7 +127,7 @@ def tables(record: Record) -> str:
     missing = {name: cell.why_not for name, cell in CELLS.items() if cell.why_not}
     missing |= {name: cannot for name, cell in CELLS.items() if cell.scenario == "disks" and cannot}
     parts = [table(record.cells(), missing)]
-    if seeds := record.rows("monkey"):
+    if seeds := record.seeds():
         parts.append(monkey.table(seeds))
     parts += [
         f"Goodput at one failure of {row['process']} in {row['rounds']} rounds: {row['goodput']:.1%}"

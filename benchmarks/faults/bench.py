@@ -154,9 +154,15 @@ LOADS = ("sync", "restore", "score", "policy")
 def again(run: Run) -> str:
     """What this start of a run did that an earlier one had done already, by phase."""
     rows = run.timeline.read()
-    before, now = ({_place(span) for span in part if span["who"] != DRIVER} for part in (rows[: run.seen], rows[run.seen :]))
+    before, now = ({_place(span) for span in part if is_work(span)} for part in (rows[: run.seen], rows[run.seen :]))
     twice = sorted((what, -1 if step is None else step) for what, index, step in before & now if index is not None)
     return in_words((what, None if step < 0 else step) for what, step in twice)
+
+
+def is_work(span: Mapping[str, Any]) -> bool:
+    """Whether a span is work of a round that is there once: not a wait, and not SFT's samples, which every start judges anew."""
+    judges = span["who"].startswith("scorer") and span["what"] == "evaluate"
+    return span["who"] != DRIVER and span["round"] is not None and not judges
 
 
 def in_words(places: Iterable[tuple[str, int | None]]) -> str:

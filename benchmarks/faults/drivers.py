@@ -203,6 +203,7 @@ def chain(bench: Bench, name: str, downs: Sequence[Down], taken: list[Taken], wa
         taken.append(take_up(run, dead))
         if run.end():
             raise Late(f"the run did not come to its end:\n{run.output()[-3000:]}")
+        taken[-1] = replace(taken[-1], lost=again(run))
     return run
 
 

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import psutil
 
+PIECES = (16 << 20, 1 << 20, 64 << 10, 4 << 10)
+"""In which a disk is filled, bytes."""
 FREEZE_S = 0.15
 """A process that is stopped first is killed in the middle of what it did when the trigger was seen."""
 
@@ -85,6 +87,31 @@ def starve(process: psutil.Process, spare_mib: int) -> None:
     process.rlimit(psutil.RLIMIT_AS, (limit, limit))
 
 
+class Crammed:
+    """A control group with room for a few pages more than its process has: the kernel kills what asks for memory beyond, as in a
+    container at its limit. Needs the right to make one.
+
+    Args:
+        process: to put into it; what it has already does not count.
+        spare_kib: that it gets in all.
+    """
+
+    ROOT = Path("/sys/fs/cgroup")
+
+    def __init__(self, process: psutil.Process, spare_kib: int) -> None:
+        old = self.ROOT / "memory"
+        root, limit = (old, "memory.limit_in_bytes") if old.is_dir() else (self.ROOT, "memory.max")
+        self.place = root / f"rondo-faults-{process.pid}"
+        self.place.mkdir()
+        (self.place / limit).write_text(str(spare_kib << 10))
+        (self.place / "cgroup.procs").write_text(str(process.pid))
+
+    def end(self) -> None:
+        """Remove it, once its process is gone."""
+        with contextlib.suppress(OSError):
+            self.place.rmdir()
+
+
 def flip(path: Path) -> None:
     """Change one bit in the middle of a file."""
     with path.open("r+b") as file:
@@ -132,10 +159,14 @@ class SmallDisk:
 
     def fill(self, leave_kib: int) -> Path:
         """Take the room away but for a little; remove the file to give it back."""
-        ballast = self.place / "ballast"
-        size = shutil.disk_usage(self.place).free - (leave_kib << 10)
+        ballast, size = self.place / "ballast", 0
         with ballast.open("wb") as file:
-            os.posix_fallocate(file.fileno(), 0, max(1, size))
+            for piece in PIECES:  # somebody writes beside us, so that nobody knows how much is free
+                with contextlib.suppress(OSError):
+                    while True:
+                        os.posix_fallocate(file.fileno(), size, piece)
+                        size += piece
+            os.ftruncate(file.fileno(), max(0, size - (leave_kib << 10)))
         return ballast
 
 

@@ -7,11 +7,12 @@ import json
 import re
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pyarrow.parquet as parquet
 from safetensors import SafetensorError, safe_open
 
@@ -228,9 +229,22 @@ def nothing_left(nodes: Nodes, observer: Observer, shared: set[str], run: Run) -
 
 
 def _left(nodes: Nodes, observer: Observer, shared: set[str]) -> list[str]:
-    titles = [" ".join(process.cmdline()).strip() for node in nodes.alive() for process in node.family() if process.is_running()]
-    workers = [title for title in titles if ACTORS.match(title)]
-    return [*workers, *observer.room_is_back(), *(f"/dev/shm/{name}" for name in sorted(shared_memory() - shared))]
+    ours = [process for node in nodes.alive() for process in node.family() if process.is_running()]
+    workers = [title for title in (" ".join(process.cmdline()).strip() for process in ours) if ACTORS.match(title)]
+    pids = {process.pid for process in ours}
+    names = sorted(name for name in shared_memory() - shared if not of_others(name, pids))
+    return [*workers, *observer.room_is_back(), *(f"/dev/shm/{name}" for name in names)]
+
+
+def of_others(name: str, ours: Collection[int]) -> bool:
+    """Whether a name in /dev/shm is that of a living process that has nothing to do with the bench.
+
+    Args:
+        name: which may hold its process's number, as those of ``multiprocessing`` do.
+        ours: processes of the cluster.
+    """
+    numbers = [int(number) for number in re.findall(r"-(\d+)-", name)]
+    return any(number not in ours and psutil.pid_exists(number) for number in numbers)
 
 
 def shared_memory() -> set[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,7 +10,8 @@ from dataclasses import dataclass
 import psutil
 
 from benchmarks.faults.bench import ONE, Bench, Watch, again, said, shm
-from benchmarks.faults.inject import starve
+from benchmarks.faults.inject import Crammed, starve
+from benchmarks.faults.invariants import Held
 from benchmarks.faults.nodes import STORE_BYTES
 from benchmarks.faults.play import Late, Run
 from benchmarks.faults.record import Outcome
@@ -17,8 +19,9 @@ from benchmarks.faults.strikes import Trigger, after
 
 CELLS = ("F33", "F34", "F35", "F36", "F37", "F38")
 STORE_MIB = 400
-SPARE_MIB, HEARD_S = -1, 6.0
-"""Less than it has: it keeps that, and whatever it asks for is refused."""
+SPARE_MIB, SPARE_KIB, HEARD_S = -1, 512, 6.0
+"""Less than it has: it keeps that, and whatever it asks for is refused. Of a group that kills: what a process gets beside what it
+has."""
 
 
 @dataclass(frozen=True)
@@ -29,21 +32,25 @@ class Starved:
         cell: of the matrix.
         process: by name; the driver is ``driver``.
         when: waits until it is time.
-        says: what the run's last words must hold.
+        says: what the run must say.
+        killed: whether the kernel kills it at its limit; else what it asks for is refused, and it hears of that.
     """
 
     cell: str
     process: str
     when: Trigger
     says: str
+    killed: bool
 
 
+KILLED = "(?!)"
+"""Of the driver, which is killed, and can say nothing: what is looked for is its end."""
 STARVED: Sequence[Starved] = (
-    Starved("F35", "reward-0", after("sample_meta"), "(lost|failed).*reward-0|reward-0.*failed"),
-    Starved("F34", "scorer-0", after("sample"), "(lost|failed).*scorer-0|scorer-0.*failed"),
-    Starved("F36", "learner-0", after("score"), "(lost|failed).*learner-0|learner-0.*failed"),
-    Starved("F33", "rollout-0", after("sync"), "(lost|failed).*rollout-0|rollout-0.*failed"),
-    Starved("F37", "driver", after("score"), "[Mm]emory|bad_alloc|[Cc]annot allocate|can.t (start|allocate)"),
+    Starved("F35", "reward-0", after("sample_meta"), "(lost|failed).*reward-0|reward-0.*failed", killed=False),
+    Starved("F34", "scorer-0", after("sample"), "(lost|failed).*scorer-0|scorer-0.*failed", killed=True),
+    Starved("F36", "learner-0", after("score"), "(lost|failed).*learner-0|learner-0.*failed", killed=True),
+    Starved("F33", "rollout-0", after("sync"), "(lost|failed).*rollout-0|rollout-0.*failed", killed=True),
+    Starved("F37", "driver", after("score"), KILLED, killed=True),
 )
 
 
@@ -57,8 +64,8 @@ def memory(bench: Bench, wanted: Sequence[str] = CELLS) -> None:
     """
     baseline, before, name = bench.baseline("baseline-one", *ONE), shm(), bench.fresh("memory")
     found: list[Outcome] = []
-    waiting = [each for each in STARVED if each.cell in wanted]
-    for start in range(len(waiting) + 2):
+    waiting, held = [each for each in STARVED if each.cell in wanted], Held({})
+    for start in range(2 * len(waiting) + 2):
         with bench.run(name, *ONE) as run:
             if start == 0 and "F38" in wanted:
                 run.until_said("Round 1 of")
@@ -73,11 +80,16 @@ def memory(bench: Bench, wanted: Sequence[str] = CELLS) -> None:
                     if run.process.poll() is None:
                         raise
                     print(f"     {waiting[0].cell}: {str(late).splitlines()[0]}", flush=True)
+                    break  # it was over before this one's moment
                 waiting.pop(0)
             if run.end() == 0:
-                break
-    bench.observer.ask("release")
-    held = bench.held(run, baseline, [], before, *ONE)
+                bench.observer.ask("release")
+                held = held.also(bench.held(run, baseline, [], before, *ONE).wrong)
+                if not waiting:
+                    break
+                bench.fresh(name)
+    if waiting:
+        held = held.also({"I5": [f"{each.cell} was never played" for each in waiting]})
     for outcome in found:
         full = outcome.cell == "F38" and outcome.figures["spilled_mib"] > 0
         wrong = [] if outcome.detected_s is not None or full else ["it had no effect that the run speaks of"]
@@ -93,12 +105,19 @@ def starved(run: Run, each: Starved) -> Outcome:
     """
     each.when(run)
     victim = psutil.Process(run.process.pid) if each.process == "driver" else run.role(each.process)
-    starve(victim, SPARE_MIB)
+    group = Crammed(victim, SPARE_KIB) if each.killed else None
+    if group is None:
+        starve(victim, SPARE_MIB)
     at, deadline = time.time(), time.monotonic() + HEARD_S
     while run.when(each.says, at) is None and run.process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.02)
     run.listener.join(1)
     told = run.when(each.says, at)
+    if group is not None:
+        group.end()
+    if told is None and run.process.poll() == -signal.SIGKILL:
+        what = "the kernel killed it at its limit; the same command went on"
+        return Outcome(each.cell, time.time() - at, None, None, "what was under way", what)
     if told is None:
         return Outcome(each.cell, None, None, None, "nothing", f"it worked on with what it had for {HEARD_S:g} s")
     line = next(line.text for line in run.said if line.at == told)

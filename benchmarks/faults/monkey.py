@@ -108,13 +108,12 @@ def standing(bench: Bench) -> dict[str, float]:
 
 def soak(bench: Bench) -> None:
     """F56: all seeds of this label as one, with what stayed in the cluster."""
-    rows = [row for row in bench.record.rows("monkey") if row["held"]]
-    here = [row for row in rows if row["session"] == bench.record.session]
+    here = [row for row in bench.record.rows("monkey") if row["held"] and row["session"] == bench.record.session]
     if len(here) < 2:
         return
     first, last = here[0], here[-1]
     grown = last["standing_rss_mib"] - first["standing_rss_mib"], last["standing_files"] - first["standing_files"]
-    bad = [f"seed {row['seed']}" for row in bench.record.rows("monkey") if not row["held"]]
+    bad = [f"seed {row['seed']}" for row in bench.record.seeds() if not row["held"]]
     note = f"{len(here)} runs on one cluster: head's memory {grown[0]:+.1f} MiB, open files {grown[1]:+.0f}"
     figures = {"runs": float(len(here)), "grown_mib": grown[0], "grown_files": grown[1]}
     bench.record.outcome(
@@ -174,13 +173,13 @@ def undisturbed(bench: Bench) -> float:
 
 
 def monkey(bench: Bench, seeds: int) -> None:
-    """Play the seeds that are not in the results yet.
+    """Play the seeds that are not in the results yet, or did not hold.
 
     Args:
         bench: where.
         seeds: how many, from 0.
     """
-    done = {row["seed"] for row in bench.record.rows("monkey")}
+    done = {row["seed"] for row in bench.record.seeds() if row["held"]}
     for seed in range(seeds):
         if seed not in done:
             began = time.time()

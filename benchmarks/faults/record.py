@@ -97,6 +97,11 @@ class Record:
             merged[row["cell"]] = _both(before, row) if same and before is not None else row
         return merged
 
+    def seeds(self) -> list[dict[str, Any]]:
+        """The monkey's runs, each seed as it was played last, in order."""
+        last = {row["seed"]: row for row in self.rows("monkey")}
+        return [last[seed] for seed in sorted(last)]
+
     def outcome(self, outcome: Outcome, held: Held) -> None:
         """One fault and what held after it."""
         cell = CELLS[outcome.cell]
@@ -217,6 +222,6 @@ def broken(record: Record, asked: Sequence[str]) -> list[str]:
     cells = record.cells()
     found = [f"{name}: {what_holds(row['invariants'])}" for name, row in cells.items() if not row["held"]]
     found += [f"{name} was not played" for name in asked if name not in cells and not CELLS[name].why_not]
-    found += [f"seed {row['seed']}: {what_holds(row['invariants'])}" for row in record.rows("monkey") if not row["held"]]
+    found += [f"seed {row['seed']}: {what_holds(row['invariants'])}" for row in record.seeds() if not row["held"]]
     found += [f"{row['unreadable']} writes of a {row['what']} unreadable" for row in record.rows("writes") if row["unreadable"]]
     return found

@@ -11,7 +11,7 @@ from typing import Any
 
 import psutil
 
-from benchmarks.faults.bench import Bench, Watch, in_words, said
+from benchmarks.faults.bench import Bench, Watch, in_words, is_work, said
 from benchmarks.faults.inject import kill
 from benchmarks.faults.invariants import Held
 from benchmarks.faults.play import DRIVER, Late, Run
@@ -219,20 +219,15 @@ def told(run: Run, each: Struck) -> list[dict[str, Any]]:
 def redone(spans: Sequence[Mapping[str, Any]], struck: Sequence[Struck]) -> list[str]:
     """Work that was over before a fault and was done again after it, by fault.
 
-    Where several faults lie between the two, it is the doing of the learner's: only its loss takes a round back. What the scorer
-    does for an evaluation does not count, since it judges SFT's samples anew whenever a round is taken up.
+    Where several faults lie between the two, it is the doing of the learner's: only its loss takes a round back.
 
     Args:
         spans: of the run's timeline.
         struck: the faults, in order.
     """
     over, again = dict[tuple[Any, ...], float](), [list[tuple[str, int | None]]() for _ in struck]
-    work = [span for span in spans if span["who"] != DRIVER and span["round"] is not None]
-    for span in sorted(work, key=lambda span: float(span["start"])):
-        role = span["who"].partition("-")[0]
-        if (role, span["what"]) == ("scorer", "evaluate"):
-            continue
-        place = (role, span["what"], span["round"], span["step"])
+    for span in sorted(filter(is_work, spans), key=lambda span: float(span["start"])):
+        place = (span["who"].partition("-")[0], span["what"], span["round"], span["step"])
         since = over[place] if place in over else float("inf")
         between = [number for number, each in enumerate(struck) if since <= each.at <= span["start"]]
         blamed = [number for number in between if struck[number].strike.process.startswith("learner")] or between

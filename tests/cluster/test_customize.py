@@ -221,7 +221,12 @@ def test_a_stage_that_died_goes_on_and_ends_the_same(
 
 
 @pytest.mark.parametrize(
-    ("strategy", "lora"), [({"penalty": "ewc", "penalty_coef": 10.0, "rehearsal": 0.5}, 0), ({"domain_imitation": 0.1}, 2)]
+    ("strategy", "lora"),
+    [
+        ({"penalty": "ewc", "penalty_coef": 10.0, "rehearsal": 0.5}, 0),
+        ({"penalty": "l2", "penalty_coef": 0.1}, 0),
+        ({"domain_imitation": 0.1}, 2),
+    ],
 )
 def test_a_domain_stage_that_died_goes_on_and_ends_the_same(
     material: dict[str, Any], rank: Rank, tmp_path: Path, strategy: dict[str, Any], lora: int

@@ -17,6 +17,7 @@ from actors.scorer import EnsembleScorer
 from cluster.baselines import BestOfN, theme_of
 from cluster.domain_models import with_domain_reward
 from cluster.for_people import FILE, BestOfNForPeople, ForPeople, golds_of, theme_for
+from cluster.inputs import check_domains, open_source
 from cluster.load_config import checked
 from cluster.people_model import export_people
 from cluster.rounds import Theme
@@ -167,6 +168,9 @@ def test_a_config_names_a_model_and_somebody_or_neither(features: Path, tmp_path
     base = with_domain_reward(config, tmp_path).reward.base
     assert base is not None and Path(base).parent == tmp_path / "cache" and People.load(Path(base)).group == "mean"
     assert theme_for(config, theme_of(config)) is ForPeople
+    each = with_domain_reward(checked({**paid, "people": {"group": "own"}}, "test"), tmp_path)
+    with pytest.raises(UserError, match="which names none of the 4 members"):
+        check_domains(each, open_source(each.model_copy(update={"reward": config.reward}), tmp_path))
     one = {"rounds": {"baseline": "best_of_n", "best_of": 4, "num_rounds": 1, "softness": 0.5}}
     picked = checked({**paid, "people": {"group": "mean"}, **one}, "test")
     assert theme_for(picked, theme_of(picked)) is BestOfNForPeople and issubclass(BestOfNForPeople, BestOfN)

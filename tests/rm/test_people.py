@@ -40,10 +40,19 @@ def test_everybody_has_a_unit_of_their_own_and_only_those_who_count_are_paid() -
     torch.testing.assert_close(z.mean(0), torch.zeros(3), atol=1e-6, rtol=0)
     torch.testing.assert_close(z.std(0, correction=0), torch.ones(3))
     torch.testing.assert_close(z[:, 0], -z[:, 2])  # three times as loud, and opposed: weighs no more
-    torch.testing.assert_close(known.reward(z), z[:, [0, 2]].amin(1))
-    torch.testing.assert_close(people(counting=(1,), group="mean").reward(z), z[:, 1])
+    nobody = [""] * 3
+    torch.testing.assert_close(known.reward(z, nobody), z[:, [0, 2]].amin(1))
+    torch.testing.assert_close(people(counting=(1,), group="mean").reward(z, nobody), z[:, 1])
     with pytest.raises(UserError, match="the reward of bob does not vary"):
         known.moments(torch.tensor([[1.0, 3.0, 2.0], [2.0, 3.0, 4.0]]))
+
+
+def test_each_prompt_may_be_paid_by_its_own_person() -> None:
+    known, z = people(group="own"), torch.arange(9.0).reshape(3, 3)
+    torch.testing.assert_close(known.reward(z, ["cleo", "ann", "cleo"]), torch.tensor([2.0, 3.0, 8.0]))
+    with pytest.raises(UserError, match="a prompt's domain is 'bob', which names none of the 2 members"):
+        known.reward(z, ["cleo", "bob", "ann"])
+    people(group="min").check_names(["cooking"])  # only "own" asks whom a prompt is for
 
 
 def test_people_come_back_as_they_were_saved(tmp_path: Path) -> None:

@@ -1,0 +1,339 @@
+"""Does a reward model that was meta-learnt over labelled domains do better on one that nobody labelled?
+
+    python -m benchmarks.experiments.generalize sandbox [--seeds 5] [--KEY VALUE ...]
+    python -m benchmarks.experiments.generalize reviews --folder DIRECTORY --cache DIRECTORY [--seeds 1] [--KEY VALUE ...]
+
+Ten domains, two left out at a time (sandbox), or one (reviews); every domain is left out once a seed. configs/generalize.yaml has
+the sizes. All arms that train a reward model on several domains take the same batches in the same order from the same head; they
+differ in the loss alone:
+
+    pooled      Bradley-Terry on the pairs of all labelled domains
+    bilevel b   the closed form (rm.hypergradient), with reward factor b
+    metarm      pooled, each gradient taken where the left-out domain's own unlabelled samples are told apart
+    both        bilevel 1 with that
+    nearest     Bradley-Terry on the one labelled domain whose reference policy gives the left-out domain's texts most likelihood
+    oracle      Bradley-Terry on the left-out domain's own pairs, which no other arm sees
+    sft         no reward: log-probability per token of the left-out domain's reference policy
+    dpo         DPO on the pooled pairs; its implicit reward
+
+A pair counts as ranked by the reward alone ("reward"), and by the policy that it makes of the left-out domain's reference,
+log pi_ref per token + b r ("policy"); in the sandbox the best of n samples by the reward has a gold value as well.
+
+Prints the tables; appends a row for each seed, left-out domain and arm to
+benchmarks/results/generalize_WHAT.jsonl, and continues there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import torch
+
+from benchmarks.experiments.common import RESULTS, ROOT, Results, interval_text, level, markdown, single_thread
+from benchmarks.experiments.generalize_settings import Place, Setting, reviews_setting, sandbox_setting
+from cluster.config import RunConfig
+from cluster.load_config import load_config
+from cluster.seeds import derive
+from evaluation.best_of_n import pick_best
+from policy.config import DPOConfig, SFTConfig
+from policy.dpo import fit_dpo
+from policy.library import load
+from policy.reference import draw_responses, sequence_logprobs
+from policy.sft import fit_language_model
+from rm.batches import score_sequences
+from rm.bilevel_fit import OuterLoop, ReferredQuery, Shift, fit_general
+from rm.domain_config import GeneralStageConfig
+from rm.domain_fit import fit_stage
+from rm.hypergradient import ClosedForm
+from rm.model import RewardModel
+from rm.ranked import response_sequences
+from rm.ranking import comparisons, ranking_accuracy
+from tokens.queries import Query
+from tokens.records import Pair
+
+RECIPE = ROOT / "configs" / "generalize.yaml"
+BETAS = (1.0, 4.0)
+OWN = GeneralStageConfig(lr=3e-3, batch_size=8, epochs=4, warmup_ratio=0.1)
+DPO = DPOConfig(beta=0.1, lr=1e-3, batch_size=32)
+ETA, META_PROMPTS = 0.5, 8
+NEAREST_TEXTS = 50
+ARMS = ("pooled", *(f"bilevel {beta:g}" for beta in BETAS), "metarm", "both", "nearest", "oracle", "sft", "dpo")
+
+
+@dataclass(frozen=True)
+class Referred:
+    """A domain with what its reference policy says.
+
+    Args:
+        place: the domain.
+        train: its queries to train on, with log-probabilities per token.
+        test: the held-out ones.
+        groups: samples to each of its prompts; empty where there are none.
+        kin: how likely each domain's texts are under this one's policy, nats per token.
+    """
+
+    place: Place
+    train: tuple[ReferredQuery, ...]
+    test: tuple[ReferredQuery, ...]
+    groups: tuple[tuple[tuple[tuple[int, ...], tuple[int, ...]], ...], ...]
+    kin: dict[str, float]
+
+
+def referred(setting: Setting, place: Place, config: RunConfig, seed: int) -> Referred:
+    """Fine-tune a domain's reference policy, and keep what is needed of it."""
+    given, pad_id = config.generalize, setting.tokenizer.pad_token_id
+    with tempfile.TemporaryDirectory() as folder:
+        stage = SFTConfig(model=str(setting.base), **given.reference.model_dump())
+        fit_language_model([(list(p), list(r)) for p, r in place.texts], setting.tokenizer, Path(folder), stage, seed)
+        model = load(folder, torch.float32).eval()
+
+    def with_reference(queries: Sequence[Query]) -> tuple[ReferredQuery, ...]:
+        values = iter(sequence_logprobs(model, response_sequences(queries), pad_id, 128, given.length_normalised))
+        return tuple(ReferredQuery(query, tuple(next(values) for _ in query.responses)) for query in queries)
+
+    prompts = place.prompts or tuple(query.prompt_ids for query in place.train[: given.num_prompts // 2])
+    drawn = draw_responses(
+        model, prompts, given.samples_per_prompt, config.rollout.max_new_tokens, 1.0, derive(seed, f"draw {place.name}")
+    )
+    kin = {other.name: fmean(sequence_logprobs(model, other.texts[:NEAREST_TEXTS], pad_id, 64, True)) for other in setting.places}
+    groups = tuple(tuple((prompt, response) for response in own) for prompt, own in zip(prompts, drawn, strict=True))
+    return Referred(place, with_reference(place.train), with_reference(place.test), groups, kin)
+
+
+class Fold:
+    """Some domains left out, on one seed.
+
+    Args:
+        setting: all domains.
+        config: the recipe.
+        seed: of heads and orders.
+        labelled: to learn from.
+        targets: left out.
+        own: by domain, the reward models of single domains.
+    """
+
+    def __init__(
+        self,
+        setting: Setting,
+        config: RunConfig,
+        seed: int,
+        labelled: Sequence[Referred],
+        targets: Sequence[Referred],
+        own: Mapping[str, RewardModel],
+    ) -> None:
+        self.setting, self.config, self.seed, self.labelled, self.targets, self.own = (
+            setting,
+            config,
+            seed,
+            labelled,
+            targets,
+            own,
+        )
+        self.pad_id = int(setting.tokenizer.pad_token_id)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """A row for each left-out domain and arm."""
+        rows = []
+        for arm, beta, offset, shifted in [
+            ("pooled", 1.0, False, False),
+            *((f"bilevel {beta:g}", beta, True, False) for beta in BETAS),
+            ("metarm", 1.0, False, True),
+            ("both", 1.0, True, True),
+        ]:
+            began = time.process_time()
+            model = self._learn(beta, offset, shifted)
+            seconds = time.process_time() - began
+            rows += [self._measure(arm, target, model, beta, seconds) for target in self.targets]
+        for target in self.targets:
+            kin = max(self.labelled, key=lambda each: each.kin[target.place.name])
+            rows.append(self._measure("nearest", target, self.own[kin.place.name], 1.0, 0.0))
+            rows.append(self._measure("oracle", target, self.own[target.place.name], 1.0, 0.0))
+            rows.append(self._row("sft", target, None, [value for each in target.test for value in each.reference], None, 0.0))
+        return rows + self._dpo()
+
+    def _learn(self, beta: float, offset: bool, shifted: bool) -> RewardModel:
+        given = self.config.generalize
+        domains = {
+            each.place.name: each.train if offset else tuple(replace(q, reference=(0.0,) * len(q.reference)) for q in each.train)
+            for each in self.labelled
+        }
+        loop = OuterLoop(given.steps, given.domains_per_step, given.queries_per_step, beta, ClosedForm())
+        groups = [group for target in self.targets for group in target.groups]
+        shift = Shift(groups, ETA, META_PROMPTS) if shifted else None
+        model = fresh(self.setting, self.config, self.seed)
+        order = derive(self.seed, "order")
+        fit_general(model, domains, loop, self.config.reward, order, self.pad_id, lambda step: None, shift=shift)
+        return model
+
+    def _measure(self, arm: str, target: Referred, model: RewardModel, beta: float, seconds: float) -> dict[str, Any]:
+        queries = [each.query for each in target.test]
+        scores = score_sequences(model, response_sequences(queries), 256, self.pad_id).tolist()
+        reference = [value for each in target.test for value in each.reference]
+        policy = [beta * r + p for r, p in zip(scores, reference, strict=True)]
+        return self._row(arm, target, scores, policy, model, seconds)
+
+    def _row(
+        self,
+        arm: str,
+        target: Referred,
+        scores: Sequence[float] | None,
+        policy: Sequence[float] | None,
+        model: RewardModel | None,
+        seconds: float,
+    ) -> dict[str, Any]:
+        compared = comparisons([each.query for each in target.test])
+        accuracy = {
+            name: None if values is None else float(ranking_accuracy(torch.tensor(values), compared))
+            for name, values in (("reward", scores), ("policy", policy))
+        }
+        gold = None if model is None or target.place.gold is None else self._best_of_n(target, model)
+        return {"seed": self.seed, "domain": target.place.name, "arm": arm, **accuracy, "gold": gold, "cpu_seconds": seconds}
+
+    def _best_of_n(self, target: Referred, model: RewardModel) -> float:
+        """Gold of the best of n, above that of a sample at random."""
+        assert target.place.gold is not None
+        flat = [sequence for group in target.groups for sequence in group]
+        values = [target.place.gold(*sequence) for sequence in flat]
+        best = pick_best(score_sequences(model, flat, 256, self.pad_id).tolist(), len(target.groups[0]))
+        return fmean(values[i] for i in best) - fmean(values)
+
+    def _dpo(self) -> list[dict[str, Any]]:
+        began = time.process_time()
+        pairs = [
+            Pair(f"{q.id}-{i}-{j}", q.prompt_ids, q.responses[i], q.responses[j], q.domain)
+            for each in self.labelled
+            for q in (referred_query.query for referred_query in each.train)
+            for i, j in q.comparisons[:1]
+        ]
+        with tempfile.TemporaryDirectory() as folder:
+            fit_dpo(self.setting.base, pairs, self.setting.tokenizer, Path(folder), DPO, self.seed, bfloat16=False)
+            tuned, start = (load(path, torch.float32).eval() for path in (folder, self.setting.base))
+        seconds, rows = time.process_time() - began, []
+        for target in self.targets:
+            sequences = response_sequences([each.query for each in target.test])
+            ours, theirs = (sequence_logprobs(model, sequences, self.pad_id, 128) for model in (tuned, start))
+            implicit = [a - b for a, b in zip(ours, theirs, strict=True)]
+            rows.append(self._row("dpo", target, implicit, None, None, seconds))
+        return rows
+
+
+def fresh(setting: Setting, config: RunConfig, seed: int) -> RewardModel:
+    """The base under the seed's head."""
+    return RewardModel.from_language_model(
+        setting.base,
+        pooling=config.reward.pooling,
+        seed=derive(seed, "head"),
+        dtype=torch.float32,
+        pad_id=setting.tokenizer.pad_token_id,
+    )
+
+
+def own_model(setting: Setting, config: RunConfig, seed: int, place: Place) -> RewardModel:
+    """A reward model of one domain's pairs alone."""
+    model, pad_id = fresh(setting, config, seed), int(setting.tokenizer.pad_token_id)
+    fit_stage(model, place.train, OWN, config.reward, derive(seed, "order"), pad_id, 10**9, lambda done: None, lambda step: None)
+    return model
+
+
+def play(setting: Setting, config: RunConfig, seed: int, at_once: int, results: Results) -> None:
+    """Leave every domain out once, ``at_once`` of them together; what is there is not done again.
+
+    Args:
+        setting: all domains.
+        config: the recipe.
+        seed: of this round.
+        at_once: domains of a fold.
+        results: that rows are appended to.
+    """
+    names = [place.name for place in setting.places]
+    folds = [names[start : start + at_once] for start in range(0, len(names), at_once)]
+    left = results.missing(folds, lambda fold: (seed, fold[0], ARMS[-1]))
+    if not left:
+        return
+    began = time.process_time()
+    found = [referred(setting, place, config, derive(seed, "reference")) for place in setting.places]
+    own = {place.name: own_model(setting, config, seed, place) for place in setting.places}
+    print(f"seed {seed}: {time.process_time() - began:.0f} CPU s for references and single domains", flush=True)
+    for fold in left:
+        began = time.process_time()
+        labelled = [each for each in found if each.place.name not in fold]
+        targets = [each for each in found if each.place.name in fold]
+        for row in Fold(setting, config, seed, labelled, targets, own).rows():
+            results.append(row)
+        print(f"seed {seed}: {', '.join(fold)} left out, {time.process_time() - began:.0f} CPU s", flush=True)
+
+
+def tables(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Every arm with its 95% interval, its difference to pooled, and in how many domains it is above pooled.
+
+    Args:
+        rows: of the results. The interval is over seeds where there are several (of each, the mean over domains), else over
+            domains.
+    """
+    parts = []
+    for outcome in ("reward", "policy", "gold"):
+        lines = []
+        for arm in ARMS:
+            own = [row for row in rows if row["arm"] == arm and row[outcome] is not None]
+            if own:
+                pooled = {(r["seed"], r["domain"]): r[outcome] for r in rows if r["arm"] == "pooled"}
+                gains = [(row["seed"], row["domain"], row[outcome] - pooled[row["seed"], row["domain"]]) for row in own]
+                by_domain = [fmean(g for _, d, g in gains if d == name) for name in sorted({d for _, d, _ in gains})]
+                won = "" if arm == "pooled" else f"{sum(g > 0 for g in by_domain)} of {len(by_domain)}"
+                values = [(row["seed"], row["domain"], row[outcome]) for row in own]
+                lines.append((arm, level(_spread(values)), "" if arm == "pooled" else interval_text(_spread(gains)), won))
+        if lines:
+            parts.append(f"{outcome}\n" + markdown((outcome, "mean", "above pooled", "domains won"), lines))
+    return "\n\n".join(parts)
+
+
+def _spread(values: Sequence[tuple[int, str, float]]) -> list[float]:
+    seeds = sorted({seed for seed, _, _ in values})
+    if len(seeds) > 1:
+        return [fmean(value for at, _, value in values if at == seed) for seed in seeds]
+    return [value for _, _, value in values]
+
+
+def main(arguments: Sequence[str] | None = None, results: Path = RESULTS) -> None:
+    """Play what is missing, and print the tables.
+
+    Args:
+        arguments: None takes the process's own.
+        results: folder of the JSON lines.
+    """
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("what", choices=("sandbox", "reviews"))
+    parser.add_argument("--seeds", type=int, default=None, help="default: 5 in the sandbox, 1 on reviews")
+    parser.add_argument("--first-seed", type=int, default=0)
+    parser.add_argument("--folder", type=Path, help="reviews: KIND.train.tsv and KIND.test.tsv")
+    parser.add_argument("--cache", type=Path, help="reviews: where the pre-trained decoder is kept")
+    parser.add_argument("--pairs", type=int, default=100, help="reviews: training pairs of a kind")
+    options, overrides = parser.parse_known_args(arguments)
+    recipe = load_config(RECIPE, overrides)
+    if options.what == "reviews" and (options.folder is None or options.cache is None):
+        parser.error("reviews needs --folder, and --cache for the pre-trained decoder")
+    single_thread()
+    kept = Results(results / f"generalize_{options.what}.jsonl", ("seed", "domain", "arm"))
+    for seed in range(options.first_seed, options.first_seed + (options.seeds or {"sandbox": 5, "reviews": 1}[options.what])):
+        config = recipe.model_copy(update={"seed": seed, "world": recipe.world.model_copy(update={"seed": seed})})
+        if options.what == "sandbox":
+            play(sandbox_setting(config), config, seed, 2, kept)
+        else:
+            options.cache.mkdir(parents=True, exist_ok=True)
+            play(reviews_setting(options.folder, options.cache, options.pairs, seed), config, seed, 1, kept)
+    print(tables(kept.rows()))
+    print(json.dumps({"rows": len(kept.rows()), "recipe": recipe.name}))
+
+
+if __name__ == "__main__":
+    main()
