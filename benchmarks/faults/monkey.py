@@ -15,7 +15,7 @@ from benchmarks.faults.bench import Bench, Watch, said, shm
 from benchmarks.faults.inject import kill, kill_frozen
 from benchmarks.faults.invariants import Held
 from benchmarks.faults.machines import node_of
-from benchmarks.faults.play import DRIVER, ROOT, Late, Run
+from benchmarks.faults.play import DRIVER, Late, Run
 from benchmarks.faults.record import Outcome, seconds, what_holds
 from benchmarks.faults.strikes import Strike, Struck, after, redone
 
@@ -200,7 +200,7 @@ def monkey(bench: Bench, seeds: int) -> None:
 
 
 def goodput(bench: Bench, process: str, rounds: int = 10) -> None:
-    """Ten rounds of the quickstart with one failure in them.
+    """Ten rounds of the bench's run with one failure in them; those of a larger run are longer, so that less of them is lost.
 
     The undisturbed time is that of the same run's other rounds.
 
@@ -211,8 +211,7 @@ def goodput(bench: Bench, process: str, rounds: int = 10) -> None:
     """
 
     name = bench.fresh(f"goodput-{process}")
-    quick = [str(ROOT / "configs" / "quickstart.yaml"), "--rounds.num_rounds", str(rounds)]
-    with Run(bench.nodes, bench.storage, name, quick) as run:
+    with bench.run(name, "--rounds.num_rounds", str(rounds)) as run:
         run.until_waited("sync", rounds // 2, 4, 900)
         kill_frozen(run.role(process))
         if run.end(900):
