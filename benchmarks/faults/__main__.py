@@ -148,7 +148,7 @@ def main() -> int:
     parser.add_argument("--cells", default="", metavar="F1,F7,...", help="of the matrix, again, and nothing else by itself")
     parser.add_argument("--seeds", type=int, default=None, help="monkey runs (default 20, with --cells none)")
     parser.add_argument("--kills", type=int, default=None, help="SIGKILLs inside writes (default 200, with --cells none)")
-    quick = "ten rounds of the quickstart with one failure of it (default rollout-0 learner-0, with --cells none)"
+    quick = "ten rounds with one failure of it (default rollout-0 learner-0, with --cells none)"
     parser.add_argument("--goodput", nargs="*", default=None, metavar="PROCESS", help=quick)
     label = "of a set of measurements, to go on with (default: a new one; with --tables the last)"
     parser.add_argument("--label", default=None, help=label)

@@ -34,7 +34,7 @@ class Full:
 
 MOMENTS: Sequence[Full] = (
     Full("F39", after("sample_meta"), 16),
-    Full("F40", after("sync"), 1200),
+    Full("F40", after("sync"), 400),
     Full("F41", after("score"), 0),
 )
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from benchmarks.faults.cells import CELLS
 from benchmarks.faults.play import ROOT
-from benchmarks.faults.record import RESULTS, Record
+from benchmarks.faults.record import HUNG, RESULTS, Record
 
 PICTURE = ROOT / "docs" / "img" / "faults.svg"
 PARTS = (("detected_s", "until it is noticed", "#b03a2e"), ("cold_start_s", "a process starts in its place", "#b8c4d6"),
@@ -20,11 +20,11 @@ PARTS = (("detected_s", "until it is noticed", "#b03a2e"), ("cold_start_s", "a p
 
 
 def shown(cells: Mapping[str, Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Each cell in which a process was lost and came back, in the order of the matrix."""
+    """Each cell in which a process was lost and came back, in the order of the matrix; those that hang have a deadline."""
     back = {
         cell: row for cell, row in cells.items() if row["recovered_s"] is not None and "faults/start_seconds" in row["figures"]
     }
-    return [back[cell] for cell in CELLS if cell in back]
+    return [back[cell] for cell in CELLS if cell in back and cell not in HUNG]
 
 
 def draw(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
