@@ -116,6 +116,8 @@ def prepare(asking: Asking, console: Console) -> tuple[Interview, Path]:
     out = place / PROFILES / f"{asking.name}.json" if asking.out is None else asking.out
     before = read_profile(out, features.fingerprint, features.model.d) if out.exists() else None
     if before is not None:
+        if before.name != asking.name:
+            raise UserError(f"{out} is the profile of {before.name!r}, got {asking.name!r}: name another file with --out")
         l2, towards = before.l2, before.towards
     kept = None if asking.answers is None else _Kept.read(asking.answers, out, features.fingerprint, before)
     if before is not None and kept is None:
