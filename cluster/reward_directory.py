@@ -20,7 +20,7 @@ from cluster.storage import storage_root
 from tokens.durable import commit_directory, write_file
 from tokens.errors import UserError
 
-CARD = "card.json"
+CARD, CONFIG = "card.json", "config.yaml"
 KIND = "reward"
 LEARNT_FROM = ("seed", "world", "data", "sft", "reward", "meta")
 """Sections of the config that say what the reward model is; of the others ``strength`` alone can have a part in it."""
@@ -83,7 +83,7 @@ class RewardDirectory:
         if not is_there(self.path):
             return
         card = json.loads((self.path / CARD).read_text()) if (self.path / CARD).is_file() else None
-        ours = (self.path / "config.yaml").is_file() and (card is None or card["kind"] == self.kind)
+        ours = (self.path / CONFIG).is_file() and (card is None or card["kind"] == self.kind)
         if not ours and any(entry.name != LOCK for entry in self.path.iterdir()):
             raise UserError(
                 f"{self.path} is not empty and not a {self.kind} run's directory; choose another name or storage root"
@@ -93,7 +93,7 @@ class RewardDirectory:
             self.card = card
 
     def _refuse_others(self) -> None:
-        there, here = flat(yaml.safe_load((self.path / "config.yaml").read_text())), self.learnt_from()
+        there, here = flat(yaml.safe_load((self.path / CONFIG).read_text())), self.learnt_from()
         kept = {key: value for key, value in there.items() if key in here or key.split(".")[0] in self.sections}
         refuse_differences(self.path, kept, here)
 
@@ -131,13 +131,13 @@ class RewardDirectory:
         with made_and_locked(self.path):
             self.inspect()
             if self.card is None:
+                write_file(self.path / CONFIG, config_text(self.config))  # from now on the directory is known
                 self._keep_fits()
                 for entry in self.path.iterdir():
                     if entry.is_dir() and entry not in (self.logs, self.fits):
                         shutil.rmtree(entry)
-                    elif entry.is_file() and entry.name != LOCK:
+                    elif entry.is_file() and entry.name not in (LOCK, CONFIG):
                         entry.unlink()
-                write_file(self.path / "config.yaml", config_text(self.config))
                 write_file(self.path / "versions.json", json.dumps(versions(), indent=1))
             yield self
 

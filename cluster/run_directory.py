@@ -406,13 +406,18 @@ def space_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in REFUSALS:
+        if error.errno not in REFUSALS or (isinstance(error, PermissionError) and not _lies_in(error.filename, path)):
             raise
         what, remedy = REFUSALS[error.errno]
         raise UserError(
             f"{what} while writing to {path}: this round is not committed, what of it was done before and all earlier rounds are "
             f"intact. {remedy} and run the same command again"
         ) from error
+
+
+def _lies_in(name: str | None, path: Path) -> bool:
+    """Whether what an error is about is a directory, or lies in it."""
+    return name is not None and Path(name).is_relative_to(path)
 
 
 FULL = ("no space left", "Free some space")

@@ -1,4 +1,4 @@
-"""What the benchmarks of strength print and write, at a size at which nothing can be learned from it."""
+"""What benchmarks print and write, at a size at which nothing can be learned from it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import members, strength_memory
+from benchmarks import checkpoints, members, strength_memory
 
 
 @pytest.mark.slow
@@ -35,3 +35,12 @@ def test_older_rows_of_members_are_rows_of_one_seed() -> None:
     rows = [json.loads(line) for line in members.RESULTS.read_text().splitlines()]
     assert all(set(members.SHOWN) <= row.keys() for row in rows)
     assert members.table(rows).splitlines()[0].startswith("| | full")
+
+
+def test_a_checkpoint_is_whole_after_kills_that_ruin_others(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = ["--megabytes", "0.5", "--repeats", "1", "--kills", "6", "--folder", str(tmp_path)]
+    row = checkpoints.main(given, tmp_path / "checkpoints.jsonl")
+    assert json.loads((tmp_path / "checkpoints.jsonl").read_text()) == row
+    assert row["unreadable"]["checkpoint"] == 0 < row["unreadable"]["torch_save"]
+    assert "of torch.save in place" in capsys.readouterr().out
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoints.jsonl"]

@@ -23,7 +23,7 @@ from cluster.patience import errno_of
 from cluster.reward import reward
 from cluster.reward_directory import RewardDirectory
 from cluster.reward_inputs import pairs_sha256
-from cluster.run_directory import RunDirectory
+from cluster.run_directory import RunDirectory, space_errors
 from cluster.storage import storage_root
 from cluster.strength import fingerprint, strength
 from cluster.strength_directory import StrengthDirectory
@@ -602,6 +602,17 @@ def test_a_directory_that_may_not_be_written_to_is_told_before_anything_starts(
             f"read-only file system while writing to {place}" in said and "Make it writable" in said and not list(place.iterdir())
         )
     assert not ray.is_initialized()
+
+
+def test_what_is_refused_elsewhere_is_not_taken_for_the_runs_own_disk(tmp_path: Path) -> None:
+    inside, outside = (OSError(errno.EACCES, "no", str(place)) for place in (tmp_path / "run" / "x", tmp_path / "data"))
+    with (
+        pytest.raises(UserError, match=r"permission denied while writing to .*run.* back to your user"),
+        space_errors(tmp_path / "run"),
+    ):
+        raise inside
+    with pytest.raises(PermissionError), space_errors(tmp_path / "run"):
+        raise outside
 
 
 def test_a_full_disk_is_known_by_what_safetensors_says(tmp_path: Path, mounted: Callable[[Path, int], None]) -> None:

@@ -129,6 +129,22 @@ def test_a_reward_model_without_denoising_does_not_depend_on_strengths() -> None
     RewardDirectory(load_config(TINY, ["--strength.folds", "2", "--policy.lr", "1e-6"])).inspect()
 
 
+def test_how_far_a_reward_model_came_is_kept_for_the_same_one_alone() -> None:
+    def reopened(*overrides: str) -> bool:
+        """Whether the next driver finds what the last one left of its fit."""
+        with RewardDirectory(load_config(TINY, list(overrides))).open() as directory:
+            kept = (directory.fits / "reward_model" / "00000003.json").is_file()
+            (directory.fits / "reward_model").mkdir(exist_ok=True)
+            (directory.fits / "reward_model" / "00000003.json").touch()
+            (directory.path / "half.parquet").touch()
+        return kept
+
+    assert [reopened(), reopened(), reopened("--policy.lr", "1e-6")] == [False, True, True]
+    assert not reopened("--reward.lr", "0.5") and not reopened()
+    directory = finished_reward()
+    assert not directory.fits.exists() and not (directory.path / "half.parquet").exists()
+
+
 def test_a_directory_of_another_kind_is_no_reward_models(storage: Path) -> None:
     directory = finished_reward()
     (directory.path / "card.json").write_text(json.dumps({"kind": "strength"}))
