@@ -18,7 +18,7 @@ help:
 	@echo "make check        lint, format, types, layers"
 	@echo "make format       put the code into its format"
 	@echo "make bench        the benchmarks"
-	@echo "make chaos        every fault of docs/promises.md done to real runs (about an hour on two cores)"
+	@echo "make chaos        every fault of docs/promises.md done to real runs (one to two hours on two cores)"
 	@echo "make env          the environment (the other verbs make it when it is missing)"
 	@echo "make env-gpu      the environment for a machine with NVIDIA GPUs"
 	@echo "make env-cpu      back to the one without"

@@ -204,4 +204,5 @@ def _measure(model: FeatureModel, rater: NewRater, job: FeatureJob, pad_id: int)
     size, mean = job.reward.microbatch_size, model.mean_weights.cpu()
     answers, tests = (model.differences(pairs, size, pad_id) for pairs in (rater.answers, rater.tests))
     towards = mean if job.features.towards == "mean" else None
-    return new_rater(rater.name, answers, tests, COUNTS, job.features.l2, towards, mean)
+    counts = COUNTS[:1] if job.features.shared else COUNTS  # one reward for all is adapted to nobody
+    return new_rater(rater.name, answers, tests, counts, job.features.l2, towards, mean)

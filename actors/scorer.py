@@ -82,7 +82,7 @@ class EnsembleScorer(Role):
         self.banks: dict[int, DomainBank] = {}
         self.units: dict[int, dict[str, Moments]] = {}
         self.people: dict[int, People] = {}
-        self.tastes: dict[int, tuple[Moments, ...]] = {}
+        self.tastes: dict[int, tuple[Moments | None, ...]] = {}
 
     def move(self, part: str, device: str) -> None:
         """Move the members."""
@@ -182,14 +182,16 @@ class EnsembleScorer(Role):
         return in_own_units(found, self.tastes[member])
 
     def by_person(self, rollouts: Sequence[Rollout]) -> ByPerson:
-        """What everybody says whose head r_k holds.
+        """What everybody says whose head r_k holds, but for those whose reward never varies.
 
         Args:
             rollouts: B of them.
         """
         scores = self._everybody(0, rollouts)
         self.tick(len(rollouts), len(rollouts), "scores")
-        return ByPerson(self.people[0].names, tuple(tuple(row) for row in scores.tolist()))
+        told = [place for place, moments in enumerate(self.tastes[0]) if moments is not None]
+        names = tuple(self.people[0].names[place] for place in told)
+        return ByPerson(names, tuple(tuple(row) for row in scores[:, told].tolist()))
 
     def score(self, rollouts: Sequence[Rollout], ids: Sequence[int]) -> Scores:
         """Score rollouts with every member.

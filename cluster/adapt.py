@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cluster.console import Console
-from cluster.feature_directory import model_directory
-from rm.features_config import FeaturesConfig, Towards
-from tokens.durable import write_file
+from cluster.feature_directory import PROFILES, model_directory
+from rm.features_config import Towards
+from tokens.durable import whole_file
 from tokens.errors import UserError
 
 if TYPE_CHECKING:
@@ -68,6 +69,23 @@ class OpenFeatures:
         model = FeatureModel.load(place, torch.float32)
         return cls(place, model, AutoTokenizer.from_pretrained(place / BACKBONE, trust_remote_code=False), found)
 
+    def adaptation(self, l2: float | None, towards: Towards | None) -> tuple[float, Towards]:
+        """How a person is fitted on the model.
+
+        Args:
+            l2: asked for; None = what the model was measured with.
+            towards: likewise.
+
+        Raises:
+            UserError: if no person can be, or ``l2`` is out of its range.
+        """
+        if self.model.shared:
+            raise UserError(f"{self.path} is one reward for all raters (features.shared): it cannot be adapted to a person")
+        l2 = self.model.l2 if l2 is None else l2
+        if not 0 < l2 < math.inf:
+            raise UserError(f"--l2 is {l2:g}: a number above 0 is expected, or weights of separable answers would be infinite")
+        return l2, self.model.towards if towards is None else towards
+
     @property
     def pad_id(self) -> int:
         """Written at padding."""
@@ -87,7 +105,15 @@ class OpenFeatures:
         from preferences.encode import encode_pairs
 
         longest = self.longest
-        return encode_pairs(answers.pairs, self.tokenizer, longest, longest, drop=False)[0]
+        pairs, _ = encode_pairs(answers.pairs, self.tokenizer, longest, longest, drop=False)
+        for pair in pairs:
+            tokens = len(pair.prompt_ids) + max(len(pair.chosen_ids), len(pair.rejected_ids))
+            if tokens > longest:
+                raise UserError(
+                    f"{answers.pairs.source}: prompt and response of answer {pair.id} have {tokens} tokens, the model reads "
+                    f"{longest} at most. Leave the answer out"
+                )
+        return pairs
 
     @property
     def longest(self) -> int:
@@ -107,9 +133,9 @@ def adapt(
         answers: a .jsonl file, see ``preferences.raters.read_answers``.
         console: says how sure the profile is.
         name: the person's; None = the answers file's.
-        towards: what the weights are drawn to; None = as the default of ``features.towards``.
-        l2: how strongly; None = the default of ``features.l2``.
-        out: file to write; None = NAME.json beside the answers.
+        towards: what the weights are drawn to; None = what the model was measured with.
+        l2: how strongly; None = likewise.
+        out: file to write; None = NAME.json in ``PROFILES`` of the model.
 
     Returns:
         The profile's file.
@@ -118,18 +144,18 @@ def adapt(
         UserError: if the model or an answer cannot be used.
     """
     from preferences.raters import read_answers
+    from rm.profiles import read_profile
 
-    usual = FeaturesConfig()
-    name, l2 = (answers.stem if name is None else name), (usual.l2 if l2 is None else l2)
-    towards = usual.towards if towards is None else towards
+    name = answers.stem if name is None else name
     check_name(name)
-    if not l2 > 0:
-        raise UserError(f"--l2 is {l2:g}: a number above 0 is expected, or weights of separable answers would be infinite")
-    out = answers.with_name(f"{name}.json") if out is None else out
+    features = OpenFeatures.at(model)
+    l2, towards = features.adaptation(l2, towards)
+    out = features.path / PROFILES / f"{name}.json" if out is None else out
     if out.resolve() == answers.resolve():
         raise UserError(f"the profile would be written over the answers {answers}: name another file with --out")
-    given = read_answers(answers)
-    features = OpenFeatures.at(model)
+    if out.exists() and read_profile(out).name != name:
+        raise UserError(f"{out} is the profile of {read_profile(out).name!r}, got {name!r}: name another file with --out")
+    given = read_answers(answers, features.tokenizer)
     given.check_model(features.fingerprint)
     if given.without:
         console.say(
@@ -137,10 +163,8 @@ def adapt(
             "pair is"
         )
     differences = features.model.differences(features.encode(given), BATCH_SIZE, features.pad_id)
-    if features.model.shared:
-        raise UserError(f"{features.path} is one reward for all raters (features.shared): it cannot be adapted to a person")
     profile = fit_profile(name, differences, features, l2, towards)
-    write_file(out, profile.text())
+    write_private(out, profile.text())
     for line in in_words(profile, differences, features):
         console.say(line)
     console.say(f"Profile: {out} (delete the file to forget the person; the answers in {answers} are not part of it)")
@@ -191,14 +215,35 @@ def in_words(profile: Profile, differences: Tensor, features: OpenFeatures) -> l
             f"  they predict {profile.accuracy:.0%} of answers that were left out of the fit; the mean rater's {by_mean:.0%}"
         )
     before = profile.l2**-0.5 * differences.double().norm(dim=1)
-    after = profile.person.deviations(differences)
-    lines.append(f"  of what was unknown about such answers, {float((after / before).mean()):.0%} is left (standard deviation)")
+    after, differ = profile.person.deviations(differences), before > 0
+    if bool(differ.any()):
+        left = float((after[differ] / before[differ]).mean())
+        lines.append(f"  of what was unknown about such answers, {left:.0%} is left (standard deviation)")
     if separable(differences):
         lines.append(
             "  the answers are separable: some weights explain all of them, and without a penalty they would be infinite. How "
             f"large they are here is what l2 = {profile.l2:g} says; more answers will tell"
         )
     return lines
+
+
+def write_private(path: Path, text: str) -> None:
+    """Replace a file in one step by one that its owner alone can read.
+
+    Args:
+        path: to replace; its directory is made if needed.
+        text: its new content.
+
+    Raises:
+        UserError: if it cannot be written.
+    """
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with whole_file(path) as partial:
+            partial.touch(mode=0o600)
+            partial.write_text(text, "utf-8")
+    except OSError as error:
+        raise UserError(f"{path} cannot be written ({error.strerror}): make room, or name another file") from error
 
 
 def check_name(name: str) -> None:

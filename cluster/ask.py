@@ -6,26 +6,25 @@ Letters: N pairs of the pool, d reward features.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cluster.adapt import BATCH_SIZE, OpenFeatures, check_name
+from cluster.adapt import BATCH_SIZE, OpenFeatures, check_name, write_private
 from cluster.ask_page import AskServer
 from cluster.ask_terminal import ask_in_terminal, sure
 from cluster.console import Console
-from cluster.feature_directory import model_directory
+from cluster.feature_directory import PROFILES, model_directory
 from cluster.interview import Given, Interview, Pool, signed
 from preferences.encode import encode_prompt, encode_response
 from preferences.pool import POOL, PoolPair, pair_key, read_pool
 from preferences.raters import read_answers
 from preferences.sources import shorten
-from rm.asking import By
 from rm.features import check_directory
-from rm.features_config import FeaturesConfig, Towards
+from rm.features_config import By, Towards
 from rm.profiles import Profile, read_profile
-from tokens.durable import write_file
 from tokens.errors import UserError
 
 if TYPE_CHECKING:
@@ -33,9 +32,6 @@ if TYPE_CHECKING:
 
     from rm.batches import Encoded
     from rm.person import Person
-
-PROFILES = "profiles"
-"""Inside a feature model's directory: of who was asked."""
 
 
 @dataclass(frozen=True)
@@ -48,8 +44,8 @@ class Asking:
         by: the way to choose the next pair.
         pairs: file of pairs to ask about; None = the model's own pool.
         answers: file that keeps the answers; None = they are not kept.
-        towards: of a new profile; None = the default of ``features.towards``.
-        l2: of a new profile; None = the default of ``features.l2``.
+        towards: of a new profile; None = what the model was measured with.
+        l2: likewise.
         seed: of the choice and of which response stands first.
         out: file of the profile; None = NAME.json in ``PROFILES`` of the model.
     """
@@ -112,22 +108,22 @@ def prepare(asking: Asking, console: Console) -> tuple[Interview, Path]:
         UserError: if an input is wrong.
     """
     check_name(asking.name)
-    usual = FeaturesConfig()
-    l2, towards = usual.l2 if asking.l2 is None else asking.l2, usual.towards if asking.towards is None else asking.towards
-    if not 0 < l2 < float("inf"):
-        raise UserError(f"--l2 is {l2:g}: a number above 0 is expected, or weights of separable answers would be infinite")
     place = model_directory(asking.model.expanduser())
     check_directory(place)
     pairs = read_pool(place / POOL if asking.pairs is None else asking.pairs)
     features = OpenFeatures.at(place)
-    if features.model.shared:
-        raise UserError(f"{place} is one reward for all raters (features.shared): it cannot be adapted to a person")
+    l2, towards = features.adaptation(asking.l2, asking.towards)
     out = place / PROFILES / f"{asking.name}.json" if asking.out is None else asking.out
     before = read_profile(out, features.fingerprint, features.model.d) if out.exists() else None
     if before is not None:
+        if before.name != asking.name:
+            raise UserError(f"{out} is the profile of {before.name!r}, got {asking.name!r}: name another file with --out")
         l2, towards = before.l2, before.towards
     kept = None if asking.answers is None else _Kept.read(asking.answers, out, features.fingerprint, before)
-    out.parent.mkdir(parents=True, exist_ok=True)
+    if before is not None and kept is None:
+        console.say(f"{out} goes on; which pairs were asked about before is not known, and one may come again (see --answers)")
+    with _writing(out):
+        out.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     with console.bar("features of the pool", "pairs") as bar:
         pool = Pool(pairs, _differences(features, [(pair.prompt, pair.a, pair.b) for pair in pairs]))
         bar.update(len(pairs), len(pairs))
@@ -138,10 +134,19 @@ def prepare(asking: Asking, console: Console) -> tuple[Interview, Path]:
         if kept is not None:
             kept.write([_answer(pool, each) for each in given if each.preferred is not None], features.fingerprint)
         number = earlier + len(signed(pool, given))
-        write_file(out, Profile(asking.name, person, features.fingerprint, number, l2, towards).text())
+        write_private(out, Profile(asking.name, person, features.fingerprint, number, l2, towards).text())
 
     fit = _Fit(old, l2, features.model.mean_weights.double() if towards == "mean" else None, before if kept is None else None)
     return Interview(pool, _asked(pairs, kept), fit, asking.by, asking.seed, earlier, keep), out
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """What the disk refuses is the user's to mend."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{path} cannot be written ({error.strerror}): make room, or name another file") from error
 
 
 @dataclass(frozen=True, eq=False)
@@ -166,9 +171,12 @@ class _Fit:
         from rm.asking import updated
         from rm.person import fit_person
 
-        if self.before is not None:
-            return updated(self.before.person, differences)
-        return fit_person(torch.cat([self.old, differences]), self.l2, self.origin)
+        try:
+            if self.before is not None:
+                return updated(self.before.person, differences)
+            return fit_person(torch.cat([self.old, differences]), self.l2, self.origin)
+        except ValueError as error:
+            raise UserError(f"the person cannot be fitted to this ({error}): try a new profile with a larger --l2") from error
 
 
 def _differences(features: OpenFeatures, texts: Sequence[tuple[str, str, str]]) -> Tensor:
@@ -239,11 +247,12 @@ class _Kept:
                 f"{path} holds {len(texts)} answers, and {profile} was fitted to {before.num_answers}, some of which were not "
                 "kept: go on without --answers, or remove the profile to begin again"
             )
-        path.parent.mkdir(parents=True, exist_ok=True)
+        with _writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
         return cls(path, lines, texts)
 
     def write(self, added: Sequence[tuple[str, str, str]], mark: str) -> None:
         """What was there, and what came."""
         keys = ("prompt", "chosen", "rejected", "model")
         new = [json.dumps(dict(zip(keys, (*texts, mark), strict=True)), ensure_ascii=False) for texts in added]
-        write_file(self.path, "".join(f"{line}\n" for line in (*self.lines, *new)))
+        write_private(self.path, "".join(f"{line}\n" for line in (*self.lines, *new)))

@@ -21,10 +21,8 @@ HOST = "127.0.0.1"
 LONGEST_BODY = 1000
 """Bytes of an answer; ours have about 40."""
 CHOICES = (*SIDES, "skip", "undo", "done")
-POLICY = (
-    "default-src 'none'; style-src 'unsafe-inline'; script-src 'nonce-{nonce}'; connect-src 'self'; img-src data:; "
-    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-)
+NOTHING, NO_FRAME = "default-src 'none'", "frame-ancestors 'none'"
+"""What a reply may do that is no page, and what the page may not, besides what it says itself."""
 
 
 class Refused(Exception):
@@ -99,8 +97,8 @@ class AskServer(ThreadingHTTPServer):
         with self._lock:
             try:
                 return self._state(self._do(number, choice)), self._finished
-            except OSError as error:
-                return self._state(f"This answer could not be written ({error.strerror}); the earlier ones are kept."), False
+            except UserError as error:
+                return self._state(f"This answer does not count, the earlier ones do: {error}."), False
 
     def _do(self, number: int, choice: str) -> str:
         question = self._question
@@ -164,17 +162,16 @@ class _Handler(BaseHTTPRequestHandler):
                 raise Refused(HTTPStatus.FORBIDDEN)
             reply()
         except Refused as refused:
-            self._send(refused.status, "text/plain", refused.status.phrase, "default-src 'none'")
+            self._send(refused.status, "text/plain", refused.status.phrase, NOTHING)
         except (ConnectionError, TimeoutError):
             self.close_connection = True  # the browser went away; it asks again
 
     def _get(self) -> None:
         where = self._where()
         if where == "":
-            nonce = secrets.token_urlsafe(16)
-            self._send(HTTPStatus.OK, "text/html", self.server.page(nonce), POLICY.format(nonce=nonce))
+            self._send(HTTPStatus.OK, "text/html", self.server.page(secrets.token_urlsafe(16)), NO_FRAME)
         elif where == "state":
-            self._send(HTTPStatus.OK, "application/json", self.server.state(), "default-src 'none'")
+            self._send(HTTPStatus.OK, "application/json", self.server.state(), NOTHING)
         else:
             raise Refused(HTTPStatus.NOT_FOUND)
 
@@ -187,7 +184,7 @@ class _Handler(BaseHTTPRequestHandler):
         if self.headers["Content-Type"] != "application/json":  # a form of another page cannot send this
             raise Refused(HTTPStatus.UNSUPPORTED_MEDIA_TYPE)
         state, finished = self.server.take(*_read(self._body()))
-        self._send(HTTPStatus.OK, "application/json", state, "default-src 'none'")
+        self._send(HTTPStatus.OK, "application/json", state, NOTHING)
         if finished:
             threading.Thread(target=self.server.shutdown).start()  # it waits for the loop, which may be waiting for this one
 

@@ -51,7 +51,7 @@ def sure(interview: Interview) -> str:
         interview: whose profile.
     """
     answers = f"{interview.num_answers} answer{'' if interview.num_answers == 1 else 's'}"
-    return f"{answers}; the profile expects to foretell {interview.accuracies[-1]:.0%} of yours"
+    return f"{answers}; the profile expects to foretell {interview.accuracies[-1]:.0%} of your answers"
 
 
 def _show(question: Question, console: Console) -> None:

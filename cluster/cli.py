@@ -262,14 +262,17 @@ def _add_adapt(adapt: argparse.ArgumentParser) -> None:
         "--towards", choices=("mean", "zero"), default=None, help="what weights are drawn to (default: that of features.towards)"
     )
     adapt.add_argument("--l2", type=float, default=None, help="how strongly (default: that of features.l2)")
-    adapt.add_argument("--out", type=Path, default=None, metavar="FILE", help="profile to write (default: NAME.json beside FILE)")
+    adapt.add_argument(
+        "--out", type=Path, default=None, metavar="FILE", help="profile to write (default: MODEL/profiles/NAME.json)"
+    )
 
 
 def _add_ask(ask: argparse.ArgumentParser) -> None:
-    ways = ("information", "thompson", "random")
+    from rm.features_config import WAYS
+
     ask.add_argument("model", type=Path, metavar="MODEL", help="the directory that `features` wrote")
     ask.add_argument("--name", default="me", help="the person's (default me)")
-    ask.add_argument("--by", choices=ways, default=ways[0], help="how the next pair is chosen (default information: D-optimal)")
+    ask.add_argument("--by", choices=WAYS, default=WAYS[0], help="how the next pair is chosen (default information: D-optimal)")
     ask.add_argument("--terminal", action="store_true", help="ask in the terminal, not on a page in the browser")
     ask.add_argument("--port", type=int, default=0, help="of the page on 127.0.0.1 (default: any free one)")
     ask.add_argument(

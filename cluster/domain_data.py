@@ -261,9 +261,7 @@ class SandboxDomains:
     def queries(self, name: str, domain: bool) -> tuple[QuerySet, tuple[TextQuery, ...], tuple[TextQuery, ...]]:
         """The set, its training queries and its held-out ones."""
         if domain and name not in self.world.train_domains:
-            raise UserError(
-                f"customize.domains.{name} is sandbox, whose domains with pairs are {', '.join(self.world.train_domains)}"
-            )
+            raise UserError(f"the domain {name} is sandbox, whose domains with pairs are {', '.join(self.world.train_domains)}")
         make = self._of_domain if domain else self._general
         train, test = (make(split, name) for split in ("train", "validation"))
         return QuerySet(name, f"{SANDBOX} {name}" if domain else SANDBOX, (*train, *test)), train, test

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from tokens.records import Pair
 
 if TYPE_CHECKING:
     from cluster.sandbox_source import SandboxSource
-    from preferences.sets import PreferenceSet
+    from preferences.sets import DroppedRow, PreferenceSet
 
 FEWEST_RATERS = 2
 
@@ -101,9 +102,16 @@ def load_data(config: RunConfig, root: Path, console: Console) -> FeatureData:
     if len(validation):
         validation = check_raters(validation, 1, config.data.drop_bad)
     names = list(dict.fromkeys(train.rows[RATER]))
+    (seen, too_long), (tests, too_long_too) = _encoded(source, train), _encoded(source, validation)
+    few = [name for name in names if name not in seen or len(seen[name]) < features.fewest_labels]
+    names = [name for name in names if name not in few]
     held_out = _held_out(names, features.held_out_raters, config.seed)
     kept = tuple(name for name in names if name not in held_out)
-    seen, tests = _encoded(source, train), _encoded(source, validation)
+    dropped = Counter(count_reasons((*train.dropped, *validation.dropped, *too_long, *too_long_too)))
+    dropped["held-out label of a rater whom nothing is trained on"] += sum(
+        len(pairs) for name, pairs in tests.items() if name not in names
+    )
+    dropped["label of a rater whom too few fitting labels are left"] += sum(len(seen[name]) for name in few if name in seen)
     new = tuple(NewRater(name, seen[name], tests[name]) for name in names if name in held_out and name in tests)
     data = FeatureData(
         base=source.base_dir,
@@ -111,7 +119,7 @@ def load_data(config: RunConfig, root: Path, console: Console) -> FeatureData:
         train=_labels(kept, seen),
         tests=_labels(kept, tests),
         new=new,
-        dropped=count_reasons((*train.dropped, *validation.dropped)),
+        dropped={reason: count for reason, count in dropped.items() if count},
         pool=() if train.templated else pool_of(train.rows.select_columns(["prompt", "chosen", "rejected"]), features.pool),
     )
     left = f", {sum(data.dropped.values()):,} left out" if data.dropped else ""
@@ -163,17 +171,18 @@ def _held_out(names: Sequence[str], number: int, seed: int) -> frozenset[str]:
     return frozenset(ranked[:number])
 
 
-def _encoded(source: Source, labels: PreferenceSet) -> dict[str, tuple[Pair, ...]]:
-    """Pairs of each rater."""
+def _encoded(source: Source, labels: PreferenceSet) -> tuple[dict[str, tuple[Pair, ...]], tuple[DroppedRow, ...]]:
+    """Pairs of each rater, and what does not fit into data.max_*_tokens and was left out."""
     from preferences.raters import RATER
 
     if not len(labels):
-        return {}
+        return {}, ()
     rater = dict(zip(labels.rows["id"], labels.rows[RATER], strict=True))
     found: dict[str, list[Pair]] = {}
-    for pair in source.encode(labels):
+    pairs, dropped = source.encode_listing(labels)
+    for pair in pairs:
         found.setdefault(rater[pair.id], []).append(pair)
-    return {name: tuple(pairs) for name, pairs in found.items()}
+    return {name: tuple(own) for name, own in found.items()}, dropped
 
 
 def _labels(raters: Sequence[str], by_rater: Mapping[str, Sequence[Pair]]) -> Labels:

@@ -11,6 +11,8 @@ from rm.features import RATERS
 
 MODEL, ROWS = "model", "raters.jsonl"
 """Inside the directory: the feature model, and every rater's accuracy."""
+PROFILES = "profiles"
+"""Inside a feature model's directory: people's profiles, unless they are written elsewhere."""
 
 
 class FeatureDirectory(RewardDirectory):

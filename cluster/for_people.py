@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from cluster.baselines import BestOfN
 from cluster.config import RunConfig
@@ -12,6 +13,7 @@ from cluster.judging import Judgement
 from cluster.rounds import Theme
 from cluster.stages import Stages
 from evaluation.for_whom import PersonRow, person_rows, who_gains
+from rm.people import People
 from sandbox.world import World
 from tokens.records import Rollout
 
@@ -26,8 +28,10 @@ class ForPeople(Theme):
         """As ever, and everybody's own reward of the responses, and of SFT's to the same prompts."""
         judgement = super().evaluate(index, work)
         ours, theirs = (self.wait("evaluate", self.roles.scorer.by_person(each.rollouts)) for each in (judgement, self.sft))
-        golds = [golds_of(self.config, ours.names, each.rollouts) for each in (judgement, self.sft)]
-        rows = person_rows(ours.names, ours.scores, theirs.scores, *golds)
+        people = People.load(Path(str(self.config.reward.base)))
+        golds = [golds_of(self.config, people, ours.names, each.rollouts) for each in (judgement, self.sft)]
+        whose = [rollout.prompt.domain for rollout in judgement.rollouts] if people.group == "own" else None
+        rows = person_rows(ours.names, ours.scores, theirs.scores, *golds, whose)
         work.rows(FILE, rows)
         tell(self.console, rows)
         return judgement
@@ -37,21 +41,24 @@ class BestOfNForPeople(ForPeople, BestOfN):
     """Best of n by people's reward."""
 
 
-def golds_of(config: RunConfig, names: Sequence[str], rollouts: Sequence[Rollout]) -> list[list[float]] | None:
-    """What everybody truly thinks of responses, where all are users of the sandbox or mixtures of them.
+def golds_of(config: RunConfig, people: People, names: Sequence[str], rollouts: Sequence[Rollout]) -> list[list[float]] | None:
+    """What everybody truly thinks of responses, where the raters are users of the run's own sandbox.
+
+    Users of another sandbox have the same names and other tastes, and a profile may have any name: neither has a gold reward.
 
     Args:
         config: of the run.
-        names: of m people.
+        people: whose reward counts.
+        names: of m of them.
         rollouts: B responses.
 
     Returns:
-        B rows of m, NaN for somebody who is no user; None without a sandbox.
+        B rows of m, NaN for somebody who is no user; None without a sandbox, or with another than the raters'.
     """
-    if config.data.preferences != SANDBOX:
+    if config.data.preferences != SANDBOX or people.truth != config.world.truth:
         return None
     world = World(config.world)
-    known = set(world.users)
+    known = {*world.users} & {*people.names[: people.num_raters]}
 
     def of(name: str) -> Callable[[Rollout], float]:
         return lambda rollout: world.gold(rollout.prompt.text, rollout.text, user=name) if name in known else float("nan")

@@ -86,7 +86,8 @@ def load_data(config: RunConfig, root: Path, console: Console) -> GeneralizeData
         UserError: if a domain cannot be used, or the base is no language model.
     """
     given = config.generalize
-    paths = [path for each in (*given.domains.values(), *given.targets.values()) for path in (each.texts, each.preferences)]
+    paths = {path for each in given.domains.values() for path in (each.texts, each.preferences)}
+    paths |= {path for target in given.targets.values() for path in (target.texts, target.preferences)}
     sandbox = SandboxDomains(config, root, console) if SANDBOX in paths else None
     if sandbox is not None:
         base, tokenizer = sandbox.base_dir, sandbox.tokenizer

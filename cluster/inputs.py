@@ -6,6 +6,7 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -244,15 +245,19 @@ def check_domains(config: RunConfig, source: Source) -> None:
 
     if config.scorer.reward_model is None or config.reward.base is None:
         return
-    if (Path(config.reward.base) / WHO).is_file():
-        learnt, judged = source.prompt_domains()
-        People.load(Path(config.reward.base)).check_names((*learnt, *judged[: config.evaluation.num_prompts]))
-    folder = Path(config.reward.base) / ADAPTERS
-    if not folder.is_dir():
+    base = Path(config.reward.base)
+    if (base / WHO).is_file():
+        known = People.load(base)
+        if known.group != "own":
+            return
+        check = known.check_names
+    elif (base / ADAPTERS).is_dir():
+        check = partial(check_names, sorted(path.name for path in (base / ADAPTERS).iterdir()))
+    else:
         return
     learnt, judged = source.prompt_domains()
     judged = judged[: config.evaluation.num_prompts]
-    check_names(sorted(path.name for path in folder.iterdir()), (*learnt, *judged))
+    check((*learnt, *judged))
     few = [domain for domain in dict.fromkeys(learnt) if judged.count(domain) < FEWEST_OF_A_DOMAIN]
     if few:
         raise UserError(

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from cluster.seeds import derive
 from preferences.pool import PoolPair
-from rm.asking import By, choose, expected_accuracy
+from rm.asking import choose, expected_accuracy
+from rm.features_config import By
 from rm.person import Person
 
 Side = Literal["a", "b"]
@@ -105,8 +106,8 @@ class Interview:
         self._before, self._fit, self._keep = asked, fit, keep
         self.given: tuple[Given, ...] = ()
         self.person = fit(pool.differences[:0])
-        self.accuracies = [expected_accuracy(pool.differences, self.person)]
-        """After each answer, the first before any: the share of answers that the profile expects to foretell."""
+        self.accuracies = [self._expected()]
+        """After each answer, the first before any: the share of the answers left that the profile expects to foretell."""
 
     @property
     def num_answers(self) -> int:
@@ -141,7 +142,7 @@ class Interview:
             preferred = "b" if better == "a" else "a"
         self._become((*self.given, Given(question.pair, preferred)), changed=preferred is not None)
         if preferred is not None:
-            self.accuracies.append(expected_accuracy(self.pool.differences, self.person))
+            self.accuracies.append(self._expected())
 
     def undo(self) -> None:
         """Take back the last answer, or skip, of this interview; there must be one."""
@@ -149,6 +150,11 @@ class Interview:
         self._become(self.given[:-1], changed=last.preferred is not None)
         if last.preferred is not None:
             self.accuracies.pop()
+
+    def _expected(self) -> float:
+        """Of the pairs that were not asked yet; of all of them where none is left."""
+        asked = self._asked()
+        return expected_accuracy(self.pool.differences[asked if asked.all() else ~asked], self.person)
 
     def _asked(self) -> Tensor:
         asked = self._before.clone()

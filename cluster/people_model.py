@@ -8,8 +8,12 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import yaml
+
 from cluster.adapt import OpenFeatures
+from cluster.inputs import SANDBOX
 from rm.people_config import PeopleConfig
+from sandbox.config import WorldConfig
 from tokens.durable import commit_directory
 from tokens.errors import UserError
 
@@ -43,8 +47,9 @@ def export_people(directory: Path, people: PeopleConfig, cache: Path) -> Path:
     model, which = opened.model, opened.fingerprint
     names, weights, counting = everybody(model, which, people)
     heads = (weights @ model.projection.detach()).contiguous()
-    known = People(names, heads, counting, people.group or "mean", people.quantile)
-    said = json.dumps([which, names, counting, people.group, people.quantile])
+    truth = users_of(opened.path)
+    known = People(names, heads, counting, people.group or "mean", people.quantile, truth, len(model.raters))
+    said = json.dumps([which, names, counting, people.group, people.quantile, truth])
     digest = hashlib.sha256(said.encode() + heads.numpy().tobytes()).hexdigest()[:12]
     target = cache / f"people-{digest}"
     if target.is_dir():
@@ -56,6 +61,23 @@ def export_people(directory: Path, people: PeopleConfig, cache: Path) -> Path:
     known.save(partial)
     commit_directory(partial, target)
     return target
+
+
+def users_of(model: Path) -> str | None:
+    """The sandbox whose users a feature model's raters are, see ``WorldConfig.truth``.
+
+    Args:
+        model: as `features` left it in its directory, beside the config that it was made with.
+
+    Returns:
+        None where they are other people, or nobody knows: the model was moved, or comes from elsewhere.
+    """
+    path = model.parent / "config.yaml"
+    if not path.is_file():
+        return None
+    tree = yaml.safe_load(path.read_text())
+    sandbox = tree["data"]["preferences"] == SANDBOX
+    return WorldConfig.model_validate(tree["world"]).truth if sandbox else None
 
 
 def everybody(model: FeatureModel, fingerprint: str, people: PeopleConfig) -> tuple[tuple[str, ...], Tensor, tuple[int, ...]]:

@@ -117,8 +117,9 @@ def _new(run: FeatureRun) -> Plot:
         for number, (count, estimate) in enumerate(found.items()):
             draw_estimate(ax, count, estimate, GREEN, "raters who were held out" if number == 0 else None)
         ax.plot(list(found), [estimate.value for estimate in found.values()], color=GREEN, linewidth=1)
-        _finish(ax, "answers")
-        ax.set_xticks(list(found))
+        _finish(ax, "answers (raters who gave as many)")
+        there = [len([row for row in run.new if row.num_labels == count]) for count in found]
+        ax.set_xticks(list(found), [f"{count}\n({number})" for count, number in zip(found, there, strict=True)])
         common_legend(figure, [ax], 1)
 
     return Plot(

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from evaluation.groups import Estimate, over_seeds
 from evaluation.json_node import JsonNode, json_lines, read_json
+from tokens.errors import UserError
 
 TRAINED, NEW = "trained", "new"
 
@@ -93,6 +94,8 @@ def read_feature_run(directory: Path) -> FeatureRun:
     Padding contract: there is none.
     """
     path = directory / "card.json"
+    if not path.is_file():
+        raise UserError(f"{directory} has no card.json: the fit is not finished. Run the same `features` command again first")
     node = JsonNode(read_json(path.read_text("utf-8"), str(path)), str(path))
     rows = tuple(
         FeatureRow(

@@ -9,12 +9,19 @@ from collections.abc import Sequence
 from evaluation.compare import mean_interval
 from evaluation.records import PersonRow
 
+FEWEST_PROMPTS = 2
+"""That an interval is made of."""
 Table = Sequence[Sequence[float]]
 """[N, m]."""
 
 
 def person_rows(
-    names: Sequence[str], ours: Table, theirs: Table, our_gold: Table | None, their_gold: Table | None
+    names: Sequence[str],
+    ours: Table,
+    theirs: Table,
+    our_gold: Table | None,
+    their_gold: Table | None,
+    whose: Sequence[str] | None = None,
 ) -> list[PersonRow]:
     """What our responses are worth to everybody, beside theirs to the same prompts.
 
@@ -28,9 +35,10 @@ def person_rows(
         theirs: [N, m] of theirs.
         our_gold: [N, m] true rewards, NaN for a person whose is not known; None where nobody's is.
         their_gold: likewise.
+        whose: [N] names, whom each prompt is written for: a person is asked about their own prompts alone; None = about all.
 
     Returns:
-        [m] rows.
+        A row for everybody who is asked about two prompts or more.
 
     Raises:
         ValueError: if there are fewer than two prompts, or tables differ in shape.
@@ -39,17 +47,22 @@ def person_rows(
     """
     rows = []
     for place, name in enumerate(names):
-        score, *gain = _gain(ours, theirs, place)
+        own = [i for i in range(len(ours)) if whose is None or whose[i] == name]
+        if whose is not None and len(own) < FEWEST_PROMPTS:
+            continue
+        score, *gain = _gain(ours, theirs, place, own)
         gold: list[float] | list[None] = [None] * 4
         if our_gold is not None and their_gold is not None and not math.isnan(our_gold[0][place]):
-            gold = _gain(our_gold, their_gold, place)
-        rows.append(PersonRow(name, len(ours), score, *gain, *gold))
+            gold = _gain(our_gold, their_gold, place, own)
+        rows.append(PersonRow(name, len(own), score, *gain, *gold))
     return rows
 
 
-def _gain(ours: Table, theirs: Table, place: int) -> list[float]:
+def _gain(ours: Table, theirs: Table, place: int, own: Sequence[int]) -> list[float]:
     """Mean of ours; mean, low and high of the difference."""
-    pairs = [(a[place], b[place]) for a, b in zip(ours, theirs, strict=True)]
+    if len(ours) != len(theirs):
+        raise ValueError(f"a paired comparison needs as many of ours as of theirs, got {len(ours)} and {len(theirs)}")
+    pairs = [(ours[i][place], theirs[i][place]) for i in own]
     return [math.fsum(a for a, _ in pairs) / len(pairs), *mean_interval([a - b for a, b in pairs])]
 
 
@@ -77,9 +90,11 @@ def who_gains(rows: Sequence[PersonRow]) -> str:
     told = [(name, *map(float, rest)) for name, *rest in known if None not in rest]
     by = "true reward" if told else "reward model"
     found = told or [(r.name, r.gain, r.low, r.high) for r in rows]
+    hint = "" if told else "; it is what the policy was paid by, and flatters it"
     better, worse = sum(low > 0 for _, _, low, _ in found), sum(high < 0 for *_, high in found)
     name, gain, *_ = min(found, key=lambda row: row[1])
     return (
         f"of {len(found)} people, by the {by} of each: better than SFT for {better}, worse for {worse}, not told apart for "
-        f"{len(found) - better - worse} (95% intervals); worst off is {name} with {gain:+.2f}"
+        f"{len(found) - better - worse} (95% intervals: one in forty of each kind by chance); worst off is {name} with "
+        f"{gain:+.2f}{hint}"
     )

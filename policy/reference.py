@@ -80,7 +80,8 @@ def draw_responses(
 
     Padding contract: prompts are padded on the left, where nothing is attended to.
     """
-    config: Any = model.generation_config
+    generator: Any = model
+    config = generator.generation_config
     ends = {config.eos_token_id} if isinstance(config.eos_token_id, int) else set(config.eos_token_id)
     drawn: list[TokenIds] = []
     rows = [prompt for prompt in prompts for _ in range(num_samples)]
@@ -92,7 +93,7 @@ def draw_responses(
             width = max(map(len, taken))
             ids = torch.tensor([[config.pad_token_id] * (width - len(row)) + list(row) for row in taken], device=model.device)
             mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in taken], device=model.device)
-            made: Any = model.generate(  # type: ignore[operator]
+            made = generator.generate(
                 input_ids=ids,
                 attention_mask=mask,
                 do_sample=True,
@@ -133,7 +134,8 @@ def tilted_choice(scores: Sequence[float], num_samples: int, beta: float, seed: 
 
     Padding contract: there is none.
     """
-    rng, chosen = random.Random(seed), []
+    rng = random.Random(seed)
+    chosen: list[int] = []
     for start in range(0, len(scores), num_samples):
         weights = torch.tensor(scores[start : start + num_samples], dtype=torch.float64).mul(beta).softmax(0).tolist()
         chosen.append(start + rng.choices(range(num_samples), weights)[0])

@@ -22,12 +22,13 @@ LONGEST_TEXT = 1_000_000
 """Characters. No model here reads as much, and a tokenizer may need minutes for it."""
 
 
-def load_preferences(config: DataConfig, tokenizer: PreTrainedTokenizerBase | None = None) -> PreferenceSet:
+def load_preferences(config: DataConfig, tokenizer: PreTrainedTokenizerBase | None = None, fewest: int = 2) -> PreferenceSet:
     """The preference pairs that ``config.preferences`` names, as text.
 
     Args:
         config: the ``data`` section; ``preferences`` is a path or a hub name here (the sandbox writes files of its own).
         tokenizer: whose chat template renders conversational data; not needed for the other formats.
+        fewest: pairs that there must be.
 
     Raises:
         UserError: naming file, line and columns.
@@ -41,9 +42,9 @@ def load_preferences(config: DataConfig, tokenizer: PreTrainedTokenizerBase | No
         return {"prompt": texts.prompt, "chosen": texts.chosen, "rejected": texts.rejected}
 
     rows, dropped = _collect(source, TEXT_COLUMNS, read, config.max_pairs, config.drop_bad)
-    if len(rows) < 2:
+    if len(rows) < fewest:
         raise UserError(
-            f"{source.name}: {len(rows)} usable preference pair(s), need at least 2"
+            f"{source.name}: {len(rows)} usable preference pair(s), need at least {fewest}"
             + (f" ({len(dropped)} left out; first: {dropped[0].where}: {dropped[0].reason})" if dropped else "")
         )
     return PreferenceSet(rows, source.name, format_, dropped)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
@@ -16,6 +17,9 @@ from preferences.sets import DroppedRow, PreferenceSet, refuse
 from preferences.sources import TEXT_COLUMNS, shorten
 from preferences.swap import as_table
 from tokens.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 RATER = "rater"
 """Column of a preference data set that names who judged a pair."""
@@ -39,8 +43,8 @@ def check_raters(pairs: PreferenceSet, fewest: int, drop_bad: bool) -> Preferenc
     """
     names = rater_names(pairs)
     table = as_table(pairs.rows)
-    bad = {row: "rater is missing (null or empty)" for row, name in enumerate(names) if not name}
-    bad |= _contradictions(pairs, names)
+    bad = _contradictions(pairs, names)
+    bad |= {row: "rater is missing (null or empty)" for row, name in enumerate(names) if not name}
     left = Counter(name for row, name in enumerate(names) if row not in bad)
     bad |= {
         row: f"the rater has fewer than {fewest} labels (features.fewest_labels)"
@@ -86,16 +90,18 @@ def rater_names(pairs: PreferenceSet) -> list[str | None]:
 
 
 def _contradictions(pairs: PreferenceSet, names: Sequence[str | None]) -> dict[int, str]:
-    """Rows by number whose rater says the opposite in another row; both are named."""
-    first: dict[tuple[str | None, str, str, str], int] = {}
-    found: dict[int, str] = {}
+    """Rows by number whose rater says the opposite in another row; all of them are named."""
+    said: dict[tuple[str | None, str, str, str], list[int]] = defaultdict(list)
     texts = zip(names, *(pairs.rows[column] for column in TEXT_COLUMNS), strict=True)
     for row, (name, prompt, chosen, rejected) in enumerate(texts):
-        first.setdefault((name, prompt, chosen, rejected), row)
-        other = (name, prompt, rejected, chosen)
-        if other in first:
-            found[row] = found[first[other]] = "the rater prefers each response of a pair to the other"
-    return found
+        said[name, prompt, chosen, rejected].append(row)
+    reason = "the rater prefers each response of a pair to the other"
+    return {
+        row: reason
+        for (name, prompt, chosen, rejected), rows in said.items()
+        if (name, prompt, rejected, chosen) in said
+        for row in rows
+    }
 
 
 @dataclass(frozen=True)
@@ -129,19 +135,20 @@ class Answers:
             )
 
 
-def read_answers(path: Path) -> Answers:
+def read_answers(path: Path, tokenizer: PreTrainedTokenizerBase | None = None) -> Answers:
     """Answers as lines {"prompt", "chosen", "rejected", "model"}, the last optional.
 
     Args:
         path: a .jsonl file.
+        tokenizer: whose chat template renders conversations; not needed for texts.
 
     Returns:
-        At least two answers.
+        At least one answer.
 
     Raises:
         UserError: naming file and line; also if the same pair is answered both ways.
     """
-    pairs = load_preferences(DataConfig(preferences=str(path)))
+    pairs = load_preferences(DataConfig(preferences=str(path)), tokenizer, fewest=1)
     contrary = sorted(_contradictions(pairs, [None] * len(pairs)))
     if contrary:
         lines = ", ".join(pairs.rows["id"][row] for row in contrary[:6])

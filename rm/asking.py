@@ -5,22 +5,17 @@ Letters: N pairs of the pool, d reward features.
 
 from __future__ import annotations
 
-from typing import Literal, get_args
-
 import torch
 from torch import Tensor
 
+from rm.features_config import WAYS, By
 from rm.person import Person, fit_person
-from tokens.errors import UserError
-
-By = Literal["information", "thompson", "random"]
-WAYS: tuple[By, ...] = get_args(By)
 
 
-def information(differences: Tensor, person: Person) -> Tensor:
+def information(differences: Tensor, person: Person, weights: Tensor) -> Tensor:
     """What an answer about each pair would add to what is known of a person, to first order.
 
-    g_i = sigma'(u_i) D_i^T S D_i,  u_i = w . D_i,  sigma'(u) = sigma(u) sigma(-u)
+    g_i = sigma'(u_i) D_i^T S D_i,  u_i = <D_i, w>,  sigma'(u) = sigma(u) sigma(-u)
 
     An answer adds sigma'(u_i) D_i D_i^T to the precision S^-1, whatever it is, and so multiplies its determinant by 1 + g_i: the
     pair with the largest g is the D-optimal one.
@@ -29,14 +24,15 @@ def information(differences: Tensor, person: Person) -> Tensor:
 
     Args:
         differences: [N, d] float, D_i = features of one response - features of the other.
-        person: w and S.
+        person: S.
+        weights: [d] float64, w: where answers are foretold from, the person's or a draw of them.
 
     Returns:
-        [N] float64, >= 0.
+        [N] float64, >= 0; 0 for a pair of equal features.
 
     Padding contract: there is none.
     """
-    rewards = person.scores(differences)
+    rewards = differences.double() @ weights
     return torch.sigmoid(rewards) * torch.sigmoid(-rewards) * person.deviations(differences).square()
 
 
@@ -61,8 +57,8 @@ def expected_accuracy(differences: Tensor, person: Person) -> float:
 def choose(differences: Tensor, asked: Tensor, person: Person, by: By, generator: torch.Generator) -> int:
     """The next pair to ask about.
 
-    ``information`` takes the D-optimal pair; ``thompson`` draws one w of the person's distribution and takes the pair that this
-    w is least sure of; ``random`` any.
+    ``information`` takes the D-optimal pair at the person's weights; ``thompson`` the D-optimal one at a draw of their
+    distribution; ``random`` any.
 
     Source: Thompson 1933 for the draw; ``information`` for the rest.
 
@@ -77,13 +73,12 @@ def choose(differences: Tensor, asked: Tensor, person: Person, by: By, generator
         The pair's place; of equally good ones the first.
 
     Raises:
-        UserError: if the way is unknown.
-        ValueError: if every pair was asked, or the shapes do not fit.
+        ValueError: if the way is unknown, every pair was asked, or the shapes do not fit.
 
     Padding contract: further pairs at the end that were asked already change nothing.
     """
     if by not in WAYS:
-        raise UserError(f"unknown way to choose a pair {by!r}: expected one of {', '.join(WAYS)}")
+        raise ValueError(f"unknown way to choose a pair {by!r}: expected one of {', '.join(WAYS)}")
     if asked.shape != differences.shape[:1] or person.weights.shape != differences.shape[1:]:
         raise ValueError(
             f"differences {tuple(differences.shape)} need as many marks and weights, got {tuple(asked.shape)} marks and "
@@ -94,9 +89,8 @@ def choose(differences: Tensor, asked: Tensor, person: Person, by: By, generator
         raise ValueError("every pair of the pool was asked")
     if by == "random":
         return int(left[torch.randint(len(left), (), generator=generator)])
-    if by == "information":
-        return int(left[information(differences[left], person).argmax()])
-    return int(left[(differences[left].double() @ drawn(person, generator)).abs().argmin()])
+    weights = drawn(person, generator) if by == "thompson" else person.weights
+    return int(left[information(differences[left], person, weights).argmax()])
 
 
 def drawn(person: Person, generator: torch.Generator) -> Tensor:

@@ -156,10 +156,11 @@ def check_domains(config: GeneralizeConfig) -> None:
     for name, domain in config.domains.items():
         if domain.preferences is None:
             raise ValueError(f"generalize.domains.{name} has no preferences: name some, or move it to generalize.targets")
-    for kind, given in (("domains", config.domains), ("targets", config.targets)):
-        for name, domain in given.items():
-            if domain.texts is None:
-                raise ValueError(
-                    f"generalize.{kind}.{name} has no texts to fine-tune its reference policy on, which the lower level starts "
-                    f"from: name some in generalize.{kind}.{name}.texts, or take it out"
-                )
+    texts = {f"generalize.domains.{name}": domain.texts for name, domain in config.domains.items()}
+    texts |= {f"generalize.targets.{name}": target.texts for name, target in config.targets.items()}
+    for key, given in texts.items():
+        if given is None:
+            raise ValueError(
+                f"{key} has no texts to fine-tune its reference policy on, which the lower level starts from: name some in "
+                f"{key}.texts, or take it out"
+            )

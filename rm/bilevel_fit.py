@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -137,7 +137,7 @@ def distribution_of(name: str, queries: Sequence[ReferredQuery]) -> tuple[Distri
 
 def fit_general(
     model: RewardModel,
-    domains: dict[str, Sequence[ReferredQuery]],
+    domains: Mapping[str, Sequence[ReferredQuery]],
     loop: OuterLoop,
     reward: RewardConfig,
     seed: int,
@@ -247,7 +247,9 @@ def _moved(distribution: Distribution, device: torch.device) -> Distribution:
     return Distribution(distribution.name, reference, None, lead, contrast)
 
 
-def _batches(domains: dict[str, Sequence[ReferredQuery]], loop: OuterLoop, seed: int) -> Iterator[dict[str, list[ReferredQuery]]]:
+def _batches(
+    domains: Mapping[str, Sequence[ReferredQuery]], loop: OuterLoop, seed: int
+) -> Iterator[dict[str, list[ReferredQuery]]]:
     """What each step sees: every domain comes up once before any comes up again, and so does every query of one."""
     rng = random.Random(seed)
     names: list[str] = []

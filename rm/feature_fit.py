@@ -234,14 +234,33 @@ def in_units_of_raters(model: FeatureModel, floor: float = 1e-3) -> None:
         floor: keeps directions in which the raters are alike from being divided by 0.
     """
     weights = model.weights.double()
-    centred = weights - weights.mean(0)
-    covariance = centred.T @ centred / len(weights)
-    size = float(covariance.trace()) / model.d
-    if not size > 0:
+    root = spread_root(weights, floor)
+    if root is None:
         return
-    root = torch.linalg.cholesky(covariance + floor * size * torch.eye(model.d, dtype=torch.float64, device=weights.device))
     model.projection.copy_(root.T @ model.projection.double())
     model.weights.copy_(torch.linalg.solve_triangular(root, weights.T, upper=False).T)
+
+
+def spread_root(weights: Tensor, floor: float = 1e-3) -> Tensor | None:
+    """L with L L^T = Cov(w) + floor * trace(Cov(w)) / d * I, the unit of how raters differ.
+
+    Source: as ``in_units_of_raters``.
+
+    Args:
+        weights: [m, d] float64, the raters'.
+        floor: keeps directions in which the raters are alike from being divided by 0.
+
+    Returns:
+        [d, d] lower triangular; None where all raters are alike.
+    """
+    centred = weights - weights.mean(0)
+    covariance = centred.T @ centred / len(weights)
+    size = float(covariance.trace()) / len(covariance)
+    if not size > 0:
+        return None
+    return torch.linalg.cholesky(
+        covariance + floor * size * torch.eye(len(covariance), dtype=torch.float64, device=weights.device)
+    )
 
 
 def _batches(pairs: Sequence[Pair], size: int, epochs: int, seed: int) -> Iterator[list[int]]:

@@ -69,7 +69,8 @@ def start_features(
         pairs, matrix, known = label_matrix(judged, len(raters))
         left, weights = decompose(matrix, known, d)
         projection = _regress(feature_differences(backbone, pairs, batch_size, pad_id).double(), left)
-    return FeatureModel(backbone, projection.float(), raters, weights.float(), features.shared).to(device)
+    adaptation = (features.shared, features.l2, features.towards)
+    return FeatureModel(backbone, projection.float(), raters, weights.float(), *adaptation).to(device)
 
 
 def label_matrix(judged: Judged, num_raters: int) -> tuple[list[Pair], Tensor, Tensor]:

@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from rm.batches import Encoded
+from rm.features_config import FeaturesConfig, Towards
 from rm.heads import feature_differences, sequence_features
 from rm.model import Batch, RewardModel
 from tokens.durable import digest_of_file
@@ -30,6 +31,7 @@ from tokens.records import Pair
 BACKBONE, TENSORS, RATERS = "backbone", "features.safetensors", "raters.json"
 """Inside a feature model's directory: an ordinary reward model that scores as the mean rater does, the rest of the weights, the
 raters' names."""
+USUAL = FeaturesConfig()
 
 
 def scores(features: Tensor, weights: Tensor) -> Tensor:
@@ -56,13 +58,22 @@ class FeatureModel(nn.Module):
         raters: m names, each once.
         weights: [m, d] float32; with ``shared`` every row is the same.
         shared: one reward for all raters, the non-adaptive baseline; d is 1.
+        l2: how strongly a person's weights are drawn to ``towards``, where nobody says otherwise.
+        towards: the mean rater or zero.
 
     Raises:
         ValueError: if shapes do not go together, a name comes twice or there is none, or ``shared`` has d above 1.
     """
 
     def __init__(
-        self, backbone: RewardModel, projection: Tensor, raters: Sequence[str], weights: Tensor, shared: bool = False
+        self,
+        backbone: RewardModel,
+        projection: Tensor,
+        raters: Sequence[str],
+        weights: Tensor,
+        shared: bool = False,
+        l2: float = USUAL.l2,
+        towards: Towards = USUAL.towards,
     ) -> None:
         super().__init__()
         hidden = backbone.head.in_features
@@ -80,6 +91,7 @@ class FeatureModel(nn.Module):
         self.weights = nn.Parameter(weights.float())
         self.raters = tuple(raters)
         self.shared = shared
+        self.l2, self.towards = l2, towards
 
     @property
     def d(self) -> int:
@@ -187,7 +199,8 @@ class FeatureModel(nn.Module):
         self.reward_model(self.mean_weights).save_pretrained(path / BACKBONE)
         tensors = {"projection": self.projection, "weights": self.weights}
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path / TENSORS)
-        (path / RATERS).write_text(json.dumps({"raters": self.raters, "shared": self.shared}, indent=1))
+        named = {"raters": self.raters, "shared": self.shared, "l2": self.l2, "towards": self.towards}
+        (path / RATERS).write_text(json.dumps(named, indent=1), "utf-8")
 
     @classmethod
     def load(cls, path: Path, dtype: torch.dtype) -> FeatureModel:
@@ -205,11 +218,12 @@ class FeatureModel(nn.Module):
         """
         check_directory(path)
         try:
-            named = json.loads((path / RATERS).read_text())
+            named = json.loads((path / RATERS).read_text("utf-8"))
             tensors = load_file(path / TENSORS)
             backbone = RewardModel.from_pretrained(path / BACKBONE, dtype)
-            return cls(backbone, tensors["projection"], named["raters"], tensors["weights"], bool(named["shared"]))
-        except (SafetensorError, KeyError, TypeError, ValueError) as error:
+            adaptation = (bool(named["shared"]), float(named["l2"]), named["towards"])
+            return cls(backbone, tensors["projection"], named["raters"], tensors["weights"], *adaptation)
+        except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
             if isinstance(error, UserError):
                 raise
             raise UserError(

@@ -1,12 +1,15 @@
 """What `features` may be told: reward features, and how the raters' weights on them are learnt and a person's fitted."""
 
-from typing import Literal
+from typing import Literal, get_args
 
 from pydantic import Field, model_validator
 
 from tokens.section import Section
 
 Towards = Literal["mean", "zero"]
+By = Literal["information", "thompson", "random"]
+"""How the next pair to ask a person about is chosen, see ``rm.asking.choose``."""
+WAYS: tuple[By, ...] = get_args(By)
 
 
 class FeaturesConfig(Section):

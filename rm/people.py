@@ -10,6 +10,7 @@ Letters: B sequences, m people, H hidden size, C sequences of the calibration se
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +39,8 @@ class People:
         counting: indices of those whose reward counts.
         group: how their rewards are made one, all the same for a single person; "own" = each prompt's own person's.
         quantile: of group "quantile".
+        truth: digest of the sandbox whose users the raters are; None where they are not, or it is not known.
+        num_raters: of the names, the first ones: raters of the feature model, not people of a profile.
 
     Raises:
         ValueError: if shapes do not go together, a name comes twice, or nobody counts.
@@ -48,6 +51,8 @@ class People:
     counting: tuple[int, ...]
     group: Paid
     quantile: float | None = None
+    truth: str | None = None
+    num_raters: int = 0
 
     def __post_init__(self) -> None:
         if self.heads.dim() != 2 or len(self.heads) != len(self.names) or len(set(self.names)) < len(self.names):
@@ -70,23 +75,26 @@ class People:
         """
         return features.float() @ self.heads.T
 
-    def moments(self, scores: Tensor) -> tuple[Moments, ...]:
+    def moments(self, scores: Tensor) -> tuple[Moments | None, ...]:
         """Everybody's zero and unit.
 
         Args:
             scores: [C, m] float, of the calibration set.
 
         Returns:
-            [m].
+            [m]; None for somebody who does not count and whose reward is the same for all of them: it has no unit.
 
         Raises:
-            UserError: if somebody's reward is the same for all of them: it has no unit.
+            UserError: if that is so of somebody who counts.
         """
-        found = []
-        for name, column in zip(self.names, scores.unbind(1), strict=True):
+        found: list[Moments | None] = []
+        for place, (name, column) in enumerate(zip(self.names, scores.unbind(1), strict=True)):
             try:
                 found.append(Moments.of(column))
             except ValueError as error:
+                if place not in self.counting:
+                    found.append(None)
+                    continue
                 raise UserError(
                     f"the reward of {name} does not vary over the SFT policy's samples ({error}): it says nothing. Train the "
                     "feature model on more of their labels, or leave them out"
@@ -112,7 +120,7 @@ class People:
         return scores[torch.arange(len(scores)), torch.tensor([self.names.index(name) for name in whose], dtype=torch.long)]
 
     def check_names(self, whose: Sequence[str]) -> None:
-        """Refuse prompts that are written for somebody who does not count, where each is paid by its own person's reward.
+        """Refuse prompts that are written for somebody who does not count; asked where each is paid by its own person's reward.
 
         Args:
             whose: names.
@@ -122,7 +130,7 @@ class People:
         """
         members = [self.names[index] for index in self.counting]
         unknown = [name for name in whose if name not in members]
-        if self.group == "own" and unknown:
+        if unknown:
             raise UserError(
                 f"people.group is own and a prompt's domain is {unknown[0]!r}, which names none of the {len(members)} members "
                 f"({', '.join(members[:3])} ...): each prompt's column domain must name whom it is written for"
@@ -135,7 +143,7 @@ class People:
             directory: that exists.
         """
         save_file({"heads": self.heads.contiguous()}, directory / HEADS)
-        who = {"names": self.names, "counting": self.counting, "group": self.group, "quantile": self.quantile}
+        who = {name: value for name, value in vars(self).items() if name != "heads"}
         (directory / WHO).write_text(json.dumps(who, indent=1))
 
     @classmethod
@@ -154,12 +162,13 @@ class People:
         try:
             who = json.loads((directory / WHO).read_text())
             heads = load_file(directory / HEADS)["heads"]
-            return cls(tuple(who["names"]), heads, tuple(who["counting"]), who["group"], who["quantile"])
+            lists = {name: tuple(who.pop(name)) for name in ("names", "counting")}
+            return cls(heads=heads, **lists, **who)
         except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
             raise UserError(f"{directory / WHO} or {HEADS} beside it is damaged ({error}): remove the directory") from error
 
 
-def in_own_units(scores: Tensor, moments: Sequence[Moments]) -> Tensor:
+def in_own_units(scores: Tensor, moments: Sequence[Moments | None]) -> Tensor:
     """z: everybody's reward in standard deviations of their own.
 
     Args:
@@ -167,9 +176,10 @@ def in_own_units(scores: Tensor, moments: Sequence[Moments]) -> Tensor:
         moments: [m].
 
     Returns:
-        [B, m] float.
+        [B, m] float; NaN for somebody without a unit.
     """
-    return normalise(scores, torch.tensor([m.mean for m in moments]), torch.tensor([m.std for m in moments]))
+    units = [(math.nan, 1.0) if m is None else (m.mean, m.std) for m in moments]
+    return normalise(scores, *torch.tensor(units, dtype=scores.dtype).unbind(1))
 
 
 def group_reward(scores: Tensor, group: Group, quantile: float | None) -> Tensor:

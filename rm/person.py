@@ -17,6 +17,8 @@ from scipy.special import expit
 from torch import Tensor
 from torch.nn import functional
 
+from tokens.errors import UserError
+
 TOLERANCE = 1e-8
 """Largest entry of the objective's gradient, per answer, at which a person counts as fitted."""
 _ATTEMPTS = 500
@@ -137,7 +139,8 @@ def fit_person(differences: Tensor, l2: float, towards: Tensor | None = None) ->
         The person.
 
     Raises:
-        ValueError: if shapes do not go together, ``l2`` is not above 0, or a difference is not finite.
+        ValueError: if shapes do not go together, or ``l2`` is not above 0.
+        UserError: if a difference is not finite, or so large that no least is found.
     """
     if differences.dim() != 2 or differences.shape[1] < 1:
         raise ValueError(f"a person needs differences [n, d] with d >= 1, got {tuple(differences.shape)}")
@@ -148,7 +151,7 @@ def fit_person(differences: Tensor, l2: float, towards: Tensor | None = None) ->
         raise ValueError(f"l2 must be a number above 0, got {l2}: without it weights of separable answers are infinite")
     rows = differences.detach().cpu().double().numpy()
     if not np.isfinite(rows).all():
-        raise ValueError("the features of an answer are not finite")
+        raise UserError("the features of an answer are not finite: the model is broken. Train it again with a lower reward.lr")
     start = np.zeros(d) if towards is None else towards.detach().cpu().double().numpy()
 
     def value(w: np.ndarray) -> float:
@@ -167,24 +170,30 @@ def fit_person(differences: Tensor, l2: float, towards: Tensor | None = None) ->
     )
     left = float(np.abs(gradient(found.x)).max())
     if not left <= max(tolerance, 1e-9 * float(np.abs(rows).sum(0).max(initial=0.0))):
-        raise ValueError(f"a person's weights did not converge (gradient {left:.2g}): the features are badly scaled")
+        raise UserError(
+            f"a person's weights did not converge (gradient {left:.2g}): the features are badly scaled. Raise l2, or train the "
+            "model again with a lower features.lr"
+        )
     covariance = np.linalg.inv(hessian(found.x))
     return Person(torch.from_numpy(found.x.copy()), torch.from_numpy((covariance + covariance.T) / 2))
 
 
 def separable(differences: Tensor) -> bool:
-    """Whether some weights explain every answer, so that without a penalty they would be infinite.
+    """Whether weights would be infinite without a penalty: some w explains answers and contradicts none.
+
+    max_w sum_i <D_i, w> with 0 <= <D_i, w> <= 1 is above 0, which includes answers on the edge (<D_i, w> = 0).
+
+    Source: Albert and Anderson 1984, "On the existence of maximum likelihood estimates in logistic regression models".
 
     Args:
         differences: [n, d] float, as ``fit_person``; n >= 1.
 
     Returns:
-        True if there is w with <D_i, w> > 0 for all i.
+        True if there is such w.
     """
     rows = differences.detach().cpu().double().numpy()
-    scale = np.linalg.norm(rows, axis=1, keepdims=True)
-    if not (scale > 0).all():
-        return False
-    d = rows.shape[1]
-    found = linprog(np.zeros(d), A_ub=-rows / scale, b_ub=-np.ones(len(rows)), bounds=[(None, None)] * d, method="highs")
-    return bool(found.status == 0)
+    rows = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), np.finfo(np.float64).tiny)
+    n, d = rows.shape
+    both, limits = np.concatenate([rows, -rows]), np.concatenate([np.ones(n), np.zeros(n)])
+    found = linprog(-rows.sum(0), A_ub=both, b_ub=limits, bounds=[(None, None)] * d, method="highs")
+    return bool(found.status == 0 and -found.fun > 1e-6)

@@ -37,3 +37,8 @@ class WorldConfig(Section):
     """Users, each with a taste of their own."""
     user_agreement: float = Field(0.6, ge=0, le=1)
     """Probability that a user likes what the gold reward likes in one matter of taste; 0.5 is most disagreement."""
+
+    @property
+    def truth(self) -> str:
+        """What users' gold rewards follow from: worlds that share it have the same users, however many."""
+        return f"seed {self.seed}, {self.num_prompts} + 2 x {self.num_eval_prompts} prompts, agreement {self.user_agreement:g}"

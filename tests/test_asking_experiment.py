@@ -1,5 +1,6 @@
 """The comparison of ways to choose a pair: what is counted, on people made up here."""
 
+import math
 import random
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import torch
 
 from benchmarks.experiments import asking
 from benchmarks.experiments.people_data import People, Texts
-from rm.asking import WAYS
+from rm.features_config import WAYS, By
 
 T, D = 60, 3
 
@@ -25,15 +26,23 @@ def people() -> tuple[People, torch.Tensor]:
     return People(texts, ("ann", "bob"), 1, gold, gold.mean(0), 3.0, seed=4), phi
 
 
-def test_answers_until_an_accuracy_is_reached_for_good() -> None:
+def test_answers_until_an_accuracy_is_reached() -> None:
     flat = [0.5] * (asking.ASKED + 1)
-    assert asking.needed(flat, 0.5) == 0 and asking.needed(flat, 0.6) == asking.ASKED
+    assert asking.needed(flat, 0.5) == 0 and asking.needed(flat, 0.6) == math.inf
     rising = [0.5, 0.7, 0.6, 0.8, *[0.8] * (asking.ASKED - 3)]
-    assert asking.needed(rising, 0.65) == pytest.approx(2.25) and asking.needed(rising, 0.5) == 0
+    assert asking.needed(rising, 0.65) == pytest.approx(0.75) and asking.needed(rising, 0.75) == pytest.approx(2.75)
+    assert [asking.fewer(rising, rising, n) for n in (1, 3)] == [0, 0]  # against itself, whether or not a curve dips
+    assert asking.fewer(rising, flat, 3) == 3 - asking.ASKED
+
+
+def test_a_pool_holds_a_pair_once_however_it_is_turned(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(asking, "POOL", 15)
+    pool = asking.pool_of(people()[0].texts, 1)
+    assert len({frozenset(map(int, pair)) for pair in pool}) == len(pool) == 15
 
 
 @pytest.mark.parametrize("by", WAYS)
-def test_a_person_who_follows_the_features_becomes_known(by: asking.By, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_person_who_follows_the_features_becomes_known(by: By, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(asking, "ASKED", 20)
     who, phi = people()
     pool = who.texts.pairs("train", 40, random.Random(0))
@@ -53,6 +62,7 @@ def test_the_report_counts_what_is_saved(tmp_path: Path, capsys: pytest.CaptureF
     ]  # fmt: skip
     asking.report(rows, tmp_path)
     said = capsys.readouterr().out.splitlines()
+    assert any(line.startswith("| random | +0.0 ± 0.0 |") for line in said)
     saved = next(i for i, line in enumerate(said) if line.startswith("answers fewer"))
     assert said[saved + 3].startswith("| information | **+5.0 ± 0.0** | **+10.0 ± 0.0** |")
     assert said[saved + 4].startswith("| thompson | +0.0 ± 0.0 |")

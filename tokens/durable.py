@@ -34,7 +34,7 @@ def write_file(path: Path, text: str) -> None:
         text: its new content.
     """
     with whole_file(path) as partial:
-        partial.write_text(text)
+        partial.write_text(text, encoding="utf-8")
 
 
 def digest_of_file(path: Path) -> str:

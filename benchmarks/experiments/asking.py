@@ -15,8 +15,10 @@ Appends to benchmarks/results/asking.jsonl, a row for every way and seed, and go
 from __future__ import annotations
 
 import argparse
+import math
 import random
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,16 +27,16 @@ import torch
 from scipy.special import expit
 
 from benchmarks.experiments.common import RESULTS, ROOT, Results, interval_text, level, markdown, open_lab, single_thread
-from benchmarks.experiments.people import EPOCHS, HELD_OUT, L2, LOW
+from benchmarks.experiments.people import EPOCHS, HELD_OUT, L2
 from benchmarks.experiments.people_arms import Material, differences_of, fit_rfm
-from benchmarks.experiments.people_data import People, draw_people, draw_texts
+from benchmarks.experiments.people_data import LOW, People, Texts, draw_people, draw_texts
 from cluster.seeds import derive
 from evaluation.groups import over_seeds
 from evaluation.panels import common_legend, draw_curves, panels, percent
 from evaluation.studies import Curve
 from evaluation.svg import BLUE, GREEN, GREY, Plot
-from rm.asking import WAYS, By, choose, expected_accuracy
-from rm.features_config import FeaturesConfig
+from rm.asking import choose, expected_accuracy
+from rm.features_config import WAYS, By, FeaturesConfig
 from rm.person import fit_person
 
 if TYPE_CHECKING:
@@ -61,7 +63,7 @@ def rows_of(seed: int) -> list[dict[str, Any]]:
     material = Material(lab, people, LABELS, EPOCHS)
     model = fit_rfm(material, FeaturesConfig(d=D))
     phi = material.hidden(model.backbone) @ model.projection.detach().double().T
-    pool = people.texts.pairs("train", POOL, random.Random(derive(seed, "pool")))
+    pool = pool_of(people.texts, seed)
     rows = []
     for by in WAYS:
         found = np.stack([asked(people, user, phi, pool, model.mean_weights.double(), by) for user in people.held_out])
@@ -69,6 +71,13 @@ def rows_of(seed: int) -> list[dict[str, Any]]:
         curves = {name: [round(float(value), 5) for value in found[:, i].mean(0)] for i, name in enumerate(names)}
         rows.append({"by": by, "seed": seed, "d": D, "raters": RATERS, "labels": LABELS, "pool": POOL, "l2": L2} | curves)
     return rows
+
+
+def pool_of(texts: Texts, seed: int) -> np.ndarray:
+    """[POOL, 2] int, different pairs of training prompts, none of them turned round."""
+    drawn = texts.pairs("train", 2 * POOL, random.Random(derive(seed, "pool")))
+    different = {frozenset(map(int, pair)): pair for pair in reversed(drawn)}
+    return np.array(list(different.values())[:POOL])
 
 
 def asked(people: People, user: int, phi: Tensor, pool: np.ndarray, mean: Tensor, by: By) -> np.ndarray:
@@ -83,7 +92,8 @@ def asked(people: People, user: int, phi: Tensor, pool: np.ndarray, mean: Tensor
         by: the way to choose.
 
     Returns:
-        [3, 51] accuracy, expected and foretold, after 0, 1, ... answers.
+        [3, 51] after 0, 1, ... answers: accuracy; and of the answers that were not given yet, the share that the profile expects
+        to foretell and the share that it does.
     """
     differences, judged = differences_of(phi, pool), people.judged(user)
     gap = people.gold[user, pool[:, 0]] - people.gold[user, pool[:, 1]]
@@ -100,8 +110,9 @@ def asked(people: People, user: int, phi: Tensor, pool: np.ndarray, mean: Tensor
         person = fit_person(signed[order], L2, mean)
         scores = person.scores(phi).numpy()
         right = (np.sign(scores[judged[:, 0]] - scores[judged[:, 1]]) + 1) / 2
-        says_first = (person.scores(differences) > 0).numpy()
-        found[:, number] = right.mean(), expected_accuracy(differences, person), np.where(says_first, first, 1 - first).mean()
+        left = ~marks
+        foretold = np.where((person.scores(differences) > 0).numpy(), first, 1 - first)[left.numpy()]
+        found[:, number] = right.mean(), expected_accuracy(differences[left], person), foretold.mean()
         if number < ASKED:
             order.append(choose(differences, marks, person, by, generator))
             marks[order[-1]] = True
@@ -109,12 +120,20 @@ def asked(people: People, user: int, phi: Tensor, pool: np.ndarray, mean: Tensor
 
 
 def needed(curve: Sequence[float], accuracy: float) -> float:
-    """Answers until a curve reaches an accuracy for good, between two of them by a straight line; ``ASKED`` if it never does."""
-    below = [n for n, value in enumerate(curve) if value < accuracy]
-    if not below:
+    """Answers until a curve first reaches an accuracy, between two of them by a straight line; infinite where it never does."""
+    if curve[0] >= accuracy:
         return 0.0
-    last = below[-1]
-    return float(ASKED) if last == len(curve) - 1 else last + (accuracy - curve[last]) / (curve[last + 1] - curve[last])
+    for n, (before, after) in enumerate(pairwise(curve)):
+        if after >= accuracy:
+            return n + (accuracy - before) / (after - before)
+    return math.inf
+
+
+def fewer(random_: Sequence[float], active: Sequence[float], number: int) -> float:
+    """How many answers fewer a way takes to the accuracy that random has after so many, each to where it is first reached;
+    ``ASKED`` stands for infinite."""
+    target = random_[number]
+    return needed(random_, target) - min(needed(active, target), ASKED)
 
 
 def report(rows: Sequence[_Row], images: Path = IMAGES) -> None:
@@ -128,15 +147,17 @@ def report(rows: Sequence[_Row], images: Path = IMAGES) -> None:
     head = ("", *(f"{n} answers" for n in SHOWN))
     found = [[by, *(level([row["accuracy"][n] for row in of[by].values()]) for n in SHOWN)] for by in WAYS]
     saved = []
-    for by in WAYS[:-1]:
+    for by in WAYS:
         seeds = sorted(of[by].keys() & of["random"].keys())
         both = [(of[by][seed]["accuracy"], of["random"][seed]["accuracy"]) for seed in seeds]
-        found.append([f"{by} - random", *(interval_text([mine[n] - theirs[n] for mine, theirs in both]) for n in SHOWN)])
-        saved.append([by, *(interval_text([n - needed(mine, theirs[n]) for mine, theirs in both], 1) for n in TARGETS)])
+        if by != "random":
+            found.append([f"{by} - random", *(interval_text([mine[n] - theirs[n] for mine, theirs in both]) for n in SHOWN)])
+        never = sum(math.isinf(needed(mine, theirs[n])) for mine, theirs in both for n in TARGETS)
+        saved.append([by, *(interval_text([fewer(theirs, mine, n) for mine, theirs in both], 1) for n in TARGETS), str(never)])
     own = [[by, *(level([row["expected"][n] - row["foretold"][n] for row in of[by].values()]) for n in SHOWN)] for by in WAYS]
     print(f"accuracy on held-out prompts\n{markdown(head, found)}")
     print("\nanswers fewer than at random, to be as accurate as random is after so many")
-    print(markdown(("", *map(str, TARGETS)), saved))
+    print(markdown(("", *map(str, TARGETS), "never reached"), saved))
     print(f"\nshare of answers that the profile expects to foretell, minus the share that it does\n{markdown(head, own)}")
     plot = figure(of)
     (images / f"{plot.name}.png").write_bytes(plot.render()[1])

@@ -215,7 +215,7 @@ class Fold:
         ]
         with tempfile.TemporaryDirectory() as folder:
             fit_dpo(self.setting.base, pairs, self.setting.tokenizer, Path(folder), DPO, self.seed, bfloat16=False)
-            tuned, start = (load(path, torch.float32).eval() for path in (folder, self.setting.base))
+            tuned, start = load(folder, torch.float32).eval(), load(self.setting.base, torch.float32).eval()
         seconds, rows = time.process_time() - began, []
         for target in self.targets:
             sequences = response_sequences([each.query for each in target.test])

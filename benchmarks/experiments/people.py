@@ -8,8 +8,9 @@
 sandbox: every seed has raters and 20 held-out users of its own, who in each of six matters of taste agree with the common one
 with probability 0.5 (most disagreement) or 0.9. Raters label pairs of responses to training prompts as a Bradley-Terry annotator
 does, and so do the held-out users in their answers; accuracy is measured on held-out prompts against their gold reward, without
-noise. The oracle's weights are fitted to 600 answers without noise; "true attributes" has the sandbox's own twelve attributes
-for features, which no real data would give.
+noise. The oracle has the best weights that there are on a way's features, fitted to 600 answers without noise (the best of a few
+penalties); the person's true weights on the true attributes are the gold reward itself and order every pair right. "The sandbox's
+own attributes" has these twelve for features, which no real data would give.
 
 Appends to benchmarks/results/people.jsonl, a row for every way and seed, and goes on where it stopped.
 """
@@ -27,26 +28,22 @@ import numpy as np
 import torch
 
 from benchmarks.experiments.common import RESULTS, Lab, Results, open_lab, run_jobs, single_thread
-from benchmarks.experiments.people_arms import Adapt, Material, as_it_is, by_features, fit_rfm, in_units
+from benchmarks.experiments.people_arms import Adapt, Material, as_it_is, best_weights, by_features, fit_rfm, in_units
 from benchmarks.experiments.people_counterparts import conditioned, latent, lore, own_mlp
-from benchmarks.experiments.people_data import ANSWERS, People, Texts, draw_people, draw_texts
+from benchmarks.experiments.people_data import ANSWERS, HIGH, LOW, PICKED_AFTER, People, Texts, draw_people, draw_texts
 from evaluation.best_of_n import soft_weights
 from rm.features_config import FeaturesConfig
 from rm.people import group_reward
 from sandbox.world import Split
 
 PATH = RESULTS / "people.jsonl"
-KEY = ("what", "arm", "agreement", "d", "raters", "labels", "epochs", "seed")
+KEY = ("what", "arm", "persona", "agreement", "d", "raters", "labels", "epochs", "seed")
 HELD_OUT = 20
-LOW, HIGH = 0.5, 0.9
 EPOCHS = 2
 L2 = 1.0
 """Both chosen with ``choose``."""
-ORACLE_L2 = 0.1
 SOFTNESS = (0.1, 0.25, 0.5, 1.0)
 """Of soft best of n, in standard deviations of the person's reward over the samples."""
-PICKED_AFTER = 30
-"""Answers after which a person's own best of n is taken."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +69,7 @@ class Job:
     epochs: int = EPOCHS
 
     def row(self, what: str = "accuracy") -> dict[str, Any]:
-        return {"what": what, **asdict(self)}
+        return {"what": what, "persona": None, **asdict(self)}
 
 
 def jobs_of(seeds: Sequence[int]) -> list[Job]:
@@ -91,7 +88,7 @@ def jobs_of(seeds: Sequence[int]) -> list[Job]:
 
 
 def fitted(job: Job, lab: Lab, texts: Texts, l2: float = L2) -> list[dict[str, Any]]:
-    """Rows of one job."""
+    """Rows of one job; the one by which the job counts as done comes last."""
     people = draw_people(lab, texts, job.agreement, job.raters, HELD_OUT, job.seed)
     material = Material(lab, people, job.labels, job.epochs)
     measure = partial(measured, people)
@@ -100,12 +97,12 @@ def fitted(job: Job, lab: Lab, texts: Texts, l2: float = L2) -> list[dict[str, A
         hidden = material.hidden(model.backbone)
         phi, mean = hidden @ model.projection.detach().double().T, model.mean_weights.double()
         adapt = by_features(phi, mean, l2)
-        return [job.row() | measure(adapt, by_features(phi, mean, ORACLE_L2)), *groups(job, people, adapt)]
+        return [*groups(job, people, adapt), job.row() | measure(adapt, best_weights(phi, mean))]
     if job.arm == "conditioned":
         return [job.row() | measure(conditioned(material), None)]
     if job.arm == "attributes":
         phi, mean = in_units(torch.tensor(texts.attributes), material.rows, material.places)
-        return [job.row() | measure(by_features(phi, mean, l2), by_features(phi, mean, ORACLE_L2))]
+        return [job.row() | measure(by_features(phi, mean, l2), best_weights(phi, mean))]
     shared = fit_rfm(material, FeaturesConfig(d=1, shared=True))
     hidden = material.hidden(shared.backbone)
     scores = (hidden @ shared.projection.detach().double().T)[:, 0]
@@ -119,7 +116,7 @@ def fitted(job: Job, lab: Lab, texts: Texts, l2: float = L2) -> list[dict[str, A
         "own MLP (Park et al.)": own_mlp(material, hidden),
         "latent user (VPL-like)": latent(material, hidden),
     }
-    return [job.row() | {"arm": name} | measure(way, None) for name, way in ways.items()]
+    return [job.row() | {"arm": name} | measure(way, None) for name, way in reversed(ways.items())]
 
 
 def measured(people: People, adapt: Adapt, oracle: Adapt | None, split: Split = "test") -> dict[str, Any]:
@@ -128,7 +125,7 @@ def measured(people: People, adapt: Adapt, oracle: Adapt | None, split: Split = 
     Args:
         people: whom.
         adapt: the way.
-        oracle: the same with the oracle's penalty; None = no oracle.
+        oracle: of its features; None = it has none.
         split: whose prompts are judged.
 
     Returns:

@@ -20,7 +20,7 @@ from benchmarks.experiments.common import Lab
 from benchmarks.experiments.people_data import People
 from cluster.seeds import derive
 from rm.config import RewardConfig
-from rm.feature_fit import Judged, fit_features
+from rm.feature_fit import Judged, fit_features, spread_root
 from rm.feature_start import start_features
 from rm.features import FeatureModel
 from rm.features_config import FeaturesConfig
@@ -30,6 +30,7 @@ from rm.person import fit_person
 
 Adapt = Callable[[np.ndarray], np.ndarray]
 """[n, 2] answers, the preferred text first -> [T] how the person likes every text."""
+ORACLE_PENALTIES = (0.01, 0.1, 1.0)
 STEPS, RATE = 400, 0.02
 """Of full-batch Adam on frozen features."""
 
@@ -107,6 +108,24 @@ def by_features(phi: Tensor, mean: Tensor, l2: float) -> Adapt:
     return adapt
 
 
+def best_weights(phi: Tensor, mean: Tensor) -> Adapt:
+    """<phi, w>, w fitted to as many answers as there are, with whichever penalty is right most often on a third kept back.
+
+    Args:
+        phi: [T, d] float64.
+        mean: [d] weights of the mean rater.
+    """
+
+    def adapt(answers: np.ndarray) -> np.ndarray:
+        cut = 2 * len(answers) // 3
+        kept = differences_of(phi, answers[cut:])
+        fits = {l2: fit_person(differences_of(phi, answers[:cut]), l2, mean) for l2 in ORACLE_PENALTIES}
+        best = max(fits, key=lambda l2: float((fits[l2].scores(kept) > 0).double().mean()))
+        return by_features(phi, mean, best)(answers)
+
+    return adapt
+
+
 def as_it_is(scores: Tensor) -> Adapt:
     """One reward for all, whatever anybody answers."""
     return lambda answers: scores.numpy()
@@ -128,10 +147,8 @@ def in_units(features: Tensor, rows: np.ndarray, places: Sequence[int]) -> tuple
     differences, who = differences_of(features, rows), torch.tensor(places)
     pooled = fit_person(differences, 1.0).weights
     weights = torch.stack([fit_person(differences[who == i], 1.0, pooled).weights for i in range(max(places) + 1)])
-    centred = weights - weights.mean(0)
-    covariance = centred.T @ centred / len(weights)
-    floor = 1e-3 * covariance.trace() / len(covariance) * torch.eye(len(covariance), dtype=torch.float64)
-    root = torch.linalg.cholesky(covariance + floor)
+    root = spread_root(weights)
+    assert root is not None  # no two raters' labels are the same
     return features @ root, torch.linalg.solve_triangular(root, weights.mean(0)[:, None], upper=False)[:, 0]
 
 

@@ -98,7 +98,7 @@ class _Conditioned(nn.Module):
 def conditioned(material: Material) -> Adapt:
     """A reward model that is told a vector of each rater; of a new person the vector alone is fitted."""
     torch.manual_seed(derive(material.people.seed, "conditioned"))
-    model, network = material.backbone(), None
+    model = material.backbone()
     network = _Conditioned(model.head.in_features)
     users = nn.Parameter(0.3 * torch.randn(len(material.raters), LATENT))
     places = torch.tensor(material.places)

@@ -23,8 +23,13 @@ from sandbox.world import Split, World
 from tokens.durable import write_file
 from tokens.records import Pair
 
-POOL = 400
-"""Users to draw from; the people of a seed are not those of another's."""
+BLOCK = 280
+"""Users of a seed: raters and held-out people. Seed s has users s * BLOCK and on, so that no two seeds share anybody."""
+POOL = 8 * BLOCK
+LOW, HIGH = 0.5, 0.9
+"""Agreement with the common taste: most disagreement, and hardly any."""
+PICKED_AFTER = 30
+"""Answers after which a person's own best of n is taken."""
 TRAIN_PROMPTS, TRAIN_RESPONSES = 800, 4
 TEST_PROMPTS, TEST_RESPONSES = 96, 16
 CHOICE_PROMPTS, CHOICE_RESPONSES = 96, 4
@@ -150,7 +155,7 @@ class People:
             pairs, gap = pairs[gap != 0], gap[gap != 0]
             turned = gap < 0
         else:
-            rng = np.random.default_rng(derive(self.seed, "answers", user))
+            rng = np.random.default_rng(derive(self.seed, "errors", self.names[user], len(pairs)))
             turned = rng.random(len(pairs)) >= expit(self.beta * gap)
         return np.where(turned[:, None], pairs[:, ::-1], pairs)
 
@@ -165,7 +170,7 @@ class People:
         """
         rows, raters = [], []
         for user in range(self.num_raters):
-            drawn = self.texts.pairs("train", labels, random.Random(derive(self.seed, "pairs", user)))
+            drawn = self.texts.pairs("train", labels, random.Random(derive(self.seed, "pairs", self.names[user])))
             rows.append(self.labelled(user, drawn))
             raters += [self.names[user]] * labels
         found = np.concatenate(rows)
@@ -173,11 +178,15 @@ class People:
 
     def answers(self, user: int) -> np.ndarray:
         """[50, 2] what a held-out user answers, about training prompts."""
-        return self.labelled(user, self.texts.pairs("train", max(ANSWERS), random.Random(derive(self.seed, "asked", user))))
+        return self.labelled(
+            user, self.texts.pairs("train", max(ANSWERS), random.Random(derive(self.seed, "asked", self.names[user])))
+        )
 
     def many(self, user: int) -> np.ndarray:
         """[MANY, 2] what the oracle knows of a user: labels without error, about training prompts."""
-        return self.labelled(user, self.texts.pairs("train", MANY, random.Random(derive(self.seed, "many", user))), clean=True)
+        return self.labelled(
+            user, self.texts.pairs("train", MANY, random.Random(derive(self.seed, "many", self.names[user]))), clean=True
+        )
 
     def judged(self, user: int, number: int = 300, split: Split = "test") -> np.ndarray:
         """[number, 2] the pairs that accuracy is measured on, of held-out prompts, without error; the same for every user."""
@@ -196,7 +205,8 @@ class People:
 def draw_people(lab: Lab, texts: Texts, agreement: float, num_raters: int, num_held_out: int, seed: int) -> People:
     """Raters and held-out users of a seed.
 
-    The held-out ones are the same for every number of raters, so that sizes can be compared.
+    The held-out ones are the same for every number of raters, with the same answers, so that sizes can be compared; none of the
+    people of a seed is one of another's.
 
     Args:
         lab: the world.
@@ -207,7 +217,11 @@ def draw_people(lab: Lab, texts: Texts, agreement: float, num_raters: int, num_h
         seed: of the choice.
     """
     world = World(lab.config.world.model_copy(update={"user_agreement": agreement, "num_users": POOL}))
-    drawn = list(world.users)
+    if num_held_out + num_raters > BLOCK or not 0 <= seed < POOL // BLOCK:
+        raise ValueError(
+            f"a seed of 0 to {POOL // BLOCK - 1} has {BLOCK} people, asked for {num_held_out + num_raters} of {seed}"
+        )
+    drawn = list(world.users[seed * BLOCK : (seed + 1) * BLOCK])
     random.Random(derive(seed, "users")).shuffle(drawn)
     names = [*drawn[num_held_out:][:num_raters], *drawn[:num_held_out]]
     folder = lab.cache / f"people-gold-{agreement:g}"

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.experiments.common import Results, single_thread
-from benchmarks.experiments.people_arms import Adapt, by_features, in_units, linear_features
+from benchmarks.experiments.people_arms import Adapt, best_weights, by_features, in_units, linear_features
 from benchmarks.experiments.people_data import ANSWERS
 from cluster.seeds import derive
 
@@ -34,7 +34,7 @@ LABELS = 400
 """Pairs of each training persona."""
 JUDGED = 300
 D = 8
-L2, ORACLE_L2 = 1.0, 0.1
+L2 = 1.0
 PENALTIES = (1.0, 3.0, 10.0, 30.0, 100.0)
 """Of a head of one's own on the embeddings; the one that serves the training personas best is taken."""
 
@@ -68,15 +68,18 @@ class Persona:
 
 
 def read_personas(data: Path) -> tuple[list[Persona], list[str]]:
-    """Equally many statements of both kinds of each file, and their texts."""
+    """Equally many statements of both kinds of each file, each once in all of them, and their texts."""
     personas: list[Persona] = []
     texts: list[str] = []
+    seen: set[str] = set()
     for path in sorted(data.glob("*.jsonl")):
         rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
         random.Random(0).shuffle(rows)
         sides = []
         for says in (True, False):
-            taken = [r["statement"] for r in rows if (r["answer_matching_behavior"].strip() == "Yes") == says][: STATEMENTS // 2]
+            own = [r["statement"] for r in rows if (r["answer_matching_behavior"].strip() == "Yes") == says]
+            taken = [text for text in dict.fromkeys(own) if text not in seen][: STATEMENTS // 2]
+            seen |= set(taken)
             sides.append(np.arange(len(texts), len(texts) + len(taken)))
             texts += taken
         personas.append(Persona(path.stem, *sides))
@@ -123,11 +126,11 @@ def personas(results: Results, data: Path | None, backbone: Path | None, seeds: 
 
 
 def _key(arm: str, name: str, number: int, seed: int) -> tuple[Any, ...]:
-    return ("personas", arm, name, D, number - 1, LABELS, 0, seed)
+    return ("personas", arm, name, None, D, number - 1, LABELS, 0, seed)
 
 
 def held_out(embeddings: Tensor, known: Sequence[Persona], place: int, seed: int) -> list[dict[str, Any]]:
-    """What every way makes of a persona that it has not seen; ``agreement`` of a row is the persona's name."""
+    """What every way makes of a persona that it has not seen; the row by which it counts as done comes last."""
     split = [persona.parts(seed) for persona in known]
     raters = [train for i, (train, _) in enumerate(split) if i != place]
     labels = [rater.pairs(LABELS, seed, "labels") for rater in raters]
@@ -143,8 +146,8 @@ def held_out(embeddings: Tensor, known: Sequence[Persona], place: int, seed: int
 
     ways: dict[str, tuple[Adapt, Adapt]] = {
         "shared": (lambda answers: (one[0] @ one[1]).numpy(),) * 2,
-        "features": (by_features(phi, mean, L2), by_features(phi, mean, ORACLE_L2)),
-        "own linear head": (by_features(scaled, none, max(PENALTIES, key=on_raters)), by_features(scaled, none, 1.0)),
+        "own linear head": (by_features(scaled, none, max(PENALTIES, key=on_raters)), best_weights(scaled, none)),
+        "features": (by_features(phi, mean, L2), best_weights(phi, mean)),
     }
     train, test = split[place]
     answers, many = train.pairs(max(ANSWERS), seed, "answers"), train.pairs(LABELS, seed, "many")
@@ -152,7 +155,7 @@ def held_out(embeddings: Tensor, known: Sequence[Persona], place: int, seed: int
     for arm, (way, oracle) in ways.items():
         row = dict(
             zip(
-                ("what", "arm", "agreement", "d", "raters", "labels", "epochs", "seed"),
+                ("what", "arm", "persona", "agreement", "d", "raters", "labels", "epochs", "seed"),
                 _key(arm, known[place].name, len(known), seed),
                 strict=True,
             )

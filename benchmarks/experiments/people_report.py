@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from benchmarks.experiments.common import ROOT, by_seed, interval_text, level, markdown
-from benchmarks.experiments.people_data import ANSWERS
+from benchmarks.experiments.people_data import ANSWERS, HIGH, LOW, PICKED_AFTER
 from evaluation.groups import over_seeds
 from evaluation.panels import common_legend, draw_curves, panels, percent
 from evaluation.studies import Curve
@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _Row = Mapping[str, Any]
-LOW, HIGH = 0.5, 0.9
-PICKED_AFTER = 30
 MAIN = {"raters": 60, "labels": 50}
 COLUMNS = (*(f"accuracy_{n}" for n in ANSWERS), "accuracy_oracle")
 FEATURES = {"arm": "features", "d": 32}
@@ -164,8 +162,8 @@ def of_personas(rows: Sequence[_Row]) -> str:
             for seed in sorted({row["seed"] for row in rows})
         ]
         lines.append([f"all: {arm}", *(level(column) for column in zip(*per_seed, strict=True))])
-    for name in dict.fromkeys(row["agreement"] for row in rows):
-        found = {"arm": "features", "agreement": name}
+    for name in dict.fromkeys(row["persona"] for row in rows):
+        found = {"arm": "features", "persona": name}
         lines.append([str(name), *(level(list(by_seed(rows, column, found).values())) for column in COLUMNS)])
     return markdown(("", *(f"{n} answers" for n in ANSWERS), "oracle"), lines)
 

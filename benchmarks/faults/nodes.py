@@ -71,6 +71,10 @@ class Node:
         """Whether the cluster knows it."""
         return JOINED in self.log.read_text()
 
+    def decided(self) -> bool:
+        """Whether it is known that it has come, or that it does not."""
+        return self.joined or self.process.poll() is not None
+
     def family(self) -> list[psutil.Process]:
         """The node's own processes and the workers in it; none once it is gone."""
         try:
@@ -177,7 +181,7 @@ class Nodes:
         for _ in range(STARTS):
             mine = [node for node in self.nodes[1:] if not node.lost]
             for node in mine:
-                self._until(lambda node=node: node.joined or node.process.poll() is not None, "a node does not start")
+                self._until(partial(Node.decided, node), "a node does not start")
             failed = [node for node in mine if not node.joined]
             if not failed:
                 return

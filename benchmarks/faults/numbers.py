@@ -116,4 +116,4 @@ def go_wrong(run: Run, each: Wrong, orders: Path) -> Outcome:
     line = next(line.text for line in run.said if line.at == told)
     run.until(lambda: run.process.poll() is not None or any(span["end"] > told for span in run.spans()), 600, "goes on or ends")
     back = None if run.process.poll() is not None else time.time() - told
-    return Outcome(each.cell, told - at, back, None, "its step" if back is not None else "the run ended", line.strip()[:200])
+    return Outcome(each.cell, told - at, back, None, "its step" if back is not None else "the run ended", line.strip()[:300])

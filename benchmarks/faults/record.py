@@ -15,8 +15,8 @@ from benchmarks.faults.cells import CELLS
 from benchmarks.faults.invariants import HELD, Held
 from cluster.run_directory import versions
 
-SHOWN = 160
-"""Characters of an invariant that does not hold, in the table."""
+SHOWN, CELL = 160, 110
+"""Characters of an invariant that does not hold, and of other words, in the table."""
 RESULTS = Path(__file__).parents[1] / "results" / "faults.jsonl"
 
 
@@ -152,6 +152,11 @@ def seconds(value: float | None) -> str:
     return "-" if value is None else f"{value:.1f}"
 
 
+def short(words: str) -> str:
+    """For the table."""
+    return words if len(words) <= CELL else f"{words[: CELL - 2].rstrip()} …"
+
+
 def what_holds(invariants: Mapping[str, str]) -> str:
     """Which invariants were looked at and held, and what is wrong with the others."""
     good = sorted(name for name, words in invariants.items() if words == HELD)
@@ -183,8 +188,8 @@ def table(cells: Mapping[str, Mapping[str, Any]], missing: Mapping[str, str]) ->
             continue
         row = cells[name]
         times = " | ".join(seconds(row[key]) for key in ("detected_s", "recovered_s", "cold_start_s"))
-        note = row["note"].replace("|", "/")
-        lines.append(f"{head} {times} | {row['lost']} | {note} | {what_holds(row['invariants'])} |")
+        note, lost = short(row["note"].replace("|", "/")), short(row["lost"])
+        lines.append(f"{head} {times} | {lost} | {note} | {what_holds(row['invariants'])} |")
     return "\n".join(lines)
 
 

@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Any
 
 CHROMIUM = next((found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None)
-PATIENCE_S = 60.0
+PATIENCE_S = 240.0
 
 
 class Browser:

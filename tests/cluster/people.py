@@ -32,7 +32,7 @@ def write_feature_model(path: Path, d: int = 3, seed: int = 5) -> Path:
     torch.manual_seed(seed)
     config = LlamaConfig(
         hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, vocab_size=300,
-        max_position_embeddings=256, initializer_range=0.2, pad_token_id=0, bos_token_id=1, eos_token_id=2,
+        max_position_embeddings=2048, initializer_range=0.2, pad_token_id=0, bos_token_id=1, eos_token_id=2,
     )  # fmt: skip
     LlamaForCausalLM(config).save_pretrained(path / "language_model")
     backbone = RewardModel.from_language_model(path / "language_model", pooling="mean", seed=seed, dtype=torch.float32)

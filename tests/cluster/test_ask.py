@@ -4,9 +4,11 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,10 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from cluster.ask import Asking, prepare
+from cluster.ask_page import AskServer
 from cluster.cli import main
+from cluster.console import Console
 from rm.features import fingerprint
 from rm.profiles import read_profile
 from tests.cluster.browser import CHROMIUM, Browser
@@ -73,7 +78,7 @@ class Page:
 
     def __exit__(self, *_: object) -> None:
         self.process.kill()
-        self.process.communicate(timeout=60)
+        self.process.communicate(timeout=240)
 
 
 def texts(browser: Browser) -> dict[str, str]:
@@ -105,7 +110,7 @@ def test_a_browser_and_a_terminal_write_the_same_profile(model: Path, tmp_path: 
         browser.press("d")
         browser.wait_for("state.finished && !document.getElementById('finished').hidden")
         assert "After 6 answers" in browser.evaluate("document.getElementById('summary').textContent")
-        assert page.process.wait(60) == 0
+        assert page.process.wait(240) == 0
         assert browser.evaluate("document.title") == "Ann · Rondo" and browser.errors == []
     assert in_terminal(monkeypatch, (*CHOICES, "done"), model, "--out", ours) == 0
     assert numbers(theirs) == numbers(ours) and numbers(ours)["num_answers"] == 6
@@ -115,8 +120,11 @@ def test_a_browser_and_a_terminal_write_the_same_profile(model: Path, tmp_path: 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on the PATH (chromium, chromium-browser, google-chrome)")
 def test_the_page_looks_right_and_texts_are_only_texts(model: Path, tmp_path: Path) -> None:
     pool = write_pool(tmp_path / "pool.jsonl", [(f"{EVIL} {'very ' * 40}long", f"{EVIL}\n\nx{'y' * 300}", f"two {EVIL}")])
-    with Page(model, "--out", tmp_path / "p.json", "--pairs", pool) as page, Browser(tmp_path / "browser") as browser:
-        browser.open(page.link)
+    interview, profile = prepare(Asking(model, "me", pairs=pool, out=tmp_path / "p.json"), Console())
+    with AskServer(interview, "me", str(profile), "", 0) as server, Browser(tmp_path / "browser") as browser:
+        serving = threading.Thread(target=server.serve_forever)
+        serving.start()
+        browser.open(server.link)
         browser.wait_for("!busy")
         shown = texts(browser)
         assert {shown["text-a"], shown["text-b"]} == {f"{EVIL}\n\nx{'y' * 300}", f"two {EVIL}"} and shown["prompt"].startswith(
@@ -124,7 +132,7 @@ def test_the_page_looks_right_and_texts_are_only_texts(model: Path, tmp_path: Pa
         )
         assert browser.evaluate("[document.title, document.images.length, document.scripts.length]") == ["me · Rondo", 0, 1]
         loaded = browser.evaluate("performance.getEntriesByType('resource').map((entry) => entry.name)")
-        assert set(loaded) <= {page.link + "state", page.link.split("/", 3)[0] + "//" + page.link.split("/")[2] + "/favicon.ico"}
+        assert set(loaded) <= {server.link + "state", f"http://127.0.0.1:{server.server_port}/favicon.ico"}
         shades = {}
         for name, dark, width, height in (("light", False, 1280, 900), ("dark", True, 1280, 900), ("phone", False, 390, 844)):
             browser.look(tmp_path / f"{name}.png", dark, width, height)
@@ -140,19 +148,21 @@ def test_the_page_looks_right_and_texts_are_only_texts(model: Path, tmp_path: Pa
         browser.press("a")  # the only pair: the pool is used up
         browser.wait_for("state.finished")
         assert "Every pair of the pool was shown." in browser.evaluate("document.getElementById('summary').textContent")
-        assert page.process.wait(60) == 0 and browser.errors == []
+        serving.join(240)
+        assert not serving.is_alive() and browser.errors == []
 
 
 def test_it_is_stopped_by_ctrl_c_with_every_answer_kept_and_goes_on(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     answers, stopped, whole = tmp_path / "answers.jsonl", tmp_path / "stopped.json", tmp_path / "whole.json"
-    in_terminal(monkeypatch, ("a", "b", "a"), model, "--out", stopped, "--answers", answers)
+    in_terminal(monkeypatch, ("a",), model, "--out", stopped, "--answers", answers)
+    in_terminal(monkeypatch, ("b", "undo", "b", "a"), model, "--out", stopped, "--answers", answers)
     rows = [json.loads(line) for line in answers.read_text().splitlines()]
     assert len(rows) == 3 and {row["model"] for row in rows} == {fingerprint(model)}
     with Page(model, "--out", stopped, "--answers", answers) as page:
         page.process.send_signal(signal.SIGINT)
-        assert page.process.wait(60) == 130
+        assert page.process.wait(240) == 130
     in_terminal(monkeypatch, ("b", "b", "undo"), model, "--out", stopped, "--answers", answers)
     in_terminal(monkeypatch, ("a", "b", "a", "b"), model, "--out", whole, "--answers", tmp_path / "whole.jsonl")
     assert answers.read_text() == (tmp_path / "whole.jsonl").read_text()
@@ -175,7 +185,8 @@ def test_without_answers_it_goes_on_from_the_profile(model: Path, tmp_path: Path
     assert float(after.person.covariance.det()) < float(before.person.covariance.det())
 
 
-def test_the_default_profile_lies_beside_the_model(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_default_profile_lies_beside_the_model(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = Path(shutil.copytree(model, tmp_path / "model"))
     assert in_terminal(monkeypatch, ("a",), model, "--name", "Zoe B") == 0
     assert read_profile(model / "profiles" / "Zoe B.json", fingerprint(model)).name == "Zoe B"
 
@@ -223,6 +234,7 @@ def test_bad_input_is_said_before_anything_is_asked(
     cases: list[tuple[tuple[object, ...], str]] = [
         ((other, "--out", profile), "is a profile of the model"),
         ((model, "--answers", foreign), "holds answers of the model"),
+        ((model, "--out", profile, "--name", "ann"), "is the profile of 'me', got 'ann'"),
         ((model, "--out", profile, "--answers", tmp_path / "new.jsonl"), "holds 0 answers, and the profile was fitted to 2"),
         ((model, "--answers", tmp_path / "answers.txt"), "expected a name that ends in .jsonl"),
         ((model, "--l2", "0"), "--l2 is 0: a number above 0 is expected"),

@@ -11,7 +11,7 @@ import torch
 from cluster.ask_page import LONGEST_BODY, AskServer
 from cluster.interview import Given, Interview, Pool, signed
 from preferences.pool import PoolPair
-from rm.asking import By
+from rm.features_config import By
 from rm.person import Person, fit_person
 from tokens.errors import UserError
 
@@ -29,7 +29,7 @@ class Kept:
 
     def __call__(self, person: Person, given: Sequence[Given]) -> None:
         if self.full:
-            raise OSError(28, "No space left on device")
+            raise UserError("ann.json cannot be written (No space left on device)")
         self.people.append(person)
         self.answers = tuple(given)
 
@@ -107,7 +107,7 @@ def test_an_answer_that_cannot_be_written_did_not_happen() -> None:
     answer(interview, "a")
     question, person = interview.question(), interview.person
     kept.full = True
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(UserError, match="No space"):
         answer(interview, "b")
     assert interview.question() == question and interview.person is person and len(interview.accuracies) == 2
 
@@ -168,7 +168,11 @@ def test_the_page_answers_skips_undoes_and_ends(served: tuple[Client, Interview,
     assert client.answer(1, "undo")["trouble"] == "There is no answer to undo."
     kept.full = True
     broken = client.answer(1, "b")
-    assert broken["answers"] == 0 and "could not be written (No space left on device)" in str(broken["trouble"])
+    assert broken[
+        "answers"
+    ] == 0 and "does not count, the earlier ones do: ann.json cannot be written (No space left on device)" in str(
+        broken["trouble"]
+    )
     kept.full = False
     client.answer(1, "b")
     assert client.answer(2, "done")["finished"] is True
@@ -216,10 +220,12 @@ def test_nobody_else_is_answered(served: tuple[Client, Interview, Kept, threadin
 def test_the_page_may_do_little_and_its_nonce_is_new_each_time(served: tuple[Client, Interview, Kept, threading.Thread]) -> None:
     client = served[0]
     (_, one, headers), (_, other, _) = (client.send("GET", f"/{client.server.token}/") for _ in range(2))
-    policy = headers["Content-Security-Policy"]
+    policy = one.split('http-equiv="Content-Security-Policy" content="')[1].split('"')[0]
     nonce = policy.split("'nonce-")[1].split("'")[0]
     assert one.count(f'<script nonce="{nonce}">') == 1 == one.count("<script") and nonce not in other
-    assert "default-src 'none'" in policy and "frame-ancestors 'none'" in policy and "unsafe-inline'; script" in policy
+    assert policy.startswith("default-src 'none'; style-src 'unsafe-inline'; img-src data:; script-src 'nonce-")
+    assert policy.endswith("connect-src 'self'; base-uri 'none'; form-action 'none'")
+    assert headers["Content-Security-Policy"] == "frame-ancestors 'none'"
     assert headers["Cache-Control"] == "no-store" and headers["X-Content-Type-Options"] == "nosniff"
     assert headers["Referrer-Policy"] == "no-referrer"
 

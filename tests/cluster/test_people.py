@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,6 @@ import torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from actors.process import ProcessSetup
-from actors.ranks import Rank
 from actors.reward_trainer import RewardTrainer
 from actors.scorer import EnsembleScorer
 from cluster.baselines import BestOfN, theme_of
@@ -19,8 +20,9 @@ from cluster.domain_models import with_domain_reward
 from cluster.for_people import FILE, BestOfNForPeople, ForPeople, golds_of, theme_for
 from cluster.inputs import check_domains, open_source
 from cluster.load_config import checked
-from cluster.people_model import export_people
+from cluster.people_model import export_people, users_of
 from cluster.rounds import Theme
+from cluster.run_directory import config_text
 from evaluation.records import PersonRow, read_rows
 from rm.batches import score_sequences
 from rm.config import MetaConfig, ScorerConfig
@@ -155,7 +157,6 @@ def test_the_reward_trainer_hands_people_on(features: Path, tmp_path: Path) -> N
     )
     assert trainer.fit(tmp_path / "reward", 0, None, None).steps == ()
     assert torch.equal(People.load(tmp_path / "reward").heads, People.load(place).heads)
-    assert isinstance(trainer, Rank)
 
 
 def test_a_config_names_a_model_and_somebody_or_neither(features: Path, tmp_path: Path) -> None:
@@ -180,24 +181,36 @@ def test_a_config_names_a_model_and_somebody_or_neither(features: Path, tmp_path
         checked({"name": "plain", "rounds": {"softness": 0.5}}, "test")
 
 
-def test_users_of_the_sandbox_are_asked_for_their_own_gold() -> None:
+def test_users_are_asked_for_their_own_gold_where_they_are_the_raters(features: Path, tmp_path: Path) -> None:
     config = checked({"name": "plain"}, "test")
     world = World(config.world)
     prompt = world.prompts("train")[0]
     said = Rollout(Prompt("p", prompt.text, (1,), prompt.domain), 0, (2,), "thanks , it is great .", (-1.0,), 0, True)
-    golds = golds_of(config, ("user-001", "me"), [said])
-    assert golds is not None and golds[0][0] == world.gold(prompt.text, said.text, user="user-001") and golds[0][1] != golds[0][1]
-    assert golds_of(config.model_copy(update={"data": config.data.model_copy(update={"preferences": "x"})}), (), []) is None
+    assert users_of(features) is None, "a model from elsewhere"
+    home = tmp_path / "run"
+    shutil.copytree(features, home / "model")
+    (home / "config.yaml").write_text(config_text(config))
+    names = ("user-001", "user-017", "me")
+    people = People(names, torch.ones(3, 2), (0,), "mean", None, users_of(home / "model"), num_raters=1)
+    golds = golds_of(config, people, names, [said])
+    assert golds is not None and golds[0][0] == world.gold(prompt.text, said.text, user="user-001")
+    assert all(math.isnan(gold) for gold in golds[0][1:]), "a profile may be called user-017"
+    other = config.model_copy(update={"world": config.world.model_copy(update={"user_agreement": 0.9})})
+    assert golds_of(other, people, names, [said]) is None, "its users have the same names and other tastes"
+    assert (
+        golds_of(config.model_copy(update={"data": config.data.model_copy(update={"preferences": "x"})}), people, (), []) is None
+    )
+    more = config.model_copy(update={"world": config.world.model_copy(update={"num_users": 80, "num_pairs": 100})})
+    same = golds_of(more, people, names, [said])
+    assert same is not None and same[0][0] == golds[0][0]
 
 
 def test_ppo_is_paid_by_a_group_and_says_for_whom(command: Command, tmp_path: Path) -> None:
-    config = checked({**PAID, "name": "world"}, "test")
-    assert config.meta.enabled is False
     made = command("run", str(TINY), "--name", "for-whom", "--rounds.num_rounds", "1", *whole(command, tmp_path))
     assert made.returncode == 0, made.stdout + made.stderr
     rows = read_rows(command.storage / "runs" / "for-whom" / "rounds" / "round_000" / FILE, PersonRow)
     assert [row.name for row in rows] == list(RATERS) and all(row.num_prompts == 24 for row in rows)
-    assert all(row.gold_gain is not None and row.low < row.gain < row.high for row in rows)
+    assert all(row.gold_gain is not None and row.gain != row.gold_gain for row in rows)
     assert "of 4 people, by the true reward of each: better than SFT for" in made.stdout
     ledger = json.loads((command.storage / "runs" / "for-whom" / "ledger.json").read_text())
     assert ledger["rounds"][0]["reward"]["loss"] is None, "no reward model was trained"
@@ -211,6 +224,7 @@ def whole(command: Command, tmp_path: Path) -> list[str]:
     tiny = load_config(TINY, [])
     recipe = WorldRecipe(tiny.world, tiny.sft, command.storage / "cache")
     model = feature_model(recipe.build(lambda phase, done, total: None).sft_dir, tmp_path / "model", tiny.reward.pooling)
+    (tmp_path / "config.yaml").write_text(config_text(tiny))
     return [
         "--scorer.reward_model", f"features:{model}", "--people.group", "min", "--people.members", '["user-000", "user-002"]',
         "--meta.enabled", "false", "--scorer.num_members", "1", "--scorer.aggregate", "primary",

@@ -6,12 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from rm.asking import By, choose, drawn, expected_accuracy, information, updated
+from rm.asking import choose, drawn, expected_accuracy, information, updated
+from rm.features_config import WAYS, By
 from rm.person import Person, fit_person
-from tokens.errors import UserError
 
 N, D = 40, 4
-WAYS: tuple[By, ...] = ("information", "thompson", "random")
 
 
 def rows(number: int = N, seed: int = 0) -> torch.Tensor:
@@ -33,7 +32,7 @@ def nobody() -> torch.Tensor:
 
 def test_information_is_what_an_answer_does_to_the_determinant(person: Person) -> None:
     differences, precision = rows(), torch.linalg.inv(person.covariance)
-    for row, gain in zip(differences, information(differences, person), strict=True):
+    for row, gain in zip(differences, information(differences, person, person.weights), strict=True):
         p = 1 / (1 + math.exp(-float(row @ person.weights)))
         after = precision + p * (1 - p) * torch.outer(row, row)
         assert float(gain) == pytest.approx(float(torch.linalg.det(after) / torch.linalg.det(precision)) - 1, rel=1e-9)
@@ -60,7 +59,9 @@ def test_information_by_hand() -> None:
         torch.tensor([math.log(3), 0.0], dtype=torch.float64), torch.diag(torch.tensor([2.0, 1.0], dtype=torch.float64))
     )
     differences = torch.tensor([[1.0, 0.0], [0.0, 2.0], [0.0, 0.0]])
-    torch.testing.assert_close(information(differences, person), torch.tensor([0.375, 1.0, 0.0], dtype=torch.float64))
+    torch.testing.assert_close(
+        information(differences, person, person.weights), torch.tensor([0.375, 1.0, 0.0], dtype=torch.float64)
+    )
 
 
 @pytest.mark.parametrize("by", WAYS)
@@ -87,10 +88,22 @@ def test_pairs_at_the_end_that_were_asked_change_nothing(person: Person, by: By)
     assert choose(more, asked, person, by, seeded(4)) == choose(rows(), nobody(), person, by, seeded(4))
 
 
-def test_thompson_takes_the_pair_that_its_draw_is_least_sure_of(person: Person) -> None:
-    weights = drawn(person, seeded(7)).numpy()
-    certainty = [abs(float(np.dot(row, weights))) for row in rows().numpy()]
-    assert choose(rows(), nobody(), person, "thompson", seeded(7)) == int(np.argmin(certainty))
+def test_thompson_takes_the_pair_that_tells_most_at_its_draw(person: Person) -> None:
+    weights, covariance = drawn(person, seeded(7)).numpy(), person.covariance.numpy()
+    p = 1 / (1 + np.exp(-(rows().numpy() @ weights)))
+    tells = [p[i] * (1 - p[i]) * row @ covariance @ row for i, row in enumerate(rows().numpy())]
+    assert choose(rows(), nobody(), person, "thompson", seeded(7)) == int(np.argmax(tells))
+
+
+@pytest.mark.parametrize("by", ["information", "thompson"])
+def test_a_pair_of_equal_features_comes_last(person: Person, by: By) -> None:
+    differences, asked = rows(6), torch.zeros(6, dtype=torch.bool)
+    differences[2] = 0
+    order = []
+    for seed in range(6):
+        order.append(choose(differences, asked, person, by, seeded(seed)))
+        asked[order[-1]] = True
+    assert order[-1] == 2
 
 
 def test_draws_have_the_persons_mean_and_covariance(person: Person) -> None:
@@ -128,7 +141,7 @@ def test_going_on_from_a_prior_is_the_fit_itself_and_from_a_posterior_comes_near
 
 
 def test_bad_input(person: Person) -> None:
-    with pytest.raises(UserError, match="unknown way to choose a pair 'luck': expected one of information, thompson, random"):
+    with pytest.raises(ValueError, match="unknown way to choose a pair 'luck': expected one of information, thompson, random"):
         choose(rows(), nobody(), person, "luck", seeded())  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"got \(3,\) marks and \(4,\) weights"):
         choose(rows(), nobody()[:3], person, "random", seeded())

@@ -171,6 +171,9 @@ def test_settings_that_mean_nothing_are_refused(tree: dict[str, Any], message: s
 
 
 def test_every_form_can_be_asked_for() -> None:
-    forms = [GeneralizeConfig(form=name).differentiation() for name in ("closed", "unrolled", "first_order", "implicit")]  # type: ignore[arg-type]
+    forms = [
+        GeneralizeConfig.model_validate({"form": name}).differentiation()
+        for name in ("closed", "unrolled", "first_order", "implicit")
+    ]
     assert [type(form).__name__ for form in forms] == ["ClosedForm", "Unrolled", "Unrolled", "Implicit"]
     assert GeneralizeConfig(beta=2.0, curves=(1.0, 2.0)).betas == (2.0, 1.0)

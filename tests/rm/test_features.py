@@ -52,7 +52,7 @@ def test_differences_are_of_features(model: FeatureModel) -> None:
 def test_what_is_saved_is_loaded_and_scores_as_the_mean_rater_elsewhere(model: FeatureModel, tmp_path: Path) -> None:
     model.save(tmp_path / "m")
     back = FeatureModel.load(tmp_path / "m", torch.float32)
-    assert back.raters == NAMES and back.d == D and not back.shared
+    assert back.raters == NAMES and back.d == D and not back.shared and (back.l2, back.towards) == (model.l2, model.towards)
     torch.testing.assert_close(back.weights, model.weights, rtol=0, atol=0)
     torch.testing.assert_close(back.features(SEQUENCES, 2, PAD), model.features(SEQUENCES, 2, PAD), rtol=0, atol=0)
     mean = scores(back.features(SEQUENCES, 2, PAD), back.mean_weights)
@@ -87,7 +87,7 @@ def test_bad_input(model: FeatureModel, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=f"holds no feature model: {RATERS}"):
         fingerprint(tmp_path)
     model.save(tmp_path / "m")
-    (tmp_path / "m" / RATERS).write_text(json.dumps({"raters": ["ann"], "shared": False}))
+    (tmp_path / "m" / RATERS).write_text(json.dumps({"raters": ["ann"], "shared": False, "l2": 1.0, "towards": "mean"}))
     with pytest.raises(UserError, match=r"is damaged \(need a projection"):
         FeatureModel.load(tmp_path / "m", torch.float32)
     (tmp_path / "m" / TENSORS).write_bytes(b"x")

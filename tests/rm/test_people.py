@@ -43,8 +43,15 @@ def test_everybody_has_a_unit_of_their_own_and_only_those_who_count_are_paid() -
     nobody = [""] * 3
     torch.testing.assert_close(known.reward(z, nobody), z[:, [0, 2]].amin(1))
     torch.testing.assert_close(people(counting=(1,), group="mean").reward(z, nobody), z[:, 1])
+    flat = torch.tensor([[1.0, 3.0, 2.0], [2.0, 3.0, 4.0]])
     with pytest.raises(UserError, match="the reward of bob does not vary"):
-        known.moments(torch.tensor([[1.0, 3.0, 2.0], [2.0, 3.0, 4.0]]))
+        people(counting=(1,)).moments(flat)
+    units = known.moments(flat)  # bob does not count, and stops nobody
+    assert (
+        units[1] is None
+        and in_own_units(flat, units)[:, 1].isnan().all()
+        and not known.reward(in_own_units(flat, units), nobody).isnan().any()
+    )
 
 
 def test_each_prompt_may_be_paid_by_its_own_person() -> None:
@@ -52,15 +59,14 @@ def test_each_prompt_may_be_paid_by_its_own_person() -> None:
     torch.testing.assert_close(known.reward(z, ["cleo", "ann", "cleo"]), torch.tensor([2.0, 3.0, 8.0]))
     with pytest.raises(UserError, match="a prompt's domain is 'bob', which names none of the 2 members"):
         known.reward(z, ["cleo", "bob", "ann"])
-    people(group="min").check_names(["cooking"])  # only "own" asks whom a prompt is for
 
 
 def test_people_come_back_as_they_were_saved(tmp_path: Path) -> None:
-    known = people(group="quantile", quantile=0.25)
+    known = people(group="quantile", quantile=0.25, truth="seed 1", num_raters=2)
     known.save(tmp_path)
     again = People.load(tmp_path)
     assert (again.names, again.counting, again.group, again.quantile) == (known.names, (0, 2), "quantile", 0.25)
-    assert torch.equal(again.heads, known.heads)
+    assert torch.equal(again.heads, known.heads) and (again.truth, again.num_raters) == ("seed 1", 2)
     (tmp_path / WHO).write_text(json.dumps({"names": ["ann"]}))
     with pytest.raises(UserError, match=f"{WHO} or {HEADS} beside it is damaged"):
         People.load(tmp_path)

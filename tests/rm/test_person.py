@@ -76,6 +76,8 @@ def test_contradictions_are_not_separable_and_leave_the_person_undecided() -> No
     rows = answers(4)
     both = torch.cat([rows, -rows])
     assert not separable(both) and not separable(torch.zeros(1, D))
+    edge = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, -1.0]])  # the first answer alone would send a weight to infinity
+    assert separable(edge)
     torch.testing.assert_close(fit_person(both, 1.0).weights, torch.zeros(D, dtype=torch.float64), rtol=0, atol=1e-7)
 
 
