@@ -98,8 +98,15 @@ class InPlace(Kept):
         """The number of the write that is there; the file is looked at as the archive of plain numbers that it is, not loaded.
 
         Raises:
-            ValueError: if it is not.
+            ValueError: if it is not whole; it is written anew then, so that the next kill finds a whole one.
         """
+        try:
+            return self._read()
+        except ValueError:
+            self.write(0)
+            raise
+
+    def _read(self) -> int:
         try:
             with zipfile.ZipFile(self.folder / "state.pt") as archive:
                 damaged = archive.testzip()

@@ -206,10 +206,10 @@ class RunConfig(Section):
             "data.denoise.method": (self.data.denoise.method, "none"),
             "rounds.baseline": (self.rounds.baseline, self.rounds.baseline if self.rounds.baseline in picked else "none"),
         }
-        for key, (given, wanted) in idle.items():
-            if given != wanted:
+        for key, (got, wanted) in idle.items():
+            if got != wanted:
                 raise ValueError(
-                    f"{key} is {given!r} and scorer.reward_model {given}: that reward model is taken as it is, "
+                    f"{key} is {got!r} and scorer.reward_model {given}: that reward model is taken as it is, "
                     f"and none is trained; set {key} to {wanted!r}, or scorer.reward_model to null"
                 )
         return self

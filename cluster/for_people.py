@@ -29,9 +29,9 @@ class ForPeople(Theme):
         judgement = super().evaluate(index, work)
         ours, theirs = (self.wait("evaluate", self.roles.scorer.by_person(each.rollouts)) for each in (judgement, self.sft))
         people = People.load(Path(str(self.config.reward.base)))
-        golds = [golds_of(self.config, people, ours.names, each.rollouts) for each in (judgement, self.sft)]
+        gold, sft_gold = (golds_of(self.config, people, ours.names, each.rollouts) for each in (judgement, self.sft))
         whose = [rollout.prompt.domain for rollout in judgement.rollouts] if people.group == "own" else None
-        rows = person_rows(ours.names, ours.scores, theirs.scores, *golds, whose)
+        rows = person_rows(ours.names, ours.scores, theirs.scores, gold, sft_gold, whose)
         work.rows(FILE, rows)
         tell(self.console, rows)
         return judgement

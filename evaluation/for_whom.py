@@ -86,8 +86,11 @@ def who_gains(rows: Sequence[PersonRow]) -> str:
     """
     if not rows:
         raise ValueError("for whom a policy is better can be said of somebody only, got nobody")
-    known = [(r.name, r.gold_gain, r.gold_low, r.gold_high) for r in rows]
-    told = [(name, *map(float, rest)) for name, *rest in known if None not in rest]
+    told: list[tuple[str, float, float, float]] = [
+        (r.name, r.gold_gain, r.gold_low, r.gold_high)
+        for r in rows
+        if r.gold_gain is not None and r.gold_low is not None and r.gold_high is not None
+    ]
     by = "true reward" if told else "reward model"
     found = told or [(r.name, r.gain, r.low, r.high) for r in rows]
     hint = "" if told else "; it is what the policy was paid by, and flatters it"

@@ -192,8 +192,8 @@ def headline(run: GeneralizeRun) -> Headline:
 
 
 def _line(outcome: TargetOutcome) -> TargetLine:
-    shown = [NOTHING] * 3 if outcome.accuracy is None else [f"{outcome.accuracy[kind]:.1%}" for kind in KINDS]
-    return TargetLine(outcome.target, f"{outcome.beta:g}", *shown, f"{outcome.gain:+.3f}")
+    shown = {kind: NOTHING if outcome.accuracy is None else f"{outcome.accuracy[kind]:.1%}" for kind in KINDS}
+    return TargetLine(target=outcome.target, beta=f"{outcome.beta:g}", gain=f"{outcome.gain:+.3f}", **shown)
 
 
 def outer_plots(run: GeneralizeRun) -> tuple[Plot, ...]:

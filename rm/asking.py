@@ -108,7 +108,8 @@ def drawn(person: Person, generator: torch.Generator) -> Tensor:
     Padding contract: there is none.
     """
     noise = torch.randn(person.d, generator=generator, dtype=torch.float64)
-    return person.weights + torch.linalg.cholesky(person.covariance) @ noise
+    root: Tensor = torch.linalg.cholesky(person.covariance)
+    return person.weights + root @ noise
 
 
 def updated(prior: Person, differences: Tensor) -> Person:

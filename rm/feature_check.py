@@ -46,6 +46,9 @@ def ranked_right(rewards: Tensor) -> float:
 
     Args:
         rewards: [n] float, n >= 1.
+
+    Returns:
+        In [0, 1].
     """
     return float((0.5 * (1 + rewards.sign())).mean())
 

@@ -258,9 +258,10 @@ def spread_root(weights: Tensor, floor: float = 1e-3) -> Tensor | None:
     size = float(covariance.trace()) / len(covariance)
     if not size > 0:
         return None
-    return torch.linalg.cholesky(
+    root: Tensor = torch.linalg.cholesky(
         covariance + floor * size * torch.eye(len(covariance), dtype=torch.float64, device=weights.device)
     )
+    return root
 
 
 def _batches(pairs: Sequence[Pair], size: int, epochs: int, seed: int) -> Iterator[list[int]]:

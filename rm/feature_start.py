@@ -145,4 +145,5 @@ def _regress(differences: Tensor, targets: Tensor) -> Tensor:
     """[d, H]: P that makes P D nearest to the targets, by ridge regression."""
     gram = differences.T @ differences
     ridge = RIDGE * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype)
-    return torch.linalg.solve(gram + ridge, differences.T @ targets).T
+    solved: Tensor = torch.linalg.solve(gram + ridge, differences.T @ targets)
+    return solved.T

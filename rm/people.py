@@ -162,8 +162,7 @@ class People:
         try:
             who = json.loads((directory / WHO).read_text())
             heads = load_file(directory / HEADS)["heads"]
-            lists = {name: tuple(who.pop(name)) for name in ("names", "counting")}
-            return cls(heads=heads, **lists, **who)
+            return cls(names=tuple(who.pop("names")), heads=heads, counting=tuple(who.pop("counting")), **who)
         except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
             raise UserError(f"{directory / WHO} or {HEADS} beside it is damaged ({error}): remove the directory") from error
 

@@ -98,12 +98,12 @@ def asked(people: People, user: int, phi: Tensor, pool: np.ndarray, mean: Tensor
     differences, judged = differences_of(phi, pool), people.judged(user)
     gap = people.gold[user, pool[:, 0]] - people.gold[user, pool[:, 1]]
     first = expit(people.beta * gap)  # probability that the first is preferred
-    prefers = np.random.default_rng(derive(people.seed, "answers of", user)).random(len(pool)) < first
+    prefers = np.random.default_rng(derive(people.seed, "answers of", people.names[user])).random(len(pool)) < first
     marks, signed = (
         torch.zeros(len(pool), dtype=torch.bool),
         torch.where(torch.tensor(prefers)[:, None], differences, -differences),
     )
-    generator = torch.Generator().manual_seed(derive(people.seed, by, user))
+    generator = torch.Generator().manual_seed(derive(people.seed, by, people.names[user]))
     order: list[int] = []
     found = np.empty((3, ASKED + 1))
     for number in range(ASKED + 1):

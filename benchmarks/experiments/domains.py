@@ -161,8 +161,8 @@ def main(arguments: Sequence[str] | None = None, results: Path = RESULTS) -> lis
 
     directories: dict[str, list[Path]] = {}
     configs = [with_seed(recipe, recipe.seed + number) for number in range(seeds)]
-    for found in side_by_side(partial(of_seed, options), configs, options.here or 1):
-        for name, directory in found.items():
+    for made in side_by_side(partial(of_seed, options), configs, options.here or 1):
+        for name, directory in made.items():
             directories.setdefault(name, []).append(directory)
     runs = {name: merged([read_domain_run(directory) for directory in of]) for name, of in directories.items()}
     plain = next(iter(runs))

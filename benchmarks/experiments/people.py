@@ -34,6 +34,7 @@ from benchmarks.experiments.people_data import ANSWERS, HIGH, LOW, PICKED_AFTER,
 from evaluation.best_of_n import soft_weights
 from rm.features_config import FeaturesConfig
 from rm.people import group_reward
+from rm.people_config import Group
 from sandbox.world import Split
 
 PATH = RESULTS / "people.jsonl"
@@ -133,7 +134,7 @@ def measured(people: People, adapt: Adapt, oracle: Adapt | None, split: Split = 
         user the gold reward of the picks of best of n, of a mean sample and of the truly best.
     """
     pool, outcome = people.texts.split(split), {"disagreement": people.disagreement}
-    picks: dict[str, list[float]] = {f"gold_{n}": [] for n in (0, PICKED_AFTER)} | {"gold_mean": [], "gold_best": []}
+    picks: dict[str, list[float]] = {name: [] for name in ("gold_0", f"gold_{PICKED_AFTER}", "gold_mean", "gold_best")}
     soft: dict[str, list[float]] = {f"soft_{softness:g}": [] for softness in SOFTNESS}
     accuracy: dict[str, list[float]] = {}
     for user in people.held_out:
@@ -165,7 +166,10 @@ def groups(job: Job, people: People, adapt: Adapt) -> list[dict[str, Any]]:
     own = torch.tensor(np.stack([adapt(people.answers(user)[:PICKED_AFTER])[pool.ravel()] for user in people.held_out], 1))
     own = (own - own.mean(0)) / own.std(0, correction=0)
     rows = []
-    for name, group, quantile in (("mean", "mean", None), ("min", "min", None), ("quantile 0.25", "quantile", 0.25)):
+    ways: dict[str, tuple[Group, float | None]] = {
+        "mean": ("mean", None), "min": ("min", None), "quantile 0.25": ("quantile", 0.25),
+    }  # fmt: skip
+    for name, (group, quantile) in ways.items():
         scores = group_reward(own, group, quantile).reshape(pool.shape).numpy()
         picked = pool[np.arange(len(pool)), scores.argmax(1)]
         gold = [float(people.gold[user][picked].mean()) for user in people.held_out]

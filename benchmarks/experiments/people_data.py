@@ -65,7 +65,7 @@ class Texts:
         """[N, 2] int, two different texts to one prompt, in random order."""
         first, last, responses = self.start[split]
         num_prompts = (last - first) // responses
-        rows = []
+        rows: list[tuple[int, int]] = []
         while len(rows) < number:
             prompt = first + rng.randrange(num_prompts) * responses
             one, other = (prompt + i for i in rng.sample(range(responses), 2))
@@ -93,7 +93,9 @@ def draw_texts(lab: Lab) -> Texts:
         "validation": (CHOICE_PROMPTS, CHOICE_RESPONSES),
         "test": (TEST_PROMPTS, TEST_RESPONSES),
     }
-    prompts, domains, start = [], [], {}
+    prompts: list[str] = []
+    domains: list[str] = []
+    start: dict[Split, tuple[int, int, int]] = {}
     for split, (number, responses) in sizes.items():
         rows = [row for row in lab.world.prompts(split) if row.domain in lab.world.train_domains][:number]
         start[split] = (len(prompts), len(prompts) + len(rows) * responses, responses)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 
 from cluster.ask import Asking, prepare
@@ -21,6 +22,7 @@ from cluster.ask_page import AskServer
 from cluster.cli import main
 from cluster.console import Console
 from rm.features import fingerprint
+from rm.person import Person
 from rm.profiles import read_profile
 from tests.cluster.browser import CHROMIUM, Browser
 from tests.cluster.people import PROMPTS, SIDES, write_feature_model, write_pool
@@ -45,10 +47,10 @@ def in_terminal(monkeypatch: pytest.MonkeyPatch, choices: Sequence[str], *argume
     return main(["ask", *map(str, arguments), "--terminal"])
 
 
-def numbers(profile: Path) -> dict[str, Any]:
-    """All of a profile but the name."""
-    content: dict[str, Any] = json.loads(profile.read_text())
-    return {key: value for key, value in content.items() if key != "name"}
+def read(path: Path) -> tuple[Person, dict[str, Any]]:
+    """The person of a profile, and all else that is in it but the name."""
+    content: dict[str, Any] = json.loads(path.read_text())
+    return read_profile(path).person, {k: v for k, v in content.items() if k not in ("name", "weights", "covariance")}
 
 
 class Page:
@@ -113,7 +115,10 @@ def test_a_browser_and_a_terminal_write_the_same_profile(model: Path, tmp_path: 
         assert page.process.wait(240) == 0
         assert browser.evaluate("document.title") == "Ann · Rondo" and browser.errors == []
     assert in_terminal(monkeypatch, (*CHOICES, "done"), model, "--out", ours) == 0
-    assert numbers(theirs) == numbers(ours) and numbers(ours)["num_answers"] == 6
+    (page_person, page_rest), (terminal_person, terminal_rest) = read(theirs), read(ours)
+    assert page_rest == terminal_rest and terminal_rest["num_answers"] == 6
+    torch.testing.assert_close(page_person.weights, terminal_person.weights, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(page_person.covariance, terminal_person.covariance, rtol=1e-5, atol=1e-6)
     assert sorted(path.name for path in tmp_path.glob("*.json*")) == ["page.json", "terminal.json"]  # no answers anywhere
 
 
@@ -226,13 +231,16 @@ def test_bad_input_is_said_before_anything_is_asked(
 ) -> None:
     other = write_feature_model(tmp_path / "other", d=5, seed=9)
     write_pool(other / "pool.jsonl")
+    like = write_feature_model(tmp_path / "like", seed=9)
+    write_pool(like / "pool.jsonl")
     profile, answers = tmp_path / "p.json", tmp_path / "answers.jsonl"
     in_terminal(monkeypatch, ("a", "b"), model, "--out", profile, "--answers", answers)
     foreign = tmp_path / "foreign.jsonl"
     foreign.write_text(answers.read_text().replace(fingerprint(model), fingerprint(other)))
     (tmp_path / "empty").mkdir()
     cases: list[tuple[tuple[object, ...], str]] = [
-        ((other, "--out", profile), "is a profile of the model"),
+        ((other, "--out", profile), "is a profile of d = 3 and the model has d = 5"),
+        ((like, "--out", profile), "is a profile of the model"),
         ((model, "--answers", foreign), "holds answers of the model"),
         ((model, "--out", profile, "--name", "ann"), "is the profile of 'me', got 'ann'"),
         ((model, "--out", profile, "--answers", tmp_path / "new.jsonl"), "holds 0 answers, and the profile was fitted to 2"),
@@ -243,6 +251,7 @@ def test_bad_input_is_said_before_anything_is_asked(
         ((tmp_path / "empty",), "holds no feature model"),
         ((model, "--pairs", tmp_path / "none.jsonl"), "none.jsonl cannot be read"),
     ]
+    capsys.readouterr()
     for arguments, words in cases:
         assert main(["ask", *map(str, arguments), "--terminal"]) == 2, words
         said = capsys.readouterr()
