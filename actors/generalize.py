@@ -194,6 +194,7 @@ def _learn(rank: Rank, task: Task, parts: Sequence[DomainPart], partial: Path, t
     from transformers import AutoTokenizer
 
     from rm.bilevel_fit import OuterLoop, fit_general
+    from rm.hypergradient import form_of
     from rm.model import RewardModel
 
     tokenizer: Any = AutoTokenizer.from_pretrained(task.base)
@@ -201,7 +202,7 @@ def _learn(rank: Rank, task: Task, parts: Sequence[DomainPart], partial: Path, t
     model = RewardModel.from_any(task.base, pooling=task.reward.pooling, seed=task.seed, dtype=torch.float32, pad_id=pad_id)
     rank.place(model)
     domains = {part.name: _referred(part.train, _report(path)["train"]) for part, path in zip(parts, task.of, strict=True)}
-    loop = OuterLoop(given.steps, given.domains_per_step, given.queries_per_step, task.beta, given.differentiation())
+    loop = OuterLoop(given.steps, given.domains_per_step, given.queries_per_step, task.beta, form_of(given))
     steps: list[OuterStep] = []
 
     def on_step(step: OuterStep) -> None:

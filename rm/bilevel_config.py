@@ -1,14 +1,34 @@
 """What `generalize` may be told: one reward model from labelled domains, for domains that nobody labelled."""
 
+import math
 import re
 from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from rm.domain_config import NAME
-from rm.hypergradient import ClosedForm, Form, Implicit, Solver, Unrolled, check_beta
 from tokens.paths import PathText
 from tokens.section import Section
+
+Solver = Literal["cg", "neumann"]
+
+
+def check_beta(beta: float) -> None:
+    """The reward factor is a positive number.
+
+    Source: none needed.
+
+    Args:
+        beta: given.
+
+    Raises:
+        ValueError: if it is not: at 0 the policy would not see the reward, and below 0 it would flee it.
+    """
+    if not (math.isfinite(beta) and beta > 0):
+        raise ValueError(
+            f"beta multiplies the reward in the lower level and must be above 0, got {beta:g}: at 0 no reward reaches the "
+            "policy, below 0 it is optimised away from it"
+        )
 
 
 class LabelledDomain(Section):
@@ -126,14 +146,6 @@ class GeneralizeConfig(Section):
     def betas(self) -> tuple[float, ...]:
         """Every beta that a reward model is trained with, that of the targets first."""
         return tuple(dict.fromkeys((self.beta, *self.curves)))
-
-    def differentiation(self) -> Form:
-        """The form that is asked for."""
-        if self.form == "closed":
-            return ClosedForm()
-        if self.form == "implicit":
-            return Implicit(self.solver, self.solver_iterations, 1e-4, self.neumann_step, self.damping)
-        return Unrolled(self.inner_steps, self.inner_lr, 1 if self.form == "first_order" else None)
 
 
 def check_domains(config: GeneralizeConfig) -> None:

@@ -15,9 +15,10 @@ from torch import Tensor
 
 from rm.batches import Encoded, draw_groups, scores_of
 from rm.bilevel import NEVER, Distribution, table
+from rm.bilevel_config import check_beta
 from rm.config import RewardConfig
 from rm.descent import adamw, check_weights, descend, within
-from rm.hypergradient import Form, check_beta
+from rm.hypergradient import Form
 from rm.losses import difference_loss
 from rm.metarm import metarm_gradient
 from rm.model import RewardModel

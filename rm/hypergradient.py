@@ -18,15 +18,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from rm.bilevel import Distribution, lower_loss, upper_loss
+from rm.bilevel_config import GeneralizeConfig, Solver, check_beta
 from tokens.errors import UserError
 
-Solver = Literal["cg", "neumann"]
 MAX_ITERATIONS = 1000
 """Of L-BFGS in the lower level of C."""
 SLACK = 1e-6
@@ -38,24 +38,6 @@ class Form(Protocol):
 
     def __call__(self, rewards: Tensor, distribution: Distribution, beta: float) -> Tensor:
         """The upper loss, nats per comparison; its gradient by ``rewards`` [X, K] is the hypergradient."""
-
-
-def check_beta(beta: float) -> None:
-    """The reward factor is a positive number.
-
-    Source: none needed.
-
-    Args:
-        beta: given.
-
-    Raises:
-        ValueError: if it is not: at 0 the policy would not see the reward, and below 0 it would flee it.
-    """
-    if not (math.isfinite(beta) and beta > 0):
-        raise ValueError(
-            f"beta multiplies the reward in the lower level and must be above 0, got {beta:g}: at 0 no reward reaches the "
-            "policy, below 0 it is optimised away from it"
-        )
 
 
 @dataclass(frozen=True)
@@ -287,3 +269,21 @@ def _refuse_divergence(name: str, start: float, end: float, how: str, beta: floa
             f"the inner optimisation of {name} diverges: the lower objective went from {start:.4g} to {end:.4g} in {how}, "
             f"expected it to fall. Lower generalize.inner_lr or generalize.beta (got {beta:g})"
         )
+
+
+def form_of(config: GeneralizeConfig) -> Form:
+    """The form that a config asks for.
+
+    Source: the module's A, B and C.
+
+    Args:
+        config: ``generalize``.
+
+    Returns:
+        The form.
+    """
+    if config.form == "closed":
+        return ClosedForm()
+    if config.form == "implicit":
+        return Implicit(config.solver, config.solver_iterations, 1e-4, config.neumann_step, config.damping)
+    return Unrolled(config.inner_steps, config.inner_lr, 1 if config.form == "first_order" else None)

@@ -13,7 +13,7 @@ from rm.bilevel import NEVER
 from rm.bilevel_config import GeneralizeConfig, check_domains
 from rm.bilevel_fit import OuterLoop, OuterStep, ReferredQuery, Shift, distribution_of, fit_general
 from rm.config import RewardConfig
-from rm.hypergradient import ClosedForm, Form, Unrolled
+from rm.hypergradient import ClosedForm, Form, Unrolled, form_of
 from rm.model import RewardModel
 from rm.ranked import measure_sets, score_responses
 from tests.rm.conftest import MakeModel
@@ -172,8 +172,7 @@ def test_settings_that_mean_nothing_are_refused(tree: dict[str, Any], message: s
 
 def test_every_form_can_be_asked_for() -> None:
     forms = [
-        GeneralizeConfig.model_validate({"form": name}).differentiation()
-        for name in ("closed", "unrolled", "first_order", "implicit")
+        form_of(GeneralizeConfig.model_validate({"form": name})) for name in ("closed", "unrolled", "first_order", "implicit")
     ]
     assert [type(form).__name__ for form in forms] == ["ClosedForm", "Unrolled", "Unrolled", "Implicit"]
     assert GeneralizeConfig(beta=2.0, curves=(1.0, 2.0)).betas == (2.0, 1.0)
