@@ -31,7 +31,8 @@ from tokens.weights import check_finite
 
 PATH_KEYS = (
     "storage", "scratch", "data.preferences", "data.validation", "data.denoise.strength", "sft.model", "sft.data", "reward.base",
-    "meta.samples", "meta.prompts", "policy.prompts", "policy.ptx_data",
+    "meta.samples", "meta.prompts", "policy.prompts", "policy.ptx_data", "generalize.domains.NAME.preferences",
+    "generalize.domains.NAME.texts", "generalize.targets.NAME.preferences", "generalize.targets.NAME.texts",
 )  # fmt: skip
 
 
@@ -77,6 +78,7 @@ def test_every_key_that_names_a_place_is_checked() -> None:
         "base",
         "samples",
         "preferences",
+        "texts",
         "validation",
         "strength",
         "storage",

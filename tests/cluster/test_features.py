@@ -97,7 +97,7 @@ def test_a_person_is_adapted_and_forgotten(learnt: Path, tmp_path: Path, capsys:
     path = written(tmp_path / "ann.jsonl", [row | {"model": fingerprint(learnt / "model")} for row in answers])
     assert main(["adapt", str(learnt), "--answers", str(path)]) == 0
     said = capsys.readouterr().out
-    assert "d = 2 weights from 12 answers" in said and "of the answers, each left out of its own fit" in said
+    assert "d = 2 weights from 12 answers" in said and "of answers that were left out of the fit" in said
     place = learnt / "model" / "profiles" / "ann.json"
     profile = read_profile(place, fingerprint(learnt / "model"), 2)
     assert (
