@@ -267,9 +267,13 @@ class DataSource(Source):
             self.dropped[source] = count_reasons((*chosen.dropped, *dropped))
         return tuple(prompts)
 
-    def prompt_domains(self) -> tuple[list[str], list[str]]:
+    def prompt_domains(self) -> tuple[list[str], list[str], list[str]]:
         assert self._prompts is not None, "opened for reward models only"
-        return [p.domain for p in self._prompts.policy], [p.domain for p in self._prompts.evaluation]
+        learnt, shifted, judged = (
+            [prompt.domain for prompt in prompts]
+            for prompts in (self._prompts.policy, self._prompts.meta, self._prompts.evaluation)
+        )
+        return learnt, shifted, judged
 
     def load(self, strengths: str | None = None) -> Inputs:
         from preferences.denoise import count_actions

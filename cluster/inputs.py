@@ -125,9 +125,9 @@ class Source(ABC):
         """
 
     @abstractmethod
-    def prompt_domains(self) -> tuple[list[str], list[str]]:
-        """Domains of the prompts that the policy learns from, and of those that it is evaluated on, one a prompt; "" where a
-        prompt names none. Known before anything is prepared."""
+    def prompt_domains(self) -> tuple[list[str], list[str], list[str]]:
+        """Domains of the prompts that the policy learns from, of those that S_k is sampled for, and of those that it is evaluated
+        on, one a prompt; "" where a prompt names none. Known before anything is prepared."""
 
     def training(self, strengths: str | None) -> PreferenceSet:
         """The training pairs after ``data.denoise``; ``strengths`` as in ``load``."""
@@ -255,9 +255,13 @@ def check_domains(config: RunConfig, source: Source) -> None:
         check = partial(check_names, sorted(path.name for path in (base / ADAPTERS).iterdir()))
     else:
         return
-    learnt, judged = source.prompt_domains()
+    learnt, shifted, judged = source.prompt_domains()
     judged = judged[: config.evaluation.num_prompts]
     check((*learnt, *judged))
+    try:
+        check(shifted)
+    except UserError as error:
+        raise UserError(f"{error}. It is one of the prompts that S_k is sampled for: set meta.prompts as policy.prompts") from None
     few = [domain for domain in dict.fromkeys(learnt) if judged.count(domain) < FEWEST_OF_A_DOMAIN]
     if few:
         raise UserError(

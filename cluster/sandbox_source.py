@@ -128,12 +128,15 @@ class SandboxSource(Source):
     def other_domains(self) -> PreferenceSet | None:
         return self._pairs("validation_held_out")
 
-    def prompt_domains(self) -> tuple[list[str], list[str]]:
+    def prompt_domains(self) -> tuple[list[str], list[str], list[str]]:
         learnt = self._domains(self.config.policy.prompts, "policy.prompts")
-        train, validation = (
-            [p.domain for p in self.world.prompts(split) if p.domain in learnt] for split in ("train", "validation")
+        shifted = self._domains(self.config.meta.prompts, "meta.prompts")
+        train, validation = self.world.prompts("train"), self.world.prompts("validation")
+        return (
+            [p.domain for p in train if p.domain in learnt],
+            [p.domain for p in train if p.domain in shifted],
+            [p.domain for p in validation if p.domain in learnt],
         )
-        return train, validation
 
     def load(self, strengths: str | None = None) -> Inputs:
         from preferences.denoise import count_actions

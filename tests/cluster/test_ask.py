@@ -249,7 +249,7 @@ def test_bad_input_is_said_before_anything_is_asked(
         ((model, "--name", "../x"), "a person's name has letters"),
         ((model, "--port", "80"), "--terminal asks without a page"),
         ((tmp_path / "empty",), "holds no feature model"),
-        ((model, "--pairs", tmp_path / "none.jsonl"), "none.jsonl cannot be read"),
+        ((model, "--pairs", tmp_path / "none.jsonl"), "none.jsonl, cannot be read"),
     ]
     capsys.readouterr()
     for arguments, words in cases:

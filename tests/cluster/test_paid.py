@@ -26,7 +26,10 @@ def customised(command: Command) -> None:
 def test_a_policy_is_paid_by_the_adapter_of_its_prompts_domain(customised: None, command: Command) -> None:
     paid = ("--scorer.reward_model", "domains:two", "--scorer.num_members", "1", "--scorer.aggregate", "primary")
     short = ("--rounds.num_rounds", "1", "--policy.steps_per_round", "1", "--evaluation.num_prompts", "8")
-    prompts = ("--policy.prompts", "sandbox:cooking,travel", "--meta.enabled", "false")
+    of = "sandbox:cooking,travel"
+    everywhere = command("run", str(TINY), "--name", "paid", *paid, *short, "--policy.prompts", of, "--meta.enabled", "false")
+    assert everywhere.returncode == 2 and "set meta.prompts as policy.prompts" in everywhere.stderr, everywhere.stderr
+    prompts = ("--policy.prompts", of, "--meta.prompts", of, "--meta.enabled", "false")
     done = command("run", str(TINY), "--name", "paid", *paid, *short, *prompts)
     assert done.returncode == 0, done.stdout + done.stderr
     run = command.storage / "runs" / "paid"
