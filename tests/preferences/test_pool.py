@@ -19,7 +19,7 @@ def test_a_smaller_pool_is_the_beginning_of_a_larger_one() -> None:
 
 
 def test_what_is_written_is_read_again(tmp_path: Path) -> None:
-    pairs = (PoolPair("line\nbreak", "\x1b[31m", '"quoted"'), PoolPair("\u2028", "ä", "👍"))
+    pairs = (PoolPair("line\nbreak", "\x1b[31m", '"quoted"'), PoolPair("line\u2028separator", "ä", "👍"))
     path = tmp_path / "pool.jsonl"
     path.write_text(pool_text(pairs), encoding="utf-8")
     assert read_pool(path) == pairs

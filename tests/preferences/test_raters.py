@@ -99,7 +99,6 @@ def test_bad_answers(tmp_path: Path) -> None:
         read_answers(written(tmp_path, rows(prompt="p0", chosen="no 0", rejected="yes 0")))
     with pytest.raises(UserError, match="must be a fingerprint as text, got 7"):
         read_answers(written(tmp_path, [row | {"model": 7} for row in rows()]))
-    with pytest.raises(UserError, match=r"1 usable preference pair.*need at least 2"):
-        read_answers(written(tmp_path, rows()[:1]))
+    assert len(read_answers(written(tmp_path, rows()[:1])).pairs) == 1, "one is enough to go on from"
     with pytest.raises(UserError, match="chosen equals rejected"):
         read_answers(written(tmp_path, rows(chosen="no 2")))

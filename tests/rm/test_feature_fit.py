@@ -119,7 +119,7 @@ def test_units_of_raters_change_weights_and_no_reward(make_model: MakeModel) -> 
     generator = torch.Generator().manual_seed(4)
     backbone = make_model()
     weights = torch.randn(40, 3, generator=generator) * torch.tensor([1.0, 10.0, 0.1]) + 2
-    model = FeatureModel(backbone, torch.randn(3, 32, generator=generator), [str(i) for i in range(40)], weights)
+    model = FeatureModel(backbone, torch.randn(3, 32, generator=generator), [str(i) for i in range(40)], weights.clone())
     sequences = [((1, 5), (10, 11, 2)), ((1, 7), (12, 2))]
     before = torch.stack([scores(model.features(sequences, 2, PAD), w) for w in model.weights.detach()])
     in_units_of_raters(model, floor=1e-9)
