@@ -261,7 +261,7 @@ def check_domains(config: RunConfig, source: Source) -> None:
     try:
         check(shifted)
     except UserError as error:
-        raise UserError(f"{error}. It is one of the prompts that S_k is sampled for: set meta.prompts as policy.prompts") from None
+        raise UserError(f"{error}. S_k is sampled for prompts of it: set meta.prompts as policy.prompts") from None
     few = [domain for domain in dict.fromkeys(learnt) if judged.count(domain) < FEWEST_OF_A_DOMAIN]
     if few:
         raise UserError(

@@ -19,8 +19,10 @@ from torch.nn import functional
 
 from tokens.errors import UserError
 
-TOLERANCE = 1e-8
-"""Largest entry of the objective's gradient, per answer, at which a person counts as fitted."""
+TOLERANCE = 1e-10
+"""Nats by which the objective may be above its least where a person counts as fitted."""
+GRADIENT = 1e-8
+"""Largest entry of the objective's gradient, per answer, at which the solver stops."""
 _ATTEMPTS = 500
 """Of the solver; Newton's method needs about ten."""
 
@@ -164,17 +166,21 @@ def fit_person(differences: Tensor, l2: float, towards: Tensor | None = None) ->
         s = expit(rows @ w)
         return np.asarray((rows * (s * (1 - s))[:, None]).T @ rows + l2 * np.eye(d))
 
-    tolerance = TOLERANCE * max(1, len(rows))
     found = minimize(
-        value, start, jac=gradient, hess=hessian, method="trust-exact", options={"gtol": tolerance, "maxiter": _ATTEMPTS}
+        value,
+        start,
+        jac=gradient,
+        hess=hessian,
+        method="trust-exact",
+        options={"gtol": GRADIENT * max(1, len(rows)), "maxiter": _ATTEMPTS},
     )
-    left = float(np.abs(gradient(found.x)).max())
-    if not left <= max(tolerance, 1e-9 * float(np.abs(rows).sum(0).max(initial=0.0))):
+    slope, covariance = gradient(found.x), np.linalg.inv(hessian(found.x))
+    left = float(slope @ covariance @ slope) / 2  # by which E is above its least, in whatever units the features are
+    if not left <= TOLERANCE:
         raise UserError(
-            f"a person's weights did not converge (gradient {left:.2g}): the features are badly scaled. Raise l2, or train the "
-            "model again with a lower features.lr"
+            f"a person's weights did not converge ({left:.2g} nats are left): the features are badly scaled. Raise l2, or train "
+            "the model again with a lower features.lr"
         )
-    covariance = np.linalg.inv(hessian(found.x))
     return Person(torch.from_numpy(found.x.copy()), torch.from_numpy((covariance + covariance.T) / 2))
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import mmap
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from benchmarks import checkpoints, members, strength_memory
+from benchmarks.faults.writes import Kept
 
 
 @pytest.mark.slow
@@ -37,10 +40,32 @@ def test_older_rows_of_members_are_rows_of_one_seed() -> None:
     assert members.table(rows).splitlines()[0].startswith("| | full")
 
 
-def test_a_checkpoint_is_whole_after_kills_that_ruin_others(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_file_that_was_cut_short_is_told_from_a_checkpoint_that_was(tmp_path: Path) -> None:
+    with mmap.mmap(-1, 1) as state:
+        plain, kept = checkpoints.InPlace(tmp_path / "plain", state), Kept(tmp_path / "kept", state)
+        for each in (plain, kept):
+            each.write(1)
+            each.write(2)
+            assert each.read() == 2
+        with (plain.folder / "state.pt").open("r+b") as file:
+            file.truncate(file.seek(0, os.SEEK_END) // 2)
+        newest = kept.folder / "after_0002_steps" / "learner.safetensors"
+        os.truncate(newest, newest.stat().st_size // 2)
+        with pytest.raises(ValueError, match="zip"):
+            plain.read()
+        assert kept.read() == 1, "the one before it"
+
+
+def test_what_a_checkpoint_costs_is_beside_what_others_cost(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ruined(kept: Kept, kills: int, rng: object) -> dict[str, float]:  # its processes are forks, which want one thread
+        return {"unreadable": kills if isinstance(kept, checkpoints.InPlace) else 0}
+
+    monkeypatch.setattr(checkpoints, "kill_writes", ruined)
     given = ["--megabytes", "0.5", "--repeats", "1", "--kills", "6", "--folder", str(tmp_path)]
     row = checkpoints.main(given, tmp_path / "checkpoints.jsonl")
     assert json.loads((tmp_path / "checkpoints.jsonl").read_text()) == row
-    assert row["unreadable"]["checkpoint"] == 0 < row["unreadable"]["torch_save"]
+    assert row["unreadable"] == {"checkpoint": 0, "torch_save": 6} and row["checkpoint_ratio"] > 0
     assert "of torch.save in place" in capsys.readouterr().out
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoints.jsonl"]

@@ -24,10 +24,13 @@ MAY_ASK = {
     "benchmarks/faults/nodes.py": "nobody: this machine for a free port, and its own cluster whether it is up",
     "cluster/claims.py": "nobody: what this machine is called",
     "cluster/endpoint_judge.py": "the endpoint that --judge openai:URL names",
+    "cluster/hold.py": "nobody: what this machine is called",
     "cluster/given_model.py": "the hub, with data.allow_hub",
     "cluster/preflight.py": "the cluster of RAY_ADDRESS and its dashboard",
 }
 """Who may talk to another machine by itself, and to whom. Ray's and the processes' own channels are not made here."""
+MEASURED_AGAINST = {"benchmarks/checkpoints.py": {"calls torch.save"}}
+"""What a benchmark does as others do, to measure itself against it; it reads nothing of the kind."""
 FETCHES = {
     "snapshot_download",
     "hf_hub_download",
@@ -91,7 +94,8 @@ def asks_in(source: str) -> tuple[set[str], set[str]]:
 
 @pytest.mark.parametrize("path", FILES, ids=[str(path.relative_to(ROOT)) for path in FILES])
 def test_source_keeps_the_promises(path: Path) -> None:
-    assert problems_in(path.read_text()) == []
+    problems = [text.partition(": ")[2] for text in problems_in(path.read_text())]
+    assert set(problems) == MEASURED_AGAINST.get(str(path.relative_to(ROOT)), set()), problems
 
 
 @pytest.mark.parametrize("path", FILES, ids=[str(path.relative_to(ROOT)) for path in FILES])

@@ -25,7 +25,7 @@ def test_after_an_error_the_old_file_is_as_it_was(fails_in: str, tmp_path: Path,
     path = tmp_path / "x.json"
     write_file(path, "old")
 
-    def full(*arguments: object) -> None:
+    def full(*arguments: object, **more: object) -> None:
         raise OSError("disk full")
 
     monkeypatch.setattr({"write_text": Path, "fsync": os}[fails_in], fails_in, full)
