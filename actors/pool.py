@@ -269,7 +269,7 @@ class ElasticEngines:
             except RayTaskError as error:
                 raise EngineLost(f"it could not load policy version {self.version}: {in_words(error)}") from error
         chair.serving = True
-        log.info("%s serves, with policy version %s", chair.seat.name, chair.version)
+        log.info("%s serves and holds policy version %s", chair.seat.name, chair.version)
         if not first:
             await self._note("joined", chair, f"with policy version {chair.version}")
 
@@ -325,6 +325,7 @@ class ElasticEngines:
         else:
             if chair.engine is engine:
                 chair.version, chair.num_loads = loaded, number
+                log.info("%s holds policy version %s", chair.seat.name, chair.version)
                 await self._tell_all()
 
     async def _at_work(self, chair: Chair, ref: Any) -> Any:

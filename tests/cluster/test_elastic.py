@@ -155,7 +155,7 @@ def engine_on(node: subprocess.Popen[bytes]) -> psutil.Process:
 def come_and_go(nodes: Nodes, run: Watched) -> str:
     """What happens to the run; returns what it said."""
     processes = run.path / "processes.json"
-    run.wait(lambda: processes.is_file() and run.says("rollout-0 serves") == 1)
+    run.wait(lambda: processes.is_file() and run.says("holds policy version 0") == 1)
     core = psutil.Process(json.loads(processes.read_text())["rollout-0"]["pid"])
     core.suspend()  # it gets a piece of the first batch, SFT's evaluation, and does not get on with it
     run.until("asked", "rollout-1")
