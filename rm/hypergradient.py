@@ -298,15 +298,16 @@ def _refuse_straying(theta: Tensor, answer: Tensor, distribution: Distribution, 
 
     def distance(gap: Tensor) -> Tensor:
         kept = torch.where(there, gap, torch.zeros_like(gap))
-        return torch.where(there, kept - kept.sum(-1, keepdim=True) / number, torch.zeros_like(gap)).norm(dim=-1)
+        centred: Tensor = torch.where(there, kept - kept.sum(-1, keepdim=True) / number, torch.zeros_like(gap))
+        return torch.linalg.vector_norm(centred, dim=-1)
 
     begun, ended = distance(-answer), distance(theta.view_as(answer) - answer)
     if not bool((ended <= begun * (1 + SLACK) + SLACK).all()):
         worst = int((ended - begun).argmax())
         raise UserError(
             f"the inner optimisation of {distribution.name} diverges: after {how} the policy of prompt {worst} is "
-            f"{ended[worst]:.4g} from the optimal one, and the reference was {begun[worst]:.4g}. Lower generalize.inner_lr or generalize.beta "
-            f"(got {beta:g})"
+            f"{ended[worst]:.4g} from the optimal one, and the reference was {begun[worst]:.4g}. Lower "
+            f"generalize.inner_lr or generalize.beta (got {beta:g})"
         )
 
 
