@@ -299,7 +299,8 @@ def _refuse_straying(theta: Tensor, answer: Tensor, distribution: Distribution, 
     def distance(gap: Tensor) -> Tensor:
         kept = torch.where(there, gap, torch.zeros_like(gap))
         centred: Tensor = torch.where(there, kept - kept.sum(-1, keepdim=True) / number, torch.zeros_like(gap))
-        return torch.linalg.vector_norm(centred, dim=-1)
+        far: Tensor = torch.linalg.vector_norm(centred, dim=-1)
+        return far
 
     begun, ended = distance(-answer), distance(theta.view_as(answer) - answer)
     if not bool((ended <= begun * (1 + SLACK) + SLACK).all()):
