@@ -232,5 +232,5 @@ def _percents(ax: "Axes") -> None:
     ax.yaxis.set_major_formatter(lambda value, _: f"{value:.{digits}%}")
 
 
-def _digits(ticks: Sequence[float]) -> int:
+def _digits(ticks: Sequence[float] | np.ndarray) -> int:
     return 0 if np.allclose(100 * np.asarray(ticks), np.round(100 * np.asarray(ticks)), atol=1e-6) else 1

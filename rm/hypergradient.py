@@ -23,7 +23,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from rm.bilevel import Distribution, lower_loss, upper_loss
+from rm.bilevel import NEVER, Distribution, lower_loss, upper_loss
 from rm.bilevel_config import GeneralizeConfig, Solver, check_beta
 from tokens.errors import UserError
 
@@ -95,7 +95,10 @@ class Unrolled:
             if not follow:
                 theta = theta.detach().requires_grad_(True)
         end = float(lower_loss(theta.detach(), rewards.detach(), distribution, beta))
-        _refuse_divergence(distribution.name, start, end, f"{self.steps} steps of size {self.lr:g}", beta)
+        how = f"{self.steps} steps of size {self.lr:g}"
+        _refuse_divergence(distribution.name, start, end, how, beta)
+        if distribution.features is None:
+            _refuse_straying(theta.detach(), beta * rewards.detach(), distribution, how, beta)
         return upper_loss(theta, distribution)
 
 
@@ -268,6 +271,44 @@ def _refuse_divergence(name: str, start: float, end: float, how: str, beta: floa
         raise UserError(
             f"the inner optimisation of {name} diverges: the lower objective went from {start:.4g} to {end:.4g} in {how}, "
             f"expected it to fall. Lower generalize.inner_lr or generalize.beta (got {beta:g})"
+        )
+
+
+def _refuse_straying(theta: Tensor, answer: Tensor, distribution: Distribution, how: str, beta: float) -> None:
+    """No prompt's policy ends further from the lower level's answer than the reference was.
+
+    A step of size lr <= 2 brings every prompt's theta nearer to beta r, up to a constant of the prompt, since
+    <p (g - mean_p g), g> = Var_p g >= 0 with g = theta - beta r. The objective does not tell: a policy that has run off to one
+    candidate may still be better than the reference.
+
+    Source: our own, for a tabular policy.
+
+    Args:
+        theta: [X * K] float, where the steps ended; they began at 0.
+        answer: [X, K] float, beta r.
+        distribution: tabular.
+        how: the steps, in words.
+        beta: for the message.
+
+    Raises:
+        UserError: naming the domain.
+    """
+    there = distribution.reference > NEVER / 2
+    number = there.sum(-1, keepdim=True)
+
+    def distance(gap: Tensor) -> Tensor:
+        kept = torch.where(there, gap, torch.zeros_like(gap))
+        centred: Tensor = torch.where(there, kept - kept.sum(-1, keepdim=True) / number, torch.zeros_like(gap))
+        far: Tensor = torch.linalg.vector_norm(centred, dim=-1)
+        return far
+
+    begun, ended = distance(-answer), distance(theta.view_as(answer) - answer)
+    if not bool((ended <= begun * (1 + SLACK) + SLACK).all()):
+        worst = int((ended - begun).argmax())
+        raise UserError(
+            f"the inner optimisation of {distribution.name} diverges: after {how} the policy of prompt {worst} is "
+            f"{ended[worst]:.4g} from the optimal one, and the reference was {begun[worst]:.4g}. Lower "
+            f"generalize.inner_lr or generalize.beta (got {beta:g})"
         )
 
 

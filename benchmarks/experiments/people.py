@@ -42,7 +42,7 @@ KEY = ("what", "arm", "persona", "agreement", "d", "raters", "labels", "epochs",
 HELD_OUT = 20
 EPOCHS = 2
 L2 = 1.0
-"""Both chosen with ``choose``."""
+"""The defaults of ``features`` and of configs/people.yaml: nothing was tuned for what is reported. ``choose`` looks at others."""
 SOFTNESS = (0.1, 0.25, 0.5, 1.0)
 """Of soft best of n, in standard deviations of the person's reward over the samples."""
 

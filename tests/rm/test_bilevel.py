@@ -182,3 +182,13 @@ def test_shapes_that_do_not_fit_are_refused() -> None:
         replace(distribution, features=torch.zeros(X, K + 1, 3), contrast=torch.zeros(6, 3))
     with pytest.raises(ValueError, match="closed form is that of a tabular policy"):
         ClosedForm()(rewards, shared()[0], BETA)
+
+
+@pytest.mark.parametrize("beta", [0.01, 1.0, 10.0])
+@pytest.mark.parametrize("lr", [40.0, 1e9])
+def test_steps_that_run_off_are_not_trained_through_though_the_objective_fell(beta: float, lr: float) -> None:
+    rewards = torch.tensor([[5.0, 0.0], [1.0, 0.5]], dtype=torch.float64)
+    distribution = Distribution.tabular("law", torch.zeros(2, 2, dtype=torch.float64), torch.tensor([[0], [1]]))
+    with pytest.raises(UserError, match="inner optimisation of law diverges"):
+        Unrolled(1, lr)(rewards, distribution, beta)
+    Unrolled(1, 2.0)(rewards, distribution, beta)
