@@ -8,8 +8,8 @@ import numpy as np
 
 from evaluation.curves import step_axis
 from evaluation.domains import DOMAIN_STAGE, GENERAL_STAGE, DomainRow, DomainRun, Outcome
-from evaluation.groups import Estimate, how_many_seeds, over_seeds
-from evaluation.panels import chance, common_legend, draw_curves, draw_estimate, panels, percent
+from evaluation.groups import how_many_seeds, over_seeds
+from evaluation.panels import Y_MARGIN, chance, common_legend, draw_curves, panels, percent
 from evaluation.studies import Curve
 from evaluation.svg import GREY, MUTED, SERIES, Plot
 
@@ -171,7 +171,7 @@ def _front(run: DomainRun, found: Sequence[Outcome]) -> Plot:
         ax.set_ylabel("accuracy on the own domain")
         ax.margins(0.12)
         _percents(ax)
-        digits = _digits(*ax.get_xlim())
+        digits = _digits(ax.get_xticks())
         ax.xaxis.set_major_formatter(lambda value, _: f"{value:.{digits}%}")
         common_legend(figure, [ax], 2 if narrow else 3)
 
@@ -192,14 +192,16 @@ def _each_domain(run: DomainRun, found: Sequence[Outcome]) -> Plot:
     def draw(figure: "Figure", narrow: bool) -> None:
         ax = figure.subplots(1, 1)
         for place, domain in enumerate(run.domains):
-            for number, (outcome, (colour, _)) in enumerate(zip(found, STYLES * len(found), strict=False)):
+            for number, (outcome, (colour, opacity)) in enumerate(zip(found, STYLES * len(found), strict=False)):
                 value = outcome.per_domain[domain]
                 shift = (number - (len(found) - 1) / 2) * 0.7 / max(1, len(found))
-                draw_estimate(ax, place + shift, Estimate(value, value, value), colour, outcome.strategy if place == 0 else None)
+                label = outcome.strategy if place == 0 else None
+                ax.plot([place + shift], [value], "o", color=colour, alpha=opacity, label=label)
             alone = run.length_alone[domain]
             ax.plot([place - 0.4, place + 0.4], [alone, alone], color=MUTED, linewidth=1, linestyle=":")
         ax.set_xticks(range(len(run.domains)), run.domains, rotation=30 if narrow or len(run.domains) > 5 else 0)
         ax.grid(axis="x", visible=False)
+        ax.margins(y=Y_MARGIN)
         chance(ax, "")
         percent(ax)
         common_legend(figure, [ax], 2 if narrow else 4)
@@ -224,11 +226,11 @@ def _finish(ax: "Axes", title: str, alone: float, label: str) -> None:
 
 
 def _percents(ax: "Axes") -> None:
-    """Per cent, with a digit more where the ticks are half a per cent apart."""
+    """Per cent, with a digit more where the ticks are not whole ones."""
     percent(ax)
-    digits = _digits(*ax.get_ylim())
+    digits = _digits(ax.get_yticks())
     ax.yaxis.set_major_formatter(lambda value, _: f"{value:.{digits}%}")
 
 
-def _digits(low: float, high: float) -> int:
-    return 1 if high - low < 0.07 else 0
+def _digits(ticks: Sequence[float]) -> int:
+    return 0 if np.allclose(100 * np.asarray(ticks), np.round(100 * np.asarray(ticks)), atol=1e-6) else 1
