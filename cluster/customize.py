@@ -18,21 +18,16 @@ import ray
 
 from actors.customize import MODEL, REPORT, StageJob, StageReport, fit_job
 from actors.members import Board
-from actors.process import environment
 from cluster.config import RunConfig
 from cluster.console import Console
 from cluster.differences import flat, refuse_differences
 from cluster.domain_data import DomainData, check_settings, length_baselines, load_data, num_general
 from cluster.domain_directory import CARD, KIND, RESULTS, DomainDirectory, digest, general_key
-from cluster.growth import room_for_tasks
-from cluster.placement import on_this_machine
-from cluster.preflight import all_nodes, check_nodes
 from cluster.run import connected
 from cluster.run_directory import now, space_errors
 from cluster.seeds import derive
 from cluster.storage import storage_root
-from cluster.strength_work import refuse_what_cannot_fit, setup_of, share_of_a_fit
-from cluster.waiting import Pending, Waiter
+from cluster.tasks import Work, finish, setup_of, share_of_a_fit, suited, task_options
 from evaluation.domains import DOMAIN_STAGE, GENERAL_STAGE, DomainRow
 from evaluation.json_node import lines_of
 from rm.config import LoraConfig
@@ -68,11 +63,7 @@ def customize(config: RunConfig, console: Console) -> Path:
         general, domains = stages.general(), stages.domains()
         if missing := [job for job in (*general, *domains) if not is_done(job)]:
             with connected(config, console) as fixed:
-                if fixed:
-                    refuse_what_cannot_fit(config)
-                    config = on_this_machine(config)
-                else:
-                    check_nodes(all_nodes(), root, Waiter(console, directory.logs, config.resources.deadline_s))
+                config = suited(config, console, directory.logs, fixed)
                 for title, jobs in (("general models", general), ("domains", domains)):
                     _fit(config, console, directory, data, title, [job for job in jobs if job in missing])
         else:
@@ -208,12 +199,7 @@ def _fit(
     board = cast(Any, Board).remote(sizes, "queries")
     pool, tests = ray.put(data.pool), ray.put(data.tests)
     trained = ray.put({each.name: each.train for each in data.domains})
-    task = fit_job.options(
-        num_cpus=share.num_cpus,
-        num_gpus=share.num_gpus,
-        label_selector=share.labels or None,
-        runtime_env={"env_vars": environment(setup, config.data.allow_hub)},
-    )
+    task = fit_job.options(**task_options(config, share, setup))
     refs = tuple(task.remote(setup, job, pool, trained, tests, commit_directory, board) for job in jobs)
 
     def say(report: StageReport) -> None:
@@ -222,12 +208,9 @@ def _fit(
         again = f", gone on from {report.resumed_at:,}" if report.resumed_at else ""
         console.say(f"  {report.name}: {report.num_queries:,} queries in {report.seconds:.1f} s{again}; {found}")
 
-    wait = Waiter(console, directory.logs, config.resources.deadline_s)
-    wait.begin(f"customize {config.name}")
-    with console.bar(f"fit {len(jobs)} {title}", "queries") as bar:
-        room = room_for_tasks(console.say, "a fit", share, config.resources.wait_limit_s)
-        wait("customize", Pending(refs, tuple(sizes), ("",) * len(refs), list, (board,), say, room, setup.name), bar)
-    ray.kill(board)
+    what = f"fit {len(jobs)} {title}"
+    work = Work("customize", "customize", what, "queries", refs, tuple(sizes), board, share, on_answer=say, log=setup.name)
+    finish(config, console, directory.logs, work)
 
 
 def _own_queries(data: DomainData, domain: str | None) -> int:

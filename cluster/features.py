@@ -11,20 +11,15 @@ import ray
 
 from actors.features import FeatureJob, FeatureReport, learn_features
 from actors.members import Board
-from actors.process import environment
 from cluster.config import RunConfig
 from cluster.console import Console
 from cluster.feature_data import FeatureData, check_settings, load_data
 from cluster.feature_directory import MODEL, ROWS, FeatureDirectory
-from cluster.growth import room_for_tasks
-from cluster.placement import on_this_machine
-from cluster.preflight import all_nodes, check_nodes
 from cluster.run import connected
 from cluster.run_directory import now, space_errors
 from cluster.seeds import derive
 from cluster.storage import storage_root
-from cluster.strength_work import refuse_what_cannot_fit, setup_of, share_of_a_fit
-from cluster.waiting import Pending, Waiter
+from cluster.tasks import Work, finish, setup_of, share_of_a_fit, suited, task_options
 from evaluation.feature_run import NEW, TRAINED, FeatureRow
 from evaluation.json_node import lines_of
 from preferences.pool import POOL, pool_text
@@ -57,11 +52,7 @@ def features(config: RunConfig, console: Console) -> Path:
             console.say("They are there; nothing to do. Choose another name to train others.")
             return directory.path
         with connected(config, console) as fixed, directory.draft() as draft:
-            if fixed:
-                refuse_what_cannot_fit(config)
-                config = on_this_machine(config)
-            else:
-                check_nodes(all_nodes(), root, Waiter(console, directory.logs, config.resources.deadline_s))
+            config = suited(config, console, directory.logs, fixed)
             report = _learn(config, console, directory, data, draft)
             _write(draft, report)
             if data.pool:
@@ -87,21 +78,11 @@ def _learn(config: RunConfig, console: Console, directory: FeatureDirectory, dat
     share = share_of_a_fit(config.resources.reward)
     setup = setup_of(share, job.name, directory.logs)
     board = cast(Any, Board).remote({job.name: config.reward.epochs * len(data.train.pairs)}, "labels")
-    task = learn_features.options(
-        name=job.name,
-        num_cpus=share.num_cpus,
-        num_gpus=share.num_gpus,
-        label_selector=share.labels or None,
-        runtime_env={"env_vars": environment(setup, config.data.allow_hub)},
-    )
+    task = learn_features.options(name=job.name, **task_options(config, share, setup))
     ref = task.remote(setup, job, data.raters, ray.put(data.train), ray.put(data.tests), ray.put(data.new), board)
-    wait = Waiter(console, directory.logs, config.resources.deadline_s)
-    wait.begin(f"features {config.name}")
-    with console.bar("learn reward features", "labels") as bar:
-        room = room_for_tasks(console.say, "a fit", share, config.resources.wait_limit_s)
-        pending = Pending((ref,), (job.name,), ("",), lambda found: found[0], (board,), room=room)
-        report: FeatureReport = wait("features", pending, bar)
-    ray.kill(board)
+    work = Work("features", "features", "learn reward features", "labels", (ref,), (job.name,), board, share)
+    report: FeatureReport
+    (report,) = finish(config, console, directory.logs, work)
     return report
 
 

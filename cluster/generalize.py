@@ -14,26 +14,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
-import ray
-
 from actors.generalize import PICKS, REPORT, DomainPart, Task, do_task
 from actors.members import Board
-from actors.process import environment
 from cluster.config import RunConfig
 from cluster.console import Console
 from cluster.differences import flat, refuse_differences
 from cluster.domain_directory import CARD, DomainDirectory
 from cluster.domain_models import GENERAL
 from cluster.generalize_data import GeneralizeData, check_settings, load_data
-from cluster.growth import room_for_tasks
-from cluster.placement import on_this_machine
-from cluster.preflight import all_nodes, check_nodes
 from cluster.run import connected
 from cluster.run_directory import now, space_errors
 from cluster.seeds import derive
 from cluster.storage import storage_root
-from cluster.strength_work import refuse_what_cannot_fit, setup_of, share_of_a_fit
-from cluster.waiting import Pending, Waiter
+from cluster.tasks import Work, finish, setup_of, share_of_a_fit, suited, task_options
 from tokens.durable import commit_directory, write_file
 
 KIND = "generalize"
@@ -63,15 +56,11 @@ def generalize(config: RunConfig, console: Console) -> Path:
         directory.refuse_other_inputs(data.fingerprint(), data.base)
         tasks = Tasks(config, directory.path, data)
         stages = (("reference policies", tasks.references()), ("reward models", tasks.rewards()), ("targets", tasks.targets()))
-        if any(not is_done(task) for _, stage in stages for task in stage):
+        if missing := [task for _, stage in stages for task in stage if not is_done(task)]:
             with connected(config, console) as fixed:
-                if fixed:
-                    refuse_what_cannot_fit(config)
-                    config = on_this_machine(config)
-                else:
-                    check_nodes(all_nodes(), root, Waiter(console, directory.logs, config.resources.deadline_s))
+                config = suited(config, console, directory.logs, fixed)
                 for title, stage in stages:
-                    _do(config, console, directory, tasks, title, [task for task in stage if not is_done(task)])
+                    _do(config, console, directory, tasks, title, [task for task in stage if task in missing])
         else:
             console.say("All of it is there; nothing to do.")
         _write(directory.path, config, tasks, console)
@@ -183,23 +172,15 @@ def _do(
     steps = config.generalize.steps if missing[0].kind == "reward" else 1
     sizes = {task.name: steps for task in missing}
     board = cast(Any, Board).remote(sizes, "steps")
-    remote = do_task.options(
-        num_cpus=share.num_cpus,
-        num_gpus=share.num_gpus,
-        label_selector=share.labels or None,
-        runtime_env={"env_vars": environment(setup, config.data.allow_hub)},
-    )
+    remote = do_task.options(**task_options(config, share, setup))
     refs = tuple(remote.remote(setup, task, tasks.parts(task), commit_directory, board) for task in missing)
 
     def say(report: dict[str, Any]) -> None:
         console.say(f"  {report['name']}: {report['seconds']:.1f} s")
 
-    wait = Waiter(console, directory.logs, config.resources.deadline_s)
-    wait.begin(f"generalize {config.name}")
-    with console.bar(f"make {len(missing)} {title}", "steps") as bar:
-        room = room_for_tasks(console.say, "a task", share, config.resources.wait_limit_s)
-        wait("generalize", Pending(refs, tuple(sizes), ("",) * len(refs), list, (board,), say, room, setup.name), bar)
-    ray.kill(board)
+    what = f"make {len(missing)} {title}"
+    work = Work("generalize", "generalize", what, "steps", refs, tuple(sizes), board, share, "a task", say, setup.name)
+    finish(config, console, directory.logs, work)
 
 
 def _write(path: Path, config: RunConfig, tasks: Tasks, console: Console) -> None:

@@ -280,7 +280,7 @@ def _show_members(config: RunConfig, critic: ModelSize, nodes: Sequence[Node], c
     if member is None:
         return ()
     fits = config.strength.folds * (1 if config.strength.members == "heads" else config.strength.num_members)
-    cores = config.resources.reward.threads  # as cluster.strength_work.share_of_a_fit has it
+    cores = config.resources.reward.threads  # as cluster.tasks.share_of_a_fit has it
     busy = "" if member.num_gpus or cores <= member.num_cpus else f"up to {cores} CPU where so many are free, at least "
     console.print(
         f"Before that, for data.denoise, where the strengths are missing: {fits} fits of the ensemble, as many at once as "

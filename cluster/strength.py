@@ -13,7 +13,6 @@ import numpy as np
 from cluster.config import RunConfig
 from cluster.console import Console
 from cluster.inputs import Source, open_source
-from cluster.placement import on_this_machine
 from cluster.run import connected
 from cluster.run_directory import space_errors
 from cluster.storage import storage_root
@@ -70,19 +69,14 @@ def strength(config: RunConfig, console: Console) -> Path:
 
 
 def _measure(config: RunConfig, console: Console, directory: StrengthDirectory, source: Source, fixed: bool) -> None:
-    from cluster.preflight import all_nodes, check_nodes
     from cluster.strength_card import card_of, read_columns, table_of
     from cluster.strength_scores import score
-    from cluster.strength_work import refuse_what_cannot_fit, train
-    from cluster.waiting import Waiter
+    from cluster.strength_work import train
+    from cluster.tasks import suited
     from preferences.sets import count_reasons, with_equal_columns
     from preferences.strength import read_strengths, refuse_constant
 
-    if fixed:
-        refuse_what_cannot_fit(config)
-        config = on_this_machine(config)
-    else:
-        check_nodes(all_nodes(), storage_root(config), Waiter(console, directory.logs, config.resources.deadline_s))
+    config = suited(config, console, directory.logs, fixed)
     prepare_s = _prepare(config, console, directory, source)
     training, validation = source.preferences()
     directory.belong_to(fingerprint(training, validation))
@@ -116,8 +110,7 @@ def _prepare(config: RunConfig, console: Console, directory: StrengthDirectory, 
     import ray
 
     from actors.preparer import Preparer
-    from actors.process import environment
-    from cluster.strength_work import setup_of
+    from cluster.tasks import setup_of, task_options
     from cluster.waiting import Pending, Waiter
 
     if source.recipe is None or (source.ready and source.base_dir.is_dir()):
@@ -125,12 +118,7 @@ def _prepare(config: RunConfig, console: Console, directory: StrengthDirectory, 
     began, share = time.perf_counter(), config.resources.learner
     setup = setup_of(share, "preparer-0", directory.logs)
     actor_class: Any = Preparer
-    actor = actor_class.options(
-        num_cpus=share.num_cpus,
-        num_gpus=share.num_gpus,
-        runtime_env={"env_vars": environment(setup, config.data.allow_hub)},
-        label_selector=share.labels or None,
-    ).remote(setup)
+    actor = actor_class.options(**task_options(config, share, setup)).remote(setup)
     wait = Waiter(console, directory.logs, config.resources.deadline_s)
     with console.bar("prepare the SFT model") as bar:
         pending = Pending((actor.make.remote(source.recipe),), (setup.name,), ("?",), lambda answers: answers[0], (actor,))

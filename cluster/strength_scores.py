@@ -24,7 +24,7 @@ from cluster.growth import room_for_tasks
 from cluster.signals import obey_termination
 from cluster.strength_directory import StrengthDirectory
 from cluster.strength_parts import NUMBER, Part
-from cluster.strength_work import setup_of
+from cluster.tasks import setup_of
 from cluster.waiting import POLL_S
 from tokens.errors import UserError
 

@@ -10,69 +10,17 @@ from typing import Any
 import numpy as np
 import ray
 
-from actors.config import Share
 from actors.members import Board, MemberJob, MemberReport, train_member
-from actors.process import ProcessSetup, environment
 from cluster.config import RunConfig
 from cluster.console import Console
-from cluster.growth import room_for_tasks
 from cluster.seeds import derive
 from cluster.strength_directory import StrengthDirectory
-from cluster.waiting import Pending, Waiter
+from cluster.tasks import Work, finish, setup_of, share_of_a_fit, task_options
 from rm.member_settings import TRUNK, member_directories, member_settings
 from tokens.durable import commit_directory, write_file
-from tokens.errors import UserError
 from tokens.pair_store import PairStore
 
 REPORT = "member.json"
-
-
-def setup_of(share: Share, name: str, logs: Path) -> ProcessSetup:
-    """What a process of a share is told.
-
-    Args:
-        share: of the machine.
-        name: of the process.
-        logs: directory of log files.
-    """
-    device = "cuda" if share.num_gpus else "cpu"
-    return ProcessSetup(name, logs / f"{name}.log", share.threads, device, share.dtype, 0, 1, share.recompute_activations)
-
-
-def share_of_a_fit(share: Share) -> Share:
-    """The share of a fit that runs beside others: on CPUs, one for each of its threads, or what there is.
-
-    ``num_cpus`` of a share is for roles that take turns. Fits are busy all the time: asking for less than they use, too many of
-    them would start at once, and all would crawl. Asking for more than the largest machine has, or than anybody else leaves free,
-    they would wait for ever.
-
-    Args:
-        share: of the config.
-    """
-    if share.num_gpus:
-        return share
-    largest = max((node["Resources"]["CPU"] for node in ray.nodes() if node["Alive"] and "CPU" in node["Resources"]), default=0.0)
-    there = ray.available_resources()
-    free = there["CPU"] if "CPU" in there else 0.0
-    return share.model_copy(update={"num_cpus": max(share.num_cpus, min(float(share.threads), largest, free))})
-
-
-def refuse_what_cannot_fit(config: RunConfig) -> None:
-    """Stop where this machine can never hold what one stage asks for at once: a task would wait for ever.
-
-    Raises:
-        UserError: naming the share.
-    """
-    there = ray.cluster_resources()
-    shares, workers = config.resources, config.strength.num_workers
-    for name, share, count in (("reward", shares.reward, 1), ("scorer", shares.scorer, workers), ("learner", shares.learner, 1)):
-        for key, asked in (("CPU", share.num_cpus * count), ("GPU", share.num_gpus * count)):
-            held = there[key] if key in there else 0.0
-            if asked > held + 1e-9:
-                what = f"resources.{name}.num_{key.lower()}s" + (" times strength.num_workers" if count > 1 else "")
-                raise UserError(
-                    f"this machine has {held:g} {key}, {what} asks for {asked:g}: lower it, or connect to a larger cluster"
-                )
 
 
 def member_jobs(config: RunConfig, directory: StrengthDirectory, base: Path) -> list[MemberJob]:
@@ -136,13 +84,7 @@ def train(
         refs = []
         for job in missing:
             setup = setup_of(share, job.name, directory.logs)
-            task = train_member.options(
-                name=job.name,
-                num_cpus=share.num_cpus,
-                num_gpus=share.num_gpus,
-                label_selector=share.labels or None,
-                runtime_env={"env_vars": environment(setup, config.data.allow_hub)},
-            )
+            task = train_member.options(name=job.name, **task_options(config, share, setup))
             refs.append(task.remote(setup, job, held, folds if job.fold is not None else None, commit_member, board))
 
         def say(report: MemberReport) -> None:
@@ -151,10 +93,7 @@ def train(
                 f"accuracy {report.accuracy:.3f}, peak {report.peak_bytes / 2**30:.2f} GiB"
             )
 
-        wait = Waiter(console, directory.logs, config.resources.deadline_s)
-        wait.begin(f"strength {config.name}")
-        with console.bar(f"train {len(missing)} of {len(jobs)} fits", "pairs") as bar:
-            room = room_for_tasks(console.say, "a fit", share, config.resources.wait_limit_s)
-            wait("train", Pending(tuple(refs), tuple(seen), ("",) * len(refs), list, (board,), say, room), bar)
-        ray.kill(board)
+        title = f"train {len(missing)} of {len(jobs)} fits"
+        work = Work("strength", "train", title, "pairs", tuple(refs), tuple(seen), board, share, on_answer=say)
+        finish(config, console, directory.logs, work)
     return [MemberReport(**json.loads((job.directory / REPORT).read_text())) for job in jobs]

@@ -15,25 +15,20 @@ from typing import Any, cast
 import ray
 
 from actors.members import Board
-from actors.process import environment
 from actors.study import StudyJob, StudyReport, fit_arm, measured_every
 from cluster.config import RunConfig
 from cluster.console import Console
 from cluster.denoising import check_columns
 from cluster.differences import refuse_differences
-from cluster.growth import room_for_tasks
 from cluster.inputs import Source, open_source
-from cluster.placement import on_this_machine
-from cluster.preflight import all_nodes, check_nodes
 from cluster.run import connected
 from cluster.run_directory import space_errors
 from cluster.seeds import derive
 from cluster.storage import storage_root
 from cluster.strength import strength
 from cluster.strength_directory import StrengthDirectory
-from cluster.strength_work import refuse_what_cannot_fit, setup_of, share_of_a_fit
 from cluster.study_arms import Arm, Ranked, arms_of, treat
-from cluster.waiting import Pending, Waiter
+from cluster.tasks import Work, finish, setup_of, share_of_a_fit, suited, task_options
 from evaluation.json_node import lines_of
 from evaluation.studies import STUDIES, TRAINING, StudyRow, read_studies
 from preferences.config import DenoiseConfig
@@ -95,11 +90,7 @@ def study(config: RunConfig, names: Sequence[str] | None, seeds: int, console: C
                 console.say("All of them are there; nothing to do.")
                 return directory.path
             with connected(config, console) as fixed:
-                if fixed:
-                    refuse_what_cannot_fit(config)
-                    config = on_this_machine(config)
-                else:
-                    check_nodes(all_nodes(), storage_root(config), Waiter(console, directory.logs, config.resources.deadline_s))
+                config = suited(config, console, directory.logs, fixed)
                 _fit(config, console, directory.logs, book, missing, material)
     return directory.path
 
@@ -257,21 +248,16 @@ def _fit(
     setup = setup_of(share, "study", logs)
     board = cast(Any, Board).remote(dict.fromkeys(jobs, num_pairs * reward.epochs))
     held, validation = ray.put(material.pairs), ray.put(dict(material.validation))
-    variables = {"env_vars": environment(setup, config.data.allow_hub)}
-    place = {"num_cpus": share.num_cpus, "num_gpus": share.num_gpus, "label_selector": share.labels or None}
-    asked = place | {"runtime_env": variables}
+    asked = task_options(config, share, setup)
     refs = tuple(fit_arm.options(name=name, **asked).remote(setup, job, held, validation, board) for name, job in jobs.items())
 
     def write(report: StudyReport) -> None:
         places, job = belongs[report.name], jobs[report.name]
         book.add(places, rows_of(report, places[0], len(job.treated.rows)))
 
-    wait = Waiter(console, logs, config.resources.deadline_s)
-    wait.begin(f"study {config.name}")
-    with console.bar(f"fit {len(jobs)} models", "pairs") as bar:
-        room = room_for_tasks(console.say, "a fit", share, config.resources.wait_limit_s)
-        wait("study", Pending(refs, tuple(jobs), ("",) * len(refs), list, (board,), write, room, setup.name), bar)
-    ray.kill(board)
+    title = f"fit {len(jobs)} models"
+    work = Work("study", "study", title, "pairs", refs, tuple(jobs), board, share, on_answer=write, log=setup.name)
+    finish(config, console, logs, work)
 
 
 def rows_of(report: StudyReport, place: Place, num_pairs: int) -> Rows:

@@ -18,7 +18,7 @@ from cluster.customize import Stages, is_done
 from cluster.domain_data import check_settings, load_data
 from cluster.domain_directory import DomainDirectory
 from cluster.storage import storage_root
-from cluster.strength_work import setup_of
+from cluster.tasks import setup_of
 from tokens.durable import commit_directory
 
 Given = TypeVar("Given")

@@ -13,7 +13,7 @@ from pyarrow import parquet
 
 from actors.config import Share
 from cluster.strength_parts import NUMBER, fold_of, folds_of, plan_parts, write_texts
-from cluster.strength_work import share_of_a_fit
+from cluster.tasks import share_of_a_fit
 from preferences.sets import PreferenceSet
 from tokens.errors import UserError
 
