@@ -9,14 +9,14 @@ import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import ray
 
+from actors.board import Teller
 from actors.process import ProcessSetup
-from actors.ranks import Rank
+from actors.ranks import Rank, own_rank
 from rm.config import LoraConfig, RewardConfig
 from rm.domain_config import GeneralStageConfig
 from tokens.errors import UserError
@@ -33,7 +33,6 @@ log = logging.getLogger(__name__)
 
 MAX_DEATHS = 3
 """How often the process of one stage may die before the command gives up; each time it goes on from its last checkpoint."""
-SAY_EVERY_S = 0.5
 MODEL, ADAPTER, REPORT = "model", "adapter", "stage.json"
 
 
@@ -144,12 +143,6 @@ def _looks(rows: Sequence[Mapping[str, Any]]) -> list[StageLook]:
     return [StageLook(**row) for row in rows]
 
 
-@lru_cache(maxsize=1)
-def _own(setup: ProcessSetup) -> Rank:
-    """This process's threads and log file; Ray hands one process many stages."""
-    return Rank(setup)
-
-
 @ray.remote(max_retries=MAX_DEATHS)
 def fit_job(
     setup: ProcessSetup,
@@ -171,21 +164,12 @@ def fit_job(
         commit: gives a written directory its place: (partial, final).
         board: told how far the stage is.
     """
-    board.tick.remote(job.name, 0)  # before anything slow: it has room
-    said = 0.0
-
-    def tell(samples: int, last: bool) -> None:
-        nonlocal said
-        now = time.perf_counter()
-        if now - said > SAY_EVERY_S or last:
-            said = now
-            board.tick.remote(job.name, samples)
-
+    tell = Teller(board, job.name)
     try:
-        report = run_stage(_own(setup), job, pool, domains, tests, commit, tell, board.beat.remote)
+        report = run_stage(own_rank(setup), job, pool, domains, tests, commit, tell, board.beat.remote)
     except BadNumber as bad:
         raise BadNumber(bad.what, bad.value, bad.limit, f"{bad.where}: {job.name}", note=bad.note) from bad
-    board.end.remote(job.name)
+    tell.end()
     return report
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import ray
 
+from actors.board import Teller
 from actors.process import ProcessSetup
 from actors.ranks import Rank
 from rm.config import RewardConfig
@@ -28,7 +29,6 @@ log = logging.getLogger(__name__)
 
 MAX_DEATHS = 3
 """How often the process of a fit may die before the command gives up; each time it begins anew."""
-SAY_EVERY_S = 0.5
 COUNTS = (0, 3, 10, 30, 50)
 """Answers after which a rater who was held out is measured."""
 
@@ -124,17 +124,9 @@ def learn_features(
         new: raters held out.
         board: told how far the fit is.
     """
-    board.tick.remote(job.name, 0)  # before anything slow: it has room
-    said = 0.0
-
-    def tell(labels: int) -> None:
-        nonlocal said
-        if time.perf_counter() - said > SAY_EVERY_S:
-            said = time.perf_counter()
-            board.tick.remote(job.name, labels)
-
+    tell = Teller(board, job.name)
     report = run_job(Rank(setup), job, raters, train, tests, new, tell)
-    board.end.remote(job.name)
+    tell.end()
     return report
 
 

@@ -8,14 +8,14 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ray
 
+from actors.board import Teller
 from actors.process import ProcessSetup
-from actors.ranks import Rank
+from actors.ranks import Rank, own_rank
 from policy.config import SFTConfig
 from rm.bilevel_config import GeneralizeConfig
 from rm.config import RewardConfig
@@ -29,7 +29,6 @@ log = logging.getLogger(__name__)
 
 MAX_DEATHS = 3
 """How often the process of one task may die before the command gives up; it then begins the task again."""
-SAY_EVERY_S = 0.5
 MODEL, REPORT, PICKS, POLICY = "model", "report.json", "best_of_n.jsonl", "policy"
 Sequences = Sequence[tuple[TokenIds, TokenIds]]
 
@@ -94,12 +93,6 @@ class Task:
         return {"kind": self.kind, **numbers, "generalize": generalize, "reward": reward}
 
 
-@lru_cache(maxsize=1)
-def _own(setup: ProcessSetup) -> Rank:
-    """This process's threads and log file; Ray hands one process many tasks."""
-    return Rank(setup)
-
-
 @ray.remote(max_retries=MAX_DEATHS)
 def do_task(
     setup: ProcessSetup, task: Task, parts: Sequence[DomainPart], commit: Callable[[Path, Path], None], board: Any
@@ -113,17 +106,9 @@ def do_task(
         commit: gives a written directory its place: (partial, final).
         board: told how far it is.
     """
-    board.tick.remote(task.name, 0)
-    said = 0.0
-
-    def tell(done: int) -> None:
-        nonlocal said
-        if time.perf_counter() - said > SAY_EVERY_S:
-            said = time.perf_counter()
-            board.tick.remote(task.name, done)
-
-    report = run_task(_own(setup), task, parts, commit, tell)
-    board.end.remote(task.name)
+    tell = Teller(board, task.name)
+    report = run_task(own_rank(setup), task, parts, commit, tell)
+    tell.end()
     return report
 
 

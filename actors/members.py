@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 import ray
 
-from actors.process import ProcessSetup, Progress
+from actors.board import Teller
+from actors.process import ProcessSetup
 from actors.ranks import Rank
 from rm.config import MemberKind, MetaConfig, RewardConfig
 from tokens.pair_store import PairStore
@@ -23,7 +24,6 @@ log = logging.getLogger(__name__)
 
 MAX_DEATHS = 3
 """How often the process of one task may die before the run gives up."""
-SAY_EVERY_S = 0.5
 
 
 @dataclass(frozen=True)
@@ -76,41 +76,6 @@ class MemberReport:
     weight_bytes: int
 
 
-@ray.remote(num_cpus=0)
-class Board:
-    """Where tasks write how far they are, since a task cannot be asked.
-
-    Args:
-        totals: pairs that each job will see, by its name.
-        unit: what is counted in their place.
-    """
-
-    def __init__(self, totals: dict[str, int], unit: str = "pairs") -> None:
-        self.totals, self.unit = totals, unit
-        self.done = dict.fromkeys(totals, 0)
-        self.running: set[str] = set()
-        self.beats = 0
-
-    def tick(self, name: str, done: int) -> None:
-        """Note how many pairs a job has seen; 0 as soon as it begins, also again where its process died."""
-        self.running.add(name)
-        self.done[name] = done
-        self.beats += 1
-
-    def beat(self) -> None:
-        """Note that a job is at work on something that is not counted in pairs."""
-        self.beats += 1
-
-    def end(self, name: str) -> None:
-        """Note that a job has ended."""
-        self.running.discard(name)
-
-    def progress(self) -> Progress:
-        """All jobs together."""
-        done, total = sum(self.done.values()), sum(self.totals.values())
-        return Progress(done, total, self.unit, beats=self.beats, waiting=not self.running)
-
-
 @ray.remote(max_calls=1, max_retries=MAX_DEATHS)  # a process for each fit: its peak of memory is its own
 def train_member(
     setup: ProcessSetup,
@@ -133,7 +98,7 @@ def train_member(
     Returns:
         The report.
     """
-    board.tick.remote(job.name, 0)  # before anything slow: it has room
+    tell = Teller(board, job.name)
     rank = Rank(setup)
     import torch
     from transformers import AutoTokenizer
@@ -145,25 +110,16 @@ def train_member(
     cuda = setup.device == "cuda"
     seen = pairs if folds is None else pairs.take(np.flatnonzero(folds != job.fold))
     tokenizer = AutoTokenizer.from_pretrained(job.base)
-    start, said = 0 if cuda else _most_memory(), 0.0
+    start = 0 if cuda else _most_memory()
     began, cpu_began = time.perf_counter(), time.process_time()
     partial = job.directory.with_name(f".{job.directory.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)  # of a process that died
 
     def on_step(step: RewardStep) -> None:
-        nonlocal said
-        now = time.perf_counter()
-        if now - said > SAY_EVERY_S or step.step == step.num_steps:
-            said = now
-            done = min(step.step * job.reward.batch_size, len(seen) * job.reward.epochs)
-            board.tick.remote(job.name, done)
+        last = step.step == step.num_steps
+        if tell.due(last):
+            tell(min(step.step * job.reward.batch_size, len(seen) * job.reward.epochs), last)
             log.info("%s: step %d of %d, loss %.4f", job.name, step.step, step.num_steps, step.loss)
-
-    def on_work() -> None:
-        nonlocal said
-        if time.perf_counter() - said > SAY_EVERY_S:
-            said = time.perf_counter()
-            board.beat.remote()
 
     model = rank.place(start_member(job.base, job.reward, job.seeds[0], tokenizer.pad_token_id))
     with rank.compute():
@@ -173,7 +129,7 @@ def train_member(
         heads = None
         if job.kind == "heads":
             batch_size = job.reward.microbatch_size
-            heads = head_members(model, seen, job.seeds[1:], batch_size, tokenizer.pad_token_id, on_work)
+            heads = head_members(model, seen, job.seeds[1:], batch_size, tokenizer.pad_token_id, tell.beat)
     seconds, cpu_seconds = time.perf_counter() - began, time.process_time() - cpu_began
     partial.mkdir(parents=True)
     save_member(job.kind, model, partial)
@@ -184,7 +140,7 @@ def train_member(
     peak = int(torch.cuda.max_memory_allocated()) if cuda else _most_memory()
     report = MemberReport(job.name, len(seen), fit.loss, fit.accuracy, seconds, cpu_seconds, peak, start, weights)
     commit(report, partial, job.directory)
-    board.end.remote(job.name)
+    tell.end()
     log.info("%s: %s", job.name, asdict(report))
     return report
 

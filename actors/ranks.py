@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import lru_cache
 from typing import Any
 
 import ray
@@ -90,6 +91,16 @@ class Rank(Role):
         narrow = self.setup.device == "cuda" and self.setup.dtype == "bfloat16"
         self.ranks.shard(model, torch.bfloat16 if narrow else None)
         return model
+
+
+@lru_cache(maxsize=1)
+def own_rank(setup: ProcessSetup) -> Rank:
+    """This process's threads and log file, made once: Ray hands one process many tasks.
+
+    Args:
+        setup: of the process; equal for all of its tasks.
+    """
+    return Rank(setup)
 
 
 def recompute_layers(model: Any) -> None:

@@ -7,7 +7,6 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -15,8 +14,9 @@ from typing import Any
 import numpy as np
 import ray
 
+from actors.board import Teller
 from actors.process import ProcessSetup
-from actors.ranks import Rank
+from actors.ranks import own_rank
 from rm.config import MetaConfig, RewardConfig
 from tokens.records import Pair
 
@@ -24,7 +24,6 @@ log = logging.getLogger(__name__)
 
 MAX_DEATHS = 3
 """How often the process of one fit may die before the study gives up."""
-SAY_EVERY_S = 0.5
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,12 +110,6 @@ def repeated(pairs: Sequence[Pair], number: int) -> list[Pair]:
     return [pairs[i % len(pairs)] for i in range(number)]
 
 
-@lru_cache(maxsize=1)
-def _own(setup: ProcessSetup) -> Rank:
-    """This process's threads and log file; Ray hands one process many fits."""
-    return Rank(setup)
-
-
 @ray.remote(max_retries=MAX_DEATHS)
 def fit_arm(
     setup: ProcessSetup, job: StudyJob, pairs: Sequence[Pair], validation: Mapping[str, Sequence[Pair]], board: Any
@@ -133,8 +126,8 @@ def fit_arm(
     Returns:
         The report.
     """
-    board.tick.remote(job.name, 0)  # before anything slow: it has room
-    rank, reward = _own(setup), job.reward
+    tell = Teller(board, job.name)
+    rank, reward = own_rank(setup), job.reward
     import torch
     from transformers import AutoTokenizer
 
@@ -153,7 +146,6 @@ def fit_arm(
     rank.place(model)
     looks: list[tuple[int, dict[str, float]]] = []
     since: list[RewardStep] = []
-    said = 0.0
 
     def look(step: int) -> float:
         numbers = measure(score_sets(model, validation, reward.microbatch_size, pad_id))
@@ -165,12 +157,8 @@ def fit_arm(
         return numbers[f"validation/{next(iter(validation))}/accuracy"]
 
     def on_step(step: RewardStep) -> None:
-        nonlocal said
         since.append(step)
-        now = time.perf_counter()
-        if now - said > SAY_EVERY_S or step.step == step.num_steps:
-            said = now
-            board.tick.remote(job.name, min(step.step * reward.batch_size, total))
+        tell(min(step.step * reward.batch_size, total), step.step == step.num_steps)
 
     began = time.perf_counter()
     try:
@@ -180,7 +168,7 @@ def fit_arm(
             fit_reward_model(model, seen, None, reward, MetaConfig(enabled=False), job.seed, pad_id, on_step, watch=watch)
     except FloatingPointError as error:
         raise FloatingPointError(f"{job.name}: {error}") from error
-    board.end.remote(job.name)
+    tell.end()
     log.info("%s: %d different pairs, %.1f s", job.name, len(job.treated.rows), time.perf_counter() - began)
     return StudyReport(job.name, tuple(looks))
 

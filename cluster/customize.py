@@ -16,8 +16,8 @@ from typing import Any, cast
 
 import ray
 
+from actors.board import Board
 from actors.customize import MODEL, REPORT, StageJob, StageReport, fit_job
-from actors.members import Board
 from cluster.config import RunConfig
 from cluster.console import Console
 from cluster.differences import flat, refuse_differences

@@ -9,8 +9,8 @@ from typing import Any, cast
 
 import ray
 
+from actors.board import Board
 from actors.features import FeatureJob, FeatureReport, learn_features
-from actors.members import Board
 from cluster.config import RunConfig
 from cluster.console import Console
 from cluster.feature_data import FeatureData, check_settings, load_data

@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
+from actors.board import Board
 from actors.generalize import PICKS, REPORT, DomainPart, Task, do_task
-from actors.members import Board
 from cluster.config import RunConfig
 from cluster.console import Console
 from cluster.differences import flat, refuse_differences

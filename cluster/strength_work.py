@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import ray
 
-from actors.members import Board, MemberJob, MemberReport, train_member
+from actors.board import Board
+from actors.members import MemberJob, MemberReport, train_member
 from cluster.config import RunConfig
 from cluster.console import Console
 from cluster.seeds import derive

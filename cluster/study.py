@@ -14,7 +14,7 @@ from typing import Any, cast
 
 import ray
 
-from actors.members import Board
+from actors.board import Board
 from actors.study import StudyJob, StudyReport, fit_arm, measured_every
 from cluster.config import RunConfig
 from cluster.console import Console

@@ -115,7 +115,7 @@ class Work:
         unit: that the board counts in.
         refs: one a task.
         names: of the tasks, in the same order.
-        board: ``actors.members.Board`` of all of them; ended when they are.
+        board: ``actors.board.Board`` of all of them; ended when they are.
         share: of the machine, for one task.
         kind: of a task, in words, where there is no room for one.
         on_answer: called with each answer as it comes.

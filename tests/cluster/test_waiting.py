@@ -16,8 +16,8 @@ import ray
 from ray.util.placement_group import placement_group, placement_group_table, remove_placement_group
 from rich.console import Console as RichConsole
 
+from actors.board import Board
 from actors.config import Share
-from actors.members import Board
 from actors.process import Progress
 from cluster import waiting
 from cluster.console import Console
