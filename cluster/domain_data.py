@@ -84,7 +84,7 @@ def check_settings(config: RunConfig) -> None:
     Raises:
         UserError: naming the keys.
     """
-    customize, reward = config.customize, config.reward
+    customize = config.customize
     if not customize.domains:
         raise UserError("customize.domains is empty: name at least one domain and its data, see docs/domains.md")
     needed = [name for name, strategy in customize.strategies.items() if strategy.general or strategy.rehearsal]
@@ -93,6 +93,23 @@ def check_settings(config: RunConfig) -> None:
             f"customize.general is empty, and the strategies {', '.join(needed)} learn from general data: name a general data "
             "set, or set their general to false and rehearsal to 0"
         )
+    more = {"customize.lora.dropout": (customize.lora.dropout, 0)}
+    refuse_idle(config, "customize", more, " (adapters are customize.lora, measurements customize.measure_every)")
+
+
+def refuse_idle(config: RunConfig, command: str, more: Mapping[str, tuple[object, object]], hint: str = "") -> None:
+    """Refuse keys of ``reward`` that a command which fits domains side by side has no use for.
+
+    Args:
+        config: of the command.
+        command: its name.
+        more: further keys, with what is given and what may be.
+        hint: what is there instead; behind the message.
+
+    Raises:
+        UserError: naming the keys.
+    """
+    reward = config.reward
     idle = {
         "start": (reward.start, "sft"),
         "lora.rank": (reward.lora.rank, 0),
@@ -102,18 +119,37 @@ def check_settings(config: RunConfig) -> None:
         "patience": (reward.patience, None),
         "evaluate_every": (reward.evaluate_every, None),
     }
-    idle = {f"reward.{key}": values for key, values in idle.items()} | {"customize.lora.dropout": (customize.lora.dropout, 0)}
-    asked = [f"{key} {given!r}" for key, (given, usual) in idle.items() if given != usual]
+    values = {f"reward.{key}": pair for key, pair in idle.items()} | dict(more)
+    asked = [f"{key} {given!r}" for key, (given, usual) in values.items() if given != usual]
     if asked:
-        raise UserError(
-            f"customize has no use for {', '.join(asked)}: leave it out (adapters are customize.lora, measurements "
-            "customize.measure_every)"
-        )
+        raise UserError(f"{command} has no use for {', '.join(asked)}: leave it out{hint}")
     if config.resources.reward.num_ranks > 1:
         raise UserError(
-            f"resources.reward.num_ranks is {config.resources.reward.num_ranks}: customize fits each model in one process, and "
+            f"resources.reward.num_ranks is {config.resources.reward.num_ranks}: {command} fits each model in one process, and "
             "domains side by side; set it to 1"
         )
+
+
+def base_of(config: RunConfig, sandbox: SandboxDomains | None, what: str) -> tuple[Path, Any]:
+    """What every model starts from: the sandbox's own where it is asked for, else ``reward.base``.
+
+    Args:
+        config: of the command.
+        sandbox: its domains; None where no data set is of it.
+        what: the model that is to be named, in words.
+
+    Returns:
+        The model's directory, and its tokenizer.
+
+    Raises:
+        UserError: if none is named, or it cannot be read.
+    """
+    if sandbox is not None:
+        return sandbox.base_dir, sandbox.tokenizer
+    if config.reward.base is None:
+        raise UserError(f"reward.base is null: name {what}")
+    given = given_base(config.reward.base, config, policy=False)
+    return given.path, given.tokenizer
 
 
 def load_data(config: RunConfig, root: Path, console: Console) -> DomainData:
@@ -135,13 +171,7 @@ def load_data(config: RunConfig, root: Path, console: Console) -> DomainData:
     sandbox = (
         SandboxDomains(config, root, console) if SANDBOX in (*customize.general.values(), *customize.domains.values()) else None
     )
-    if sandbox is not None:
-        base, tokenizer = sandbox.base_dir, sandbox.tokenizer
-    else:
-        if config.reward.base is None:
-            raise UserError("reward.base is null: name the model directory that the reward models start from (docs/domains.md)")
-        given = given_base(config.reward.base, config, policy=False)
-        base, tokenizer = given.path, given.tokenizer
+    base, tokenizer = base_of(config, sandbox, "the model directory that the reward models start from (docs/domains.md)")
     _check_imitation(config, base)
     read = _Reader(config, tokenizer, sandbox)
     general = tuple(read(name, path, domain=False) for name, path in customize.general.items())

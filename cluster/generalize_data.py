@@ -11,8 +11,7 @@ from typing import Any
 from actors.generalize import DomainPart
 from cluster.config import RunConfig
 from cluster.console import Console
-from cluster.domain_data import SandboxDomains
-from cluster.given_model import given_base
+from cluster.domain_data import SandboxDomains, base_of, refuse_idle
 from cluster.inputs import SANDBOX
 from preferences.queries import QuerySet, encode_queries, load_queries, split_queries
 from preferences.texts import Example, TextRow, TextSet, encode_texts, load_texts
@@ -50,28 +49,11 @@ def check_settings(config: RunConfig) -> None:
     Raises:
         UserError: naming the keys.
     """
-    reward = config.reward
     try:
         check_domains(config.generalize)
     except ValueError as error:
         raise UserError(str(error)) from error
-    idle = {
-        "start": (reward.start, "sft"),
-        "lora.rank": (reward.lora.rank, 0),
-        "contrastive.method": (reward.contrastive.method, "none"),
-        "dropout": (reward.dropout, 0),
-        "packing": (reward.packing, False),
-        "patience": (reward.patience, None),
-        "evaluate_every": (reward.evaluate_every, None),
-    }
-    asked = [f"reward.{key} {given!r}" for key, (given, usual) in idle.items() if given != usual]
-    if asked:
-        raise UserError(f"generalize has no use for {', '.join(asked)}: leave it out")
-    if config.resources.reward.num_ranks > 1:
-        raise UserError(
-            f"resources.reward.num_ranks is {config.resources.reward.num_ranks}: generalize fits each model in one process, and "
-            "domains side by side; set it to 1"
-        )
+    refuse_idle(config, "generalize", {})
 
 
 def load_data(config: RunConfig, root: Path, console: Console) -> GeneralizeData:
@@ -89,13 +71,7 @@ def load_data(config: RunConfig, root: Path, console: Console) -> GeneralizeData
     paths = {path for each in given.domains.values() for path in (each.texts, each.preferences)}
     paths |= {path for target in given.targets.values() for path in (target.texts, target.preferences)}
     sandbox = SandboxDomains(config, root, console) if SANDBOX in paths else None
-    if sandbox is not None:
-        base, tokenizer = sandbox.base_dir, sandbox.tokenizer
-    else:
-        if config.reward.base is None:
-            raise UserError("reward.base is null: name the language model that everything starts from (docs/generalize.md)")
-        model = given_base(config.reward.base, config, policy=False)
-        base, tokenizer = model.path, model.tokenizer
+    base, tokenizer = base_of(config, sandbox, "the language model that everything starts from (docs/generalize.md)")
     _refuse_other_models(base)
     read = _Reader(config, tokenizer, sandbox)
     labelled = tuple(read.labelled(name, each) for name, each in given.domains.items())
