@@ -210,7 +210,7 @@ def _use(rank: Rank, task: Task, parts: Sequence[DomainPart], partial: Path, tel
     import torch
     from transformers import AutoTokenizer
 
-    from policy.reference import tilted_choice
+    from evaluation.best_of_n import pick_best, pick_softly
     from policy.sft import fit_language_model
     from rm.batches import score_sequences
     from rm.model import RewardModel
@@ -223,14 +223,15 @@ def _use(rank: Rank, task: Task, parts: Sequence[DomainPart], partial: Path, tel
     flat = [(prompt, tuple(ids)) for prompt, own in zip(part.prompts, known["samples"], strict=True) for ids in own]
     scores = score_sequences(model, flat, task.reward.microbatch_size, pad_id).tolist()
     number = given.samples_per_prompt
-    best = [max(range(i, i + number), key=scores.__getitem__) for i in range(0, len(scores), number)]
+    best = pick_best(scores, number)
     with (partial / PICKS).open("w", encoding="utf-8") as file:
         for row in best:
             prompt, response = (tokenizer.decode(list(ids), skip_special_tokens=True) for ids in flat[row])
             file.write(json.dumps({"prompt": prompt, "completion": response, "reward": scores[row]}, ensure_ascii=False) + "\n")
     tuned: dict[str, float] | None = None
     if given.policy == "weighted_sft":
-        chosen = [flat[row] for row in tilted_choice(scores, number, task.beta, task.seed)]
+        # weights softmax(beta r) over samples of pi_ref: as n grows, samples of pi_ref exp(beta r) / Z
+        chosen = [flat[row] for row in pick_softly(scores, number, 1 / task.beta, task.seed)]
         stage = SFTConfig(model=str(reference / MODEL), **given.reference.model_dump())
         examples = [(list(prompt), list(response)) for prompt, response in chosen]
         tuned = fit_language_model(examples, tokenizer, partial / POLICY, stage, task.seed, lambda done, total: tell(done))

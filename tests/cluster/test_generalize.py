@@ -23,9 +23,10 @@ from cluster.generalize import Tasks, _write, is_done
 from cluster.generalize_data import load_data
 from cluster.load_config import checked
 from cluster.run_directory import config_text
+from evaluation.best_of_n import pick_softly
 from evaluation.generalize_report import headline, read_generalize, write_generalize_report
 from policy.library import load
-from policy.reference import draw_responses, sequence_logprobs, tilted_choice
+from policy.reference import draw_responses, sequence_logprobs
 from rm.model import RewardModel
 from tests.cluster.command import Command
 from tests.cluster.refused import refused
@@ -244,9 +245,9 @@ def draws_of(probabilities: Sequence[int]) -> dict[int, int]:
 
 
 def test_the_tilt_draws_by_reward_and_the_sampler_ends_at_eos(done: Done) -> None:
-    rows = [tilted_choice([0.0, 1.0986], 2, 1.0, seed)[0] for seed in range(400)]
+    rows = [pick_softly([0.0, 1.0986], 2, 1.0, seed)[0] for seed in range(400)]
     assert 0.2 < draws_of(rows)[0] / 400 < 0.3  # exp(0) / (exp(0) + 3)
-    assert set(tilted_choice([0.0, 5.0] * 50, 2, 100.0, 0)) == set(range(1, 100, 2))
+    assert set(pick_softly([0.0, 5.0] * 50, 2, 0.01, 0)) == set(range(1, 100, 2))
     directory = done.tasks.references()[0].directory / MODEL
     model: Any = load(directory, torch.float32).eval()
     model.generation_config = type(model.generation_config).from_pretrained(directory)
