@@ -48,11 +48,7 @@ class Handler(BaseHTTPRequestHandler):
             self.server.busy += 1
             self.server.busiest = max(self.server.busiest, self.server.busy)
             times = self.server.asked[question]
-        try:
-            self._answer(question, times)
-        finally:
-            with self.server.lock:
-                self.server.busy -= 1
+        self._answer(question, times)
 
     def _answer(self, question: str, times: int) -> None:
         prompt, first = (question.split(mark)[1].split("\n\n[")[0].strip() for mark in ("[Prompt]\n", "[Response A]\n"))
@@ -91,6 +87,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def _send(self, status: int, content: object, headers: dict[str, str] | None = None) -> None:
         data = (content if isinstance(content, str) else json.dumps(content)).encode()
+        with self.server.lock:
+            self.server.busy -= 1  # before the client has its answer and asks the next question
         try:
             self.send_response(status)
             self.send_header("Content-Type", "text/html" if isinstance(content, str) else "application/json")

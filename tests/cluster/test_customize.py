@@ -419,8 +419,9 @@ def test_a_given_reward_model_is_not_trained(material: dict[str, Any], tmp_path:
 def test_prompts_of_a_domain_without_an_adapter_are_refused_before_anything_starts(tmp_path: Path) -> None:
     for name in ("cooking", "travel"):
         (tmp_path / "base" / ADAPTERS / name).mkdir(parents=True)
+    here, elsewhere = ({"enabled": False, "prompts": f"sandbox:{names}"} for names in ("cooking,travel", "cooking,garden"))
     tree: dict[str, Any] = {
-        "name": "paid", "meta": {"enabled": False},
+        "name": "paid", "meta": here,
         "scorer": {"reward_model": "domains:two", "num_members": 1, "aggregate": "primary"},
         "policy": {"prompts": "sandbox:cooking,travel"}, "world": {"num_prompts": 100},
     }  # fmt: skip
@@ -435,6 +436,8 @@ def test_prompts_of_a_domain_without_an_adapter_are_refused_before_anything_star
     check()
     with pytest.raises(UserError, match="no reward model for the domain 'garden'; there are cooking, travel"):
         check(policy={"prompts": "sandbox:cooking,garden"})
+    with pytest.raises(UserError, match="S_k is sampled for prompts of it: set meta.prompts as policy.prompts"):
+        check(meta=elsewhere)
     for name in World(checked(tree, "test").world).train_domains:
         (tmp_path / "base" / ADAPTERS / name).mkdir(exist_ok=True)
     with pytest.raises(UserError, match="of the 8 evaluation prompts, at least 2 are needed to measure its unit"):
