@@ -7,7 +7,7 @@ from pathlib import Path
 from evaluation.domain_figures import domain_plots
 from evaluation.domains import DomainRun, Outcome, outcomes, read_domain_run
 from evaluation.groups import Estimate
-from evaluation.json_node import JsonNode, read_json, read_text
+from evaluation.json_node import json_file, read_text
 from evaluation.page import render_page, write_page
 from evaluation.preference_report import draw_figures
 from evaluation.summary import Headline
@@ -58,7 +58,7 @@ def write_domain_report(directory: Path) -> Path:
         length_general=f"{_mean(run, run.general):.1%}" if run.general else NOTHING,
         figures=draw_figures(directory, plots),
         config=read_text(directory / "config.yaml"),
-        versions=JsonNode(read_json(read_text(directory / "versions.json"), "versions.json"), "versions.json").strings(),
+        versions=json_file(directory / "versions.json").strings(),
     )
     return write_page(directory / "report.html", page)
 

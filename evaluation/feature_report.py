@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from evaluation.feature_run import FeatureRow, FeatureRun, after_answers, read_feature_run
 from evaluation.groups import over_seeds
-from evaluation.json_node import JsonNode, read_json, read_text
+from evaluation.json_node import json_file, read_text
 from evaluation.page import Tiles, render_page, write_page
 from evaluation.panels import chance, common_legend, draw_estimate, percent
 from evaluation.preference_report import draw_figures
@@ -46,7 +46,7 @@ def write_feature_report(directory: Path) -> Path:
         figures=draw_figures(directory, plots),
         lines=sorted(run.trained, key=lambda row: row.accuracy),
         config=read_text(directory / "config.yaml"),
-        versions=JsonNode(read_json(read_text(directory / "versions.json"), "versions.json"), "versions.json").strings(),
+        versions=json_file(directory / "versions.json").strings(),
     )
     return write_page(directory / "report.html", page)
 

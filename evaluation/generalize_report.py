@@ -9,7 +9,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING
 
 from evaluation.curves import legend, running_mean, step_axis
-from evaluation.json_node import JsonNode, read_json, read_text
+from evaluation.json_node import JsonNode, json_file, read_text
 from evaluation.page import render_page, write_page
 from evaluation.preference_report import draw_figures
 from evaluation.summary import Headline
@@ -101,7 +101,7 @@ def read_generalize(directory: Path) -> GeneralizeRun:
 
     Padding contract: there is none.
     """
-    card = JsonNode(read_json(read_text(directory / "card.json"), "card.json"), "card.json")
+    card = json_file(directory / "card.json")
     rewards = [card.child_of_list("rewards", i) for i in range(card.length("rewards"))]
     targets = [card.child_of_list("targets", i) for i in range(card.length("targets"))]
     betas = list(dict.fromkeys(node.number("beta") for node in rewards))
@@ -159,7 +159,7 @@ def write_generalize_report(directory: Path) -> Path:
         seeds=f"{run.seeds} seeds" if run.seeds > 1 else "one seed",
         figures=draw_figures(directory, outer_plots(run)),
         config=read_text(directory / "config.yaml"),
-        versions=JsonNode(read_json(read_text(directory / "versions.json"), "versions.json"), "versions.json").strings(),
+        versions=json_file(directory / "versions.json").strings(),
     )
     return write_page(directory / "report.html", page)
 

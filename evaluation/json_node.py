@@ -139,6 +139,25 @@ def read_text(path: Path) -> str:
         raise UserError(f"{path} is not UTF-8 text: {error}") from error
 
 
+def json_file(path: Path) -> JsonNode:
+    """The JSON object that a file of a run directory holds.
+
+    Source: none needed.
+
+    Args:
+        path: the file, called by its name in messages.
+
+    Returns:
+        The object.
+
+    Raises:
+        UserError: if it is missing, not UTF-8, or no JSON object.
+
+    Padding contract: there is none.
+    """
+    return JsonNode(read_json(read_text(path), path.name), path.name)
+
+
 def json_lines(path: Path) -> Iterator[JsonNode]:
     """The objects of a file of JSON lines, in order.
 

@@ -12,7 +12,7 @@ import numpy as np
 import yaml
 
 from evaluation.groups import FloatArray
-from evaluation.json_node import JsonNode, json_lines, read_json, read_text
+from evaluation.json_node import JsonNode, json_file, json_lines, read_text
 from tokens.errors import UserError
 
 SIDES = ("chosen", "rejected")
@@ -146,7 +146,7 @@ def read_reward_run(directory: Path) -> RewardRun:
     Padding contract: there is none.
     """
     config = read_text(directory / "config.yaml")
-    card = JsonNode(read_json(read_text(directory / "card.json"), "card.json"), "card.json")
+    card = json_file(directory / "card.json")
     steps: dict[int, FitStep] = {}
     measured: dict[int, Measurement] = {}
     for node in json_lines(directory / "metrics.jsonl"):
@@ -171,7 +171,7 @@ def read_reward_run(directory: Path) -> RewardRun:
     return RewardRun(
         directory=directory,
         config=config,
-        versions=JsonNode(read_json(read_text(directory / "versions.json"), "versions.json"), "versions.json").strings(),
+        versions=json_file(directory / "versions.json").strings(),
         epoch_ends=epoch_ends,
         fit=fit,
         ece=ece,

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from evaluation.json_node import JsonNode, json_lines, read_json, read_text
+from evaluation.json_node import JsonNode, json_file, json_lines, read_json, read_text
 from evaluation.records import EvaluationRow, MetaRow, read_rows
 from evaluation.timeline import Span, read_timeline
 from tokens.errors import UserError
@@ -130,7 +130,7 @@ def read_run(directory: Path) -> Run:
             else f"{directory} is not a directory. Give the directory that a run printed when it started."
         )
     ledger = parse_ledger(read_json(ledger_path.read_text("utf-8"), str(ledger_path)), str(ledger_path))
-    versions = JsonNode(read_json(read_text(directory / "versions.json"), "versions.json"), "versions.json").strings()
+    versions = json_file(directory / "versions.json").strings()
     played = {None, *(round.index for round in ledger.rounds)}
     folders = [directory / "rounds" / f"round_{round.index:03d}" for round in ledger.rounds]
     return Run(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from evaluation.groups import FloatArray, IndexArray
-from evaluation.json_node import JsonNode, read_json, read_text
+from evaluation.json_node import json_file, read_text
 from evaluation.studies import StudyRow, read_studies
 from tokens.errors import UserError
 
@@ -136,7 +136,7 @@ def read_strength_run(directory: Path) -> StrengthRun:
 
     Padding contract: there is none.
     """
-    card = JsonNode(read_json(read_text(directory / "card.json"), "card.json"), "card.json")
+    card = json_file(directory / "card.json")
     source = _open(directory)
     have = set(source.schema.names)
     missing = [name for name in ("id", "split", "prompt", "chosen", "rejected", MEAN, STD) if name not in have]
@@ -158,7 +158,7 @@ def read_strength_run(directory: Path) -> StrengthRun:
             auroc_wrong=train["auroc_wrong"] if "auroc_wrong" in train else None,
         ),
         config=read_text(directory / "config.yaml"),
-        versions=JsonNode(read_json(read_text(directory / "versions.json"), "versions.json"), "versions.json").strings(),
+        versions=json_file(directory / "versions.json").strings(),
         mean=_numbers(table, MEAN),
         std=_numbers(table, STD) if num_members > 1 else None,
         train=np.array([split == "train" for split in table["split"].to_pylist()], dtype=np.bool_),
