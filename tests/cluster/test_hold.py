@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from cluster.draft import Draft
-from cluster.hold import LOCK, TakenOver, locked
+from cluster.hold import LOCK, TakenOver, holder, locked
 from cluster.load_config import load_config
 from cluster.run_directory import RunDirectory
 from tests.cluster.command import TINY
@@ -28,9 +28,11 @@ def test_each_driver_leaves_a_mark_with_the_next_number(tmp_path: Path) -> None:
         with locked(tmp_path) as hold:
             assert hold.epoch == epoch and hold.lasts
             assert json.loads((tmp_path / LOCK).read_text())["pid"] == os.getpid()
-    (tmp_path / LOCK).write_text('{"epoch": 3, "host": "a", "p')  # the machine went down while it was written
-    with locked(tmp_path) as hold:
-        assert hold.epoch == 1 and hold.lasts
+    for other in (b'{"epoch": 3, "host": "a", "p', b"1", b"[]", b'{"epoch": null}', b"\xff\xfe"):
+        (tmp_path / LOCK).write_bytes(other)  # the machine went down while it was written, or it is something else
+        assert not hold.lasts and holder(tmp_path) == ""
+        with locked(tmp_path) as hold:
+            assert hold.epoch == 1 and hold.lasts
 
 
 def test_a_second_driver_is_told_who_the_first_is(tmp_path: Path) -> None:
