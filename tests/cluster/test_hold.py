@@ -179,9 +179,10 @@ def test_a_driver_that_is_frozen_while_it_syncs_moves_and_removes_nothing(
         opened.enter_context(first.open())
         with first.draft(first.start_path) as draft:
             first.commit_start(draft, {"committed": True})
-        with pytest.raises(TakenOver), first.draft(first.round_path(0)) as draft:
+        with first.draft(first.round_path(0)) as draft:
             draft.begin(0, 0)
-            stack.append(opened)
+        stack.append(opened)
+        with pytest.raises(TakenOver), first.draft(first.round_path(0)) as draft:
             ACTS[act](first, draft)
     assert files(second.path) == left[1]
 
