@@ -74,6 +74,7 @@ def generalize(config: RunConfig, console: Console) -> Path:
                     _do(config, console, directory, tasks, title, [task for task in stage if not is_done(task)])
         else:
             console.say("All of it is there; nothing to do.")
+        directory.hold.check()
         _write(directory.path, config, tasks, console)
     return directory.path
 

@@ -9,16 +9,21 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import cluster.draft
 import tokens.durable
+from cluster.config import RunConfig
 from cluster.draft import Draft
 from cluster.hold import LOCK, TakenOver, holder, locked
 from cluster.load_config import load_config
 from cluster.metrics import Metrics
+from cluster.reward_directory import RewardDirectory
 from cluster.run_directory import RunDirectory
+from cluster.sft_directory import SFTDirectory
+from cluster.strength_directory import StrengthDirectory
 from cluster.telemetry import Telemetry
 from tests.cluster.command import TINY
 from tokens.errors import UserError
@@ -185,6 +190,53 @@ def test_a_driver_that_is_frozen_while_it_syncs_moves_and_removes_nothing(
         with pytest.raises(TakenOver), first.draft(first.round_path(0)) as draft:
             ACTS[act](first, draft)
     assert files(second.path) == left[1]
+
+
+def commit_reward(directory: RewardDirectory, frozen: Callable[[], None]) -> None:
+    with directory.open(), directory.draft() as draft:
+        (draft / "model").mkdir()
+        write(draft / "model", "of this one")
+        frozen()
+        directory.commit(draft, {"pairs_sha256": "of these"})
+
+
+def commit_sft(directory: SFTDirectory, frozen: Callable[[], None]) -> None:
+    with directory.open() as draft:
+        write(draft, "of this one")
+        frozen()
+        directory.commit(draft, {"data_sha256": "of these"})
+
+
+def begin_strengths(directory: StrengthDirectory, frozen: Callable[[], None]) -> None:
+    with directory.open():
+        frozen()
+        directory.belong_to("these")
+
+
+@pytest.mark.parametrize(
+    ("make", "act"), [(RewardDirectory, commit_reward), (SFTDirectory, commit_sft), (StrengthDirectory, begin_strengths)]
+)
+def test_a_driver_that_was_given_up_commits_nothing_of_another_kind_either(
+    make: Callable[[RunConfig], Any],
+    act: Callable[[Any, Callable[[], None]], None],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(fcntl, "flock", lambda file, how: None)
+    config = load_config(TINY, ["--storage", str(tmp_path)])
+    first, second = make(config), make(config)
+    found: list[dict[str, bytes]] = []
+
+    def take_over() -> None:
+        stack.enter_context(second.open())
+        found.append(files(tmp_path))
+
+    with ExitStack() as stack:
+        with pytest.raises(TakenOver, match=r"epoch 2\); this one, of epoch 1"):
+            act(first, take_over)
+        assert [files(tmp_path)] == found
+    act(second, lambda: None)
+    assert files(tmp_path) != found[0]
 
 
 def test_what_a_process_of_an_earlier_driver_still_writes_counts_for_nothing(two: tuple[RunDirectory, RunDirectory]) -> None:
