@@ -225,6 +225,7 @@ def _write(directory: DomainDirectory, data: DomainData, stages: Stages, console
     """Write the results and, last, the card."""
     rows, config = stages.rows(), stages.config
     alone = length_baselines(data)
+    directory.hold.check()
     write_file(directory.path / RESULTS, lines_of(rows))
     reports = {job.name: json.loads((job.directory / REPORT).read_text()) for job in (*stages.general(), *stages.domains())}
     card = {
@@ -240,6 +241,7 @@ def _write(directory: DomainDirectory, data: DomainData, stages: Stages, console
         "seconds": {name: round(report["seconds"], 3) for name, report in reports.items()},
         "cpu_seconds": {name: round(report["cpu_seconds"], 3) for name, report in reports.items()},
     }
+    directory.hold.check()
     write_file(directory.path / CARD, json.dumps(card, indent=1))
     console.say(f"Results: {directory.path / RESULTS}")
 

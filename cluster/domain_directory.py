@@ -21,7 +21,7 @@ import yaml
 from cluster.config import RunConfig
 from cluster.differences import flat, refuse_differences
 from cluster.domain_models import FOLDER, digest_of
-from cluster.hold import LOCK
+from cluster.hold import LOCK, Hold
 from cluster.run_directory import config_text, made_and_locked, versions
 from cluster.storage import storage_root
 from rm.domain_config import StrategyConfig
@@ -51,6 +51,7 @@ class DomainDirectory:
     def __init__(self, config: RunConfig, folder: str = FOLDER) -> None:
         self.config = config
         self.path = storage_root(config) / folder / config.name
+        self.hold = Hold(self.path, 0)  # nobody's: what is not open is not written to
 
     @property
     def logs(self) -> Path:
@@ -72,7 +73,7 @@ class DomainDirectory:
         Raises:
             UserError: if it belongs to another config, is no customisation's, or another driver holds it.
         """
-        with made_and_locked(self.path):
+        with made_and_locked(self.path) as self.hold:
             ours = (self.path / "config.yaml").is_file()
             if not ours and any(entry.name != LOCK for entry in self.path.iterdir()):
                 raise UserError(

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.journal import NAME, Entry, Journal
-from tokens.durable import commit_directory, digest_of_file, sync, sync_tree, write_file
+from tokens.durable import digest_of_file, sync, sync_tree, write_file
 
 PATTERN = "after_*_steps"
 MANIFEST = "manifest.json"
@@ -109,15 +109,27 @@ class Draft:
         """
         self.may_write()
         for name in outputs:
-            final, partial = self.path / name, self.partials.pop(name)
-            remove(final)
-            if partial.is_dir():
-                sync_tree(partial)
-            else:
-                sync(partial)
-            os.replace(partial, final)
-            sync(final.parent)
+            self._settle(name)
         self.journal.append(Entry(key, facts, self._digests(outputs), metrics_bytes, seconds))
+
+    def _settle(self, name: str) -> None:
+        """Give an output its name. Before whatever another driver could lose by it, and after what may take long, it is asked
+        whether that is still allowed.
+        """
+        final, partial = self.path / name, self.partials[name]
+        if partial.is_dir():
+            sync_tree(partial)
+        else:
+            sync(partial)
+        self._remove(final)
+        self.may_write()
+        os.replace(partial, final)
+        sync(final.parent)
+        del self.partials[name]
+
+    def _remove(self, place: Path) -> None:
+        self.may_write()
+        remove(place)
 
     def _digests(self, outputs: Iterable[str]) -> dict[str, str]:
         return {
@@ -148,9 +160,7 @@ class Draft:
         save(partial)
         manifest = {file.relative_to(partial).as_posix(): digest_of_file(file) for file in files_in(partial)}
         write_file(partial / MANIFEST, json.dumps({"steps": steps, "policy_version": version, "files": manifest}, indent=1))
-        self.may_write()
-        remove(place)
-        commit_directory(self.partials.pop(place.name), place)
+        self._settle(place.name)
         outputs = {f"{place.name}/{name}": digest for name, digest in manifest.items()}
         older = [key for key in self.checkpoints() if key != f"{CHECKPOINT} {steps}"]
         gone = older[: max(0, len(older) + 1 - keep)]
@@ -268,12 +278,13 @@ class Draft:
         counted = {self.journal.alive[key].facts["place"] for key in self.checkpoints()}
         for place in self.path.glob(PATTERN):
             if place.name not in counted:
-                remove(place)
+                self._remove(place)
         for file in files_in(self.path):
             if file.relative_to(self.path).as_posix() not in kept and not is_fit(file.relative_to(self.path)):
-                file.unlink(missing_ok=True)  # a process of a driver that is dead may be at it still
+                self._remove(file)  # which may be gone: a process of a driver that is dead may be at it still
         for folder in sorted((entry for entry in self.path.rglob("*") if entry.is_dir()), reverse=True):
             if folder.relative_to(self.path).as_posix() not in folders and not any(folder.iterdir()):
+                self.may_write()
                 folder.rmdir()
 
 

@@ -63,6 +63,7 @@ def generalize(config: RunConfig, console: Console) -> Path:
                     _do(config, console, directory, tasks, title, [task for task in stage if task in missing])
         else:
             console.say("All of it is there; nothing to do.")
+        directory.hold.check()
         _write(directory.path, config, tasks, console)
     return directory.path
 

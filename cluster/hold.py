@@ -46,7 +46,7 @@ class Hold:
             OSError: if the directory cannot be read.
         """
         try:
-            return (self.path / LOCK).read_text() == self.mark
+            return (self.path / LOCK).read_bytes() == self.mark.encode()
         except FileNotFoundError:
             if not self.path.is_dir():
                 raise
@@ -75,9 +75,9 @@ def holder(path: Path) -> str:
     """
     try:
         mark = json.loads((path / LOCK).read_text())
-    except (FileNotFoundError, ValueError):
+        return f" (process {mark['pid']} on {mark['host']}, epoch {mark['epoch']})"
+    except (FileNotFoundError, ValueError, TypeError, KeyError):
         return ""
-    return f" (process {mark['pid']} on {mark['host']}, epoch {mark['epoch']})"
 
 
 @contextlib.contextmanager
@@ -90,7 +90,7 @@ def locked(path: Path) -> Iterator[Hold]:
     Raises:
         UserError: if another driver holds it.
     """
-    with (path / LOCK).open("a+") as lock:
+    with (path / LOCK).open("a+", errors="replace") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -107,8 +107,8 @@ def locked(path: Path) -> Iterator[Hold]:
 
 
 def _epoch(mark: str) -> int:
-    """The number in a mark; 0 where no driver has left one, or the machine went down while it was written."""
+    """The number in a mark; 0 where no driver has left one, the machine went down while it was written, or it is no mark."""
     try:
         return int(json.loads(mark)["epoch"])
-    except ValueError:
+    except (ValueError, TypeError, KeyError):
         return 0

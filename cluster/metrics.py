@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +29,16 @@ class Metrics:
         path: of the run.
         steps_per_round: PPO steps of a round; a global step is round * steps_per_round + step.
         telemetry: Ray's metrics.
+        may_write: called before a row of what is learned is written, and before rows are forgotten; raises where the record is
+            another driver's by now. What happens to processes is written down all the same.
     """
 
-    def __init__(self, path: Path, steps_per_round: int, telemetry: Telemetry) -> None:
+    def __init__(
+        self, path: Path, steps_per_round: int, telemetry: Telemetry, may_write: Callable[[], None] = lambda: None
+    ) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self.steps_per_round, self.telemetry = steps_per_round, telemetry
+        self.steps_per_round, self.telemetry, self.may_write = steps_per_round, telemetry, may_write
         self.record = path / "metrics.jsonl"
         self.file = self.record.open("a", buffering=1)
         self.writer, self.path = SummaryWriter, path / "tensorboard"
@@ -67,6 +71,7 @@ class Metrics:
         Args:
             mark: what ``mark`` gave then.
         """
+        self.may_write()
         self.file.close()
         for board in self.boards.values():
             board.close()  # type: ignore[no-untyped-call]
@@ -95,6 +100,7 @@ class Metrics:
         words: Mapping[str, str] = NO_WORDS,
     ) -> None:
         row = {"time": round(time.time(), 3), "round": index, "step": step, "phase": phase, **values, **words}
+        self.may_write()
         self.file.write(json.dumps(row) + "\n")
         self.telemetry.row(index, values)
         if phase not in self.boards:  # each phase has its own count of steps, and forgets what was written from this one on

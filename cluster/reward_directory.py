@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import shutil
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import yaml
 
 from cluster.config import RunConfig
 from cluster.differences import flat, refuse_differences
-from cluster.hold import LOCK
+from cluster.hold import LOCK, Hold
 from cluster.run_directory import config_text, is_there, made_and_locked, versions
 from cluster.storage import storage_root
 from tokens.durable import commit_directory, write_file
@@ -63,6 +64,7 @@ class RewardDirectory:
         self.config = config
         self.path = storage_root(config) / self.folder / config.name
         self.card: dict[str, Any] | None = None
+        self.hold = Hold(self.path, 0)  # nobody's: what is not open is not written to
 
     @property
     def logs(self) -> Path:
@@ -128,7 +130,7 @@ class RewardDirectory:
         Raises:
             UserError: as ``inspect``, or if another driver holds the directory.
         """
-        with made_and_locked(self.path):
+        with made_and_locked(self.path) as self.hold:
             self.inspect()
             if self.card is None:
                 write_file(self.path / CONFIG, config_text(self.config))  # from now on the directory is known
@@ -151,8 +153,8 @@ class RewardDirectory:
 
     @contextlib.contextmanager
     def draft(self) -> Iterator[Path]:
-        """A directory to write models and tables into; gone again if it is not committed."""
-        draft = self.path / DRAFT
+        """A directory of this driver's own to write models and tables into; gone again if it is not committed."""
+        draft = self.path / f"{DRAFT}.{uuid.uuid4().hex[:8]}"
         draft.mkdir()
         try:
             yield draft
@@ -165,10 +167,16 @@ class RewardDirectory:
         Args:
             draft: as ``draft`` gave it.
             card: what there is to say of the model; kind and digest are added.
+
+        Raises:
+            TakenOver: if another driver has the directory by now.
         """
+        self.hold.check()  # it has cleared the draft away, too
         for entry in sorted(draft.iterdir()):
-            commit_directory(entry, self.path / entry.name)  # a file was synced when it was written
+            commit_directory(entry, self.path / entry.name, self.hold.check)  # a file was synced when it was written
         whole = {"kind": self.kind, "config_sha256": self.learnt_sha256(), **card}
+        self.hold.check()
         write_file(self.path / CARD, json.dumps(whole, indent=1))
+        self.hold.check()
         shutil.rmtree(self.fits)
         self.card = whole

@@ -177,7 +177,7 @@ def play(
     from rm.config import ORIGINAL
 
     timeline, telemetry = Timeline(directory.path), telemetry_of(config, directory, asked)
-    metrics = Metrics(directory.path, config.policy.steps_per_round, telemetry)
+    metrics = Metrics(directory.path, config.policy.steps_per_round, telemetry, directory.hold.check)
 
     def record(span: Span) -> None:
         timeline(span)

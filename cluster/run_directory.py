@@ -200,9 +200,11 @@ class RunDirectory:
                 yield self
             except RuntimeError:  # a role failed: the first thing that somebody wants to read is its log
                 with contextlib.suppress(UserError):  # the role's failure is what is told
+                    self.hold.check()
                     self.mirror.send_rest()
                 raise
-            self.mirror.send_rest()
+            if self.hold.lasts:
+                self.mirror.send_rest()
 
     def _refuse_damaged(self) -> None:
         """What the run goes on from must be what was written: ``start/`` and the last committed round."""
@@ -224,6 +226,7 @@ class RunDirectory:
         self.ledger = read_ledger(self.path)
         self._take_back()
         for unit in self._units(self.ledger)[-1:]:
+            self.hold.check()
             drop(unit, self.config.rounds.keep_rollouts)
         return self.num_committed
 
@@ -231,7 +234,9 @@ class RunDirectory:
         """What has its place, and was cut off before the ledger named it, goes on as a draft."""
         cut_off = self.round_path(self.num_committed) if self.ledger["start"] else self.start_path
         if point_of(cut_off) is not None:
+            self.hold.check()
             remove(_draft_of(cut_off))
+            self.hold.check()
             os.replace(cut_off, _draft_of(cut_off))
 
     def _fetch(self) -> None:
@@ -358,9 +363,12 @@ class RunDirectory:
                 yield Draft(partial, self.hold.check)
         except TakenOver:
             raise
+        except FileNotFoundError:
+            self.hold.check()  # one that took over has cleared away what was begun here
+            raise
         except UserError:
             if partial.exists():
-                Draft(partial).tidy()  # of a full disk, what is half-written
+                Draft(partial, self.hold.check).tidy()  # of a full disk, what is half-written
             raise
         finally:
             if partial.exists() and point_of(partial) is None and self.hold.lasts:
@@ -386,10 +394,11 @@ class RunDirectory:
     def _commit(self, partial: Path, final: Path, ledger: dict[str, Any]) -> None:
         self.hold.check()
         remove_partials(partial)
-        commit_directory(partial, final)
+        commit_directory(partial, final, self.hold.check)
         self.hold.check()
         write_file(self.path / "ledger.json", json.dumps(ledger, indent=1))
         self.ledger = ledger
+        self.hold.check()
         drop(final, self.config.rounds.keep_rollouts)
         self.mirror.send([self._name(unit) for unit in self._units(ledger)[len(entries(self.there)) :]], ledger)
         self.there = ledger

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import yaml
 
 from cluster.config import RunConfig
 from cluster.differences import flat, refuse_differences
+from cluster.hold import Hold
 from cluster.run_directory import config_text, is_there, made_and_locked, versions
 from cluster.storage import storage_root
 from tokens.durable import commit_directory, write_file
@@ -46,6 +48,7 @@ class SFTDirectory:
         self.path = storage_root(config) / "sft" / config.name
         self.working = self.path.with_name(f".{config.name}")
         self.card: dict[str, Any] | None = None
+        self.hold = Hold(self.working, 0)  # nobody's: what is not open is not written to
 
     @property
     def logs(self) -> Path:
@@ -89,17 +92,18 @@ class SFTDirectory:
         Raises:
             UserError: as ``inspect``, or if another driver is at work.
         """
-        with made_and_locked(self.working):
+        with made_and_locked(self.working) as self.hold:
             self.inspect()
-            draft = self.working / "draft"
-            shutil.rmtree(draft, ignore_errors=True)
+            for left in self.working.glob("draft*"):
+                shutil.rmtree(left, ignore_errors=True)
+            draft = self.working / f"draft.{uuid.uuid4().hex[:8]}"
             try:
                 if self.card is None:
                     draft.mkdir()
                 yield draft
             finally:
                 shutil.rmtree(draft, ignore_errors=True)
-                if self.path.is_dir():
+                if self.path.is_dir() and self.working.is_dir() and self.hold.lasts:
                     shutil.rmtree(self.working)
 
     def commit(self, draft: Path, card: dict[str, Any]) -> None:
@@ -108,12 +112,16 @@ class SFTDirectory:
         Args:
             draft: with model and tokenizer.
             card: what there is to say of the model; the kind is added.
+
+        Raises:
+            TakenOver: if another driver is at work by now.
         """
+        self.hold.check()  # it has cleared the draft away, too
         write_file(draft / "config.yaml", config_text(self.config))
         write_file(draft / "versions.json", json.dumps(versions(), indent=1))
         if self.logs.is_dir():
             shutil.copytree(self.logs, draft / "logs")
         whole = {"kind": KIND, **card}
         write_file(draft / CARD, json.dumps(whole, indent=1))
-        commit_directory(draft, self.path)
+        commit_directory(draft, self.path, self.hold.check)
         self.card = whole

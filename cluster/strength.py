@@ -101,6 +101,7 @@ def _measure(config: RunConfig, console: Console, directory: StrengthDirectory, 
     reasons = count_reasons((*dropped, *dropped_others))
     columns = read_columns(directory.strengths)
     card = card_of(config, identity, columns, reports, scored, num_distinct, reasons, prepare_s)
+    directory.hold.check()
     write_file(directory.card, json.dumps(card, indent=1))
     console.show(table_of(card))
 

@@ -23,7 +23,7 @@ from typing import Any
 
 from cluster.config import RunConfig
 from cluster.differences import flat, refuse_differences
-from cluster.hold import LOCK
+from cluster.hold import LOCK, Hold
 from cluster.run_directory import config_text, is_there, made_and_locked, space_errors, versions
 from cluster.storage import storage_root
 from rm.member_settings import member_settings
@@ -84,6 +84,7 @@ class StrengthDirectory:
             "settings": settings(config),
             "data_sha256": None,
         }
+        self.hold = Hold(self.path, 0)  # nobody's: what is not open is not written to
 
     @property
     def card(self) -> Path:
@@ -146,7 +147,7 @@ class StrengthDirectory:
         Raises:
             UserError: as ``inspect``, or if another driver holds the directory, or the disk is full.
         """
-        with made_and_locked(self.path):
+        with made_and_locked(self.path) as self.hold:
             self.inspect()
             with space_errors(self.path):
                 if not self.finished:
@@ -183,4 +184,5 @@ class StrengthDirectory:
         self._write_begun()
 
     def _write_begun(self) -> None:
+        self.hold.check()
         write_file(self.path / "begun.json", json.dumps(self.begun, indent=1))

@@ -98,6 +98,7 @@ def score(
                 chosen, rejected = (np.asarray(row[side], np.float64).reshape(shape) for side in ("chosen", "rejected"))
                 table = texts.read_row_group(part.index).drop_columns([NUMBER])
                 identity = {"split": part.split, "source": pairs.source, "fingerprint": pairs.fingerprint}
+                directory.hold.check()
                 write_strengths(directory.strengths, part.index, table, chosen, rejected, **identity)
                 done = Scored(
                     done.num_pairs + len(part.rows),

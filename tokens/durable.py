@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -72,13 +72,15 @@ def sync_tree(directory: Path) -> None:
         sync(Path(folder))
 
 
-def commit_directory(partial: Path, final: Path) -> None:
+def commit_directory(partial: Path, final: Path, may_move: Callable[[], None] = lambda: None) -> None:
     """Make a written directory durable and move it to its place in one step.
 
     Args:
         partial: the directory, on the same file system.
         final: its place; must not exist.
+        may_move: called once all is durable, which can take long, just before the move; raises where that is no longer allowed.
     """
     sync_tree(partial)
+    may_move()
     os.replace(partial, final)
     sync(final.parent)

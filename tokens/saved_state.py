@@ -1,12 +1,14 @@
 """How far a long piece of work has come, in a directory of its own: tensors in safetensors, the rest in JSON, no pickle.
 
-A state is two files. The tensors are written first, then the JSON, which holds their digest; each is written beside its place,
-synced and renamed. A kill at any moment leaves the state before, or the new one, never half of one.
+A state is two files, NUMBER.OWN.safetensors and NUMBER.OWN.json. The tensors are written first, then the JSON, which holds their
+digest; each is written beside its place, synced and renamed. A kill at any moment leaves the state before, or the new one, never
+half of one. OWN is another one with every write: a process that was given up, and is at it still, writes into no other's files.
 """
 
 from __future__ import annotations
 
 import json
+import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,12 +45,13 @@ def save_state(folder: Path, number: int, state: SavedState) -> None:
         OSError: if the disk refuses. The earlier states are intact.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    tensors, record = folder / f"{number:08d}.safetensors", folder / f"{number:08d}.json"
+    name = f"{number:08d}.{uuid.uuid4().hex[:8]}"
+    tensors, record = folder / f"{name}.safetensors", folder / f"{name}.json"
     with whole_file(tensors) as partial:
         save_file(dict(state.tensors), partial)
     write_file(record, json.dumps({"sha256": digest_of_file(tensors), "values": dict(state.values)}))
     for file in folder.iterdir():
-        if file.name.lstrip(".") < tensors.stem:  # a process that was given up may be at it still: it removes nothing newer
+        if file.name.lstrip(".") < f"{number:08d}":  # a process that was given up may be at it still: it removes nothing newer
             file.unlink(missing_ok=True)
 
 

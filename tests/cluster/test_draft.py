@@ -32,6 +32,7 @@ from cluster.sync import Sync
 from cluster.telemetry import Telemetry
 from evaluation.timeline import Span
 from tests.cluster.command import ROOT, TINY
+from tokens import saved_state
 from tokens.errors import UserError
 from tokens.saved_state import SavedState, latest_state, save_state
 
@@ -554,7 +555,7 @@ def test_a_damaged_state_of_a_fit_gives_way_to_the_one_before(damage: str, tmp_p
         save_state(tmp_path / str(number), number, SavedState({"x": torch.full((3,), float(number))}, {"done": number}))
     for file in (tmp_path / "1").iterdir():
         shutil.copy(file, tmp_path / "2" / file.name)  # as a kill leaves it that comes before the older one is removed
-    tensors, record = tmp_path / "2" / "00000002.safetensors", tmp_path / "2" / "00000002.json"
+    (tensors,), (record,) = ((tmp_path / "2").glob(f"00000002.*.{kind}") for kind in ("safetensors", "json"))
     if damage == "tensors":
         tensors.write_bytes(tensors.read_bytes()[:-1] + b"\xff")
     elif damage == "record":
@@ -564,3 +565,29 @@ def test_a_damaged_state_of_a_fit_gives_way_to_the_one_before(damage: str, tmp_p
     found = latest_state(tmp_path / "2")
     assert found is not None and found.values["done"] == 1
     assert latest_state(tmp_path / "nowhere") is None
+
+
+def test_two_processes_that_save_the_same_step_of_a_fit_write_into_files_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that was given up is frozen between its tensors and its record; the one in its place saves the same step in full."""
+    write = saved_state.write_file
+
+    def save(value: float) -> None:
+        save_state(tmp_path, 3, SavedState({"x": torch.full((3,), value)}, {"of": value}))
+
+    def frozen(path: Path, text: str) -> None:
+        monkeypatch.setattr(saved_state, "write_file", write)
+        save(2.0)
+        (tmp_path / ".00000003.of-a-third.safetensors.partial").touch()
+        write(path, text)
+
+    monkeypatch.setattr(saved_state, "write_file", frozen)
+    save(1.0)
+    for _ in range(2):
+        found = latest_state(tmp_path)
+        assert found is not None and found.tensors["x"].eq(found.values["of"]).all()
+        next(tmp_path.glob("*.json")).unlink()
+    assert latest_state(tmp_path) is None, "each of the two was whole"
+    save_state(tmp_path, 4, SavedState({}, {}))
+    assert all(name.startswith("00000004.") for name in names(tmp_path))
