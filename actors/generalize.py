@@ -6,6 +6,7 @@ import json
 import logging
 import shutil
 import time
+import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -30,6 +31,8 @@ log = logging.getLogger(__name__)
 MAX_DEATHS = 3
 """How often the process of one task may die before the command gives up; it then begins the task again."""
 SAY_EVERY_S = 0.5
+TEMPERATURE = 1.0
+"""Of a target's samples: those of its reference policy itself, which the lower level starts from."""
 MODEL, REPORT, PICKS, POLICY = "model", "report.json", "best_of_n.jsonl", "policy"
 Sequences = Sequence[tuple[TokenIds, TokenIds]]
 
@@ -67,7 +70,6 @@ class Task:
         seed: of all that is drawn.
         beta: reward factor.
         max_tokens: longest response that is sampled.
-        temperature: of the sampling.
         guards: how many steps whose numbers went wrong may be left out.
         of: directories of other tasks' results that it reads: the reference policies by domain, and the reward model.
     """
@@ -81,7 +83,6 @@ class Task:
     seed: int
     beta: float
     max_tokens: int
-    temperature: float
     guards: GuardsConfig
     of: tuple[Path, ...] = ()
 
@@ -90,7 +91,7 @@ class Task:
         shared = ("domains", "targets", "curves", "seeds", "beta")
         generalize = {k: v for k, v in self.generalize.model_dump(mode="json").items() if k not in shared}
         reward = self.reward.model_copy(update={"base": None}).model_dump(mode="json")
-        numbers = {"seed": self.seed, "beta": self.beta, "max_tokens": self.max_tokens, "temperature": self.temperature}
+        numbers = {"seed": self.seed, "beta": self.beta, "max_tokens": self.max_tokens}
         return {"kind": self.kind, **numbers, "generalize": generalize, "reward": reward}
 
 
@@ -130,7 +131,7 @@ def do_task(
 def run_task(
     rank: Rank, task: Task, parts: Sequence[DomainPart], commit: Callable[[Path, Path], None], tell: Callable[[int], None]
 ) -> dict[str, Any]:
-    """Do one piece of work in this process.
+    """Do one piece of work in this process, unless its result is there: Ray may run again what had just been stored.
 
     Args:
         rank: this process.
@@ -142,9 +143,10 @@ def run_task(
     Returns:
         The report, which lies in the directory too.
     """
+    if (stored := _stored(task)) is not None:
+        return stored
     began, cpu_began = time.perf_counter(), time.process_time()
-    partial = task.directory.with_name(f".{task.directory.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)  # of a process that died
+    partial = task.directory.with_name(f".{task.directory.name}.{uuid.uuid4().hex[:8]}.partial")
     partial.mkdir(parents=True)
     try:
         with rank.compute():
@@ -155,9 +157,23 @@ def run_task(
     spent = {"seconds": time.perf_counter() - began, "cpu_seconds": time.process_time() - cpu_began}
     report = {"name": task.name, "settings": task.settings(), **spent, **found}
     (partial / REPORT).write_text(json.dumps(report))
-    commit(partial, task.directory)
+    try:
+        commit(partial, task.directory)
+    except OSError:
+        if (stored := _stored(task)) is None:
+            raise
+        shutil.rmtree(partial)  # another process of this task was first
+        return stored
     log.info("%s: %.1f s", task.name, spent["seconds"])
     return report
+
+
+def _stored(task: Task) -> dict[str, Any] | None:
+    """The report of a result that is there, by these settings."""
+    if not (task.directory / REPORT).is_file():
+        return None
+    report = _report(task.directory)
+    return report if report["settings"] == json.loads(json.dumps(task.settings())) else None
 
 
 def _refer(rank: Rank, task: Task, parts: Sequence[DomainPart], partial: Path, tell: Callable[[int], None]) -> dict[str, Any]:
@@ -184,7 +200,7 @@ def _refer(rank: Rank, task: Task, parts: Sequence[DomainPart], partial: Path, t
 
     drawn: list[Any] = []
     if part.prompts:
-        drawn = draw_responses(model, part.prompts, given.samples_per_prompt, task.max_tokens, task.temperature, task.seed)
+        drawn = draw_responses(model, part.prompts, given.samples_per_prompt, task.max_tokens, TEMPERATURE, task.seed)
     return {"fit": fit, "num_texts": len(examples), "train": ask(part.train), "test": ask(part.test), "samples": drawn}
 
 
@@ -225,7 +241,7 @@ def _use(rank: Rank, task: Task, parts: Sequence[DomainPart], partial: Path, tel
     import torch
     from transformers import AutoTokenizer
 
-    from policy.reference import tilted_choice
+    from evaluation.best_of_n import pick_best, pick_softly
     from policy.sft import fit_language_model
     from rm.batches import score_sequences
     from rm.model import RewardModel
@@ -238,14 +254,14 @@ def _use(rank: Rank, task: Task, parts: Sequence[DomainPart], partial: Path, tel
     flat = [(prompt, tuple(ids)) for prompt, own in zip(part.prompts, known["samples"], strict=True) for ids in own]
     scores = score_sequences(model, flat, task.reward.microbatch_size, pad_id).tolist()
     number = given.samples_per_prompt
-    best = [max(range(i, i + number), key=scores.__getitem__) for i in range(0, len(scores), number)]
+    best = pick_best(scores, number)
     with (partial / PICKS).open("w", encoding="utf-8") as file:
         for row in best:
             prompt, response = (tokenizer.decode(list(ids), skip_special_tokens=True) for ids in flat[row])
             file.write(json.dumps({"prompt": prompt, "completion": response, "reward": scores[row]}, ensure_ascii=False) + "\n")
     tuned: dict[str, float] | None = None
     if given.policy == "weighted_sft":
-        chosen = [flat[row] for row in tilted_choice(scores, number, task.beta, task.seed)]
+        chosen = [flat[row] for row in pick_softly(scores, number, 1 / task.beta, task.seed)]
         stage = SFTConfig(model=str(reference / MODEL), **given.reference.model_dump())
         examples = [(list(prompt), list(response)) for prompt, response in chosen]
         tuned = fit_language_model(examples, tokenizer, partial / POLICY, stage, task.seed, lambda done, total: tell(done))

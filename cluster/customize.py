@@ -66,7 +66,9 @@ def customize(config: RunConfig, console: Console) -> Path:
         directory.refuse_other_inputs(data.fingerprint(), data.base)
         stages = Stages(config, directory, data)
         general, domains = stages.general(), stages.domains()
-        if missing := [job for job in (*general, *domains) if not is_done(job)]:
+        missing = [job for job in (*general, *domains) if not is_done(job)]
+        directory.keep_config()
+        if missing:
             with connected(config, console) as fixed:
                 if fixed:
                     refuse_what_cannot_fit(config)

@@ -16,10 +16,19 @@ from cluster.given_model import given_base
 from cluster.inputs import SANDBOX
 from preferences.queries import QuerySet, encode_queries, load_queries, split_queries
 from preferences.texts import Example, TextRow, TextSet, encode_texts, load_texts
-from rm.bilevel_config import LabelledDomain, TargetDomain, check_domains
+from rm.bilevel_config import GeneralizeConfig, LabelledDomain, TargetDomain, check_domains
+from rm.config import RewardConfig
 from sandbox.world import World
 from tokens.errors import UserError
 from tokens.queries import Query
+
+KEYS_OF_FORMS = {
+    "closed": (),
+    "unrolled": ("inner_steps", "inner_lr"),
+    "first_order": ("inner_steps", "inner_lr"),
+    "implicit": ("solver", "solver_iterations", "neumann_step", "damping"),
+}
+"""Keys of `generalize` that only some forms of differentiation read."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,14 +72,33 @@ def check_settings(config: RunConfig) -> None:
         "packing": (reward.packing, False),
         "patience": (reward.patience, None),
         "evaluate_every": (reward.evaluate_every, None),
+        "epochs": (reward.epochs, RewardConfig().epochs),
+        "batch_size": (reward.batch_size, RewardConfig().batch_size),
     }
     asked = [f"reward.{key} {given!r}" for key, (given, usual) in idle.items() if given != usual]
     if asked:
-        raise UserError(f"generalize has no use for {', '.join(asked)}: leave it out")
+        raise UserError(
+            f"generalize has no use for {', '.join(asked)}: leave it out; generalize.steps, domains_per_step and "
+            "queries_per_step say how long and on how much it trains"
+        )
+    _refuse_keys_of_other_forms(config.generalize)
     if config.resources.reward.num_ranks > 1:
         raise UserError(
             f"resources.reward.num_ranks is {config.resources.reward.num_ranks}: generalize fits each model in one process, and "
             "domains side by side; set it to 1"
+        )
+
+
+def _refuse_keys_of_other_forms(given: GeneralizeConfig) -> None:
+    usual, used = GeneralizeConfig().model_dump(), KEYS_OF_FORMS[given.form]
+    idle = [key for keys in KEYS_OF_FORMS.values() for key in keys if key not in used]
+    if given.form == "implicit" and given.solver == "cg":
+        idle.append("neumann_step")
+    asked = [f"generalize.{key} {value!r}" for key, value in given.model_dump(include=set(idle)).items() if value != usual[key]]
+    if asked:
+        raise UserError(
+            f"{', '.join(asked)}: generalize.form {given.form!r} has no use for it; leave it out, or set a form that has "
+            "(docs/generalize.md)"
         )
 
 

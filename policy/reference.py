@@ -1,11 +1,10 @@
-"""What a reference policy thinks of responses, responses that it draws, and which of them an optimised policy would keep.
+"""What a reference policy thinks of responses, and responses that it draws.
 
 Letters: B sequences, P prompts, n samples of each.
 """
 
 from __future__ import annotations
 
-import random
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -111,32 +110,3 @@ def _until_end(ids: list[int], ends: set[int]) -> TokenIds:
         if token in ends:
             return tuple(ids[: place + 1])
     return tuple(ids)
-
-
-def tilted_choice(scores: Sequence[float], num_samples: int, beta: float, seed: int) -> tuple[int, ...]:
-    """Which sample of each prompt the optimised policy would write.
-
-        P(j) = softmax over a prompt's n samples of (beta r_j)
-
-    Samples of pi_ref that are drawn again with these weights are, as n grows, samples of pi* = pi_ref exp(beta r) / Z, and
-    fine-tuning on them is the projection of pi* on what the model can express: reward-weighted fine-tuning, by resampling.
-
-    Source: 2402.14760's meta-test (regularised policy optimisation); our reconstruction; Rubin 1987 for the resampling.
-
-    Args:
-        scores: [P * n] rewards, prompt by prompt.
-        num_samples: n.
-        beta: reward factor, > 0.
-        seed: of the draw.
-
-    Returns:
-        [P] indices into ``scores``.
-
-    Padding contract: there is none.
-    """
-    rng = random.Random(seed)
-    chosen: list[int] = []
-    for start in range(0, len(scores), num_samples):
-        weights = torch.tensor(scores[start : start + num_samples], dtype=torch.float64).mul(beta).softmax(0).tolist()
-        chosen.append(start + rng.choices(range(num_samples), weights)[0])
-    return tuple(chosen)
