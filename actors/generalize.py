@@ -6,6 +6,7 @@ import json
 import logging
 import shutil
 import time
+import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -29,6 +30,8 @@ log = logging.getLogger(__name__)
 
 MAX_DEATHS = 3
 """How often the process of one task may die before the command gives up; it then begins the task again."""
+TEMPERATURE = 1.0
+"""Of a target's samples: those of its reference policy itself, which the lower level starts from."""
 MODEL, REPORT, PICKS, POLICY = "model", "report.json", "best_of_n.jsonl", "policy"
 Sequences = Sequence[tuple[TokenIds, TokenIds]]
 
@@ -66,7 +69,6 @@ class Task:
         seed: of all that is drawn.
         beta: reward factor.
         max_tokens: longest response that is sampled.
-        temperature: of the sampling.
         guards: how many steps whose numbers went wrong may be left out.
         of: directories of other tasks' results that it reads: the reference policies by domain, and the reward model.
     """
@@ -80,7 +82,6 @@ class Task:
     seed: int
     beta: float
     max_tokens: int
-    temperature: float
     guards: GuardsConfig
     of: tuple[Path, ...] = ()
 
@@ -89,7 +90,7 @@ class Task:
         shared = ("domains", "targets", "curves", "seeds", "beta")
         generalize = {k: v for k, v in self.generalize.model_dump(mode="json").items() if k not in shared}
         reward = self.reward.model_copy(update={"base": None}).model_dump(mode="json")
-        numbers = {"seed": self.seed, "beta": self.beta, "max_tokens": self.max_tokens, "temperature": self.temperature}
+        numbers = {"seed": self.seed, "beta": self.beta, "max_tokens": self.max_tokens}
         return {"kind": self.kind, **numbers, "generalize": generalize, "reward": reward}
 
 
@@ -115,7 +116,7 @@ def do_task(
 def run_task(
     rank: Rank, task: Task, parts: Sequence[DomainPart], commit: Callable[[Path, Path], None], tell: Callable[[int], None]
 ) -> dict[str, Any]:
-    """Do one piece of work in this process.
+    """Do one piece of work in this process, unless its result is there: Ray may run again what had just been stored.
 
     Args:
         rank: this process.
@@ -127,9 +128,10 @@ def run_task(
     Returns:
         The report, which lies in the directory too.
     """
+    if (stored := _stored(task)) is not None:
+        return stored
     began, cpu_began = time.perf_counter(), time.process_time()
-    partial = task.directory.with_name(f".{task.directory.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)  # of a process that died
+    partial = task.directory.with_name(f".{task.directory.name}.{uuid.uuid4().hex[:8]}.partial")
     partial.mkdir(parents=True)
     try:
         with rank.compute():
@@ -140,9 +142,23 @@ def run_task(
     spent = {"seconds": time.perf_counter() - began, "cpu_seconds": time.process_time() - cpu_began}
     report = {"name": task.name, "settings": task.settings(), **spent, **found}
     (partial / REPORT).write_text(json.dumps(report))
-    commit(partial, task.directory)
+    try:
+        commit(partial, task.directory)
+    except OSError:
+        if (stored := _stored(task)) is None:
+            raise
+        shutil.rmtree(partial)  # another process of this task was first
+        return stored
     log.info("%s: %.1f s", task.name, spent["seconds"])
     return report
+
+
+def _stored(task: Task) -> dict[str, Any] | None:
+    """The report of a result that is there, by these settings."""
+    if not (task.directory / REPORT).is_file():
+        return None
+    report = _report(task.directory)
+    return report if report["settings"] == json.loads(json.dumps(task.settings())) else None
 
 
 def _refer(rank: Rank, task: Task, parts: Sequence[DomainPart], partial: Path, tell: Callable[[int], None]) -> dict[str, Any]:
@@ -169,7 +185,7 @@ def _refer(rank: Rank, task: Task, parts: Sequence[DomainPart], partial: Path, t
 
     drawn: list[Any] = []
     if part.prompts:
-        drawn = draw_responses(model, part.prompts, given.samples_per_prompt, task.max_tokens, task.temperature, task.seed)
+        drawn = draw_responses(model, part.prompts, given.samples_per_prompt, task.max_tokens, TEMPERATURE, task.seed)
     return {"fit": fit, "num_texts": len(examples), "train": ask(part.train), "test": ask(part.test), "samples": drawn}
 
 

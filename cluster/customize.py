@@ -61,7 +61,9 @@ def customize(config: RunConfig, console: Console) -> Path:
         directory.refuse_other_inputs(data.fingerprint(), data.base)
         stages = Stages(config, directory, data)
         general, domains = stages.general(), stages.domains()
-        if missing := [job for job in (*general, *domains) if not is_done(job)]:
+        missing = [job for job in (*general, *domains) if not is_done(job)]
+        directory.keep_config()
+        if missing:
             with connected(config, console) as fixed:
                 config = suited(config, console, directory.logs, fixed)
                 for title, jobs in (("general models", general), ("domains", domains)):

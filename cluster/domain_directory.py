@@ -1,6 +1,6 @@
 """The directory of a customisation: STORAGE/domains/NAME, where its models lie.
 
-config.yaml, versions.json       as of every command
+config.yaml, versions.json       as of the last command that fitted what is there
 general/KEY/seed_S/              the general models: model/ and stage.json
 models/STRATEGY/seed_S/DOMAIN/   adapter/ (with customize.lora) or model/, and stage.json
 results.jsonl, card.json         every measurement; written when all stages are done
@@ -82,9 +82,14 @@ class DomainDirectory:
             if ours:
                 there, here = (_learnt(tree) for tree in (yaml.safe_load((self.path / "config.yaml").read_text()), self._tree()))
                 refuse_differences(self.path, there, _only_changed(there, here))
-            write_file(self.path / "config.yaml", config_text(self.config))
-            write_file(self.path / "versions.json", json.dumps(versions(), indent=1))
+            else:
+                self.keep_config()
             yield self
+
+    def keep_config(self) -> None:
+        """Write down what the directory is made with from now on: once nothing that is there was found to be made otherwise."""
+        write_file(self.path / "config.yaml", config_text(self.config))
+        write_file(self.path / "versions.json", json.dumps(versions(), indent=1))
 
     def refuse_other_inputs(self, fingerprint: str, base: Path) -> None:
         """Stop if what is there was trained on other data or from another base model; note what they are.

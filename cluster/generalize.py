@@ -10,6 +10,7 @@ All three are Ray tasks, side by side as far as there is room. What is finished 
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -56,7 +57,10 @@ def generalize(config: RunConfig, console: Console) -> Path:
         directory.refuse_other_inputs(data.fingerprint(), data.base)
         tasks = Tasks(config, directory.path, data)
         stages = (("reference policies", tasks.references()), ("reward models", tasks.rewards()), ("targets", tasks.targets()))
-        if missing := [task for _, stage in stages for task in stage if not is_done(task)]:
+        missing = [task for _, stage in stages for task in stage if not is_done(task)]
+        directory.keep_config()
+        if missing:
+            _remove_partials(directory.path)
             with connected(config, console) as fixed:
                 config = suited(config, console, directory.logs, fixed)
                 for title, stage in stages:
@@ -66,6 +70,13 @@ def generalize(config: RunConfig, console: Console) -> Path:
         directory.hold.check()
         _write(directory.path, config, tasks, console)
     return directory.path
+
+
+def _remove_partials(path: Path) -> None:
+    """Remove what processes that died had begun; none of this directory's is at work, since it is locked to this driver."""
+    for stage in ("references", "rewards", "targets"):
+        for partial in (path / stage).glob("**/.*.partial"):
+            shutil.rmtree(partial)
 
 
 def is_done(task: Task) -> bool:
@@ -156,7 +167,6 @@ class Tasks:
             seed=derive(config.seed, "generalize", seed),
             beta=config.generalize.beta if beta is None else beta,
             max_tokens=config.rollout.max_new_tokens,
-            temperature=config.rollout.temperature,
             guards=config.guards,
             of=of,
         )
@@ -195,6 +205,7 @@ def _write(path: Path, config: RunConfig, tasks: Tasks, console: Console) -> Non
         "name": config.name,
         "finished_at": now(),
         "form": config.generalize.form,
+        "reference_per": "token" if config.generalize.length_normalised else "response",
         "beta": config.generalize.beta,
         "rewards": [
             {"beta": task.beta, "seed": task.directory.name, "steps": report["steps"], "accuracy": report["accuracy"]}

@@ -15,10 +15,19 @@ from cluster.domain_data import SandboxDomains, base_of, refuse_idle
 from cluster.inputs import SANDBOX
 from preferences.queries import QuerySet, encode_queries, load_queries, split_queries
 from preferences.texts import Example, TextRow, TextSet, encode_texts, load_texts
-from rm.bilevel_config import LabelledDomain, TargetDomain, check_domains
+from rm.bilevel_config import GeneralizeConfig, LabelledDomain, TargetDomain, check_domains
+from rm.config import RewardConfig
 from sandbox.world import World
 from tokens.errors import UserError
 from tokens.queries import Query
+
+KEYS_OF_FORMS = {
+    "closed": (),
+    "unrolled": ("inner_steps", "inner_lr"),
+    "first_order": ("inner_steps", "inner_lr"),
+    "implicit": ("solver", "solver_iterations", "neumann_step", "damping"),
+}
+"""Keys of `generalize` that only some forms of differentiation read."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,7 +62,24 @@ def check_settings(config: RunConfig) -> None:
         check_domains(config.generalize)
     except ValueError as error:
         raise UserError(str(error)) from error
-    refuse_idle(config, "generalize", {})
+    usual = RewardConfig()
+    more = {f"reward.{key}": (getattr(config.reward, key), getattr(usual, key)) for key in ("epochs", "batch_size")}
+    hint = "; generalize.steps, domains_per_step and queries_per_step say how long and on how much it trains"
+    refuse_idle(config, "generalize", more, hint)
+    _refuse_keys_of_other_forms(config.generalize)
+
+
+def _refuse_keys_of_other_forms(given: GeneralizeConfig) -> None:
+    usual, used = GeneralizeConfig().model_dump(), KEYS_OF_FORMS[given.form]
+    idle = [key for keys in KEYS_OF_FORMS.values() for key in keys if key not in used]
+    if given.form == "implicit" and given.solver == "cg":
+        idle.append("neumann_step")
+    asked = [f"generalize.{key} {value!r}" for key, value in given.model_dump(include=set(idle)).items() if value != usual[key]]
+    if asked:
+        raise UserError(
+            f"{', '.join(asked)}: generalize.form {given.form!r} has no use for it; leave it out, or set a form that has "
+            "(docs/generalize.md)"
+        )
 
 
 def load_data(config: RunConfig, root: Path, console: Console) -> GeneralizeData:

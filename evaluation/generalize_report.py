@@ -60,6 +60,7 @@ class GeneralizeRun:
 
     Args:
         form: of differentiation.
+        per: token or response: what the reference policies' log-probabilities were counted per.
         beta: that the targets are meant for.
         seeds: how many of each beta.
         curves: by beta.
@@ -67,6 +68,7 @@ class GeneralizeRun:
     """
 
     form: str
+    per: str
     beta: float
     seeds: int
     curves: tuple[OuterCurve, ...]
@@ -86,6 +88,12 @@ class TargetLine:
 
 
 KINDS = ("reward", "reference", "policy")
+CHANCE = 0.5
+TOGETHER = {
+    "response": "the policy that the reward makes of the reference (log pi_ref + beta * reward)",
+    "token": "a length-normalised score of both, which is no policy's (log pi_ref per token + beta * reward)",
+}
+"""What ranks in the column of reward and reference together, by what log pi_ref is counted per."""
 
 
 def read_generalize(directory: Path) -> GeneralizeRun:
@@ -110,7 +118,8 @@ def read_generalize(directory: Path) -> GeneralizeRun:
         by_target.setdefault((node.string("target"), node.number("beta")), []).append(node)
     curves = tuple(_curve(beta, [node for node in rewards if node.number("beta") == beta]) for beta in betas)
     outcomes = tuple(_outcome(name, beta, nodes) for (name, beta), nodes in by_target.items())
-    return GeneralizeRun(card.string("form"), card.number("beta"), len(rewards) // len(betas), curves, outcomes)
+    form, per = card.string("form"), card.one_of("reference_per", ("token", "response"))
+    return GeneralizeRun(form, per, card.number("beta"), len(rewards) // len(betas), curves, outcomes)
 
 
 def _curve(beta: float, nodes: Sequence[JsonNode]) -> OuterCurve:
@@ -155,6 +164,7 @@ def write_generalize_report(directory: Path) -> Path:
         "generalize.html.j2",
         name=directory.resolve().name,
         headline=headline(run),
+        together=TOGETHER[run.per],
         lines=tuple(_line(outcome) for outcome in run.targets),
         seeds=f"{run.seeds} seeds" if run.seeds > 1 else "one seed",
         figures=draw_figures(directory, outer_plots(run)),
@@ -173,7 +183,7 @@ def headline(run: GeneralizeRun) -> Headline:
         run: as read.
 
     Returns:
-        The verdict.
+        The verdict; a warning where the reward ranks no better than the reference policies alone, or than chance.
 
     Padding contract: there is none.
     """
@@ -183,12 +193,13 @@ def headline(run: GeneralizeRun) -> Headline:
     reward, reference, policy = (fmean(means[kind]) for kind in KINDS)
     detail = (
         f"Mean over {len(means['reward'])} targets at beta {run.beta:g}, form {run.form}. Their reference policies alone rank "
-        f"{reference:.1%}, the policies that the reward makes of them {policy:.1%}. Against a pooled reward model this says "
-        "nothing: train one with `python -m cluster reward` on all pairs."
+        f"{reference:.1%}, {TOGETHER[run.per]} {policy:.1%}. Against a pooled reward model this says nothing: train one with "
+        "`python -m cluster reward` on all pairs."
     )
-    return Headline(
-        "good", "Measured", f"On domains that nobody labelled the reward ranks {reward:.1%} of the pairs right.", detail
-    )
+    text = f"On domains that nobody labelled the reward ranks {reward:.1%} of the pairs right."
+    if reward <= max(reference, CHANCE):
+        return Headline("warn", "Reward does not help", text, detail)
+    return Headline("good", "Measured", text, detail)
 
 
 def _line(outcome: TargetOutcome) -> TargetLine:

@@ -89,8 +89,9 @@ class GeneralizeConfig(Section):
     damping: float = Field(0.0, ge=0)
     """Added to the Hessian (implicit)."""
     length_normalised: bool = True
-    """The reference policy's log-probabilities per token instead of per response: sums of unlike long responses differ by tens of
-    nats, which no reward should have to make up for."""
+    """The reference policy's log-probabilities per token instead of per response. What is trained then is the reward of a
+    length-normalised score, of which no policy is the optimum; false is the paper's lower level, where sums of unlike long
+    responses may differ by tens of nats that the reward has to make up for."""
     steps: int = Field(200, ge=1)
     """Outer steps."""
     domains_per_step: int = Field(4, ge=1)
@@ -106,10 +107,11 @@ class GeneralizeConfig(Section):
     num_prompts: int = Field(64, ge=1)
     """Prompts of a target's texts that its policy is optimised on."""
     samples_per_prompt: int = Field(8, ge=2)
-    """Responses to each, of the target's reference policy: n of best-of-n, and what reward-weighted fine-tuning draws from."""
+    """Responses to each, of the target's reference policy at temperature 1: n of best-of-n, and what reward-weighted fine-tuning
+    draws from."""
     policy: Literal["best_of_n", "weighted_sft"] = "best_of_n"
-    """What is made of a target in the end: the best response to each prompt, or also a policy that is fine-tuned on responses
-    drawn with weights softmax(beta * reward)."""
+    """What is made of a target in the end: the best response to each prompt, or also a policy that is fine-tuned on one response
+    to each prompt, drawn among the samples with weights softmax(beta * reward); that policy is not measured."""
 
     @field_validator("beta")
     @classmethod

@@ -37,7 +37,8 @@ class ReferredQuery:
 
     Args:
         query: with a comparison.
-        reference: log pi_ref of each of its responses, nats, per response or per token.
+        reference: log pi_ref of each of its responses, nats. Per token, instead of per response, it is no policy's
+            log-probability, and the upper loss that of a length-normalised score.
 
     Raises:
         ValueError: if there is not one for each, or one is not finite.

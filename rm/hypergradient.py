@@ -31,6 +31,8 @@ MAX_ITERATIONS = 1000
 """Of L-BFGS in the lower level of C."""
 SLACK = 1e-6
 """By which the lower objective may end above its start, relative to it, before the inner optimisation counts as diverged."""
+UNSOLVED = 0.1
+"""Norm of H v - g, relative to g's, above which a solver that ran out of iterations has not solved."""
 
 
 class Form(Protocol):
@@ -66,8 +68,10 @@ class Unrolled:
 
         theta_0 = 0 (the reference),  theta_k = theta_(k-1) - lr * X * grad_theta G(theta_(k-1), r),  F at theta_S
 
-    X cancels G's mean over prompts, so that for a tabular policy ``lr`` does not depend on the number of prompts; its curvature
-    at theta* is at most 1/2, so that lr must stay below 4.
+    X cancels G's mean over prompts, so that for a tabular policy ``lr`` does not depend on the number of prompts. Its curvature
+    at theta* is at most 1/2, so that lr must stay below 4 there; on the way only 2 or less is sure to come nearer. A tabular
+    policy that ends further from theta* than it began is refused; of one with shared parameters theta* is not known, and what is
+    refused is an objective that rose. S steps need not reach theta*: the loss is that of the policy where they end.
 
     Our reconstruction of 2402.14760; with ``differentiated`` below ``steps`` a truncated back-propagation, 1 being first-order.
 
@@ -193,20 +197,20 @@ def conjugate_gradient(
         product: H times a vector; H positive semidefinite, g in its range.
         target: [D] float, g.
         iterations: at most.
-        tolerance: norm of H v - g, relative to g's, at which it ends.
+        tolerance: norm of H v - g, relative to g's, at which it ends; one above ``UNSOLVED`` is refused.
         name: of the domain, for messages.
 
     Returns:
         [D].
 
     Raises:
-        UserError: if H curves downwards: the lower level is at no minimum.
+        UserError: if H curves downwards, the lower level being at no minimum; or if the iterations ran out.
 
     Padding contract: there is none.
     """
     solution, residual = torch.zeros_like(target), target.clone()
     direction, square = residual.clone(), float(residual @ residual)
-    least = (tolerance**2) * square
+    whole, least = square, (tolerance**2) * square
     for _ in range(iterations):
         if square <= least or square == 0.0:
             break
@@ -224,6 +228,7 @@ def conjugate_gradient(
         residual = residual - length * curved
         before, square = square, float(residual @ residual)
         direction = residual + (square / before) * direction
+    _refuse_unsolved(name, f"{iterations} iterations of conjugate gradient", math.sqrt(square), math.sqrt(whole))
     return solution
 
 
@@ -243,7 +248,7 @@ def neumann(product: Callable[[Tensor], Tensor], target: Tensor, iterations: int
         [D].
 
     Raises:
-        UserError: if the terms grow: the step is too large.
+        UserError: if the terms grow, the step being too large; or if the last is still above ``UNSOLVED`` of the first.
 
     Padding contract: there is none.
     """
@@ -252,13 +257,27 @@ def neumann(product: Callable[[Tensor], Tensor], target: Tensor, iterations: int
     for _ in range(iterations - 1):
         term = term - step * product(term)
         total = total + term
-    last = float(term.norm())
+    last = float((term - step * product(term)).norm())  # g - H v
     if not last <= first * (1 + SLACK):
         raise UserError(
-            f"the Neumann series of {name} diverges: its last term is {last:.2g}, its first {first:.2g}. Lower "
+            f"the Neumann series of {name} diverges: what it leaves over is {last:.2g} of {first:.2g}. Lower "
             f"generalize.neumann_step (got {step:g}), or set generalize.solver to cg"
         )
+    _refuse_unsolved(name, f"{iterations} terms of the Neumann series", last, first)
     return step * total
+
+
+def _refuse_unsolved(name: str, how: str, left: float, whole: float) -> None:
+    """A gradient through equations that are not solved would be far too short.
+
+    Raises:
+        UserError: naming the domain.
+    """
+    if not left <= UNSOLVED * whole:
+        raise UserError(
+            f"the hypergradient of {name} is not solved: {how} leave {left:.2g} of {whole:.2g}, expected a share of "
+            f"{UNSOLVED:g} at most. Raise generalize.solver_iterations or generalize.damping, or lower generalize.beta"
+        )
 
 
 def _refuse_divergence(name: str, start: float, end: float, how: str, beta: float) -> None:

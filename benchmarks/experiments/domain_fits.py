@@ -36,6 +36,7 @@ def fit_here(config: RunConfig) -> None:
     with directory.open():
         data = load_data(config, storage_root(config), console)
         directory.refuse_other_inputs(data.fingerprint(), data.base)
+        directory.keep_config()
         stages = Stages(config, directory, data)
         rank = Rank(setup_of(config.resources.reward, "here", directory.logs))
         trained = {each.name: each.train for each in data.domains}

@@ -436,7 +436,7 @@ def test_prompts_of_a_domain_without_an_adapter_are_refused_before_anything_star
     check()
     with pytest.raises(UserError, match="no reward model for the domain 'garden'; there are cooking, travel"):
         check(policy={"prompts": "sandbox:cooking,garden"})
-    with pytest.raises(UserError, match="S_k is sampled for prompts of it: set meta.prompts as policy.prompts"):
+    with pytest.raises(UserError, match=r"S_k is sampled for prompts of it: set meta.prompts as policy.prompts"):
         check(meta=elsewhere)
     for name in World(checked(tree, "test").world).train_domains:
         (tmp_path / "base" / ADAPTERS / name).mkdir(exist_ok=True)

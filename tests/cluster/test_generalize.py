@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from actors.generalize import MODEL, PICKS, POLICY, REPORT, Task, run_task
 from actors.process import ProcessSetup
@@ -24,15 +26,18 @@ from cluster.generalize_data import load_data
 from cluster.load_config import checked
 from cluster.run_directory import config_text
 from evaluation.best_of_n import pick_softly
-from evaluation.generalize_report import headline, read_generalize, write_generalize_report
+from evaluation.generalize_report import GeneralizeRun, TargetOutcome, headline, read_generalize, write_generalize_report
 from policy.library import load
 from policy.reference import draw_responses, sequence_logprobs
+from rm.batches import score_sequences
 from rm.model import RewardModel
 from tests.cluster.command import Command
 from tests.cluster.refused import refused
 from tests.cluster.test_customize import base_model, write_rows
 from tokens.durable import commit_directory
 from tokens.errors import UserError
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -142,8 +147,14 @@ def test_a_target_gets_its_best_responses_and_a_policy(done: Done) -> None:
     task = done.tasks.targets()[0]
     rows = [json.loads(line) for line in (task.directory / PICKS).read_text().splitlines()]
     assert len(rows) == 5 and all(row["prompt"].startswith("w") for row in rows)
-    found = report_of(task)
-    assert found["reward_gain"] >= 0 and set(found["accuracy"]) == {"reward", "reference", "policy"}
+    found, samples = report_of(task), report_of(done.tasks.references()[2])["samples"]
+    (part,) = done.tasks.parts(task)
+    model = RewardModel.from_pretrained(task.of[1] / MODEL, torch.float32)
+    pairs = [(prompt, tuple(ids)) for prompt, own in zip(part.prompts, samples, strict=True) for ids in own]
+    scores = score_sequences(model, pairs, 64, 0).view(5, 3)
+    assert [row["reward"] for row in rows] == pytest.approx(scores.amax(1).tolist(), abs=1e-5)
+    assert found["reward_gain"] == pytest.approx(float((scores.amax(1) - scores.mean(1)).mean()), abs=1e-5)
+    assert set(found["accuracy"]) == {"reward", "reference", "policy"}
     load(task.directory / POLICY, torch.float32)
 
 
@@ -154,7 +165,49 @@ def test_the_page_has_a_line_for_each_target_and_beta(done: Done) -> None:
     assert [curve.beta for curve in run.curves] == [1.0, 4.0] and len(run.curves[0].upper) == 6
     assert "music" in page and "beta 4" in page and "Norm of the hypergradient" in page
     assert (done.path / "figures" / "upper-loss.png").is_file()
-    assert headline(run).verdict == "Measured"
+    assert "(log pi_ref per token + beta * reward)" in page and run.per == "token"
+
+
+@pytest.mark.parametrize(("reward", "reference", "kind"), [(0.4, 0.3, "warn"), (0.6, 0.7, "warn"), (0.7, 0.6, "good")])
+def test_the_page_warns_where_the_reward_ranks_no_better_than_without_it(reward: float, reference: float, kind: str) -> None:
+    accuracy = {"reward": reward, "reference": reference, "policy": 0.8}
+    run = GeneralizeRun("closed", "response", 1.0, 1, (), (TargetOutcome("music", 1.0, accuracy, 0.1),))
+    found = headline(run)
+    assert found.kind == kind and "the policy that the reward makes of the reference" in found.detail
+
+
+def test_a_task_that_is_run_again_gives_what_is_there(done: Done, tmp_path: Path) -> None:
+    rank = Rank(ProcessSetup("here", tmp_path / "here.log", torch.get_num_threads(), "cpu", "float32", 0, 1, False))
+    task = done.tasks.targets()[0]
+
+    def commit(partial: Path, final: Path) -> None:
+        raise AssertionError("nothing is to be made")
+
+    assert run_task(rank, task, done.tasks.parts(task), commit, lambda steps: None) == report_of(task)
+
+    late = replace(task, directory=tmp_path / "late")
+
+    def second(partial: Path, final: Path) -> None:
+        shutil.copytree(partial, final)  # another process of this task was first
+        commit_directory(partial, final)
+
+    report = run_task(rank, late, done.tasks.parts(task), second, lambda steps: None)
+    assert report == report_of(late) and [entry.name for entry in tmp_path.iterdir() if "partial" in entry.name] == []
+
+
+def test_a_config_that_does_not_fit_what_is_there_is_not_kept(done: Done, material: dict[str, str]) -> None:
+    kept = (done.path / "config.yaml").read_text()
+    config = configured(material, done.path.parents[1])
+    other = config.model_copy(update={"rollout": config.rollout.model_copy(update={"max_new_tokens": 9})})
+    directory = DomainDirectory(other, GENERAL)
+    with directory.open(), pytest.raises(UserError, match="max_tokens"):
+        is_done(Tasks(other, directory.path, done.tasks.data).targets()[0])
+    assert (done.path / "config.yaml").read_text() == kept
+    with directory.open():
+        directory.keep_config()
+    assert "max_new_tokens: 9" in (done.path / "config.yaml").read_text()
+    with DomainDirectory(config, GENERAL).open() as back:
+        back.keep_config()
 
 
 def test_a_run_can_be_paid_by_it(done: Done, tmp_path: Path) -> None:
@@ -163,6 +216,9 @@ def test_a_run_can_be_paid_by_it(done: Done, tmp_path: Path) -> None:
     tree = {"name": "paid", "scorer": scorer, "meta": {"enabled": False}}
     config = with_domain_reward(checked(tree, "test"), storage)
     assert config.reward.base == str(done.tasks.reward(1.0, 0) / MODEL)
+    printed = (ROOT / "docs" / "generalize.md").read_text().split("`law_policy.yaml`:\n\n```yaml\n")[1].split("```")[0]
+    shown = checked(yaml.safe_load(printed), "docs/generalize.md")
+    assert shown.scorer.reward_model == "general:general" and (shown.sft.model or "").endswith("general/references/law/model")
     with pytest.raises(UserError, match=r"general:other: no .* of this name is finished .* there are three"):
         find_general(storage, "other")
 
@@ -199,6 +255,9 @@ def test_the_command_does_the_same_on_ray(done: Done, material: dict[str, str], 
         ({"domains": {}}, "generalize.domains names none"),
         ({"domains": "one"}, "generalize.domains names one, law"),
         ({"domains": "without texts"}, "generalize.domains.trade has no texts to fine-tune its reference policy on"),
+        ({"inner_lr": 0.5}, "generalize.inner_lr 0.5: generalize.form 'closed' has no use for it"),
+        ({"form": "unrolled", "damping": 0.1}, "generalize.damping 0.1: generalize.form 'unrolled' has no use for it"),
+        ({"form": "implicit", "neumann_step": 0.5}, "generalize.neumann_step 0.5"),
         ({"beta": 0}, "beta multiplies the reward in the lower level and must be above 0, got 0"),
         ({"beta": -1.5}, "must be above 0, got -1.5"),
     ],
@@ -223,14 +282,17 @@ def test_what_is_refused_leaves_nothing_behind(
     assert message in refused(capsys, storage, "generalize", str(path))
 
 
+@pytest.mark.parametrize("beta", [1.0, 10.0])
 def test_a_diverging_inner_optimisation_ends_the_task_by_its_domains_name(
-    done: Done, material: dict[str, str], tmp_path: Path
+    done: Done, material: dict[str, str], tmp_path: Path, beta: float
 ) -> None:
-    config = configured(material, done.path.parents[1], form="unrolled", inner_steps=3, inner_lr=1e9, beta=0.01)
-    task = Tasks(config, done.path, done.tasks.data).rewards()[0]
+    config = configured(material, done.path.parents[1], form="unrolled", inner_steps=3, inner_lr=1e9, beta=beta)
+    directory = tmp_path / "reward"
+    task = replace(Tasks(config, done.path, done.tasks.data).rewards()[0], directory=directory)
     rank = Rank(ProcessSetup("here", tmp_path / "here.log", torch.get_num_threads(), "cpu", "float32", 0, 1, False))
     with pytest.raises(UserError, match=r"inner optimisation of (law|trade) diverges"):
         run_task(rank, task, done.tasks.parts(task), commit_directory, lambda steps: None)
+    assert not directory.exists()
 
 
 def test_an_encoder_has_no_reference_policy(material: dict[str, str], tmp_path: Path) -> None:

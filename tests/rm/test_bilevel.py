@@ -170,6 +170,11 @@ def test_solvers_say_where_they_cannot_solve() -> None:
         conjugate_gradient(lambda v: -v, target, 5, 1e-8, "cooking")
     with pytest.raises(UserError, match="Neumann series of cooking diverges"):
         neumann(lambda v: 3 * v, target, 50, 1.0, "cooking")
+    uneven = torch.tensor([1.0, 1e-6], dtype=torch.float64)
+    with pytest.raises(UserError, match="of cooking is not solved: 1 iterations of conjugate gradient leave"):
+        conjugate_gradient(lambda v: v * uneven, target, 1, 1e-8, "cooking")
+    with pytest.raises(UserError, match="of cooking is not solved: 100 terms of the Neumann series leave"):
+        neumann(lambda v: v * uneven, target, 100, 1.0, "cooking")
     solved = conjugate_gradient(lambda v: v * torch.tensor([2.0, 4.0]), target, 5, 1e-12, "cooking")
     assert torch.allclose(solved, torch.tensor([0.5, 0.25], dtype=torch.float64))
 

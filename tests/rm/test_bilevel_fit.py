@@ -110,11 +110,12 @@ def test_one_domain_and_an_empty_one_are_refused(make_model: MakeModel) -> None:
             fit_general(make_model("mean"), domains, loop(1), REWARD, 0, PAD, lambda step: None)
 
 
-def test_a_diverging_inner_optimisation_ends_the_fit_by_its_domains_name(make_model: MakeModel) -> None:
+@pytest.mark.parametrize("beta", [0.01, 1.0, 10.0])
+def test_a_diverging_inner_optimisation_ends_the_fit_by_its_domains_name(make_model: MakeModel, beta: float) -> None:
     domains = {"cooking": referred(24, offset=0.0), "travel": referred(24, seed=1, offset=0.0)}
     model = make_model("mean")
     with pytest.raises(UserError, match=r"inner optimisation of (cooking|travel) diverges"):
-        fit_general(model, domains, loop(1, Unrolled(3, 1e9), beta=0.01), REWARD, 0, PAD, lambda step: None)
+        fit_general(model, domains, loop(1, Unrolled(3, 1e9), beta=beta), REWARD, 0, PAD, lambda step: None)
 
 
 def test_rewards_that_are_not_finite_end_the_fit_by_the_domains_name(make_model: MakeModel) -> None:
