@@ -130,7 +130,8 @@ def tables(record: Record) -> str:
     if seeds := record.seeds():
         parts.append(monkey.table(seeds))
     parts += [
-        f"Goodput at one failure of {row['process']} in {row['rounds']} rounds: {row['goodput']:.1%}"
+        f"Goodput at one failure of {row['process']} in {row['rounds']} rounds of {row.get('config', 'the bench')}: "
+        f"{row['goodput']:.1%}"
         for row in record.rows("goodput")
     ]
     parts += [

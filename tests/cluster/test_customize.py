@@ -260,8 +260,9 @@ def test_a_strategy_that_imitates_may_be_added(material: dict[str, Any], rank: R
 def test_a_strategy_that_comes_back_otherwise_is_not_the_old_one(material: dict[str, Any], rank: Rank, tmp_path: Path) -> None:
     def stages(**strategies: Any) -> tuple[DomainData, list[StageJob]]:
         config = configured(material, tmp_path, strategies=strategies)
-        with DomainDirectory(config).open():
-            found = Stages(config, DomainDirectory(config), data := load_data(config, tmp_path, Console()))
+        with DomainDirectory(config).open() as directory:
+            found = Stages(config, directory, data := load_data(config, tmp_path, Console()))
+            directory.keep_config()
         return data, found.domains()
 
     data, jobs = stages(direct={"general": False}, other={"general": False})
