@@ -7,9 +7,9 @@ Ten domains, two left out at a time (sandbox), or one (reviews); every domain is
 the sizes. All arms that train a reward model on several domains take the same batches in the same order from the same head; they
 differ in the loss alone:
 
-    pooled      Bradley-Terry on the pairs of all labelled domains
+    pooled b    Bradley-Terry on the pairs of all labelled domains, of b times the reward
     bilevel b   the closed form (rm.hypergradient), with reward factor b
-    metarm      pooled, each gradient taken where the left-out domain's own unlabelled samples are told apart
+    metarm      pooled 1, each gradient taken where the left-out domain's own unlabelled samples are told apart
     both        bilevel 1 with that
     nearest     Bradley-Terry on the one labelled domain whose reference policy gives the left-out domain's texts most likelihood
     oracle      Bradley-Terry on the left-out domain's own pairs, which no other arm sees
@@ -17,7 +17,9 @@ differ in the loss alone:
     dpo         DPO on the pooled pairs; its implicit reward
 
 A pair counts as ranked by the reward alone ("reward"), and by the policy that it makes of the left-out domain's reference,
-log pi_ref per token + b r ("policy"); in the sandbox the best of n samples by the reward has a gold value as well.
+log pi_ref per token + b r ("policy"). Of n samples of that reference policy the best by the reward has a gold value ("gold"): in
+the sandbox the one of the domain's user; on reviews, where the reference policy writes reviews of its kind, what a classifier of
+other texts than any model saw thinks of it, log odds of positive.
 
 Prints the tables; appends a row for each seed, left-out domain and arm to
 benchmarks/results/generalize_WHAT.jsonl, and continues there.
@@ -65,7 +67,13 @@ OWN = GeneralStageConfig(lr=3e-3, batch_size=8, epochs=4, warmup_ratio=0.1)
 DPO = DPOConfig(beta=0.1, lr=1e-3, batch_size=32)
 ETA, META_PROMPTS = 0.5, 8
 NEAREST_TEXTS = 50
-ARMS = ("pooled", *(f"bilevel {beta:g}" for beta in BETAS), "metarm", "both", "nearest", "oracle", "sft", "dpo")
+BASELINE = f"pooled {BETAS[0]:g}"
+ARMS = (
+    *(f"{name} {beta:g}" for beta in BETAS for name in ("pooled", "bilevel")),
+    *("metarm", "both", "nearest", "oracle", "sft", "dpo"),
+)
+AGAINST = {f"bilevel {beta:g}": f"pooled {beta:g}" for beta in BETAS} | {"both": "metarm"}
+"""What an arm differs from in one thing alone: the references' offset."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +84,7 @@ class Referred:
         place: the domain.
         train: its queries to train on, with log-probabilities per token.
         test: the held-out ones.
-        groups: samples to each of its prompts; empty where there are none.
+        groups: samples to each of its prompts.
         kin: how likely each domain's texts are under this one's policy, nats per token.
     """
 
@@ -99,12 +107,11 @@ def referred(setting: Setting, place: Place, config: RunConfig, seed: int) -> Re
         values = iter(sequence_logprobs(model, response_sequences(queries), pad_id, 128, given.length_normalised))
         return tuple(ReferredQuery(query, tuple(next(values) for _ in query.responses)) for query in queries)
 
-    prompts = place.prompts or tuple(query.prompt_ids for query in place.train[: given.num_prompts // 2])
     drawn = draw_responses(
-        model, prompts, given.samples_per_prompt, config.rollout.max_new_tokens, 1.0, derive(seed, f"draw {place.name}")
+        model, place.prompts, given.samples_per_prompt, config.rollout.max_new_tokens, 1.0, derive(seed, f"draw {place.name}")
     )
     kin = {other.name: fmean(sequence_logprobs(model, other.texts[:NEAREST_TEXTS], pad_id, 64, True)) for other in setting.places}
-    groups = tuple(tuple((prompt, response) for response in own) for prompt, own in zip(prompts, drawn, strict=True))
+    groups = tuple(tuple((prompt, response) for response in own) for prompt, own in zip(place.prompts, drawn, strict=True))
     return Referred(place, with_reference(place.train), with_reference(place.test), groups, kin)
 
 
@@ -143,7 +150,7 @@ class Fold:
         """A row for each left-out domain and arm."""
         rows = []
         for arm, beta, offset, shifted in [
-            ("pooled", 1.0, False, False),
+            *((f"pooled {beta:g}", beta, False, False) for beta in BETAS),
             *((f"bilevel {beta:g}", beta, True, False) for beta in BETAS),
             ("metarm", 1.0, False, True),
             ("both", 1.0, True, True),
@@ -194,12 +201,11 @@ class Fold:
             name: None if values is None else float(ranking_accuracy(torch.tensor(values), compared))
             for name, values in (("reward", scores), ("policy", policy))
         }
-        gold = None if model is None or target.place.gold is None else self._best_of_n(target, model)
+        gold = None if model is None else self._best_of_n(target, model)
         return {"seed": self.seed, "domain": target.place.name, "arm": arm, **accuracy, "gold": gold, "cpu_seconds": seconds}
 
     def _best_of_n(self, target: Referred, model: RewardModel) -> float:
         """Gold of the best of n, above that of a sample at random."""
-        assert target.place.gold is not None
         flat = [sequence for group in target.groups for sequence in group]
         values = [target.place.gold(*sequence) for sequence in flat]
         best = pick_best(score_sequences(model, flat, 256, self.pad_id).tolist(), len(target.groups[0]))
@@ -211,7 +217,7 @@ class Fold:
             Pair(f"{q.id}-{i}-{j}", q.prompt_ids, q.responses[i], q.responses[j], q.domain)
             for each in self.labelled
             for q in (referred_query.query for referred_query in each.train)
-            for i, j in q.comparisons[:1]
+            for i, j in q.comparisons
         ]
         with tempfile.TemporaryDirectory() as folder:
             fit_dpo(self.setting.base, pairs, self.setting.tokenizer, Path(folder), DPO, self.seed, bfloat16=False)
@@ -255,7 +261,7 @@ def play(setting: Setting, config: RunConfig, seed: int, at_once: int, results: 
     """
     names = [place.name for place in setting.places]
     folds = [names[start : start + at_once] for start in range(0, len(names), at_once)]
-    left = results.missing(folds, lambda fold: (seed, fold[0], ARMS[-1]))
+    left = results.missing(folds, lambda fold: (seed, fold[-1], ARMS[-1]))  # the last row of a fold
     if not left:
         return
     began = time.process_time()
@@ -284,15 +290,30 @@ def tables(rows: Sequence[Mapping[str, Any]]) -> str:
         for arm in ARMS:
             own = [row for row in rows if row["arm"] == arm and row[outcome] is not None]
             if own:
-                pooled = {(r["seed"], r["domain"]): r[outcome] for r in rows if r["arm"] == "pooled"}
-                gains = [(row["seed"], row["domain"], row[outcome] - pooled[row["seed"], row["domain"]]) for row in own]
+                gains = _gains(rows, outcome, own, BASELINE)
                 by_domain = [fmean(g for _, d, g in gains if d == name) for name in sorted({d for _, d, _ in gains})]
-                won = "" if arm == "pooled" else f"{sum(g > 0 for g in by_domain)} of {len(by_domain)}"
+                alone = _gains(rows, outcome, own, AGAINST[arm]) if arm in AGAINST else []
                 values = [(row["seed"], row["domain"], row[outcome]) for row in own]
-                lines.append((arm, level(_spread(values)), "" if arm == "pooled" else interval_text(_spread(gains)), won))
+                lines.append(
+                    (
+                        arm,
+                        level(_spread(values)),
+                        "" if arm == BASELINE else interval_text(_spread(gains)),
+                        "" if arm == BASELINE else f"{sum(g > 0 for g in by_domain)} of {len(by_domain)}",
+                        f"{interval_text(_spread(alone))} ({AGAINST[arm]})" if alone else "",
+                    )
+                )
         if lines:
-            parts.append(f"{outcome}\n" + markdown((outcome, "mean", "above pooled", "domains won"), lines))
+            heads = (outcome, "mean", f"above {BASELINE}", "domains won", "the offset alone")
+            parts.append(f"{outcome}\n" + markdown(heads, lines))
     return "\n\n".join(parts)
+
+
+def _gains(
+    rows: Sequence[Mapping[str, Any]], outcome: str, own: Sequence[Mapping[str, Any]], against: str
+) -> list[tuple[int, str, float]]:
+    other = {(row["seed"], row["domain"]): row[outcome] for row in rows if row["arm"] == against}
+    return [(row["seed"], row["domain"], row[outcome] - other[row["seed"], row["domain"]]) for row in own]
 
 
 def _spread(values: Sequence[tuple[int, str, float]]) -> list[float]:
@@ -330,7 +351,8 @@ def main(arguments: Sequence[str] | None = None, results: Path = RESULTS) -> Non
             play(sandbox_setting(config), config, seed, 2, kept)
         else:
             options.cache.mkdir(parents=True, exist_ok=True)
-            play(reviews_setting(options.folder, options.cache, options.pairs, seed), config, seed, 1, kept)
+            setting = reviews_setting(options.folder, options.cache, options.pairs, config.generalize.num_prompts, seed)
+            play(setting, config, seed, 1, kept)
     print(tables(kept.rows()))
     print(json.dumps({"rows": len(kept.rows()), "recipe": recipe.name}))
 

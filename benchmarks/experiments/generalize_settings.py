@@ -36,8 +36,8 @@ class Place:
         train: labelled queries, for when it is not left out.
         test: held-out ones.
         texts: its fine-tuning texts, unlabelled.
-        prompts: that best-of-n is played on; none where there is no gold reward.
-        gold: of a response to a prompt, as ids; None where nobody knows.
+        prompts: that best-of-n is played on.
+        gold: of a response to a prompt, as ids.
     """
 
     name: str
@@ -45,7 +45,7 @@ class Place:
     test: tuple[Query, ...]
     texts: tuple[Example, ...]
     prompts: tuple[tuple[int, ...], ...]
-    gold: Callable[[Sequence[int], Sequence[int]], float] | None
+    gold: Callable[[Sequence[int], Sequence[int]], float]
 
 
 @dataclass(frozen=True)
@@ -123,19 +123,24 @@ def _sandbox_place(
     )
 
 
-def reviews_setting(folder: Path, cache: Path, num_pairs: int, seed: int) -> Setting:
+def reviews_setting(folder: Path, cache: Path, num_pairs: int, num_prompts: int, seed: int) -> Setting:
     """Ten kinds of reviews; a positive one is preferred to a negative one of its kind, paired at random.
 
     A small decoder is pre-trained here on the training texts of all kinds, without labels; a kind's reference policy goes on with
-    its own, also unlabelled. Texts longer than ``REVIEW_TOKENS`` are left out.
+    those of its own that are in no training pair, also unlabelled. Texts longer than ``REVIEW_TOKENS`` are left out. What it
+    writes is judged by a classifier of words and pairs of words, fitted to those test texts of all kinds that no pair is of.
 
     Args:
         folder: KIND.train.tsv and KIND.test.tsv, lines of label (1 positive, 0 or -1 negative), tab, text.
         cache: where the decoder is kept.
         num_pairs: of a kind, to train on; and half as many to measure on.
+        num_prompts: reviews that best of n is asked for.
         seed: of the pairing.
     """
     from datasets import Dataset
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
     from transformers import AutoTokenizer
 
     kinds = sorted(path.name.removesuffix(".train.tsv") for path in folder.glob("*.train.tsv"))
@@ -158,17 +163,35 @@ def reviews_setting(folder: Path, cache: Path, num_pairs: int, seed: int) -> Set
                 found[positive].append(ids)
         return found
 
-    def queries(kind: str, split: str, number: int) -> tuple[Query, ...]:
+    def shared_out(kind: str, split: str, number: int) -> tuple[tuple[Query, ...], dict[bool, list[tuple[int, ...]]]]:
         sides = encoded(kind, split)
         rng = random.Random(derive(seed, f"reviews {kind} {split}"))
         for ids in sides.values():
             rng.shuffle(ids)
-        pairs = zip(sides[True][:number], sides[False][:number], strict=False)
-        return tuple(Query(f"{kind}-{split}-{i}", prompt, pair, (1.0, 0.0), kind) for i, pair in enumerate(pairs))
+        number = min(number, *map(len, sides.values()))
+        pairs = enumerate(zip(sides[True][:number], sides[False][:number], strict=True))
+        queries = tuple(Query(f"{kind}-{split}-{i}", prompt, pair, (1.0, 0.0), kind) for i, pair in pairs)
+        return queries, {positive: ids[number:] for positive, ids in sides.items()}
+
+    tested = {kind: shared_out(kind, "test", num_pairs // 2) for kind in kinds}
+
+    def read(ids: Sequence[int]) -> str:
+        return str(tokenizer.decode(list(ids), skip_special_tokens=True))
+
+    rest = [(read(ids), positive) for _, left in tested.values() for positive, side in left.items() for ids in side]
+    classifier = make_pipeline(TfidfVectorizer(ngram_range=(1, 2), min_df=2), LogisticRegression(C=10.0, max_iter=1000))
+    classifier.fit(*zip(*rest, strict=True))
+    judged = [(read(text), not i) for queries, _ in tested.values() for q in queries for i, text in enumerate(q.responses)]
+    right = classifier.score(*zip(*judged, strict=True))
+    print(f"the classifier saw {len(rest)} texts, and is right about {right:.3f} of {len(judged)} others")
+
+    def gold(prompt: Sequence[int], response: Sequence[int]) -> float:
+        return float(classifier.decision_function([read(response)])[0])
 
     def place(kind: str) -> Place:
-        own = tuple((prompt, ids) for side in encoded(kind, "train").values() for ids in side)
-        return Place(kind, queries(kind, "train", num_pairs), queries(kind, "test", num_pairs // 2), own, (), None)
+        train, left = shared_out(kind, "train", num_pairs)
+        own = tuple((prompt, ids) for side in left.values() for ids in side)
+        return Place(kind, train, tested[kind][0], own, (prompt,) * num_prompts, gold)
 
     return Setting(decoder, tokenizer, tuple(map(place, kinds)))
 

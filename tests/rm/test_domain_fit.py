@@ -118,7 +118,9 @@ def test_a_fit_that_was_cut_short_ends_as_if_it_had_not_been(
 
     with pytest.raises(Killed):
         fit_stage(cut, queries, STAGE, REWARD, 3, PAD, 16, looks.append, until(40), imitation, None, saving)
-    assert [path.name for path in sorted(saving.folder.iterdir())] == ["00000032.json", "00000032.safetensors"]
+    names = [path.name.split(".") for path in sorted(saving.folder.iterdir())]
+    assert [(name[0], name[-1]) for name in names] == [("00000032", "json"), ("00000032", "safetensors")]
+    assert names[0][1] == names[1][1]  # a name of its own, so that another process's state is not overwritten
     again, imitation = made()
     steps: list[StageStep] = []
     began = fit_stage(again, queries, STAGE, REWARD, 3, PAD, 16, looks.append, steps.append, imitation, None, saving)
