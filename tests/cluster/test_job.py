@@ -7,8 +7,10 @@ import os
 import re
 import secrets
 import shlex
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -118,7 +120,10 @@ def head_node(log: Path, binaries: Path = BIN, options: Sequence[str] = (), **va
     environment |= {"PATH": f"{binaries}:{environment['PATH']}", "RAY_USAGE_STATS_ENABLED": "0", **variables}
     start = [str(binaries / "ray"), "start", "--head", "--block", f"--port={port}", "--num-cpus=2"]
     start += ["--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", f"--dashboard-agent-listen-port={free_port()}"]
-    start += options
+    own = tempfile.mkdtemp(
+        prefix="rj-"
+    )  # Ray gives a job the cluster that last began in its directory; short, as sockets' paths are
+    start += [f"--temp-dir={own}", *options]
     with log.open("w") as output:
         head = subprocess.Popen(start, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
     address = f"http://127.0.0.1:{dashboard}"
@@ -130,6 +135,7 @@ def head_node(log: Path, binaries: Path = BIN, options: Sequence[str] = (), **va
         yield LocalCluster(address, environment, f"127.0.0.1:{port}")
     finally:
         end(head)
+        shutil.rmtree(own, ignore_errors=True)
 
 
 def _answers(address: str) -> bool:
