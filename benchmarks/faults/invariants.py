@@ -230,10 +230,17 @@ def nothing_left(nodes: Nodes, observer: Observer, shared: set[str], run: Run) -
 
 def _left(nodes: Nodes, observer: Observer, shared: set[str]) -> list[str]:
     ours = [process for node in nodes.alive() for process in node.family() if process.is_running()]
-    workers = [title for title in (" ".join(process.cmdline()).strip() for process in ours) if ACTORS.match(title)]
+    workers = [title for title in map(_title, ours) if ACTORS.match(title)]
     pids = {process.pid for process in ours}
     names = sorted(name for name in shared_memory() - shared if not of_others(name, pids))
     return [*workers, *observer.room_is_back(), *(f"/dev/shm/{name}" for name in names)]
+
+
+def _title(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline()).strip()
+    except psutil.NoSuchProcess:  # it ended just now, and may wait to be buried
+        return ""
 
 
 def of_others(name: str, ours: Collection[int]) -> bool:
