@@ -87,7 +87,12 @@ class DomainDirectory:
             yield self
 
     def keep_config(self) -> None:
-        """Write down what the directory is made with from now on: once nothing that is there was found to be made otherwise."""
+        """Write down what the directory is made with from now on: once nothing that is there was found to be made otherwise.
+
+        Raises:
+            TakenOver: if another driver has the directory.
+        """
+        self.hold.check()
         write_file(self.path / "config.yaml", config_text(self.config))
         write_file(self.path / "versions.json", json.dumps(versions(), indent=1))
 
@@ -110,6 +115,7 @@ class DomainDirectory:
                     f"not those that {self.path} was begun with: {', '.join(other)}, although the config is the same otherwise. "
                     "Put the old ones back, choose another name, or remove the directory"
                 )
+        self.hold.check()
         write_file(begun, json.dumps(here))
 
     def _tree(self) -> dict[str, Any]:

@@ -59,12 +59,13 @@ def generalize(config: RunConfig, console: Console) -> Path:
         stages = (("reference policies", tasks.references()), ("reward models", tasks.rewards()), ("targets", tasks.targets()))
         missing = [task for _, stage in stages for task in stage if not is_done(task)]
         directory.keep_config()
+        _remove_partials(directory.path)
         if missing:
-            _remove_partials(directory.path)
             with connected(config, console) as fixed:
                 config = suited(config, console, directory.logs, fixed)
                 for title, stage in stages:
                     _do(config, console, directory, tasks, title, [task for task in stage if task in missing])
+            _remove_partials(directory.path)
         else:
             console.say("All of it is there; nothing to do.")
         directory.hold.check()
@@ -73,10 +74,10 @@ def generalize(config: RunConfig, console: Console) -> Path:
 
 
 def _remove_partials(path: Path) -> None:
-    """Remove what processes that died had begun; none of this directory's is at work, since it is locked to this driver."""
+    """Remove what processes that died had begun, or one that was given up and is at it still."""
     for stage in ("references", "rewards", "targets"):
         for partial in (path / stage).glob("**/.*.partial"):
-            shutil.rmtree(partial)
+            shutil.rmtree(partial, ignore_errors=True)
 
 
 def is_done(task: Task) -> bool:

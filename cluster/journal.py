@@ -117,6 +117,7 @@ class Journal:
 
         Raises:
             TakenOver: if the draft belongs to another driver by now.
+            UserError: if somebody else wrote into it.
             OSError: if the disk refuses. The journal is then as it was before.
         """
         self.may_write()
@@ -124,12 +125,20 @@ class Journal:
         line = (json.dumps({"entry": dataclasses.asdict(entry), "sha256": digest}) + "\n").encode()
         new = not self.path.exists()
         with self.path.open("ab") as file:
-            file.truncate(self._size)  # of what a kill cut short
+            there = os.fstat(file.fileno()).st_size
+            if there != self._size:
+                if self.cut is None:
+                    raise UserError(
+                        f"{self.path} has {there} bytes, expected {self._size} as this driver left it: another process wrote "
+                        "there. Nothing of it was changed; stop the other one, and give the same command again"
+                    )
+                file.truncate(self._size)  # of what a kill or a full disk cut short
             try:
                 file.write(line)
                 file.flush()
                 os.fsync(file.fileno())
             except OSError:
+                self.cut = line.decode()
                 os.truncate(self.path, self._size)
                 raise
         if new:

@@ -158,6 +158,9 @@ class RewardDirectory:
         draft.mkdir()
         try:
             yield draft
+        except FileNotFoundError:
+            self.hold.check()  # one that took over has cleared away what was begun here
+            raise
         finally:
             shutil.rmtree(draft, ignore_errors=True)
 

@@ -359,7 +359,10 @@ class RunDirectory:
         partial = _draft_of(final)
         try:
             with space_errors(self.path):
-                partial.mkdir(exist_ok=point_of(partial) is not None)
+                self.hold.check()
+                if point_of(partial) is None:  # of an attempt that ended before its first line
+                    shutil.rmtree(partial, ignore_errors=True)
+                partial.mkdir(exist_ok=True)
                 yield Draft(partial, self.hold.check)
         except TakenOver:
             raise

@@ -14,7 +14,7 @@ import yaml
 
 from cluster.config import RunConfig
 from cluster.differences import flat, refuse_differences
-from cluster.hold import Hold
+from cluster.hold import Hold, TakenOver
 from cluster.run_directory import config_text, is_there, made_and_locked, versions
 from cluster.storage import storage_root
 from tokens.durable import commit_directory, write_file
@@ -101,6 +101,11 @@ class SFTDirectory:
                 if self.card is None:
                     draft.mkdir()
                 yield draft
+            except FileNotFoundError:  # another driver clears away what was begun here, and in the end its own traces as well
+                if not self.working.is_dir() and self.path.is_dir():
+                    raise TakenOver(f"{self.path}: another driver has taken over and is done") from None
+                self.hold.check()
+                raise
             finally:
                 shutil.rmtree(draft, ignore_errors=True)
                 if self.path.is_dir() and self.working.is_dir() and self.hold.lasts:

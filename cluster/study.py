@@ -7,7 +7,7 @@ trained on, never in how long. Arms that are the same in two studies are fitted 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -84,7 +84,7 @@ def study(config: RunConfig, names: Sequence[str] | None, seeds: int, console: C
                 source.recipe(lambda unit, done, total: bar.update(done, total, unit))
         material = _load(config, directory, source)
         with space_errors(directory.path):
-            book = Book(directory.path / "studies", _settings(config))
+            book = Book(directory.path / "studies", _settings(config), directory.hold.check)
             missing = book.missing(chosen, seeds)
             if not missing:
                 console.say("All of them are there; nothing to do.")
@@ -101,17 +101,19 @@ class Book:
     Args:
         folder: of the .jsonl files; made if needed.
         settings: what the rows depend on beside the strengths, flat.
+        may_write: asked before a file is written; raises if the directory is another driver's.
 
     Raises:
         UserError: if the rows that are there were made with other settings.
     """
 
-    def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
-        self.folder, self.arms = folder, arms_of()
+    def __init__(self, folder: Path, settings: Mapping[str, Any], may_write: Callable[[], None] = lambda: None) -> None:
+        self.folder, self.arms, self.may_write = folder, arms_of(), may_write
         folder.mkdir(exist_ok=True)
         begun = folder / "begun.json"
         if begun.is_file():
             refuse_differences(folder, json.loads(begun.read_text()), settings)
+        may_write()
         write_file(begun, json.dumps(settings, indent=1))
         self.rows: dict[Place, Rows] = {}
         for row in (row for rows in read_studies(folder).values() for row in rows):
@@ -159,6 +161,7 @@ class Book:
             order = {arm: number for number, arm in enumerate(self.arms[name])}
             own = [place for place in self.rows if place.study == name and place.arm in order]
             own.sort(key=lambda place: (order[place.arm], place.seed))
+            self.may_write()
             write_file(self.folder / f"{name}.jsonl", lines_of(row for place in own for row in self.rows[place]))
 
 

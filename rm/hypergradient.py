@@ -218,7 +218,11 @@ def conjugate_gradient(
         curvature = float(direction @ curved)
         if not curvature > 0:
             if abs(curvature) <= torch.finfo(target.dtype).eps * float(direction @ direction):
-                break  # along the constants of a prompt, where rounding has led
+                # along the constants of a prompt, where rounding has led: no further iteration gets on from there
+                _refuse_unsolved(
+                    name, "conjugate gradient, at directions that do not curve,", square**0.5, whole**0.5, more=False
+                )
+                return solution
             raise UserError(
                 f"the inner optimisation of {name} ended at no minimum: the lower objective curves by {curvature:.2g} along a "
                 "direction, expected more than 0. Raise generalize.damping, or lower generalize.beta"
@@ -267,7 +271,7 @@ def neumann(product: Callable[[Tensor], Tensor], target: Tensor, iterations: int
     return step * total
 
 
-def _refuse_unsolved(name: str, how: str, left: float, whole: float) -> None:
+def _refuse_unsolved(name: str, how: str, left: float, whole: float, more: bool = True) -> None:
     """A gradient through equations that are not solved would be far too short.
 
     Raises:
@@ -276,7 +280,8 @@ def _refuse_unsolved(name: str, how: str, left: float, whole: float) -> None:
     if not left <= UNSOLVED * whole:
         raise UserError(
             f"the hypergradient of {name} is not solved: {how} leave {left:.2g} of {whole:.2g}, expected a share of "
-            f"{UNSOLVED:g} at most. Raise generalize.solver_iterations or generalize.damping, or lower generalize.beta"
+            f"{UNSOLVED:g} at most. Raise {'generalize.solver_iterations or ' if more else ''}generalize.damping, or lower "
+            "generalize.beta"
         )
 
 

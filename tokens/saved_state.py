@@ -51,7 +51,7 @@ def save_state(folder: Path, number: int, state: SavedState) -> None:
         save_file(dict(state.tensors), partial)
     write_file(record, json.dumps({"sha256": digest_of_file(tensors), "values": dict(state.values)}))
     for file in folder.iterdir():
-        if file.name.lstrip(".") < f"{number:08d}":  # a process that was given up may be at it still: it removes nothing newer
+        if not file.name.startswith(".") and file.name < f"{number:08d}":  # nothing newer, and nothing that another is writing
             file.unlink(missing_ok=True)
 
 
@@ -65,8 +65,11 @@ def latest_state(folder: Path) -> SavedState | None:
         tensors = record.with_suffix(".safetensors")
         try:
             stored = json.loads(record.read_text())
+            if digest_of_file(tensors) == stored["sha256"]:
+                return SavedState(load_file(tensors), stored["values"])
         except ValueError:
             continue
-        if tensors.is_file() and digest_of_file(tensors) == stored["sha256"]:
-            return SavedState(load_file(tensors), stored["values"])
+        except FileNotFoundError:
+            if not record.exists():  # a process that was given up has saved a newer one meanwhile
+                return latest_state(folder)
     return None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from functools import partial
@@ -24,7 +25,9 @@ from cluster.reward_directory import RewardDirectory
 from cluster.run_directory import RunDirectory
 from cluster.sft_directory import SFTDirectory
 from cluster.strength_directory import StrengthDirectory
+from cluster.study import Book, Place
 from cluster.telemetry import Telemetry
+from evaluation.studies import StudyRow
 from tests.cluster.command import TINY
 from tokens.errors import UserError
 
@@ -111,6 +114,32 @@ def test_a_driver_that_was_given_up_clears_nothing_away_and_writes_no_rows(two: 
         with pytest.raises(TakenOver):
             metrics.go_back(0)
         metrics.close()
+        assert files(second.path) == before
+
+
+def test_a_driver_that_was_given_up_begins_no_round_and_one_that_took_over_begins_it_whatever_is_there(
+    two: tuple[RunDirectory, RunDirectory],
+) -> None:
+    first, second = two
+    shutil.rmtree(second.draft_path)
+    with pytest.raises(TakenOver), first.draft(first.round_path(0)):
+        raise AssertionError("it was let in")
+    assert not second.draft_path.exists()
+    second.draft_path.mkdir()  # of one that was frozen between its look and this
+    (second.draft_path / "half").touch()
+    with second.draft(second.round_path(0)) as draft:
+        draft.begin(0, 0)
+        assert sorted(path.name for path in second.draft_path.iterdir()) == ["journal.jsonl"]
+
+
+def test_lines_that_somebody_else_wrote_are_not_cut_off(two: tuple[RunDirectory, RunDirectory]) -> None:
+    first, second = two
+    journal = Draft(first.draft_path).journal  # of a driver that has looked for its mark just now
+    with second.draft(second.round_path(0)) as draft:
+        draft.note("bad 0", {})
+        before = files(second.path)
+        with pytest.raises(UserError, match=r"journal.jsonl has \d+ bytes, expected \d+ as this driver left it"):
+            journal.undo(("begun",), "a loss")
         assert files(second.path) == before
 
 
@@ -207,6 +236,29 @@ def commit_sft(directory: SFTDirectory, frozen: Callable[[], None]) -> None:
         directory.commit(draft, {"data_sha256": "of these"})
 
 
+def fit_reward(directory: RewardDirectory, frozen: Callable[[], None]) -> None:
+    with directory.open(), directory.draft() as draft:
+        frozen()
+        (draft / "model").mkdir()
+        write(draft / "model", "of this one")
+        directory.commit(draft, {"pairs_sha256": "of these"})
+
+
+def fit_sft(directory: SFTDirectory, frozen: Callable[[], None]) -> None:
+    with directory.open() as draft:
+        frozen()
+        write(draft, "of this one")
+        directory.commit(draft, {"data_sha256": "of these"})
+
+
+def study(directory: StrengthDirectory, frozen: Callable[[], None]) -> None:
+    with directory.open() as _:
+        book = Book(directory.path / "studies", {"reward.lr": 0.1}, directory.hold.check)
+        place, row = Place("lowest", "0-10%: none", 0), StudyRow("lowest", "0-10%: none", 0, 8, 4, "original", 0.5, 0.7, 0.1)
+        frozen()
+        book.add([place], (row,))
+
+
 def begin_strengths(directory: StrengthDirectory, frozen: Callable[[], None]) -> None:
     with directory.open():
         frozen()
@@ -214,7 +266,15 @@ def begin_strengths(directory: StrengthDirectory, frozen: Callable[[], None]) ->
 
 
 @pytest.mark.parametrize(
-    ("make", "act"), [(RewardDirectory, commit_reward), (SFTDirectory, commit_sft), (StrengthDirectory, begin_strengths)]
+    ("make", "act"),
+    [
+        (RewardDirectory, commit_reward),
+        (RewardDirectory, fit_reward),
+        (SFTDirectory, commit_sft),
+        (SFTDirectory, fit_sft),
+        (StrengthDirectory, begin_strengths),
+        (StrengthDirectory, study),
+    ],
 )
 def test_a_driver_that_was_given_up_commits_nothing_of_another_kind_either(
     make: Callable[[RunConfig], Any],
