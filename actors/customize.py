@@ -19,6 +19,7 @@ from actors.process import ProcessSetup
 from actors.ranks import Rank, own_rank
 from rm.config import LoraConfig, RewardConfig
 from rm.domain_config import GeneralStageConfig
+from tokens.durable import draft_directory
 from tokens.errors import UserError
 from tokens.guards import BadNumber, GuardsConfig
 from tokens.queries import Query
@@ -221,7 +222,7 @@ def run_stage(
         imitation = Imitation(head.to(rank.setup.device), job.imitation, job.imitated)
     queries = [*pool[: job.num_general], *(() if job.domain is None else domains[job.domain])]
     looks: list[StageLook] = []
-    checkpoints = _hidden(job.directory, "checkpoints")
+    checkpoints = job.directory.with_name(f".{job.directory.name}.checkpoints")
     settings = job.settings()
     fit = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
     saving = Saving(checkpoints, fit, lambda: [asdict(look) for look in looks], lambda kept: looks.extend(_looks(kept)))
@@ -240,9 +241,7 @@ def run_stage(
         penalty = _penalty(job, model, pool, pad_id, beat)
         with_what = (imitation, penalty, saving, job.guards)
         resumed = fit_stage(model, queries, job.stage, job.reward, job.seed, pad_id, job.every, look, on_step, *with_what)
-    partial = _hidden(job.directory, "partial")
-    shutil.rmtree(partial, ignore_errors=True)  # of a process that died
-    partial.mkdir(parents=True)
+    partial = draft_directory(job.directory)
     if job.lora.rank:
         save_adapter(model, partial / ADAPTER)
     else:
@@ -256,10 +255,6 @@ def run_stage(
     commit(partial, job.directory)
     shutil.rmtree(checkpoints, ignore_errors=True)
     return report
-
-
-def _hidden(directory: Path, kind: str) -> Path:
-    return directory.with_name(f".{directory.name}.{kind}")
 
 
 def _head(job: StageJob, model: RewardModel) -> LanguageHead | None:

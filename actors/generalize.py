@@ -6,7 +6,6 @@ import json
 import logging
 import shutil
 import time
-import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from actors.ranks import Rank, own_rank
 from policy.config import SFTConfig
 from rm.bilevel_config import GeneralizeConfig
 from rm.config import RewardConfig
+from tokens.durable import draft_directory
 from tokens.guards import BadNumber, GuardsConfig
 from tokens.queries import Query, TokenIds
 
@@ -131,8 +131,7 @@ def run_task(
     if (stored := _stored(task)) is not None:
         return stored
     began, cpu_began = time.perf_counter(), time.process_time()
-    partial = task.directory.with_name(f".{task.directory.name}.{uuid.uuid4().hex[:8]}.partial")
-    partial.mkdir(parents=True)
+    partial = draft_directory(task.directory)
     try:
         with rank.compute():
             does = {"reference": _refer, "reward": _learn, "target": _use}[task.kind]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import resource
-import shutil
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -18,6 +17,7 @@ from actors.board import Teller
 from actors.process import ProcessSetup
 from actors.ranks import Rank
 from rm.config import MemberKind, MetaConfig, RewardConfig
+from tokens.durable import draft_directory
 from tokens.pair_store import PairStore
 
 log = logging.getLogger(__name__)
@@ -112,8 +112,6 @@ def train_member(
     tokenizer = AutoTokenizer.from_pretrained(job.base)
     start = 0 if cuda else _most_memory()
     began, cpu_began = time.perf_counter(), time.process_time()
-    partial = job.directory.with_name(f".{job.directory.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)  # of a process that died
 
     def on_step(step: RewardStep) -> None:
         last = step.step == step.num_steps
@@ -131,7 +129,7 @@ def train_member(
             batch_size = job.reward.microbatch_size
             heads = head_members(model, seen, job.seeds[1:], batch_size, tokenizer.pad_token_id, tell.beat)
     seconds, cpu_seconds = time.perf_counter() - began, time.process_time() - cpu_began
-    partial.mkdir(parents=True)
+    partial = draft_directory(job.directory)
     save_member(job.kind, model, partial)
     if heads is not None:
         save_heads(heads, partial)

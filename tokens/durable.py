@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import os
+import shutil
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -70,6 +73,22 @@ def sync_tree(directory: Path) -> None:
         for name in files:
             sync(Path(folder) / name)
         sync(Path(folder))
+
+
+def draft_directory(final: Path) -> Path:
+    """A new directory beside ``final``, of this process's own: to be written and given to ``commit_directory``.
+
+    Those of other processes are removed: they died, or were given up, and may write into nobody else's.
+
+    Args:
+        final: the place that it is for.
+    """
+    final.parent.mkdir(parents=True, exist_ok=True)
+    for left in final.parent.glob(f".{glob.escape(final.name)}.????????.partial"):
+        shutil.rmtree(left, ignore_errors=True)
+    draft = final.with_name(f".{final.name}.{uuid.uuid4().hex[:8]}.partial")
+    draft.mkdir()
+    return draft
 
 
 def commit_directory(partial: Path, final: Path, may_move: Callable[[], None] = lambda: None) -> None:
