@@ -139,23 +139,21 @@ def _judge(run: Run) -> Finding | None:
 
 
 def _over_optimised(run: Run) -> Finding | None:
-    """Proxy higher in the last round than in the round of the best gold, by then gold has fallen."""
+    """Proxy higher in the last round than in the round of the best gold, by then gold has fallen by what two digits show."""
     scored = [(r.evaluation.gold, r.evaluation.proxy, r.index) for r in run.ledger.rounds if r.evaluation.gold is not None]
     if not scored or len(scored) != len(run.ledger.rounds):
         return None
     best_gold, proxy_then, best = max(scored)
     gold, proxy, index = scored[-1]
-    if best != index and proxy > proxy_then and gold < best_gold:
+    if best == index or f"{gold:z.2f}" == f"{best_gold:z.2f}":
+        return None
+    if proxy > proxy_then and gold < best_gold:
         return Finding(
             "warn",
             f"Over-optimisation: from round {best} to round {index} the proxy rose from {proxy_then:z.2f} to {proxy:z.2f} "
             f"while the gold reward fell from {best_gold:z.2f} to {gold:z.2f}. Round {best} is the better policy.",
         )
-    if best != index:
-        return Finding(
-            "note", f"The gold reward was highest after round {best} ({best_gold:z.2f}; {gold:z.2f} after round {index})."
-        )
-    return None
+    return Finding("note", f"The gold reward was highest after round {best} ({best_gold:z.2f}; {gold:z.2f} after round {index}).")
 
 
 def _collapsed(run: Run) -> Finding | None:

@@ -66,6 +66,7 @@ def test_a_single_round_and_the_ensemble_as_judge(run: Run) -> None:
         ((0.1, 0.5, 0.3), (1.0, 2.0, 3.0), "Over-optimisation: from round 1 to round 2 the proxy rose from 2.00 to 3.00"),
         ((0.1, 0.5, 0.3), (1.0, 2.0, 1.5), "The gold reward was highest after round 1 (0.50; 0.30 after round 2)."),
         ((0.1, 0.3, 0.5), (1.0, 2.0, 3.0), ""),
+        ((0.1, 0.521, 0.518), (1.0, 2.0, 3.0), ""),  # "fell from 0.52 to 0.52"
     ],
 )
 def test_over_optimisation_is_called_by_its_name(run: Run, gold: list[float], proxy: list[float], told: str) -> None:
