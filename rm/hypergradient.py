@@ -211,6 +211,7 @@ def conjugate_gradient(
     solution, residual = torch.zeros_like(target), target.clone()
     direction, square = residual.clone(), float(residual @ residual)
     whole, least = square, (tolerance**2) * square
+    how, more = f"{iterations} iterations of conjugate gradient", True
     for _ in range(iterations):
         if square <= least or square == 0.0:
             break
@@ -218,11 +219,8 @@ def conjugate_gradient(
         curvature = float(direction @ curved)
         if not curvature > 0:
             if abs(curvature) <= torch.finfo(target.dtype).eps * float(direction @ direction):
-                # along the constants of a prompt, where rounding has led: no further iteration gets on from there
-                _refuse_unsolved(
-                    name, "conjugate gradient, at directions that do not curve,", square**0.5, whole**0.5, more=False
-                )
-                return solution
+                how, more = "conjugate gradient, at directions that do not curve,", False
+                break  # along the constants of a prompt, where rounding has led: no further iteration gets on from there
             raise UserError(
                 f"the inner optimisation of {name} ended at no minimum: the lower objective curves by {curvature:.2g} along a "
                 "direction, expected more than 0. Raise generalize.damping, or lower generalize.beta"
@@ -232,7 +230,7 @@ def conjugate_gradient(
         residual = residual - length * curved
         before, square = square, float(residual @ residual)
         direction = residual + (square / before) * direction
-    _refuse_unsolved(name, f"{iterations} iterations of conjugate gradient", math.sqrt(square), math.sqrt(whole))
+    _refuse_unsolved(name, how, math.sqrt(square), math.sqrt(whole), more)
     return solution
 
 

@@ -58,6 +58,15 @@ def test_a_second_driver_is_told_who_the_first_is(tmp_path: Path) -> None:
     assert hold.lasts, "the second one left no mark"
 
 
+def begin(directory: RunDirectory, stack: ExitStack) -> None:
+    """Open a run and begin its first round."""
+    stack.enter_context(directory.open())
+    with directory.draft(directory.start_path) as draft:
+        directory.commit_start(draft, {"committed": True})
+    with directory.draft(directory.round_path(0)) as draft:
+        draft.begin(0, 0)
+
+
 @pytest.fixture
 def two(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[RunDirectory, RunDirectory]]:
     """A driver of a run, frozen in the middle of round 0, and the one that took over from it, on a mount without locks."""
@@ -65,11 +74,7 @@ def two(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[RunDi
     monkeypatch.setenv("RONDO_STORAGE", str(tmp_path))
     first, second = RunDirectory(load_config(TINY)), RunDirectory(load_config(TINY))
     with ExitStack() as stack:
-        stack.enter_context(first.open())
-        with first.draft(first.start_path) as draft:
-            first.commit_start(draft, {"committed": True})
-        with first.draft(first.round_path(0)) as draft:
-            draft.begin(0, 0)
+        begin(first, stack)
         stack.enter_context(second.open())
         yield first, second
 
@@ -210,49 +215,44 @@ def test_a_driver_that_is_frozen_while_it_syncs_moves_and_removes_nothing(
         for name in ("sync", "sync_tree"):
             monkeypatch.setattr(module, name, partial(frozen, getattr(module, name)))
     with ExitStack() as opened:
-        opened.enter_context(first.open())
-        with first.draft(first.start_path) as draft:
-            first.commit_start(draft, {"committed": True})
-        with first.draft(first.round_path(0)) as draft:
-            draft.begin(0, 0)
+        begin(first, opened)
         stack.append(opened)
         with pytest.raises(TakenOver), first.draft(first.round_path(0)) as draft:
             ACTS[act](first, draft)
     assert files(second.path) == left[1]
 
 
-def commit_reward(directory: RewardDirectory, frozen: Callable[[], None]) -> None:
+def nothing() -> None:
+    """Nobody takes over."""
+
+
+def commit_reward(directory: RewardDirectory, frozen: Callable[[], None], fitting: Callable[[], None] = nothing) -> None:
     with directory.open(), directory.draft() as draft:
+        fitting()
         (draft / "model").mkdir()
         write(draft / "model", "of this one")
         frozen()
         directory.commit(draft, {"pairs_sha256": "of these"})
 
 
-def commit_sft(directory: SFTDirectory, frozen: Callable[[], None]) -> None:
+def commit_sft(directory: SFTDirectory, frozen: Callable[[], None], fitting: Callable[[], None] = nothing) -> None:
     with directory.open() as draft:
+        fitting()
         write(draft, "of this one")
         frozen()
         directory.commit(draft, {"data_sha256": "of these"})
 
 
 def fit_reward(directory: RewardDirectory, frozen: Callable[[], None]) -> None:
-    with directory.open(), directory.draft() as draft:
-        frozen()
-        (draft / "model").mkdir()
-        write(draft / "model", "of this one")
-        directory.commit(draft, {"pairs_sha256": "of these"})
+    commit_reward(directory, nothing, fitting=frozen)
 
 
 def fit_sft(directory: SFTDirectory, frozen: Callable[[], None]) -> None:
-    with directory.open() as draft:
-        frozen()
-        write(draft, "of this one")
-        directory.commit(draft, {"data_sha256": "of these"})
+    commit_sft(directory, nothing, fitting=frozen)
 
 
 def study(directory: StrengthDirectory, frozen: Callable[[], None]) -> None:
-    with directory.open() as _:
+    with directory.open():
         book = Book(directory.path / "studies", {"reward.lr": 0.1}, directory.hold.check)
         place, row = Place("lowest", "0-10%: none", 0), StudyRow("lowest", "0-10%: none", 0, 8, 4, "original", 0.5, 0.7, 0.1)
         frozen()
@@ -295,7 +295,7 @@ def test_a_driver_that_was_given_up_commits_nothing_of_another_kind_either(
         with pytest.raises(TakenOver, match=r"epoch 2\); this one, of epoch 1"):
             act(first, take_over)
         assert [files(tmp_path)] == found
-    act(second, lambda: None)
+    act(second, nothing)
     assert files(tmp_path) != found[0]
 
 
