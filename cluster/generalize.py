@@ -59,16 +59,15 @@ def generalize(config: RunConfig, console: Console) -> Path:
         stages = (("reference policies", tasks.references()), ("reward models", tasks.rewards()), ("targets", tasks.targets()))
         missing = [task for _, stage in stages for task in stage if not is_done(task)]
         directory.keep_config()
-        _remove_partials(directory.path)
         if missing:
             with connected(config, console) as fixed:
                 config = suited(config, console, directory.logs, fixed)
                 for title, stage in stages:
                     _do(config, console, directory, tasks, title, [task for task in stage if task in missing])
-            _remove_partials(directory.path)
         else:
             console.say("All of it is there; nothing to do.")
         directory.hold.check()
+        _remove_partials(directory.path)
         _write(directory.path, config, tasks, console)
     return directory.path
 
