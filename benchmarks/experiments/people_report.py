@@ -32,16 +32,18 @@ ARMS: tuple[tuple[str, dict[str, Any], str], ...] = (
     ("own MLP (Park et al.)", {"arm": "own MLP (Park et al.)"}, RED),
     ("user-conditioned", {"arm": "conditioned"}, ORANGE),
     ("latent user (VPL-like)", {"arm": "latent user (VPL-like)"}, YELLOW),
+    ("small language model, told the answers", {"arm": "in context"}, MUTED),
     ("the sandbox's own attributes", {"arm": "attributes"}, INK),
 )
 IMAGES = ROOT / "docs" / "img"
 
 
-def report(rows: Sequence[_Row], images: Path = IMAGES) -> None:
+def report(rows: Sequence[_Row], personas: Sequence[_Row], images: Path = IMAGES) -> None:
     """Print every table that there are rows for, and draw the figures.
 
     Args:
-        rows: of the results.
+        rows: of the sandbox.
+        personas: of the personas.
         images: directory that the figures are written to.
     """
     low = [row for row in rows if row["what"] == "accuracy" and row["agreement"] == LOW]
@@ -62,9 +64,9 @@ def report(rows: Sequence[_Row], images: Path = IMAGES) -> None:
     group = [row for row in rows if row["what"] == "group" and row["agreement"] == LOW and _is(row, MAIN | {"d": 32})]
     if group:
         print(f"\none pick for all 20 held-out people\n{groups(group)}")
-    personas = [row for row in rows if row["what"] == "personas"]
-    if personas:
-        print(f"\nheld-out personas\n{of_personas(personas)}")
+    for backbone in dict.fromkeys(row["backbone"] for row in personas):
+        found = [row for row in personas if row["backbone"] == backbone]
+        print(f"\nheld-out personas, {len({row['seed'] for row in found})} seeds, encoder: {backbone}\n{of_personas(found)}")
 
 
 def _is(row: _Row, which: Mapping[str, Any]) -> bool:
