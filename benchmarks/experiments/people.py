@@ -32,7 +32,6 @@ from benchmarks.experiments.common import RESULTS, Lab, Results, open_lab, run_j
 from benchmarks.experiments.people_arms import Adapt, Material, as_it_is, best_weights, by_features, fit_rfm, in_units
 from benchmarks.experiments.people_counterparts import conditioned, latent, lore, own_mlp
 from benchmarks.experiments.people_data import ANSWERS, HIGH, LOW, PICKED_AFTER, People, Texts, draw_people, draw_texts
-from benchmarks.experiments.people_in_context import EPOCHS as READER_EPOCHS
 from benchmarks.experiments.people_in_context import in_context
 from evaluation.best_of_n import soft_weights
 from rm.features_config import FeaturesConfig
@@ -78,18 +77,18 @@ class Job:
 
 def jobs_of(seeds: Sequence[int]) -> list[Job]:
     """All of the sandbox's, what matters most first."""
-    joint = [
+    return [
         Job(*job, seed)
         for jobs in (
             [("shared", LOW, 1, 60, 50), ("features", LOW, 32, 60, 50), ("attributes", LOW, 12, 60, 50)],
             [("features", LOW, 8, 60, 50), ("shared", HIGH, 1, 60, 50), ("features", HIGH, 32, 60, 50)],
             [("features", LOW, 32, 15, 200), ("features", LOW, 32, 250, 12)],
             [("conditioned", LOW, 16, 60, 50), ("features", LOW, 128, 60, 50)],
+            [("in context", LOW, 0, 60, 50)],
         )
         for seed in seeds
         for job in jobs
     ]  # fmt: skip
-    return joint + [Job("in context", LOW, 0, 60, 50, seed, READER_EPOCHS) for seed in seeds]
 
 
 def fitted(job: Job, lab: Lab, texts: Texts, l2: float = L2) -> list[dict[str, Any]]:

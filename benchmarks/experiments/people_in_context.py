@@ -1,7 +1,5 @@
 """A small language model that is told a person's answers in its prompt, and then says how much they would like a response.
 
-    python -m benchmarks.experiments.people_in_context     # how many epochs: people and prompts that are not reported
-
 It is the sandbox's SFT model, fine-tuned on the raters' labels in the format in which it is asked:
 
     prompt <better> response <worse> response      for every answer, one after another
@@ -31,20 +29,18 @@ from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache, LlamaForCausalLM
 
-from benchmarks.experiments.common import open_lab, single_thread
 from benchmarks.experiments.people_arms import Adapt, Material
-from benchmarks.experiments.people_data import ANSWERS, LOW, Texts, draw_people, draw_texts
+from benchmarks.experiments.people_data import ANSWERS, Texts
 from cluster.seeds import derive
 from rm.descent import adamw, descend
 from rm.training import learning_rate_factor
 from sandbox.world import Split
 
-EPOCHS = 8
 RATE = 3e-3
 ASKED = 10
 """Labels that a step asks about; of the rater's other 40 some are told."""
 TOLD = (0, 3, 10, 30, 40)
-AT_ONCE = 128
+AT_ONCE = 16
 """Texts in a forward pass."""
 
 
@@ -170,24 +166,3 @@ def in_context(material: Material, split: Split = "test") -> Adapt:
         return found
 
     return lambda answers: scored(tuple(answers.ravel().tolist()))
-
-
-def main() -> None:
-    """Accuracy after so many epochs, on validation prompts, for people whom no reported seed has."""
-    single_thread()
-    lab = open_lab()
-    people = draw_people(lab, draw_texts(lab), LOW, 60, 20, seed=0)
-    for epochs in (2, 4, 8, 16):
-        adapt = in_context(Material(lab, people, 50, epochs), "validation")
-        found = []
-        for n in ANSWERS:
-            right = []
-            for user in people.held_out:
-                judged, scores = people.judged(user, split="validation"), adapt(people.answers(user)[:n])
-                right.append(float((scores[judged[:, 0]] > scores[judged[:, 1]]).mean()))
-            found.append(f"{np.mean(right):.3f}")
-        print(f"{epochs} epochs: {' '.join(found)}", flush=True)
-
-
-if __name__ == "__main__":
-    main()
