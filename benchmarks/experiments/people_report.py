@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from benchmarks.experiments.common import ROOT, by_seed, interval_text, level, markdown
+from benchmarks.experiments.common import ROOT, by_seed, interval_text, level, markdown, paired
 from benchmarks.experiments.people_data import ANSWERS, HIGH, LOW, PICKED_AFTER
 from evaluation.groups import over_seeds
 from evaluation.panels import common_legend, draw_curves, panels, percent
@@ -35,6 +35,8 @@ ARMS: tuple[tuple[str, dict[str, Any], str], ...] = (
     ("small language model, told the answers", {"arm": "in context"}, MUTED),
     ("the sandbox's own attributes", {"arm": "attributes"}, INK),
 )
+BANDS = ("shared", "features", "attributes")
+"""Arms whose intervals are drawn; those of all would hide each other."""
 IMAGES = ROOT / "docs" / "img"
 
 
@@ -57,6 +59,7 @@ def report(rows: Sequence[_Row], personas: Sequence[_Row], images: Path = IMAGES
             different = level([row["disagreement"] for row in _of(found, {"arm": "shared"})])
             print(f"\n{title}: two people order {different} of the pairs differently\n{accuracies(found, prefix)}")
     if low:
+        print(f"\nfeatures, d = 32, minus another way, paired by seed\n{beside(low)}")
         print(f"\nbest of 16 after {PICKED_AFTER} answers, the person's own gold reward\n{gains(low)}")
         print(f"\nraters and labels of each, d = 32\n{budgets(low)}")
         print(f"\nsoft best of 16 after {PICKED_AFTER} answers, d = 32\n{softness(low)}")
@@ -91,6 +94,18 @@ def accuracies(rows: Sequence[_Row], prefix: str) -> str:
     return markdown(("", *(f"{n} answers" for n in ANSWERS), "oracle", "30 answers / oracle"), lines)
 
 
+def beside(rows: Sequence[_Row]) -> str:
+    """Accuracy of the features minus every other way's, and of many raters with few labels minus few with many."""
+    lines = []
+    for name, which, _ in ARMS:
+        if which != FEATURES:
+            pairs = [paired(rows, f"accuracy_{n}", MAIN | FEATURES, MAIN | which) for n in ANSWERS]
+            lines.append([name, *map(interval_text, pairs)])
+    few, many = ({"arm": "features", "raters": raters, "labels": labels} for raters, labels in ((15, 200), (250, 12)))
+    lines.append(["250 x 12 labels - 15 x 200", *(interval_text(paired(rows, f"accuracy_{n}", many, few)) for n in ANSWERS)])
+    return markdown(("minus", *(f"{n} answers" for n in ANSWERS)), lines)
+
+
 def gains(rows: Sequence[_Row]) -> str:
     """What a pick of one's own is worth, beside a sample and beside the pick that is made for all."""
     lines = []
@@ -109,11 +124,14 @@ def gains(rows: Sequence[_Row]) -> str:
         everybody = np.concatenate(apart)
         worse = "-" if which == {"arm": "shared"} else f"{(everybody > 0).mean():.0%} / {(everybody < 0).mean():.0%}"
         lost = "-" if which == {"arm": "shared"} else f"{everybody.min():+.2f}"
-        lines.append([name, interval_text(sample), level(reached), interval_text([float(a.mean()) for a in apart]), worse, lost])
+        learnt = [float((mine - row["gold_0"]).mean()) for mine, row in zip(own, found, strict=True)]
+        gained = [interval_text(values) for values in (sample, learnt, [float(a.mean()) for a in apart])]
+        lines.append([name, gained[0], level(reached), *gained[1:], worse, lost])
     head = (
         "",
         "minus a mean sample",
         "of what the best pick gains",
+        "minus the pick before any answer",
         "minus the shared pick",
         "people better / worse off",
         "worst off",
@@ -197,7 +215,8 @@ def _by_answers(rows: Sequence[_Row]) -> Plot:
                 found = _of(rows, which)
                 if found:
                     points = tuple(over_seeds([row[f"{prefix}_{n}"] for row in found]) for n in ANSWERS)
-                    curves.append(Curve(name, name, 0, len(found), ANSWERS, points))
+                    banded = which["arm"] in BANDS and which in (FEATURES, {"arm": which["arm"]})
+                    curves.append(Curve(name, name, 0, len(found) if banded else 1, ANSWERS, points))
                     styles.append((colour, 1.0))
             draw_curves(ax, curves, styles)
             ax.set_title(title)
@@ -206,7 +225,9 @@ def _by_answers(rows: Sequence[_Row]) -> Plot:
         common_legend(figure, axes, 1 if narrow else 2)
 
     title = "How well a new person is known"
-    return Plot("people-answers", "", title, "Accuracy on held-out prompts, held-out people.", 4.0, draw, 6.5)
+    return Plot(
+        "people-answers", "", title, "Accuracy on held-out prompts, held-out people; 95% intervals of some.", 4.0, draw, 6.5
+    )
 
 
 def _for_whom(rows: Sequence[_Row]) -> Plot:
