@@ -174,18 +174,29 @@ def groups(rows: Sequence[_Row]) -> str:
 
 
 def of_personas(rows: Sequence[_Row]) -> str:
-    """A line for every way, mean over the personas, then the reward features of each persona."""
+    """A line for every way, mean over the personas; what the features are ahead of the others; the features of each persona."""
     lines = []
-    for arm in dict.fromkeys(row["arm"] for row in rows):
-        per_seed = [
-            [float(np.mean([row[name] for row in rows if row["arm"] == arm and row["seed"] == seed])) for name in COLUMNS]
-            for seed in sorted({row["seed"] for row in rows})
-        ]
-        lines.append([f"all: {arm}", *(level(column) for column in zip(*per_seed, strict=True))])
+    arms = list(dict.fromkeys(row["arm"] for row in rows))
+    of = {arm: [_mean_persona(rows, arm, name) for name in COLUMNS] for arm in arms}
+    lines += [[f"all: {arm}", *(level(list(column.values())) for column in of[arm])] for arm in arms]
+    for arm in arms:
+        if arm != "features":
+            apart = [[a[s] - b[s] for s in a.keys() & b.keys()] for a, b in zip(of["features"], of[arm], strict=True)]
+            lines.append([f"features - {arm}", *map(interval_text, apart)])
     for name in dict.fromkeys(row["persona"] for row in rows):
         found = {"arm": "features", "persona": name}
         lines.append([str(name), *(level(list(by_seed(rows, column, found).values())) for column in COLUMNS)])
     return markdown(("", *(f"{n} answers" for n in ANSWERS), "oracle"), lines)
+
+
+def _mean_persona(rows: Sequence[_Row], arm: str, column: str) -> dict[int, float]:
+    """By seed, the mean over the personas; of seeds that have all of them."""
+    found: dict[int, list[float]] = {}
+    for row in rows:
+        if row["arm"] == arm:
+            found.setdefault(row["seed"], []).append(row[column])
+    most = max(map(len, found.values()))
+    return {seed: float(np.mean(values)) for seed, values in found.items() if len(values) == most}
 
 
 def figures(rows: Sequence[_Row]) -> list[Plot]:
