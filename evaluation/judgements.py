@@ -137,7 +137,8 @@ def order_effect(verdicts: Sequence[Verdict]) -> OrderEffect | None:
     if not given:
         return None
     per_prompt = [
-        ((0 if v.a_first is None else VALUE[v.a_first]) - (0 if v.b_first is None else VALUE[v.b_first])) / v.orders for v in given
+        ((0 if v.a_first is None else VALUE[v.a_first]) - (0 if v.b_first is None else VALUE[v.b_first])) / v.orders
+        for v in given
     ]
     both = [v for v in given if v.orders == 2]
     consistent = sum(v.a_first == v.b_first for v in both) / len(both) if both else None
@@ -173,7 +174,7 @@ def agreement(one: Sequence[Verdict], other: Sequence[Verdict]) -> Agreement | N
     for a, b in both:
         table[a, b] += 1
     drawn = np.random.default_rng(BOOTSTRAP_SEED).multinomial(len(both), table.reshape(-1) / len(both), size=NUM_RESAMPLES)
-    kappas = cohen_kappa(drawn.reshape(-1, 3, 3))  # [R]
+    kappas = cohen_kappa(drawn.reshape(-1, 3, 3).astype(np.float64))  # [R]
     kappa = float(cohen_kappa(table[None])[0])
     known = kappas[~np.isnan(kappas)]
     return Agreement(
@@ -184,7 +185,9 @@ def agreement(one: Sequence[Verdict], other: Sequence[Verdict]) -> Agreement | N
     )
 
 
-def cohen_kappa(tables: "np.ndarray[tuple[int, int, int], np.dtype[np.float64]]") -> "np.ndarray[tuple[int], np.dtype[np.float64]]":
+def cohen_kappa(
+    tables: "np.ndarray[tuple[int, int, int], np.dtype[np.float64]]",
+) -> "np.ndarray[tuple[int], np.dtype[np.float64]]":
     """Cohen's kappa of many tables at once.
 
     Source: as ``agreement``.

@@ -37,14 +37,14 @@ def person(choice: Choice, a_first: bool) -> Verdict:
         ("tie", "b", "tie"), ("a", None, None), (None, None, None),
     ],
 )  # fmt: skip
-def test_a_model_wins_in_both_orders_or_not_at_all(
-    a_first: Choice | None, b_first: Choice | None, choice: Choice | None
-) -> None:
+def test_a_model_wins_in_both_orders_or_not_at_all(a_first: Choice | None, b_first: Choice | None, choice: Choice | None) -> None:
     assert Verdict(a_first, b_first).choice == choice
 
 
 def test_a_person_is_asked_once() -> None:
-    assert [person(choice, first).choice for choice, first in product(CHOICES, (True, False))] == ["a"] * 2 + ["tie"] * 2 + ["b"] * 2
+    assert [person(choice, first).choice for choice, first in product(CHOICES, (True, False))] == ["a"] * 2 + ["tie"] * 2 + [
+        "b"
+    ] * 2
     with pytest.raises(ValueError, match="got 1 with 2 verdicts"):
         Verdict("a", "a", 1)
 
@@ -106,7 +106,9 @@ def test_whether_the_longer_one_wins() -> None:
 def test_the_bootstrap_is_scipy_s() -> None:
     values = np.random.default_rng(3).choice([-1.0, -0.5, 0.0, 1.0], 150)
     found = bootstrap_mean(list(values))
-    theirs = bootstrap((values,), np.mean, method="percentile", n_resamples=5000, rng=np.random.default_rng(0)).confidence_interval
+    theirs = bootstrap(
+        (values,), np.mean, method="percentile", n_resamples=5000, rng=np.random.default_rng(0)
+    ).confidence_interval
     assert found.value == pytest.approx(values.mean())
     assert (found.low, found.high) == pytest.approx((theirs.low, theirs.high), abs=0.02)
     with pytest.raises(ValueError, match="got none"):
