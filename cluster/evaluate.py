@@ -35,7 +35,6 @@ from cluster.storage import storage_root
 from evaluation.judgement_report import write_judgement_report
 from evaluation.judgement_run import CARD, FORMAT, JUDGEMENTS, KIND, JudgementRow, card_of_judge, cards_of_agreement
 from evaluation.judgements import Verdict
-from preferences.sources import shorten
 from tokens.durable import write_file
 from tokens.errors import UserError
 
@@ -184,10 +183,10 @@ def _say(card: Mapping[str, Any], console: Console) -> None:
     for name, judge in card["judges"].items():
         found, order = judge["outcome"], judge["order"]
         if found is None:
-            table.add_row(shorten(name), "0", *["-"] * 5, str(judge["no_verdict"]))
+            table.add_row(name[:60], "0", *["-"] * 5, str(judge["no_verdict"]))
             continue
         margin = f"{found['margin']:+.1%} [{found['low']:+.1%}, {found['high']:+.1%}]"
         decided = "-" if order is None or order["consistent"] is None else f"{1 - order['consistent']:.1%}"
         shares = [f"{found[key]:.1%}" for key in ("win", "tie", "lose")]
-        table.add_row(shorten(name), f"{found['num']:,}", *shares, margin, decided, str(judge["no_verdict"]))
+        table.add_row(name[:60], f"{found['num']:,}", *shares, margin, decided, str(judge["no_verdict"]))
     console.show(table)

@@ -11,7 +11,7 @@ from cluster.console import Console
 from cluster.endpoint_judge import EndpointJudge
 from cluster.evaluate_inputs import HUMAN, Comparison, Evaluating
 from cluster.evaluate_models import Letter, Response, refuse_own_judge
-from cluster.human_answers import check_file, read_verdicts, write_questions
+from cluster.human_answers import WAITING, check_file, read_verdicts, write_questions
 from cluster.judges import FIRST, NONE, SECOND, TIE, EnsembleJudge, Judge, RewardJudge
 from cluster.open_judge import open_judge
 from evaluation.judgements import Choice, Verdict
@@ -149,4 +149,5 @@ def _of_person(
             f'[yellow]{name}[/] has {missing:,} of {len(questions):,} answers to give: fill in 1, 2 or tie for "better" in '
             f"{file}, and run the same command again"
         )
-    return [given[id_] if id_ in given else Verdict("tie", None, 1) for id_ in prompts.ids]
+    alike = Verdict(None, None, 1, WAITING) if missing else Verdict("tie", None, 1)  # or those would weigh more than the answered
+    return [given[id_] if id_ in given else alike for id_ in prompts.ids]

@@ -15,13 +15,16 @@ from pathlib import Path
 import torch
 
 SAYS = ("A", "B", "tie", "perhaps")
-"""The first token of every reply, whatever is asked; which of them depends on the question. The last is no verdict."""
-LOUD = 40.0
+"""What it replies; which of them depends on the question. The last is no verdict."""
+PAD, EOS, UNKNOWN = 0, 1, 2
+WIDTH, LOUD = 64, 40.0
 TEMPLATE = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
 
 
 def save_judge(directory: Path, texts: Sequence[str], seed: int) -> None:
-    """Write a Llama of random weights whose output layer is deaf to all words but ``SAYS``.
+    """Write a Llama of random weights that says one of ``SAYS`` and then ends.
+
+    The output layer is deaf to all other words. Feature 0 of an embedding marks ``SAYS``, and EOS listens to it alone.
 
     Args:
         directory: to write to.
@@ -40,17 +43,37 @@ def save_judge(directory: Path, texts: Sequence[str], seed: int) -> None:
     fast.save_pretrained(directory)
     torch.manual_seed(seed)
     config = LlamaConfig(
-        vocab_size=len(vocabulary), hidden_size=64, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2,
+        vocab_size=len(vocabulary), hidden_size=WIDTH, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2,
         intermediate_size=128, max_position_embeddings=512, tie_word_embeddings=False, initializer_range=0.3,
-        pad_token_id=0, eos_token_id=1, bos_token_id=None,
+        pad_token_id=PAD, eos_token_id=EOS, bos_token_id=None,
     )  # fmt: skip
     model = LlamaForCausalLM(config).eval()
+    says = [vocabulary[word] for word in SAYS]
     with torch.no_grad():
-        places = [vocabulary[word] for word in SAYS]
-        loud = torch.randn(len(SAYS), 64) * LOUD / 64**0.5
-        model.lm_head.weight.zero_()
-        model.lm_head.weight[places] = loud
+        embedding, output = model.get_input_embeddings().weight, model.get_output_embeddings().weight
+        embedding[:, 0] = 0.0
+        embedding[says, 0] = 100.0
+        output.zero_()
+        output[says, 1:] = torch.randn(len(SAYS), WIDTH - 1) * LOUD / WIDTH**0.5
+        output[EOS, 0] = LOUD / 2
     model.save_pretrained(directory)
+
+
+def greedy_reply(directory: Path, question: str, max_tokens: int) -> str:
+    """What transformers would have the model say, for comparison.
+
+    Args:
+        directory: of the model.
+        question: of the user.
+        max_tokens: of the reply.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(directory)
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, use_safetensors=True)
+    ids = tokenizer(question, return_tensors="pt", add_special_tokens=False)["input_ids"]
+    made = model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=max_tokens)
+    return str(tokenizer.decode(made[0, ids.shape[1] :], skip_special_tokens=True))
 
 
 @contextmanager
