@@ -43,7 +43,8 @@ class Handler(BaseHTTPRequestHandler):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         question = body["messages"][0]["content"]
         if "[Prompt]" not in question:  # whoever asks this wants to know whether anybody is there
-            return self._send(200, completion("A"))
+            self._send(200, completion("A"))
+            return
         with self.server.lock:
             self.server.asked[question] += 1
             self.server.keys[self.headers["Authorization"]] += 1

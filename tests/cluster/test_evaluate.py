@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 
+from cluster.cli import main
 from cluster.console import Console
 from cluster.evaluate import evaluate
 from cluster.evaluate_inputs import Evaluating
@@ -194,10 +195,10 @@ def test_what_is_there_is_not_made_again(
     assert done.returncode == 0, done.stderr
     assert "24 answers" not in done.stdout and "are there from an earlier call" in done.stdout
     assert "wins - losses [95%]" in done.stdout and "Report: " in done.stdout
-    refused = command("evaluate", *asked, "--seed", "1")
-    assert refused.returncode == 2 and "belongs to another config (seed: 0 there, 1 here)" in refused.stderr
-    report = command("report", str(again.out))
-    assert report.returncode == 0 and report.stdout.strip() == str(again.out / "report.html")
+    with pytest.raises(UserError, match=r"belongs to another config \(seed: 0 there, 1 here\)"):
+        evaluate(replace(again, seed=1), Console())
+    (again.out / "report.html").unlink()
+    assert main(["report", str(again.out)]) == 0 and (again.out / "report.html").exists()
 
 
 def test_a_model_against_itself_ties_and_nobody_is_asked(
@@ -367,8 +368,14 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "an ensemble of one": ({"judges": ("ensemble:REWARD/0,REWARD/0",)}, "two different reward models or more, got 2 of which 1"),
     "an ensemble that is not there": ({"judges": ("ensemble:nowhere",)}, "no such directory nowhere"),
     "an ensemble of nothing": ({"judges": ("ensemble:EMPTY",)}, "there is no reward model in .* \\(it is empty\\)"),
-    "another world": ({"judges": ("gold",), "prompts": "FILE"}, "--judge gold knows the sandbox's prompts only"),
-    "prompts of another world": ({"judges": (f"gold:{TINY}",), "prompts": "FILE"}, "unknown|not of this world|no topic"),
+    "another world": (
+        {"judges": ("gold",), "prompts": "FILE", "max_new_tokens": 8},
+        "--judge gold knows the sandbox's prompts only",
+    ),
+    "prompts of another world": (
+        {"judges": (f"gold:{TINY}",), "prompts": "FILE", "max_new_tokens": 8},
+        "not a prompt of the sandbox: got .bread.",
+    ),
     "no prompts": ({"prompts": "EMPTY.jsonl"}, "is empty"),
     "no such split": ({"split": "held"}, "the sandbox's prompts have the splits test, validation, train, not 'held'"),
     "too few": ({"num_prompts": 0}, "--num-prompts must be at least 1, got 0"),
@@ -381,7 +388,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "no URL": ({"judges": ("openai:localhost#m",)}, "must be a URL such as"),
     "a sheet of another kind": ({"judges": ("human:x.csv",)}, "expected a name that ends in .jsonl"),
     "a sheet nowhere": ({"judges": ("human:nowhere/x.jsonl",)}, "there is no directory"),
-    "words of another language": ({"prompts": "OTHER"}, "has no token for a part of every prompt"),
+    "words of another language": ({"prompts": "OTHER", "max_new_tokens": 8}, "has no token for a part of every prompt"),
     "messages": ({"prompts": "MESSAGES"}, "the prompts are conversational, and the tokenizer of .* has no chat template"),
     "a directory of something else": ({"out": Path("REWARD")}, "is there, and no directory of `evaluate`"),
 }
