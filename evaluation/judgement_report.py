@@ -99,11 +99,13 @@ def _findings(run: JudgementRun) -> list[Finding]:
                 "that it decides: either longer is better here, or length is what wins."
             )
         found += [f"{judge.judge} has no verdict on {num:,} prompts: {reason}." for reason, num in judge.no_verdict.items()]
-    found += [
-        f"{one} and {other} hardly agree (Cohen's kappa {same.kappa.value:.2f}): they do not measure the same."
+    poor = [
+        f"{one} and {other} ({same.kappa.value:.2f})"
         for one, other, same in run.agreement
         if same.kappa is not None and same.kappa.high < POOR_KAPPA
     ]
+    if poor:
+        found.append(f"Hardly agree, so that they do not measure the same (Cohen's kappa): {'; '.join(poor)}.")
     models = run.card.child("models")
     for letter in ("A", "B"):
         cut = models.child(letter).number("cut")

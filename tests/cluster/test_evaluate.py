@@ -32,6 +32,8 @@ from tests.cluster.tiny_judge import greedy_reply, save_judge, vllm_server
 from tokens.errors import UserError
 
 SANDBOX = f"sandbox:{TINY}"
+SEED_OF_JUDGE = 0
+"""With these weights the tiny judge says each of its words in the test."""
 
 
 @pytest.fixture(scope="module")
@@ -437,7 +439,7 @@ def vllm_judge(world: WorldFiles, tmp_path_factory: pytest.TempPathFactory) -> I
 
     place = tmp_path_factory.mktemp("vllm")
     words = World(load_config(TINY).world).vocabulary
-    save_judge(place / "tiny-judge", [QUESTION_WITH_TIES, " ".join(words)], seed=0)
+    save_judge(place / "tiny-judge", [QUESTION_WITH_TIES, " ".join(words)], seed=SEED_OF_JUDGE)
     with vllm_server(place / "tiny-judge", place / "server.log") as url:
         yield url, place / "tiny-judge"
 
@@ -450,31 +452,46 @@ def num_requests(url: str) -> int:
     return int(sum(map(float, counts)))
 
 
-def test_a_judge_behind_vllm_s_own_server(again: Evaluating, vllm_judge: tuple[str, Path]) -> None:
+def test_a_judge_behind_vllm_s_own_server(
+    world: WorldFiles,
+    noisy: Path,
+    vllm_judge: tuple[str, Path],
+    tmp_path: Path,
+    answered: Callable[[dict[str, Any]], None],
+) -> None:
     from cluster.endpoint_judge import QUESTION_WITH_TIES
 
     url, model = vllm_judge
-    assert again.out is not None
+    truth = World(load_config(TINY).world)
+    written = [response for _, response in truth.corpus()[:24]]
+    prompts = [prompt.text for prompt in truth.prompts("test")[:12]]
+    texts = dict(zip(prompts, zip(written[::2], written[1::2], strict=True), strict=True))
+    answered(texts)
     judge = f"openai:{url}#tiny-judge"
+    asked = Evaluating(world.sft_dir, noisy, ("gold", judge), SANDBOX, num_prompts=12, out=tmp_path / "x")
+    asked = replace(asked, options=EndpointOptions(max_tokens=4))
     before = num_requests(url)
-    out = evaluate(replace(again, judges=("gold", judge), options=EndpointOptions(max_tokens=4)), Console())
-    rows = lines(out / "judgements.jsonl")
-    differ = [row for row in rows if row["a"] != row["b"]]
-    assert num_requests(url) - before == 2 * len(differ)  # both orders, each once
+    out = evaluate(asked, Console())
+    assert num_requests(url) - before == 1 + 24  # whether anybody is there, then both orders of every prompt, each once
 
-    def expected(row: dict[str, Any], sides: str) -> str | None:
-        question = QUESTION_WITH_TIES.format(prompt=row["prompt"], first=row[sides[0]], second=row[sides[1]])
+    def expected(prompt: str, sides: str) -> str | None:
+        responses = dict(zip("ab", texts[prompt], strict=True))
+        question = QUESTION_WITH_TIES.format(prompt=prompt, first=responses[sides[0]], second=responses[sides[1]])
         said = read_verdict(greedy_reply(model, question, 4), ties=True)
         return {FIRST: sides[0], SECOND: sides[1], TIE: "tie", NONE: None}[said]
 
-    found = [(row["verdicts"][judge]["a_first"], row["verdicts"][judge]["b_first"]) for row in differ]
-    assert found == [(expected(row, "ab"), expected(row, "ba")) for row in differ]
-    judged = card(out)["judges"][judge]
-    missing = [pair for pair in found if None in pair]
-    assert judged["no_verdict"] == len(missing) > 0  # what is no verdict is no data
-    assert judged["outcome"]["num"] == len(rows) - len(missing) > 0
-    evaluate(replace(again, judges=("gold", judge), options=EndpointOptions(max_tokens=4)), Console())
-    assert num_requests(url) - before == 2 * len(differ)
-    for wrong, words in ((f"openai:{url}#another", "status 404"), (f"openai:{url.removesuffix('/v1')}#tiny-judge", "status 404")):
-        with pytest.raises(UserError, match=f"cannot be asked: {words}"):
-            evaluate(replace(again, out=out.with_name("new"), judges=(wrong,)), Console())
+    rows = [row["verdicts"][judge] for row in lines(out / "judgements.jsonl")]
+    found = [(row["a_first"], row["b_first"]) for row in rows]
+    assert found == [(expected(prompt, "ab"), expected(prompt, "ba")) for prompt in prompts]
+    assert {verdict for pair in found for verdict in pair} == {"a", "b", "tie", None}
+    judged, missing = card(out)["judges"][judge], sum(None in pair for pair in found)
+    assert (judged["outcome"]["num"], judged["no_verdict"]) == (12 - missing, missing)  # what is no verdict is no data
+    assert judged["reasons"] == {"a reply is not clearly one of the two, or a tie": missing}
+    assert judged["order"]["consistent"] == sum(a == b for a, b in found if a and b) / (12 - missing)
+    assert card(out)["agreement"][0]["num"] == 12 - missing
+    after = num_requests(url)
+    evaluate(replace(asked, judges=(judge, "gold")), Console())
+    assert num_requests(url) == after + 1  # the samples are a stand-in and on no disk, so it looks for the server again
+    for wrong in (f"openai:{url}#another", f"openai:{url.removesuffix('/v1')}#tiny-judge"):
+        with pytest.raises(UserError, match="cannot be asked: status 404"):
+            evaluate(replace(asked, out=tmp_path / "new", judges=(wrong,)), Console())
