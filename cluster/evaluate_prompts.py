@@ -106,7 +106,12 @@ def _of_file(name: str, split: str, limit: int | None, allow_hub: bool) -> Promp
     from preferences.load import load_prompts
 
     def read(template: Template) -> Any:
-        return load_prompts(name, split, allow_hub, max_prompts=limit, template=template)
+        try:
+            return load_prompts(name, split, allow_hub, max_prompts=limit, template=template)
+        except UserError as error:  # there is no config here to leave rows out by
+            raise UserError(
+                str(error).replace("set data.drop_bad to true to leave them out and list them", "leave them out")
+            ) from error
 
     plain = read(PlainTemplate())
     ids = tuple(plain.rows["id"])
