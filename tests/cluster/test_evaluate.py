@@ -20,7 +20,7 @@ from cluster.evaluate_inputs import Evaluating
 from cluster.evaluate_models import Response
 from cluster.judges import FIRST, NONE, SECOND, TIE, JudgeFailed, read_verdict
 from cluster.load_config import load_config
-from cluster.open_judge import EndpointOptions
+from cluster.open_judge import EndpointOptions, find_members
 from cluster.sandbox_source import WorldRecipe
 from evaluation.compare import win_tie_lose
 from evaluation.judgement_run import read_judgement_run
@@ -358,6 +358,20 @@ def test_who_trained_a_policy_is_no_judge_of_it(world: WorldFiles, noisy: Path, 
     with pytest.raises(UserError, match=r"B: .*mine is a whole run.*rounds/round_000/policy"):
         evaluate(replace(asked, b=run, judges=("gold",)), Console())
     assert not (tmp_path / "x").exists()
+
+
+def test_an_ensemble_is_what_strength_left_or_a_list(reward_models: Path, tmp_path: Path) -> None:
+    strength = tmp_path / "strength"
+    for fold in ("0", "1"):
+        shutil.copytree(reward_models, strength / "members" / fold)
+    (strength / "members" / "0" / "0" / "model").mkdir()
+    members = [strength / "members" / fold / member for fold in "01" for member in "01"]
+    assert find_members(str(strength)) == members
+    assert find_members(str(reward_models)) == [reward_models / "0", reward_models / "1"]
+    assert find_members(f"{members[0]},{members[3]}") == [members[0], members[3]]
+    (members[2] / "config.json").rename(members[2] / "adapter_config.json")
+    with pytest.raises(UserError, match="is an adapter or a trunk with heads, and a judge needs whole reward models"):
+        find_members(str(strength))
 
 
 BAD: dict[str, tuple[dict[str, Any], str]] = {
