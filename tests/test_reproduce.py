@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from benchmarks.reproduce.__main__ import jobs, main
-from benchmarks.reproduce.arms import ARMS, ITEMS
-from benchmarks.reproduce.page import at_kl, best, claims, fallen, page, verdict
+from benchmarks.reproduce.arms import ARMS, CHOSEN, ITEMS, run_for
+from benchmarks.reproduce.page import at_kl, best, claims, fallen, of_arm, page, verdict
 from benchmarks.reproduce.play import RECIPE
 from cluster.load_config import load_config
 
@@ -27,7 +27,7 @@ def row(arm: str, seed: int, golds: list[float], validation: list[float], kls: l
 def test_every_arm_is_a_config() -> None:
     for arm in ARMS.values():
         load_config(RECIPE, list(arm.keys))
-    assert {arm for item in ITEMS for arm in item.arms} == set(ARMS), "no arm is run for nothing, none is missing"
+    assert {arm for item in ITEMS for arm in run_for(item)} == set(ARMS), "no arm is run for nothing, none is missing"
     assert all(item.base is None or item.base in item.arms for item in ITEMS)
 
 
@@ -44,6 +44,15 @@ def test_gold_where_another_run_is_as_far_from_sft() -> None:
     assert at_kl(run, 1.0) == pytest.approx(0.2), "half the way in sqrt(KL)"
     assert at_kl(run, 9.0) == pytest.approx(0.5)
     assert at_kl(run, 100.0) == pytest.approx(0.6), "no further than its last round"
+
+
+def test_dpo_chooses_its_learning_rate_on_validation_prompts() -> None:
+    rows = [
+        row(arm, 1, [gold], [chosen], [1.0])
+        for arm, gold, chosen in zip(CHOSEN["DPO"], (0.9, 0.1, 0.5), (0.1, 0.3, 0.2), strict=True)
+    ]
+    assert of_arm(rows, "DPO")[1]["rounds"][1]["gold"] == 0.1
+    assert of_arm(rows[:2], "DPO") == {}, "not before all are there"
 
 
 @pytest.mark.parametrize(
@@ -82,6 +91,6 @@ def test_the_page_is_made_of_the_rows(tmp_path: Path) -> None:
 
 
 def test_one_seed_of_every_arm_of_an_item_before_the_next() -> None:
-    assert jobs([1, 2], [1, 2])[:4] == [("iterated", 1), ("iterated", 2), ("vanilla PPO", 1), ("DPO", 1)]
+    assert jobs([1, 2], [1, 2])[:4] == [("iterated", 1), ("iterated", 2), ("vanilla PPO", 1), ("DPO, lr 1e-4", 1)]
     everything = jobs([1, 2, 3, 4, 5, 6, 7], None)
     assert len(everything) == len(set(everything)) == sum(len(arm.seeds) for arm in ARMS.values())

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.experiments.common import RESULTS, Results
-from benchmarks.reproduce.arms import ARMS, ITEMS
+from benchmarks.reproduce.arms import ARMS, ITEMS, run_for
 from benchmarks.reproduce.page import page
 from benchmarks.reproduce.play import ROOT, play
 from tokens.durable import write_file
@@ -29,7 +29,7 @@ def jobs(items: Sequence[int], seeds: Sequence[int] | None) -> list[tuple[str, i
     """Arms and seeds: one seed of all arms of an item after another, the items in order, nothing twice."""
     found: dict[tuple[str, int], None] = {}
     for number in items:
-        arms = [arm for item in ITEMS if item.number == number for arm in item.arms]
+        arms = [arm for item in ITEMS if item.number == number for arm in run_for(item)]
         for seed in sorted({seed for arm in arms for seed in ARMS[arm].seeds}):
             found.update({(arm, seed): None for arm in arms if seed in ARMS[arm].seeds and (seeds is None or seed in seeds)})
     return list(found)

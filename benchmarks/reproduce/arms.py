@@ -45,7 +45,7 @@ AGGREGATES: Mapping[str, str] = {"single": "primary", "mean": "mean", "worst cas
 ARMS: Mapping[str, Arm] = {
     "iterated": Arm(()),
     "vanilla PPO": Arm(VANILLA),
-    "DPO": Arm(("--rounds.baseline", "dpo", *ONE_ROUND)),
+    **{f"DPO, lr {rate}": Arm(("--rounds.baseline", "dpo", "--dpo.lr", rate, *ONE_ROUND)) for rate in ("1e-4", "3e-4", "1e-3")},
     "best of 16": Arm(("--rounds.baseline", "best_of_n", "--rounds.best_of", "16", *ONE_ROUND)),
     "new domain, S_k from it": Arm((*NEW, *SHORT, "--meta.prompts", "sandbox:held_out"), prompts="held_out"),
     "new domain, S_k from the old ones": Arm((*NEW, *SHORT), prompts="held_out"),
@@ -78,6 +78,10 @@ ARMS: Mapping[str, Arm] = {
 }
 
 
+CHOSEN: Mapping[str, tuple[str, ...]] = {"DPO": tuple(name for name in ARMS if name.startswith("DPO"))}
+"""Arms of which validation prompts choose one for each seed: DPO has one round, and a learning rate to choose in its place."""
+
+
 @dataclass(frozen=True)
 class Item:
     """A table of the paper.
@@ -87,7 +91,7 @@ class Item:
         title: of the table.
         source: where it stands.
         base: arm that the others are compared with; None = rounds against SFT.
-        arms: of the table, the base among them.
+        arms: of the table, the base among them; a name of ``CHOSEN`` stands for all of its arms.
     """
 
     number: int
@@ -95,6 +99,11 @@ class Item:
     source: str
     base: str | None
     arms: tuple[str, ...]
+
+
+def run_for(item: Item) -> list[str]:
+    """The arms that are run for an item."""
+    return [arm for name in item.arms for arm in (CHOSEN[name] if name in CHOSEN else (name,))]
 
 
 def _named(beginning: str) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.experiments.common import interval_text, level, markdown
-from benchmarks.reproduce.arms import ARMS, ITEMS, Item
+from benchmarks.reproduce.arms import ARMS, CHOSEN, ITEMS, Item
 from evaluation.compare import mean_interval
 
 Row = Mapping[str, Any]
@@ -46,8 +46,12 @@ def fallen(row: Row) -> float:
 
 
 def of_arm(rows: Sequence[Row], arm: str) -> dict[int, Row]:
-    """Rows of an arm by seed."""
-    return {row["seed"]: row for row in rows if row["arm"] == arm}
+    """Rows of an arm by seed; of ``CHOSEN`` arms, where all are there, the one with the largest win minus lose on validation."""
+    if arm not in CHOSEN:
+        return {row["seed"]: row for row in rows if row["arm"] == arm}
+    each = [of_arm(rows, one) for one in CHOSEN[arm]]
+    seeds = set.intersection(*map(set, each))
+    return {seed: max((one[seed] for one in each), key=lambda row: best(row)["validation"]) for seed in sorted(seeds)}
 
 
 def paired(rows: Sequence[Row], arm: str, base: str, value: Callable[[Row], float]) -> list[float]:
@@ -194,8 +198,9 @@ Every run is `python -m cluster run configs/reproduce.yaml` with the keys of its
 reward models of 0.1 M parameters, 3,000 pairs of which a quarter is flipped. *Gold* is the sandbox's true reward, in standard
 deviations of its corpus, of one response to each *test* prompt; *win - lose* against SFT's responses, by more than 0.1. The *best
 round* of an arm is the one with the largest win minus lose on *validation* prompts, which share nothing with the test prompts;
-every arm chooses so. Nothing was tuned per arm: all share the recipe's settings, vanilla PPO takes the same number of PPO steps,
-DPO its defaults. *At its KL*: gold above what the arm that is compared with has, by linear interpolation in sqrt(KL) between its
-rounds, where it is as far from SFT. Means with 95% t-intervals over seeds; differences are paired by seed, bold where that
-leaves zero out; nothing is corrected for the number of comparisons. Seeds share the world and its SFT policy.
+every arm chooses so. Nothing was tuned per arm: all share the recipe's settings, vanilla PPO takes the same number of PPO steps;
+DPO, which has one round, chooses among three learning rates instead. *At its KL*: gold above what the arm that is compared with
+has, by linear interpolation in sqrt(KL) between its rounds, where it is as far from SFT. Means with 95% t-intervals over seeds;
+differences are paired by seed, bold where the interval leaves zero out; nothing is corrected for the number of comparisons. Seeds
+share the world and its SFT policy.
 """
