@@ -177,7 +177,7 @@ def test_the_mean_of_the_ensemble_judges(compared: Path, world: WorldFiles, rewa
 
 
 def test_what_is_there_is_not_made_again(
-    again: Evaluating, compared: Path, monkeypatch: pytest.MonkeyPatch, command: Command
+    again: Evaluating, compared: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert again.out is not None
     whole = (compared / "responses_b.jsonl").read_bytes()
@@ -193,10 +193,12 @@ def test_what_is_there_is_not_made_again(
     evaluate(again, Console())
     assert card(again.out)["judges"]["gold"] == card(compared)["judges"]["gold"]
     asked = [str(again.a), str(again.b), "--prompts", SANDBOX, "--num-prompts", "12", "--judge", "gold", "--out", str(again.out)]
-    done = command("evaluate", *asked)
-    assert done.returncode == 0, done.stderr
-    assert "24 answers" not in done.stdout and "are there from an earlier call" in done.stdout
-    assert "wins - losses [95%]" in done.stdout and "Report: " in done.stdout
+    capsys.readouterr()
+    assert main(["evaluate", *asked]) == 0
+    said = capsys.readouterr().out
+    assert "answers are there from an earlier call" in said and "wins - losses [95%]" in said and "Report: " in said
+    assert main(["evaluate", *asked, "--num-prompts", "0"]) == 2
+    assert "error: --num-prompts must be at least 1, got 0" in capsys.readouterr().err
     with pytest.raises(UserError, match=r"belongs to another config \(seed: 0 there, 1 here\)"):
         evaluate(replace(again, seed=1), Console())
     (again.out / "report.html").unlink()

@@ -93,11 +93,12 @@ def vllm_server(model: Path, log: Path) -> Iterator[str]:
     environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"} | {
         "TORCH_COMPILE_DISABLE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_NO_USAGE_STATS": "1",
         "VLLM_DO_NOT_TRACK": "1", "VLLM_CPU_KVCACHE_SPACE": "1", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false",
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # with the executor "uni": no third process, which would import vLLM once more
     }  # fmt: skip
     command = [
         sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model), "--served-model-name", model.name,
         "--host", "127.0.0.1", "--port", str(port), "--enforce-eager", "--dtype", "float32", "--max-model-len", "512",
-        "--max-num-seqs", "8",
+        "--max-num-seqs", "8", "--distributed-executor-backend", "uni",
     ]  # fmt: skip
     with log.open("w") as file:
         server = subprocess.Popen(command, env=environment, stdout=file, stderr=subprocess.STDOUT, start_new_session=True)
