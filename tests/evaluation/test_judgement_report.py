@@ -111,11 +111,12 @@ def test_files_that_are_damaged(compared: Path, file: str, old: str, new: str, w
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on the PATH")
-@pytest.mark.parametrize("width", [390, 1280])
-def test_it_fits_and_runs_nothing(tmp_path: Path, compared: Path, width: int) -> None:
-    made_up(tmp_path / "hostile", {"gold": verdicts(0, (0.8, 0.1, 0.1)), EVIL: verdicts(1, (0.2, 0.3, 0.5))}, EVIL)
-    for directory in (compared, tmp_path / "hostile"):
-        seen = measure(tmp_path, write_judgement_report(directory).read_text("utf-8"), width)
-        assert seen["title"] == f"{directory.name} · Rondo"
-        assert (seen["overflow"], seen["scripts"], seen["loaded"], seen["console"], seen["shown"]) == (0, 0, 0, 0, 1)
-        assert float(seen["smallest"]) >= 9
+@pytest.mark.parametrize(("width", "hostile"), [(390, True), (1280, False)])
+def test_it_fits_and_runs_nothing(tmp_path: Path, compared: Path, width: int, hostile: bool) -> None:
+    if hostile:
+        judges = {"gold": verdicts(0, (0.8, 0.1, 0.1)), EVIL: verdicts(1, (0.2, 0.3, 0.5)), LONG: verdicts(2, (0.2, 0.3, 0.5))}
+        compared = made_up(tmp_path / "hostile", judges, EVIL)
+    seen = measure(tmp_path, write_judgement_report(compared).read_text("utf-8"), width)
+    assert seen["title"] == f"{compared.name} · Rondo"
+    assert (seen["overflow"], seen["scripts"], seen["loaded"], seen["console"], seen["shown"]) == (0, 0, 0, 0, 1)
+    assert float(seen["smallest"]) >= 9
