@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import shutil
 import time
@@ -15,6 +16,7 @@ import ray
 from actors.board import Teller
 from actors.process import ProcessSetup
 from actors.ranks import Rank
+from actors.reward_trainer import FitSaves
 from rm.config import RewardConfig
 from rm.features_config import FeaturesConfig
 from tokens.guards import GuardsConfig
@@ -22,13 +24,14 @@ from tokens.records import Pair
 
 if TYPE_CHECKING:
     from rm.feature_check import RaterAccuracy
-    from rm.feature_fit import FeatureStep
+    from rm.feature_fit import FeatureStep, Judged
     from rm.features import FeatureModel
+    from rm.resume import Saves
 
 log = logging.getLogger(__name__)
 
 MAX_DEATHS = 3
-"""How often the process of a fit may die before the command gives up; each time it begins anew."""
+"""How often the process of a fit may die before the command gives up; the next one goes on from the last save."""
 COUNTS = (0, 3, 10, 30, 50)
 """Answers after which a rater who was held out is measured."""
 
@@ -73,6 +76,7 @@ class FeatureJob:
         reward: of the backbone and of AdamW.
         seed: of all draws and of the order of the labels.
         guards: how many steps whose numbers went wrong may be left out.
+        saves: where the fit saves how far it has come, and how often; None = it does not.
     """
 
     name: str
@@ -82,6 +86,7 @@ class FeatureJob:
     reward: RewardConfig
     seed: int
     guards: GuardsConfig
+    saves: FitSaves | None
 
 
 @dataclass(frozen=True)
@@ -180,7 +185,8 @@ def run_job(
 
     with rank.compute():
         model = start_features(backbone, raters, seen, job.features, job.seed, batch_size, pad_id)
-        fit_features(model, seen, job.features, job.reward, job.seed, pad_id, on_step, job.guards)
+        saves = None if job.saves is None else _saves(job.saves, job, raters, seen)
+        fit_features(model, seen, job.features, job.reward, job.seed, pad_id, on_step, job.guards, saves)
         trained = trained_raters(model, seen, Judged(tests.pairs, tests.raters), batch_size, pad_id) if tests.pairs else []
         measured = [row for rater in new for row in _measure(model, rater, job, pad_id)]
     shutil.rmtree(job.directory, ignore_errors=True)  # of a process that died
@@ -188,6 +194,25 @@ def run_job(
     tokenizer.save_pretrained(job.directory / BACKBONE)
     seconds = time.perf_counter() - began
     return FeatureReport(tuple(steps), tuple(trained), tuple(measured), fingerprint(job.directory), seconds)
+
+
+def _saves(saves: FitSaves, job: FeatureJob, raters: Sequence[str], seen: Judged) -> Saves:
+    """Saving the fit, and what is saved of this very fit already."""
+    from rm.resume import Saves
+    from tokens.saved_state import SavedState, latest_state, save_state
+
+    whole = (str(job.base), job.seed, job.features.model_dump(), job.reward.model_dump(), tuple(raters), seen.pairs, seen.raters)
+    identity = hashlib.sha256(repr(whole).encode()).hexdigest()
+
+    def write(done: int, state: SavedState) -> None:
+        save_state(saves.folder, done, SavedState(state.tensors, {**state.values, "fit": identity}))
+
+    begin = latest_state(saves.folder)
+    if begin is not None and begin.values["fit"] != identity:
+        begin = None
+    if begin is not None:
+        log.info("%s: goes on after step %d of a fit", job.name, begin.values["done"])
+    return Saves(saves.every, write, begin)
 
 
 def _measure(model: FeatureModel, rater: NewRater, job: FeatureJob, pad_id: int) -> list[RaterAccuracy]:

@@ -2,125 +2,21 @@
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cluster.console import Console
-from cluster.feature_directory import PROFILES, model_directory
+from cluster.feature_directory import PROFILES
+from cluster.open_features import OpenFeatures, compared_in
 from rm.features_config import Towards
 from tokens.durable import whole_file
 from tokens.errors import UserError
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from transformers import PreTrainedTokenizerBase
 
-    from preferences.raters import Answers
-    from rm.features import FeatureModel
     from rm.profiles import Profile
-    from tokens.records import Pair
-
-BATCH_SIZE = 32
-"""Sequences per forward pass."""
-
-
-@dataclass(frozen=True, eq=False)
-class OpenFeatures:
-    """A feature model, ready to be asked about texts.
-
-    Args:
-        path: its directory.
-        model: on the CPU.
-        tokenizer: its.
-        fingerprint: see ``rm.features.fingerprint``.
-    """
-
-    path: Path
-    model: FeatureModel
-    tokenizer: PreTrainedTokenizerBase
-    fingerprint: str
-
-    @classmethod
-    def at(cls, path: Path) -> OpenFeatures:
-        """Load a feature model.
-
-        Args:
-            path: a feature model, or the directory that `features` wrote it to.
-
-        Raises:
-            UserError: if it holds none.
-        """
-        from actors.process import import_transformers
-
-        import_transformers()
-        import torch
-        from transformers import AutoTokenizer
-        from transformers.utils import logging
-
-        from rm.features import BACKBONE, FeatureModel, fingerprint
-
-        logging.disable_progress_bar()  # a bar for one small file
-        place = model_directory(path.expanduser())
-        found = fingerprint(place)
-        model = FeatureModel.load(place, torch.float32)
-        return cls(place, model, AutoTokenizer.from_pretrained(place / BACKBONE, trust_remote_code=False), found)
-
-    def adaptation(self, l2: float | None, towards: Towards | None) -> tuple[float, Towards]:
-        """How a person is fitted on the model.
-
-        Args:
-            l2: asked for; None = what the model was measured with.
-            towards: likewise.
-
-        Raises:
-            UserError: if no person can be, or ``l2`` is out of its range.
-        """
-        if self.model.shared:
-            raise UserError(f"{self.path} is one reward for all raters (features.shared): it cannot be adapted to a person")
-        l2 = self.model.l2 if l2 is None else l2
-        if not 0 < l2 < math.inf:
-            raise UserError(f"--l2 is {l2:g}: a number above 0 is expected, or weights of separable answers would be infinite")
-        return l2, self.model.towards if towards is None else towards
-
-    @property
-    def pad_id(self) -> int:
-        """Written at padding."""
-        pad_id = self.tokenizer.pad_token_id
-        assert isinstance(pad_id, int)  # the model was trained with it
-        return pad_id
-
-    def encode(self, answers: Answers) -> Sequence[Pair]:
-        """Answers as ids of the model's tokenizer.
-
-        Args:
-            answers: as read.
-
-        Raises:
-            UserError: if one is longer than the model reads.
-        """
-        from preferences.encode import encode_pairs
-
-        longest = self.longest
-        pairs, _ = encode_pairs(answers.pairs, self.tokenizer, longest, longest, drop=False)
-        for pair in pairs:
-            tokens = len(pair.prompt_ids) + max(len(pair.chosen_ids), len(pair.rejected_ids))
-            if tokens > longest:
-                raise UserError(
-                    f"{answers.pairs.source}: prompt and response of answer {pair.id} have {tokens} tokens, the model reads "
-                    f"{longest} at most. Leave the answer out"
-                )
-        return pairs
-
-    @property
-    def longest(self) -> int:
-        """Tokens that the model reads at most, where its config says so."""
-        config = self.model.backbone.model.config.get_text_config().to_dict()
-        found = [config[name] for name in ("max_position_embeddings", "n_positions") if name in config]
-        return int(min(found)) if found else 1 << 20
 
 
 def adapt(
@@ -153,8 +49,8 @@ def adapt(
     out = features.path / PROFILES / f"{name}.json" if out is None else out
     if out.resolve() == answers.resolve():
         raise UserError(f"the profile would be written over the answers {answers}: name another file with --out")
-    if out.exists() and read_profile(out).name != name:
-        raise UserError(f"{out} is the profile of {read_profile(out).name!r}, got {name!r}: name another file with --out")
+    if out.exists():
+        check_owner(read_profile(out), name, out)
     given = read_answers(answers, features.tokenizer)
     given.check_model(features.fingerprint)
     if given.without:
@@ -162,7 +58,7 @@ def adapt(
             f"[yellow]note:[/] {given.without} of {len(given.pairs)} answers do not say which model asked: they are taken as any "
             "pair is"
         )
-    differences = features.model.differences(features.encode(given), BATCH_SIZE, features.pad_id)
+    differences = features.differences(compared_in(given), given.pairs.templated)
     profile = fit_profile(name, differences, features, l2, towards)
     write_private(out, profile.text())
     for line in in_words(profile, differences, features):
@@ -225,6 +121,21 @@ def in_words(profile: Profile, differences: Tensor, features: OpenFeatures) -> l
             f"large they are here is what l2 = {profile.l2:g} says; more answers will tell"
         )
     return lines
+
+
+def check_owner(profile: Profile, name: str, path: Path) -> None:
+    """Refuse to go on with, or to replace, somebody else's profile.
+
+    Args:
+        profile: that is there.
+        name: whose it should be.
+        path: of it.
+
+    Raises:
+        UserError: naming both.
+    """
+    if profile.name != name:
+        raise UserError(f"{path} is the profile of {profile.name!r}, got {name!r}: name another file with --out")
 
 
 def write_private(path: Path, text: str) -> None:

@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cluster.adapt import BATCH_SIZE, OpenFeatures, check_name, write_private
+from cluster.adapt import check_name, check_owner, write_private
 from cluster.ask_page import AskServer
 from cluster.ask_terminal import ask_in_terminal, sure
 from cluster.console import Console
 from cluster.feature_directory import PROFILES, model_directory
 from cluster.interview import Given, Interview, Pool, signed
-from preferences.encode import encode_prompt, encode_response
+from cluster.open_features import Compared, OpenFeatures, compared_in
 from preferences.pool import POOL, PoolPair, pair_key, read_pool
 from preferences.raters import read_answers
 from preferences.sources import shorten
@@ -30,7 +30,6 @@ from tokens.errors import UserError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from rm.batches import Encoded
     from rm.person import Person
 
 
@@ -116,8 +115,7 @@ def prepare(asking: Asking, console: Console) -> tuple[Interview, Path]:
     out = place / PROFILES / f"{asking.name}.json" if asking.out is None else asking.out
     before = read_profile(out, features.fingerprint, features.model.d) if out.exists() else None
     if before is not None:
-        if before.name != asking.name:
-            raise UserError(f"{out} is the profile of {before.name!r}, got {asking.name!r}: name another file with --out")
+        check_owner(before, asking.name, out)
         l2, towards = before.l2, before.towards
     kept = None if asking.answers is None else _Kept.read(asking.answers, out, features.fingerprint, before)
     if before is not None and kept is None:
@@ -125,9 +123,10 @@ def prepare(asking: Asking, console: Console) -> tuple[Interview, Path]:
     with _writing(out):
         out.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     with console.bar("features of the pool", "pairs") as bar:
-        pool = Pool(pairs, _differences(features, [(pair.prompt, pair.a, pair.b) for pair in pairs]))
+        shown = [Compared(pair.prompt, pair.a, pair.b, f"the pair of the prompt {shorten(pair.prompt)}") for pair in pairs]
+        pool = Pool(pairs, features.differences(shown))
         bar.update(len(pairs), len(pairs))
-    old = pool.differences[:0] if kept is None else _differences(features, kept.texts)
+    old = pool.differences[:0] if kept is None else features.differences(kept.answered)
     earlier = before.num_answers if before is not None and kept is None else len(old)
 
     def keep(person: Person, given: Sequence[Given]) -> None:
@@ -179,30 +178,10 @@ class _Fit:
             raise UserError(f"the person cannot be fitted to this ({error}): try a new profile with a larger --l2") from error
 
 
-def _differences(features: OpenFeatures, texts: Sequence[tuple[str, str, str]]) -> Tensor:
-    """phi(prompt, first) - phi(prompt, second) of (prompt, first, second), each text once through the model: [N, d] float64."""
-
-    def encoded(prompt: str, response: str) -> Encoded:
-        ids = encode_prompt(features.tokenizer, prompt), encode_response(features.tokenizer, response)
-        if sum(map(len, ids)) > features.longest:
-            raise UserError(
-                f"a pair has {sum(map(len, ids))} tokens of prompt and response, and the model reads {features.longest}: leave "
-                f"out the pair of the prompt {shorten(prompt)}"
-            )
-        return ids
-
-    sides = [encoded(prompt, side) for prompt, *both in texts for side in both]
-    distinct = list(dict.fromkeys(sides))
-    place = {sequence: index for index, sequence in enumerate(distinct)}
-    found = features.model.features(distinct, BATCH_SIZE, features.pad_id).double()
-    first, second = found[[place[side] for side in sides]].reshape(len(texts), 2, features.model.d).unbind(1)
-    return first - second
-
-
 def _asked(pairs: Sequence[PoolPair], kept: _Kept | None) -> Tensor:
     import torch
 
-    answered = set() if kept is None else {pair_key(*texts) for texts in kept.texts}
+    answered = set() if kept is None else {pair_key(each.prompt, each.first, each.second) for each in kept.answered}
     return torch.tensor([pair_key(pair.prompt, pair.a, pair.b) in answered for pair in pairs])
 
 
@@ -219,12 +198,12 @@ class _Kept:
     Args:
         path: of it.
         lines: that it held at the beginning.
-        texts: prompt, chosen and rejected of each.
+        answered: what each compared.
     """
 
     path: Path
     lines: tuple[str, ...]
-    texts: tuple[tuple[str, str, str], ...]
+    answered: tuple[Compared, ...]
 
     @classmethod
     def read(cls, path: Path, profile: Path, mark: str, before: Profile | None) -> _Kept:
@@ -236,20 +215,20 @@ class _Kept:
         if path.suffix != ".jsonl":
             raise UserError(f"--answers {path}: expected a name that ends in .jsonl")
         lines: tuple[str, ...] = ()
-        texts: tuple[tuple[str, str, str], ...] = ()
+        answered: tuple[Compared, ...] = ()
         if path.exists() and path.stat().st_size:
             answers = read_answers(path)
             answers.check_model(mark)
             lines = tuple(line for line in path.read_text(encoding="utf-8").split("\n") if line.strip())
-            texts = tuple((row["prompt"], row["chosen"], row["rejected"]) for row in answers.pairs.rows)
-        if before is not None and before.num_answers > len(texts):
+            answered = tuple(compared_in(answers))
+        if before is not None and before.num_answers > len(answered):
             raise UserError(
-                f"{path} holds {len(texts)} answers, and {profile} was fitted to {before.num_answers}, some of which were not "
+                f"{path} holds {len(answered)} answers, and {profile} was fitted to {before.num_answers}, some of which were not "
                 "kept: go on without --answers, or remove the profile to begin again"
             )
         with _writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-        return cls(path, lines, texts)
+        return cls(path, lines, answered)
 
     def write(self, added: Sequence[tuple[str, str, str]], mark: str) -> None:
         """What was there, and what came."""

@@ -11,6 +11,7 @@ import ray
 
 from actors.board import Board
 from actors.features import FeatureJob, FeatureReport, learn_features
+from actors.reward_trainer import FitSaves
 from cluster.config import RunConfig
 from cluster.console import Console
 from cluster.feature_data import FeatureData, check_settings, load_data
@@ -66,6 +67,7 @@ def features(config: RunConfig, console: Console) -> Path:
 
 def _learn(config: RunConfig, console: Console, directory: FeatureDirectory, data: FeatureData, draft: Path) -> FeatureReport:
     """Hand the fit to Ray, and wait for it."""
+    every = config.rounds.save_fit_every
     job = FeatureJob(
         name="features",
         base=data.base,
@@ -74,6 +76,7 @@ def _learn(config: RunConfig, console: Console, directory: FeatureDirectory, dat
         reward=config.reward,
         seed=derive(config.seed, "features"),
         guards=config.guards,
+        saves=None if every is None else FitSaves(directory.fits / "features", every),
     )
     share = share_of_a_fit(config.resources.reward)
     setup = setup_of(share, job.name, directory.logs)

@@ -13,12 +13,10 @@ from cluster.judging import Judgement
 from cluster.rounds import Theme
 from cluster.stages import Stages
 from evaluation.for_whom import PersonRow, person_rows, who_gains
+from evaluation.records import PEOPLE
 from rm.people import People
 from sandbox.world import World
 from tokens.records import Rollout
-
-FILE = "people.parquet"
-"""Of a round: a row for everybody."""
 
 
 class ForPeople(Theme):
@@ -32,7 +30,7 @@ class ForPeople(Theme):
         gold, sft_gold = (golds_of(self.config, people, ours.names, each.rollouts) for each in (judgement, self.sft))
         whose = [rollout.prompt.domain for rollout in judgement.rollouts] if people.group == "own" else None
         rows = person_rows(ours.names, ours.scores, theirs.scores, gold, sft_gold, whose)
-        work.rows(FILE, rows)
+        work.rows(PEOPLE, rows)
         tell(self.console, rows)
         return judgement
 

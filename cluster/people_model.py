@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 import yaml
 
-from cluster.adapt import OpenFeatures
 from cluster.inputs import SANDBOX
+from cluster.open_features import OpenFeatures
 from rm.people_config import PeopleConfig
 from sandbox.config import WorldConfig
 from tokens.durable import commit_directory

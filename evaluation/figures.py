@@ -13,6 +13,7 @@ from evaluation.baseline_figure import dpo_figure
 from evaluation.curves import curve, legend, round_ticks, spread, step_and_round, step_axis
 from evaluation.differences import gain, pair_differences
 from evaluation.meta_figure import META_CAPTION, META_HEIGHT, META_NARROW_HEIGHT, META_SERIES, META_TITLE, draw_meta, has_meta
+from evaluation.people_figure import people_figure
 from evaluation.records import EvaluationRow
 from evaluation.run import Run, series
 from evaluation.summary import judge_in_words
@@ -45,6 +46,7 @@ def all_figures(run: Run) -> tuple[Drawing, ...]:
         _reward_by_step(run),
         dpo_figure(run),
         _outcomes(run),
+        people_figure(run),
         _time_by_phase(run),
         _kl(run),
         _perplexity(run),

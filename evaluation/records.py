@@ -16,6 +16,9 @@ from tokens.errors import UserError
 if TYPE_CHECKING:
     import pyarrow as pa
 
+PEOPLE = "people.parquet"
+"""Of a round: a row for everybody whose reward is known."""
+
 
 @dataclass(frozen=True)
 class EvaluationRow:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from evaluation.json_node import JsonNode, json_file, json_lines, read_json, read_text
-from evaluation.records import EvaluationRow, MetaRow, read_rows
+from evaluation.records import PEOPLE, EvaluationRow, MetaRow, PersonRow, read_rows
 from evaluation.timeline import Span, read_timeline
 from tokens.errors import UserError
 
@@ -98,6 +98,8 @@ class Run:
     round_rows: tuple[tuple[EvaluationRow, ...], ...]
     meta_rows: tuple[tuple[MetaRow, ...], ...]
     timeline: tuple[Span, ...]
+    people: tuple[PersonRow, ...]
+    """What the policy of the last round is worth to each person; none where no people pay."""
 
     @property
     def baseline(self) -> str | None:
@@ -146,6 +148,7 @@ def read_run(directory: Path) -> Run:
             for round, folder in zip(ledger.rounds, folders, strict=True)
         ),
         timeline=tuple(span for span in read_timeline(directory / "timeline.jsonl") if span.round in played),
+        people=tuple(read_rows(folders[-1] / PEOPLE, PersonRow)) if (folders[-1] / PEOPLE).is_file() else (),
     )
 
 

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
+from itertools import islice
 
 import torch
 from torch import Tensor, nn
@@ -22,9 +23,11 @@ from rm.config import RewardConfig
 from rm.descent import check_weights, descend, within
 from rm.features import FeatureModel
 from rm.features_config import FeaturesConfig
+from rm.resume import Saves, put_back, weights_and_moments
 from rm.training import learning_rate_factor
 from tokens.guards import ONLY_FINITE, BadNumber, Budget, GuardsConfig
 from tokens.records import Pair
+from tokens.saved_state import SavedState
 
 ADVICE = "features.lr or reward.lr"
 """What to lower where numbers go wrong."""
@@ -126,6 +129,7 @@ def fit_features(
     pad_id: int,
     on_step: Callable[[FeatureStep], None],
     guards: GuardsConfig = ONLY_FINITE,
+    saves: Saves | None = None,
 ) -> None:
     """Train phi and the raters' weights in place; a backbone whose parameters take no gradient stays as it is.
 
@@ -141,8 +145,10 @@ def fit_features(
         reward: of the backbone: learning rate, AdamW's settings; of both: batch, epochs, clipping, microbatches.
         seed: of the order of the labels.
         pad_id: id written at padding.
-        on_step: called after each step.
+        on_step: called after each step; of a fit that goes on, first with the steps that were taken before.
         guards: how many steps whose loss or gradient is not finite may be left out.
+        saves: saving how far the fit has come, and going on from there to the same bits: ``model`` is then as it was at the
+            beginning.
 
     Raises:
         ValueError: if a label is of a rater that the model has not.
@@ -152,10 +158,17 @@ def fit_features(
         raise ValueError(f"a label is of rater {max(judged.raters)}, the model has {len(model.raters)}")
     fit = _Fit(model, judged, features, reward, pad_id)
     budget = Budget.of(guards)
-    for rows in _batches(judged.pairs, reward.batch_size, reward.epochs, seed):
-        step = fit.step(rows, budget)
-        if step is not None:
+    if saves is not None and saves.begin is not None:
+        fit.resume(saves.begin, budget)
+        for step in fit.steps:
             on_step(step)
+    for rows in islice(_batches(judged.pairs, reward.batch_size, reward.epochs, seed), fit.done, None):
+        taken = fit.step(rows, budget)
+        if taken is not None:
+            on_step(taken)
+        if saves is not None and fit.done % saves.every == 0 and fit.done < fit.num_steps:
+            fit.check()
+            saves.write(fit.done, fit.state(budget))
     fit.check()
     if not model.shared:
         in_units_of_raters(model)
@@ -172,6 +185,7 @@ class _Fit:
         backbone = [p for p in model.backbone.parameters() if p.requires_grad]
         own = [p for p in (model.projection, model.weights) if p.requires_grad]
         self.trained: list[nn.Parameter] = [*backbone, *own]
+        self.named = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.lrs = [*([reward.lr] if backbone else []), features.lr]
         groups = [{"params": backbone, "weight_decay": reward.weight_decay}] if backbone else []
         self.optimizer = torch.optim.AdamW(
@@ -182,12 +196,29 @@ class _Fit:
         )
         self.num_steps = reward.epochs * math.ceil(len(judged.raters) / reward.batch_size)
         self.done, self.labels = 0, 0
+        self.steps: list[FeatureStep] = []
 
     def step(self, rows: Sequence[int], budget: Budget) -> FeatureStep | None:
         """One optimizer step; None where a number went wrong before anything was changed, and the batch was left out."""
         self.done, self.labels = self.done + 1, self.labels + len(rows)
         where = f"step {self.done} of {self.num_steps} of the features' fit, first pair {self.judged.pairs[rows[0]].id!r}"
-        return within(budget, lambda: self._step(rows), self.optimizer, self.trained, where, ADVICE)
+        step = within(budget, lambda: self._step(rows), self.optimizer, self.trained, where, ADVICE)
+        if step is not None:
+            self.steps.append(step)
+        return step
+
+    def state(self, budget: Budget) -> SavedState:
+        """All that moves; the order of the labels follows from the seed and the number of steps behind the fit."""
+        values = {"done": self.done, "labels": self.labels, "budget": [budget.row, budget.count]}
+        steps = [astuple(step) for step in self.steps]
+        return SavedState(weights_and_moments(self.named, self.optimizer), values | {"steps": steps})
+
+    def resume(self, saved: SavedState, budget: Budget) -> None:
+        """Be where a state says; the model must be as it was at the beginning of the fit."""
+        put_back(self.named, self.optimizer, saved.tensors)
+        self.done, self.labels = saved.values["done"], saved.values["labels"]
+        budget.row, budget.count = saved.values["budget"]
+        self.steps = [FeatureStep(*numbers) for numbers in saved.values["steps"]]
 
     def check(self) -> None:
         """Weights that are kept are finite."""

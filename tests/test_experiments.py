@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
-from benchmarks.experiments import metarm, people, people_data, shifted
+from benchmarks.experiments import metarm, people, people_data, people_personas, shifted
 from benchmarks.experiments.common import (
     KnownPair,
     Lab,
@@ -24,9 +26,12 @@ from benchmarks.experiments.common import (
     run_jobs,
 )
 from benchmarks.experiments.metarm_report import draw, holm, report
+from benchmarks.experiments.people_arms import Material
+from benchmarks.experiments.people_in_context import in_context, start_reader
 from benchmarks.experiments.people_personas import LABELS, D, Persona, held_out
 from benchmarks.experiments.people_report import report as report_on_people
 from sandbox.world import World
+from tokens.errors import UserError
 from tokens.records import Pair
 
 TINY = (
@@ -154,7 +159,8 @@ def test_every_way_to_know_a_person_is_measured_and_reported(
     texts = people_data.draw_texts(lab)
     results = Results(tmp_path / "people.jsonl", people.KEY)
     jobs = [people.Job(*job, seed, 1) for seed in (1, 2) for job in [("shared", 0.5, 1, 6, 8), ("features", 0.5, 32, 6, 8)]]
-    for job in [*jobs, people.Job("conditioned", 0.5, 16, 6, 8, 1, 1), people.Job("attributes", 0.5, 12, 6, 8, 1, 1)]:
+    others = [("conditioned", 0.5, 16, 6, 8), ("attributes", 0.5, 12, 6, 8), ("in context", 0.5, 0, 6, 16)]
+    for job in [*jobs, *(people.Job(*other, 1, 1) for other in others)]:
         for row in people.fitted(job, lab, texts):
             results.append(row)
     rows = results.rows()
@@ -162,7 +168,7 @@ def test_every_way_to_know_a_person_is_measured_and_reported(
     arms = {row["arm"] for row in rows if row["what"] == "accuracy"}
     assert arms == {
         "shared", "own linear head", "LoRe-like", "own MLP (Park et al.)", "latent user (VPL-like)", "features", "conditioned",
-        "attributes",
+        "attributes", "in context",
     }  # fmt: skip
     for row in rows:
         if row["what"] == "accuracy":
@@ -173,10 +179,60 @@ def test_every_way_to_know_a_person_is_measured_and_reported(
     assert of["attributes"]["accuracy_oracle"] > 0.7, "the sandbox's own attributes explain its users"
     for row in rows:  # the report's sizes
         row |= {"raters": 60, "labels": 50}
-    report_on_people(rows, tmp_path)
+    report_on_people(rows, [], tmp_path)
     out = capsys.readouterr().out
     assert "| features, d = 32 |" in out and "| quantile 0.25 |" in out
     assert (tmp_path / "people-answers.png").is_file() and (tmp_path / "people-for-whom.png").is_file()
+
+
+@pytest.mark.usefixtures("small_people")
+def test_answers_before_a_question_are_one_text_with_it(lab: Lab) -> None:
+    """The scores of a batch, padded and on top of what was read before, are those of whole texts, each by itself."""
+    texts = people_data.draw_texts(lab)
+    material = Material(lab, people_data.draw_people(lab, texts, 0.5, 2, 2, seed=1), 3, 1)
+    reader = start_reader(material)
+    answers, asked = material.people.answers(2)[:5], [0, 7, 30]
+    told = [
+        token
+        for one, other in answers.tolist()
+        for token in (*texts.encoded[one][0], reader.better, *texts.encoded[one][1], reader.worse, *texts.encoded[other][1])
+    ]
+    with torch.no_grad():
+        for before, read in ((told, reader.told(answers)), ([], reader.told(answers[:0]))):
+            whole = [[*before, *texts.encoded[i][0], *texts.encoded[i][1], reader.which] for i in asked]
+            last = torch.stack([reader.model(torch.tensor([ids])).logits[0, -1] for ids in whole])
+            expected = last.log_softmax(-1)[:, reader.better] - last.log_softmax(-1)[:, reader.worse]
+            torch.testing.assert_close(reader.scores(read, asked), expected, rtol=1e-4, atol=1e-4)
+    assert len(told) > lab.config.sft.shape.context_length, "the context is longer than that of the model that it was made of"
+    scores = in_context(material)(answers)
+    assert np.isfinite(scores[texts.split("test")]).all() and np.isnan(scores[texts.split("train")]).all()
+
+
+def test_personas_need_no_model_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data, cache = tmp_path / "data", tmp_path / "cache"
+    monkeypatch.setattr(people_personas, "PATH", tmp_path / "personas.jsonl")
+    monkeypatch.setattr(people_personas, "JUDGED", 20)
+    data.mkdir()
+    with pytest.raises(UserError, match=r"holds 0 files \*\.jsonl, expected at least three personas"):
+        people_personas.personas(data, None, cache, [1])
+    for name, loves in {"baker": "bread", "sailor": "storms", "clerk": "ledgers"}.items():
+        rows = [
+            {"statement": f"{word} {loves} for {i} years", "answer_matching_behavior": answer}
+            for i in range(20)
+            for word, answer in (("I have loved", " Yes"), ("Nobody should like", " No"))
+        ]
+        (data / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for backbone, kept in ((None, None), (tmp_path, cache)):
+        with pytest.raises(UserError, match="either --backbone, a sentence encoder's directory, or --cache"):
+            people_personas.personas(data, backbone, kept, [1])
+    people_personas.personas(data, None, cache, [1])
+    rows = Results(people_personas.PATH, people_personas.KEY).rows()
+    assert {row["persona"] for row in rows} == {"baker", "sailor", "clerk"} and len(rows) == 9
+    assert {row["backbone"] for row in rows} == {people_personas.MADE_HERE}
+    before = people_personas.PATH.read_bytes()
+    monkeypatch.setattr(people_personas, "embed", lambda *_: pytest.fail("everything is there"))
+    people_personas.personas(data, None, cache, [1])
+    assert people_personas.PATH.read_bytes() == before
 
 
 def test_a_persona_that_was_held_out_is_learnt_from_its_answers() -> None:

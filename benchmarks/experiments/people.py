@@ -2,7 +2,7 @@
 
     python -m benchmarks.experiments.people sandbox [--seeds 1 2 3 4 5] [--workers 1]
     python -m benchmarks.experiments.people choose                        # epochs and penalty, on people and prompts not reported
-    python -m benchmarks.experiments.people personas --data DIRECTORY --backbone DIRECTORY [--seeds 1 2 3 4 5]
+    python -m benchmarks.experiments.people personas --data DIRECTORY --cache DIRECTORY [--seeds 1 2 3 4 5]
     python -m benchmarks.experiments.people report                        # tables and figures of what is there
 
 sandbox: every seed has raters and 20 held-out users of its own, who in each of six matters of taste agree with the common one
@@ -12,7 +12,8 @@ noise. The oracle has the best weights that there are on a way's features, fitte
 penalties); the person's true weights on the true attributes are the gold reward itself and order every pair right. "The sandbox's
 own attributes" has these twelve for features, which no real data would give.
 
-Appends to benchmarks/results/people.jsonl, a row for every way and seed, and goes on where it stopped.
+Appends to benchmarks/results/people.jsonl, a row for every way and seed, and goes on where it stopped. personas: see
+``benchmarks.experiments.people_personas``.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from benchmarks.experiments.common import RESULTS, Lab, Results, open_lab, run_j
 from benchmarks.experiments.people_arms import Adapt, Material, as_it_is, best_weights, by_features, fit_rfm, in_units
 from benchmarks.experiments.people_counterparts import conditioned, latent, lore, own_mlp
 from benchmarks.experiments.people_data import ANSWERS, HIGH, LOW, PICKED_AFTER, People, Texts, draw_people, draw_texts
+from benchmarks.experiments.people_in_context import in_context
 from evaluation.best_of_n import soft_weights
 from rm.features_config import FeaturesConfig
 from rm.people import group_reward
@@ -52,9 +54,9 @@ class Job:
     """One way for one seed.
 
     Args:
-        arm: "shared" (with all that stands on its features), "features", "conditioned" or "attributes".
+        arm: "shared" (with all that stands on its features), "features", "conditioned", "attributes" or "in context".
         agreement: of the users with the common taste.
-        d: reward features.
+        d: reward features; 0 = a way without.
         raters: to learn from.
         labels: of each.
         seed: of everything.
@@ -82,6 +84,7 @@ def jobs_of(seeds: Sequence[int]) -> list[Job]:
             [("features", LOW, 8, 60, 50), ("shared", HIGH, 1, 60, 50), ("features", HIGH, 32, 60, 50)],
             [("features", LOW, 32, 15, 200), ("features", LOW, 32, 250, 12)],
             [("conditioned", LOW, 16, 60, 50), ("features", LOW, 128, 60, 50)],
+            [("in context", LOW, 0, 60, 50)],
         )
         for seed in seeds
         for job in jobs
@@ -101,6 +104,8 @@ def fitted(job: Job, lab: Lab, texts: Texts, l2: float = L2) -> list[dict[str, A
         return [*groups(job, people, adapt), job.row() | measure(adapt, best_weights(phi, mean))]
     if job.arm == "conditioned":
         return [job.row() | measure(conditioned(material), None)]
+    if job.arm == "in context":
+        return [job.row() | measure(in_context(material), None)]
     if job.arm == "attributes":
         phi, mean = in_units(torch.tensor(texts.attributes), material.rows, material.places)
         return [job.row() | measure(by_features(phi, mean, l2), best_weights(phi, mean))]
@@ -217,7 +222,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5])
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--data", type=Path, default=None, help="personas: directory of the JSON lines files")
-    parser.add_argument("--backbone", type=Path, default=None, help="personas: a model directory")
+    parser.add_argument("--backbone", type=Path, default=None, help="personas: a sentence encoder's directory")
+    parser.add_argument("--cache", type=Path, default=None, help="personas: where an encoder is pre-trained instead")
     options = parser.parse_args()
     results = Results(PATH, KEY)
     if options.what == "choose":
@@ -233,10 +239,12 @@ def main() -> None:
     elif options.what == "personas":
         from benchmarks.experiments.people_personas import personas
 
-        personas(results, options.data, options.backbone, options.seeds)
+        personas(options.data, options.backbone, options.cache, options.seeds)
+    from benchmarks.experiments.people_personas import KEY as OF_PERSONAS
+    from benchmarks.experiments.people_personas import PATH as PERSONAS
     from benchmarks.experiments.people_report import report
 
-    report(results.rows())
+    report(results.rows(), Results(PERSONAS, OF_PERSONAS).rows())
 
 
 if __name__ == "__main__":

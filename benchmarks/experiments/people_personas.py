@@ -4,7 +4,10 @@ A file a persona, JSON lines with ``statement`` and ``answer_matching_behavior``
 persona; response: a statement; a pair has one that the persona would say and one that it would not. Statements are split, so
 that accuracy is of statements that nobody has judged; the held-out persona's are all new to the features. A frozen sentence
 encoder reads the statements (mean over the tokens), and reward features that are linear in what it reads are learnt from the
-other personas.
+other personas. The encoder is a directory of the user's, or a small BERT that is pre-trained here on all statements without their
+labels: statements to be judged are not new to it, what anybody thinks of them is.
+
+Appends to benchmarks/results/personas.jsonl.
 
 Letters: T statements, F size of an embedding.
 """
@@ -13,6 +16,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,11 +26,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.experiments.common import Results, single_thread
+from benchmarks.experiments.common import RESULTS, Results, single_thread
 from benchmarks.experiments.people_arms import Adapt, best_weights, by_features, in_units, linear_features
 from benchmarks.experiments.people_data import ANSWERS
+from benchmarks.experiments.real import SHAPE, pretrain_encoder
 from cluster.seeds import derive
+from tokens.errors import UserError
 
+PATH = RESULTS / "personas.jsonl"
+KEY = ("arm", "persona", "backbone", "seed")
+MADE_HERE = "pre-trained here"
 STATEMENTS = 500
 """Of each persona, half of which it would say."""
 TEST_SHARE = 0.2
@@ -86,6 +95,30 @@ def read_personas(data: Path) -> tuple[list[Persona], list[str]]:
     return personas, texts
 
 
+def pretrained(texts: Sequence[str], cache: Path) -> Path:
+    """A small encoder of the statements' language, made once.
+
+    Args:
+        texts: statements.
+        cache: directory that it is kept in.
+    """
+    from datasets import Dataset
+
+    from policy.sft import train_tokenizer
+    from preferences.sets import PreferenceSet
+
+    out, words = cache / "encoder", cache / "tokenizer"
+    if out.is_dir():
+        return out
+    cache.mkdir(parents=True, exist_ok=True)
+    for left in cache.glob(".*.partial"):
+        shutil.rmtree(left)
+    train_tokenizer(texts, SHAPE.vocab_size, words)
+    order = random.Random(0).sample(list(texts), len(texts))
+    rows = [{"prompt": one, "chosen": other, "rejected": ""} for one, other in zip(order, [*order[1:], order[0]], strict=True)]
+    return pretrain_encoder(PreferenceSet(Dataset.from_list(rows), str(cache), "explicit"), words, out)
+
+
 def embed(backbone: Path, texts: Sequence[str]) -> Tensor:
     """[T, F] float64, the mean of a frozen encoder's last hidden states over the tokens, standardised."""
     from transformers import AutoModel, AutoTokenizer
@@ -104,29 +137,40 @@ def embed(backbone: Path, texts: Sequence[str]) -> Tensor:
     return (found - found.mean(0)) / found.std(0)
 
 
-def personas(results: Results, data: Path | None, backbone: Path | None, seeds: Sequence[int]) -> None:
+def personas(data: Path | None, backbone: Path | None, cache: Path | None, seeds: Sequence[int]) -> None:
     """Hold out every persona once a seed, and write down what is missing.
 
+    Args:
+        data: directory of the JSON lines files.
+        backbone: directory of a sentence encoder; None = one is pre-trained.
+        cache: where that is kept.
+        seeds: of statements, pairs and features.
+
     Raises:
-        ValueError: without data or a backbone.
+        UserError: without data, or without either of the other two; or if the data is not what was expected.
     """
-    if data is None or backbone is None:
-        raise ValueError("personas need --data, a directory of JSON lines, and --backbone, a sentence encoder's directory")
+    if data is None or (backbone is None) == (cache is None):
+        raise UserError(
+            "personas need --data, a directory of JSON lines, and either --backbone, a sentence encoder's directory, or --cache, "
+            "a directory that one is pre-trained in"
+        )
     single_thread()
     known, texts = read_personas(data)
-    jobs = [(seed, name) for seed in seeds for name in range(len(known))]
-    missing = results.missing(jobs, lambda job: _key("features", known[job[1]].name, len(known), job[0]))
+    if len(known) < 3:
+        raise UserError(f"{data} holds {len(known)} files *.jsonl, expected at least three personas, a file each")
+    name = MADE_HERE if backbone is None else backbone.absolute().name
+    results = Results(PATH, KEY)
+    missing = results.missing(
+        [(seed, place) for seed in seeds for place in range(len(known))],
+        lambda job: ("features", known[job[1]].name, name, job[0]),
+    )
     if not missing:
         return
-    embeddings = embed(backbone, texts)
+    embeddings = embed(backbone or pretrained(texts, cache or Path()), texts)
     for seed, place in missing:
         for row in held_out(embeddings, known, place, seed):
-            results.append(row)
-        print(f"personas: {known[place].name}, seed {seed}", flush=True)
-
-
-def _key(arm: str, name: str, number: int, seed: int) -> tuple[Any, ...]:
-    return ("personas", arm, name, None, D, number - 1, LABELS, 0, seed)
+            results.append({"backbone": name} | row)
+        print(f"personas: {known[place].name}, seed {seed}, {name}", flush=True)
 
 
 def held_out(embeddings: Tensor, known: Sequence[Persona], place: int, seed: int) -> list[dict[str, Any]]:
@@ -153,13 +197,7 @@ def held_out(embeddings: Tensor, known: Sequence[Persona], place: int, seed: int
     answers, many = train.pairs(max(ANSWERS), seed, "answers"), train.pairs(LABELS, seed, "many")
     found = []
     for arm, (way, oracle) in ways.items():
-        row = dict(
-            zip(
-                ("what", "arm", "persona", "agreement", "d", "raters", "labels", "epochs", "seed"),
-                _key(arm, known[place].name, len(known), seed),
-                strict=True,
-            )
-        )
+        row = {"arm": arm, "persona": known[place].name, "d": D, "raters": len(rows) // LABELS, "labels": LABELS, "seed": seed}
         accuracy = {f"accuracy_{n}": _right(way(answers[:n]), test, seed) for n in ANSWERS}
         found.append(row | accuracy | {"accuracy_oracle": _right(oracle(many), test, seed)})
     return found

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from benchmarks.experiments.common import ROOT, by_seed, interval_text, level, markdown
+from benchmarks.experiments.common import ROOT, by_seed, interval_text, level, markdown, paired
 from benchmarks.experiments.people_data import ANSWERS, HIGH, LOW, PICKED_AFTER
 from evaluation.groups import over_seeds
 from evaluation.panels import common_legend, draw_curves, panels, percent
@@ -32,16 +32,20 @@ ARMS: tuple[tuple[str, dict[str, Any], str], ...] = (
     ("own MLP (Park et al.)", {"arm": "own MLP (Park et al.)"}, RED),
     ("user-conditioned", {"arm": "conditioned"}, ORANGE),
     ("latent user (VPL-like)", {"arm": "latent user (VPL-like)"}, YELLOW),
+    ("small language model, told the answers", {"arm": "in context"}, MUTED),
     ("the sandbox's own attributes", {"arm": "attributes"}, INK),
 )
+BANDS = ("shared", "features", "attributes")
+"""Arms whose intervals are drawn; those of all would hide each other."""
 IMAGES = ROOT / "docs" / "img"
 
 
-def report(rows: Sequence[_Row], images: Path = IMAGES) -> None:
+def report(rows: Sequence[_Row], personas: Sequence[_Row], images: Path = IMAGES) -> None:
     """Print every table that there are rows for, and draw the figures.
 
     Args:
-        rows: of the results.
+        rows: of the sandbox.
+        personas: of the personas.
         images: directory that the figures are written to.
     """
     low = [row for row in rows if row["what"] == "accuracy" and row["agreement"] == LOW]
@@ -55,6 +59,7 @@ def report(rows: Sequence[_Row], images: Path = IMAGES) -> None:
             different = level([row["disagreement"] for row in _of(found, {"arm": "shared"})])
             print(f"\n{title}: two people order {different} of the pairs differently\n{accuracies(found, prefix)}")
     if low:
+        print(f"\nfeatures, d = 32, minus another way, paired by seed\n{beside(low)}")
         print(f"\nbest of 16 after {PICKED_AFTER} answers, the person's own gold reward\n{gains(low)}")
         print(f"\nraters and labels of each, d = 32\n{budgets(low)}")
         print(f"\nsoft best of 16 after {PICKED_AFTER} answers, d = 32\n{softness(low)}")
@@ -62,9 +67,9 @@ def report(rows: Sequence[_Row], images: Path = IMAGES) -> None:
     group = [row for row in rows if row["what"] == "group" and row["agreement"] == LOW and _is(row, MAIN | {"d": 32})]
     if group:
         print(f"\none pick for all 20 held-out people\n{groups(group)}")
-    personas = [row for row in rows if row["what"] == "personas"]
-    if personas:
-        print(f"\nheld-out personas\n{of_personas(personas)}")
+    for backbone in dict.fromkeys(row["backbone"] for row in personas):
+        found = [row for row in personas if row["backbone"] == backbone]
+        print(f"\nheld-out personas, {len({row['seed'] for row in found})} seeds, encoder: {backbone}\n{of_personas(found)}")
 
 
 def _is(row: _Row, which: Mapping[str, Any]) -> bool:
@@ -89,6 +94,18 @@ def accuracies(rows: Sequence[_Row], prefix: str) -> str:
     return markdown(("", *(f"{n} answers" for n in ANSWERS), "oracle", "30 answers / oracle"), lines)
 
 
+def beside(rows: Sequence[_Row]) -> str:
+    """Accuracy of the features minus every other way's, and of many raters with few labels minus few with many."""
+    lines = []
+    for name, which, _ in ARMS:
+        if which != FEATURES:
+            pairs = [paired(rows, f"accuracy_{n}", MAIN | FEATURES, MAIN | which) for n in ANSWERS]
+            lines.append([name, *map(interval_text, pairs)])
+    few, many = ({"arm": "features", "raters": raters, "labels": labels} for raters, labels in ((15, 200), (250, 12)))
+    lines.append(["250 x 12 labels - 15 x 200", *(interval_text(paired(rows, f"accuracy_{n}", many, few)) for n in ANSWERS)])
+    return markdown(("minus", *(f"{n} answers" for n in ANSWERS)), lines)
+
+
 def gains(rows: Sequence[_Row]) -> str:
     """What a pick of one's own is worth, beside a sample and beside the pick that is made for all."""
     lines = []
@@ -107,11 +124,14 @@ def gains(rows: Sequence[_Row]) -> str:
         everybody = np.concatenate(apart)
         worse = "-" if which == {"arm": "shared"} else f"{(everybody > 0).mean():.0%} / {(everybody < 0).mean():.0%}"
         lost = "-" if which == {"arm": "shared"} else f"{everybody.min():+.2f}"
-        lines.append([name, interval_text(sample), level(reached), interval_text([float(a.mean()) for a in apart]), worse, lost])
+        learnt = [float((mine - row["gold_0"]).mean()) for mine, row in zip(own, found, strict=True)]
+        gained = [interval_text(values) for values in (sample, learnt, [float(a.mean()) for a in apart])]
+        lines.append([name, gained[0], level(reached), *gained[1:], worse, lost])
     head = (
         "",
         "minus a mean sample",
         "of what the best pick gains",
+        "minus the pick before any answer",
         "minus the shared pick",
         "people better / worse off",
         "worst off",
@@ -154,18 +174,29 @@ def groups(rows: Sequence[_Row]) -> str:
 
 
 def of_personas(rows: Sequence[_Row]) -> str:
-    """A line for every way, mean over the personas, then the reward features of each persona."""
+    """A line for every way, mean over the personas; what the features are ahead of the others; the features of each persona."""
     lines = []
-    for arm in dict.fromkeys(row["arm"] for row in rows):
-        per_seed = [
-            [float(np.mean([row[name] for row in rows if row["arm"] == arm and row["seed"] == seed])) for name in COLUMNS]
-            for seed in sorted({row["seed"] for row in rows})
-        ]
-        lines.append([f"all: {arm}", *(level(column) for column in zip(*per_seed, strict=True))])
+    arms = list(dict.fromkeys(row["arm"] for row in rows))
+    of = {arm: [_mean_persona(rows, arm, name) for name in COLUMNS] for arm in arms}
+    lines += [[f"all: {arm}", *(level(list(column.values())) for column in of[arm])] for arm in arms]
+    for arm in arms:
+        if arm != "features":
+            apart = [[a[s] - b[s] for s in a.keys() & b.keys()] for a, b in zip(of["features"], of[arm], strict=True)]
+            lines.append([f"features - {arm}", *map(interval_text, apart)])
     for name in dict.fromkeys(row["persona"] for row in rows):
         found = {"arm": "features", "persona": name}
         lines.append([str(name), *(level(list(by_seed(rows, column, found).values())) for column in COLUMNS)])
     return markdown(("", *(f"{n} answers" for n in ANSWERS), "oracle"), lines)
+
+
+def _mean_persona(rows: Sequence[_Row], arm: str, column: str) -> dict[int, float]:
+    """By seed, the mean over the personas; of seeds that have all of them."""
+    found: dict[int, list[float]] = {}
+    for row in rows:
+        if row["arm"] == arm:
+            found.setdefault(row["seed"], []).append(row[column])
+    most = max(map(len, found.values()))
+    return {seed: float(np.mean(values)) for seed, values in found.items() if len(values) == most}
 
 
 def figures(rows: Sequence[_Row]) -> list[Plot]:
@@ -195,7 +226,8 @@ def _by_answers(rows: Sequence[_Row]) -> Plot:
                 found = _of(rows, which)
                 if found:
                     points = tuple(over_seeds([row[f"{prefix}_{n}"] for row in found]) for n in ANSWERS)
-                    curves.append(Curve(name, name, 0, len(found), ANSWERS, points))
+                    banded = which["arm"] in BANDS and which in (FEATURES, {"arm": which["arm"]})
+                    curves.append(Curve(name, name, 0, len(found) if banded else 1, ANSWERS, points))
                     styles.append((colour, 1.0))
             draw_curves(ax, curves, styles)
             ax.set_title(title)
@@ -204,7 +236,9 @@ def _by_answers(rows: Sequence[_Row]) -> Plot:
         common_legend(figure, axes, 1 if narrow else 2)
 
     title = "How well a new person is known"
-    return Plot("people-answers", "", title, "Accuracy on held-out prompts, held-out people.", 4.0, draw, 6.5)
+    return Plot(
+        "people-answers", "", title, "Accuracy on held-out prompts, held-out people; 95% intervals of some.", 4.0, draw, 6.5
+    )
 
 
 def _for_whom(rows: Sequence[_Row]) -> Plot:

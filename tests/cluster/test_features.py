@@ -4,23 +4,28 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from actors.features import Labels, NewRater
+from actors.features import FeatureJob, Labels, NewRater, run_job
+from actors.process import ProcessSetup
+from actors.ranks import Rank
+from actors.reward_trainer import FitSaves
 from cluster.cli import main
 from cluster.console import Console
 from cluster.feature_data import load_data
-from cluster.load_config import load_config
+from cluster.load_config import checked, load_config
 from evaluation.feature_run import after_answers, read_feature_run
 from rm.features import FeatureModel, fingerprint
 from rm.profiles import read_profile
 from tests.cluster.command import TINY, Command
 from tests.cluster.people import PROMPTS, SIDES, write_feature_model
 from tests.cluster.refused import refused
+from tokens.saved_state import latest_state
 
 RATERS = ("ann", "bob", "cy", "dan", "eve", "fay")
 
@@ -62,6 +67,7 @@ def tree(material: Path, storage: Path, **features: Any) -> dict[str, Any]:
         "data": {"preferences": str(material / "labels.jsonl"), "max_prompt_tokens": 60, "max_response_tokens": 90},
         "reward": {"base": str(material / "given" / "language_model"), "pooling": "mean", "lr": 3e-3, "batch_size": 24},
         "features": {"d": 2, "lr": 0.05, "held_out_raters": 2, **features},
+        "rounds": {"save_fit_every": 4},
         "resources": {"reward": {"num_cpus": 0.5, "threads": 1}},
     }
 
@@ -85,11 +91,40 @@ def test_what_the_command_leaves(learnt: Path) -> None:
     assert list(after_answers(run)) == [0, 3, 10, 30]
     model = FeatureModel.load(learnt / "model", torch.float32)
     assert model.d == 2 and set(model.raters) == {row.rater for row in run.trained}
+    assert not (learnt / ".fits").exists(), "how far the fit had come is gone with the fit"
     assert run.card.fingerprint == fingerprint(learnt / "model") and run.card.num_raters == 4
     page = (learnt / "report.html").read_text()
     assert "Each rater" in page and "New raters" in page and all(row.rater in page for row in run.trained)
     assert (learnt / "figures" / "raters.png").stat().st_size > 1000
     assert main(["report", str(learnt)]) == 0
+
+
+def test_a_fit_that_was_cut_short_goes_on_with_the_same_labels_alone(
+    material: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    config = checked(tree(material, tmp_path, held_out_raters=0), "test")
+    data = load_data(config, tmp_path, Console())
+    setup = ProcessSetup("features", tmp_path / "log", torch.get_num_threads(), "cpu", "float32", 0, 1, False)
+    other = Labels(tuple(reversed(data.train.pairs)), tuple(reversed(data.train.raters)))
+
+    def fitted(place: str, train: Labels, saves: FitSaves | None, stop: int = 1 << 30) -> str:
+        def tell(labels: int) -> None:
+            if labels >= stop:
+                raise KeyboardInterrupt
+
+        job = FeatureJob(place, data.base, tmp_path / place, config.features, config.reward, 1, config.guards, saves)
+        return run_job(Rank(setup), job, data.raters, train, Labels((), ()), (), tell).fingerprint
+
+    kept = FitSaves(tmp_path / "fits", 2)
+    with pytest.raises(KeyboardInterrupt):
+        fitted("cut", data.train, kept, 24 * 5)
+    assert latest_state(kept.folder) is not None and "goes on" not in caplog.text
+    assert fitted("other", other, kept) == fitted("other", other, None) and "goes on" not in caplog.text
+    shutil.rmtree(kept.folder)
+    with pytest.raises(KeyboardInterrupt):
+        fitted("cut", data.train, kept, 24 * 5)
+    assert fitted("cut", data.train, kept) == fitted("whole", data.train, None) and "goes on after step 4" in caplog.text
 
 
 def test_a_person_is_adapted_and_forgotten(learnt: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,13 +17,14 @@ from actors.reward_trainer import RewardTrainer
 from actors.scorer import EnsembleScorer
 from cluster.baselines import BestOfN, theme_of
 from cluster.domain_models import with_domain_reward
-from cluster.for_people import FILE, BestOfNForPeople, ForPeople, golds_of, theme_for
+from cluster.for_people import BestOfNForPeople, ForPeople, golds_of, theme_for
 from cluster.inputs import check_domains, open_source
-from cluster.load_config import checked
+from cluster.load_config import checked, load_config
 from cluster.people_model import export_people, users_of
 from cluster.rounds import Theme
 from cluster.run_directory import config_text
-from evaluation.records import PersonRow, read_rows
+from cluster.sandbox_source import WorldRecipe
+from evaluation.records import PEOPLE, PersonRow, read_rows
 from rm.batches import score_sequences
 from rm.config import MetaConfig, ScorerConfig
 from rm.features import BACKBONE, FeatureModel, fingerprint
@@ -205,10 +206,24 @@ def test_users_are_asked_for_their_own_gold_where_they_are_the_raters(features: 
     assert same is not None and same[0][0] == golds[0][0]
 
 
-def test_ppo_is_paid_by_a_group_and_says_for_whom(command: Command, tmp_path: Path) -> None:
-    made = command("run", str(TINY), "--name", "for-whom", "--rounds.num_rounds", "1", *whole(command, tmp_path))
+@pytest.fixture(scope="module")
+def paid(command: Command, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Keys that pay by the less pleased of two of four random raters on the tiny world's SFT model."""
+    folder = tmp_path_factory.mktemp("paid")
+    tiny = load_config(TINY, [])
+    recipe = WorldRecipe(tiny.world, tiny.sft, command.storage / "cache")
+    model = feature_model(recipe.build(lambda phase, done, total: None).sft_dir, folder / "model", tiny.reward.pooling)
+    (folder / "config.yaml").write_text(config_text(tiny))
+    return [
+        "--scorer.reward_model", f"features:{model}", "--people.group", "min", "--people.members", '["user-000", "user-002"]',
+        "--meta.enabled", "false", "--scorer.num_members", "1", "--scorer.aggregate", "primary", "--rounds.num_rounds", "1",
+    ]  # fmt: skip
+
+
+def test_ppo_is_paid_by_a_group_and_says_for_whom(command: Command, paid: list[str]) -> None:
+    made = command("run", str(TINY), "--name", "for-whom", *paid)
     assert made.returncode == 0, made.stdout + made.stderr
-    rows = read_rows(command.storage / "runs" / "for-whom" / "rounds" / "round_000" / FILE, PersonRow)
+    rows = read_rows(command.storage / "runs" / "for-whom" / "rounds" / "round_000" / PEOPLE, PersonRow)
     assert [row.name for row in rows] == list(RATERS) and all(row.num_prompts == 24 for row in rows)
     assert all(row.gold_gain is not None and row.gain != row.gold_gain for row in rows)
     assert "of 4 people, by the true reward of each: better than SFT for" in made.stdout
@@ -216,16 +231,13 @@ def test_ppo_is_paid_by_a_group_and_says_for_whom(command: Command, tmp_path: Pa
     assert ledger["rounds"][0]["reward"]["loss"] is None, "no reward model was trained"
 
 
-def whole(command: Command, tmp_path: Path) -> list[str]:
-    """Keys that pay PPO by the two least pleased of four random raters on the tiny world's SFT model."""
-    from cluster.load_config import load_config
-    from cluster.sandbox_source import WorldRecipe
-
-    tiny = load_config(TINY, [])
-    recipe = WorldRecipe(tiny.world, tiny.sft, command.storage / "cache")
-    model = feature_model(recipe.build(lambda phase, done, total: None).sft_dir, tmp_path / "model", tiny.reward.pooling)
-    (tmp_path / "config.yaml").write_text(config_text(tiny))
-    return [
-        "--scorer.reward_model", f"features:{model}", "--people.group", "min", "--people.members", '["user-000", "user-002"]',
-        "--meta.enabled", "false", "--scorer.num_members", "1", "--scorer.aggregate", "primary",
-    ]  # fmt: skip
+def test_soft_best_of_n_picks_by_a_group_from_the_pool_and_says_for_whom(command: Command, paid: list[str]) -> None:
+    picks = ("--rounds.baseline", "best_of_n", "--rounds.best_of", "4", "--rounds.softness", "0.1")
+    made = command("run", str(TINY), "--name", "picked", *paid, *picks)
+    assert made.returncode == 0, made.stdout + made.stderr
+    run = command.storage / "runs" / "picked"
+    rows = {row.name: row for row in read_rows(run / "rounds" / "round_000" / PEOPLE, PersonRow)}
+    assert all(rows[name].gain > 0 for name in ("user-000", "user-002")), "who is listened to is better off"
+    assert "of 4 people, by the true reward of each: better than SFT for" in made.stdout
+    page = (run / "report.html").read_text()
+    assert "For whom the policy is better" in page and "of 4 people, by the true reward of each" in page

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,10 +16,12 @@ from rm.feature_fit import FeatureStep, Judged, feature_loss, fit_features, in_u
 from rm.feature_start import decompose, label_matrix, start_features
 from rm.features import FeatureModel, scores
 from rm.features_config import FeaturesConfig
+from rm.resume import Saves
 from tests.rm.conftest import PAD, MakeModel
 from tests.rm.toy import toy_pairs
 from tokens.errors import UserError
 from tokens.records import Pair
+from tokens.saved_state import SavedState, latest_state, save_state
 
 NAMES = tuple(f"r{i}" for i in range(6))
 REWARD = RewardConfig(lr=3e-3, batch_size=16, epochs=4)
@@ -35,10 +38,12 @@ def disagreeing(n: int = 32, seed: int = 0) -> Judged:
     return Judged(tuple(pair for pair, _ in rows), tuple(rater for _, rater in rows))
 
 
-def learnt(make_model: MakeModel, features: FeaturesConfig, judged: Judged) -> tuple[FeatureModel, list[FeatureStep]]:
+def learnt(
+    make_model: MakeModel, features: FeaturesConfig, judged: Judged, saves: Saves | None = None
+) -> tuple[FeatureModel, list[FeatureStep]]:
     steps: list[FeatureStep] = []
     model = start_features(make_model("mean"), NAMES, judged, features, 3, 16, PAD)
-    fit_features(model, judged, features, REWARD, 3, PAD, steps.append)
+    fit_features(model, judged, features, REWARD, 3, PAD, steps.append, saves=saves)
     return model, steps
 
 
@@ -134,6 +139,22 @@ def test_equal_seeds_give_equal_models_and_adapters_on_the_backbone_too(make_mod
     two, _ = learnt(make_model, FeaturesConfig(d=2), disagreeing(6))
     torch.testing.assert_close(one.projection, two.projection, rtol=0, atol=0)
     torch.testing.assert_close(one.weights, two.weights, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("features", [FeaturesConfig(d=2, init="svd"), FeaturesConfig(d=1, shared=True)])
+def test_a_fit_goes_on_from_a_save_to_the_same_bits(make_model: MakeModel, features: FeaturesConfig, tmp_path: Path) -> None:
+    judged, states = disagreeing(6), dict[int, SavedState]()
+    whole, steps = learnt(make_model, features, judged, Saves(3, states.__setitem__))
+    assert list(states) == [3, 6, 9] and len(steps) == 12  # nothing is saved where all is done
+    plain, same_steps = learnt(make_model, features, judged)
+    for done in (3, 9):
+        save_state(tmp_path / str(done), done, states[done])
+        begin = latest_state(tmp_path / str(done))
+        later = list[int]()
+        again, all_steps = learnt(make_model, features, judged, Saves(1, lambda number, state: later.append(number), begin))  # noqa: B023
+        assert all_steps == steps == same_steps and later == list(range(done + 1, 12))
+        for mine, theirs, undisturbed in zip(again.parameters(), whole.parameters(), plain.parameters(), strict=True):
+            assert torch.equal(mine, theirs) and torch.equal(mine, undisturbed)
 
 
 def test_a_frozen_backbone_stays_as_it_is(make_model: MakeModel) -> None:
