@@ -1,3 +1,4 @@
+import math
 import re
 from dataclasses import replace
 from itertools import product
@@ -12,6 +13,8 @@ from scipy.spatial.distance import pdist
 from evaluation.curves import running_mean, spread
 from evaluation.differences import gain, pair_differences
 from evaluation.figures import all_figures
+from evaluation.for_whom import person_rows
+from evaluation.people_figure import people_figure
 from evaluation.run import Run, read_run
 from evaluation.svg import Drawing, themed
 
@@ -100,6 +103,19 @@ def test_a_figure_without_data_is_left_out(run: Run, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("evaluation.svg._render", lambda prefix, title, width, height, draw: "<svg/>")
     empty = replace(run, metrics=(), meta_rows=((), (), ()), timeline=())
     assert [figure.name for figure in all_figures(empty)] == ["reward-round", "outcomes", "time", "kl", "perplexity"]
+
+
+def test_a_run_that_people_pay_shows_everybody_with_the_worst_off_first(run: Run) -> None:
+    assert people_figure(run) is None, "nobody in particular pays"
+    names, sft = ("ann", "bob", "cleo"), [[0.0, 0.0, 0.0]] * 3
+    ours = [[1.0, -1.0, 0.5], [1.1, -1.1, -0.5], [0.9, -0.9, 0.1]]
+    found = all_figures(replace(run, people=person_rows(names, ours, sft, None, None)))
+    (figure,) = (figure for figure in found if figure.name == "people")
+    assert "better than SFT for 1, worse for 1, not told apart for 1" in figure.caption
+    assert "worst off is bob with -1.00" in figure.caption and "one in forty" in figure.caption
+    true = person_rows(names, ours, sft, [[2.0, math.nan, math.nan]] * 3, sft)
+    told = people_figure(replace(run, people=true))
+    assert told is not None and "of 1 people, by the true reward of each" in told.caption and told.wide != figure.wide
 
 
 def test_themed_refuses_what_is_no_svg() -> None:
