@@ -8,7 +8,7 @@ from typing import Literal
 
 Prompts = Literal["train", "held_out"]
 SEEDS, ABLATION_SEEDS = (1, 2, 3, 4, 5), (1, 2, 3)
-"""Settings were chosen on others (docs/log.md)."""
+"""No setting was chosen on them."""
 VANILLA = ("--rounds.baseline", "vanilla_ppo")
 SHORT = ("--rounds.num_rounds", "3")
 NO_KL = (*VANILLA, *SHORT, "--policy.kl.coef", "0")
