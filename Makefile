@@ -9,7 +9,7 @@ unexport PYTHONDONTWRITEBYTECODE
 RUN = .venv/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help env env-cpu env-gpu quickstart test test-all check format bench chaos lock clean
+.PHONY: help env env-cpu env-gpu quickstart test test-all check format bench reproduce chaos lock clean
 
 help:
 	@echo "make quickstart   three rounds of iterated RLHF on this machine, and a report to look at"
@@ -18,6 +18,7 @@ help:
 	@echo "make check        lint, format, types, layers"
 	@echo "make format       put the code into its format"
 	@echo "make bench        the benchmarks"
+	@echo "make reproduce    the papers' tables made again in the small (hours; goes on where it stopped)"
 	@echo "make chaos        every fault of docs/promises.md done to real runs (one to two hours on two cores)"
 	@echo "make env          the environment (the other verbs make it when it is missing)"
 	@echo "make env-gpu      the environment for a machine with NVIDIA GPUs"
@@ -56,6 +57,9 @@ format: env
 
 bench: env
 	$(RUN) -m benchmarks
+
+reproduce: env
+	$(RUN) -m benchmarks.reproduce
 
 chaos: env
 	$(RUN) -m benchmarks.faults

@@ -16,7 +16,7 @@ from typing import TextIO
 import numpy as np
 
 from cluster.console import Console
-from cluster.judges import FIRST, NONE, SECOND, Answer, Judge, JudgeFailed, NotAsked
+from cluster.judges import FIRST, NONE, SECOND, TIE, Answer, Judge, JudgeFailed, NotAsked
 from cluster.signals import obey_termination
 from preferences.formats import Texts
 from tokens.errors import UserError
@@ -72,7 +72,7 @@ def open_answers(path: Path) -> Iterator[Answers]:
     for line in lines:
         with suppress(ValueError, KeyError, TypeError):
             row = json.loads(line)
-            if row["answer"] in (FIRST, SECOND, NONE):
+            if row["answer"] in (FIRST, SECOND, NONE, TIE):
                 known[str(row["key"])] = row["answer"]
     with path.open("a", encoding="utf-8") as file:
         if lines and not lines[-1].endswith(b"\n"):
@@ -93,8 +93,8 @@ def ask_in_both_orders(
 
     Returns:
         [N] int64 answers with chosen shown first, and [N] with rejected shown first, both in terms of the pair: 1 = chosen is
-        better, 0 = rejected is, -1 = no answer. And the pairs that the judge could not be asked about in at least one order, by
-        their index, with the reason.
+        better, 0 = rejected is, -1 = no answer, 2 = a tie, from a judge that may say so.
+        And the pairs that the judge could not be asked about in at least one order, by their index, with the reason.
 
     Raises:
         UserError: if there are more of these than a few, or no question at all was answered.
@@ -129,7 +129,7 @@ def ask_in_both_orders(
         )
     forward, backward = (np.full(len(texts), NONE, dtype=np.int64) for _ in range(2))
     forward[places] = raw[:, 0]
-    backward[places] = np.where(raw[:, 1] == NONE, NONE, 1 - raw[:, 1])
+    backward[places] = np.where(np.isin(raw[:, 1], (FIRST, SECOND)), 1 - raw[:, 1], raw[:, 1])
     return forward, backward, not_asked
 
 
@@ -141,10 +141,10 @@ def _answers_of(judge: Judge, questions: Sequence[_Comparison]) -> list[Answer]:
         raise
     except Exception as error:
         raise JudgeFailed(f"the judge {judge.name} failed: {type(error).__name__}: {error}", [None] * len(questions)) from error
-    odd = [answer for answer in said if not isinstance(answer, NotAsked) and answer not in (FIRST, SECOND, NONE)]
+    odd = [answer for answer in said if not isinstance(answer, NotAsked) and answer not in (FIRST, SECOND, NONE, TIE)]
     if len(said) != len(questions) or odd:
         got = f"{odd[0]!r} for an answer" if odd else f"{len(said)} answers to {len(questions)} questions"
-        raise JudgeFailed(f"the judge {judge.name} gave {got}, expected 1, 0 or -1 to each", [None] * len(questions))
+        raise JudgeFailed(f"the judge {judge.name} gave {got}, expected 1, 0, -1 or 2 to each", [None] * len(questions))
     return said
 
 

@@ -130,7 +130,11 @@ def _report(chosen: argparse.Namespace) -> int:
     from evaluation.report import write_report
 
     directory: Path = chosen.directory
-    if (directory / "raters.jsonl").exists():
+    if (directory / "judgements.jsonl").exists():
+        from evaluation.judgement_report import write_judgement_report
+
+        print(write_judgement_report(directory))
+    elif (directory / "raters.jsonl").exists():
         print(write_feature_report(directory))
     elif (directory / "results.jsonl").exists():
         print(_report_of_domains(directory))
@@ -188,9 +192,34 @@ def _ask(chosen: argparse.Namespace) -> int:
     return 0
 
 
+def _evaluate(chosen: argparse.Namespace) -> int:
+    from cluster.console import Console
+    from cluster.evaluate import Evaluating, evaluate
+    from cluster.open_judge import EndpointOptions
+
+    asked = Evaluating(
+        chosen.a,
+        chosen.b,
+        tuple(chosen.judge),
+        chosen.prompts,
+        chosen.split,
+        chosen.num_prompts,
+        chosen.out,
+        chosen.seed,
+        chosen.temperature,
+        chosen.max_new_tokens,
+        chosen.tie,
+        chosen.allow_hub,
+        EndpointOptions(chosen.concurrency, chosen.timeout, chosen.retries, chosen.max_tokens),
+    )
+    evaluate(asked, Console())
+    return 0
+
+
 WITHOUT_CONFIG: dict[str, Callable[[argparse.Namespace], int]] = {
     "report": _report,
     "relabel": _relabel,
+    "evaluate": _evaluate,
     "adapt": _adapt,
     "ask": _ask,
 }
@@ -237,21 +266,60 @@ def _parser() -> argparse.ArgumentParser:
     relabel.add_argument("--split", default=None, help="split of PAIRS to read")
     relabel.add_argument("--limit", type=int, default=None, help="only the first so many pairs")
     relabel.add_argument("--allow-hub", action="store_true", help="PAIRS may be fetched from the Hugging Face hub")
-    relabel.add_argument("--concurrency", type=int, default=8, help="requests in flight (openai; default 8)")
-    relabel.add_argument("--timeout", type=float, default=60.0, help="seconds for one request (openai; default 60)")
-    relabel.add_argument("--retries", type=int, default=5, help="of one request (openai; default 5)")
-    relabel.add_argument(
-        "--max-tokens", type=int, default=16, help="of one reply (openai; default 16; a model that reasons first needs many more)"
+    _add_endpoint_options(relabel)
+    _add_evaluate(
+        commands.add_parser("evaluate", help="compare two model directories on the same prompts, by one or more judges")
     )
     _add_adapt(commands.add_parser("adapt", help="fit one person's weights on reward features to their answers"))
     _add_ask(commands.add_parser("ask", help="ask a person which of two responses is better, and keep their profile"))
     report = commands.add_parser(
         "report",
-        help="write report.html again from the directory of a run, strength, reward, domains, generalize or features",
+        help="write report.html again from the directory of a run, strength, reward, domains, generalize, features or evaluate",
     )
     report.add_argument("directory", type=Path, metavar="DIRECTORY", help="e.g. ~/rondo/runs/quickstart")
     commands.add_parser("keys", help="list every config key with its default and meaning")
     return parser
+
+
+def _add_endpoint_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--concurrency", type=int, default=8, help="requests in flight (openai; default 8)")
+    command.add_argument("--timeout", type=float, default=60.0, help="seconds for one request (openai; default 60)")
+    command.add_argument("--retries", type=int, default=5, help="of one request (openai; default 5)")
+    command.add_argument(
+        "--max-tokens", type=int, default=16, help="of one reply (openai; default 16; a model that reasons first needs many more)"
+    )
+
+
+def _add_evaluate(evaluate: argparse.ArgumentParser) -> None:
+    from evaluation.config import EvaluationConfig
+
+    tie = EvaluationConfig().tie
+    evaluate.add_argument("a", type=Path, metavar="A", help="a model directory, e.g. RUN/rounds/round_001/policy")
+    evaluate.add_argument("b", type=Path, metavar="B", help="another, e.g. the SFT model")
+    evaluate.add_argument(
+        "--judge",
+        action="append",
+        required=True,
+        help="gold, gold:CONFIG.yaml, reward:DIR, ensemble:DIR, openai:BASE_URL#MODEL or human:FILE.jsonl; may be given again",
+    )
+    evaluate.add_argument(
+        "--prompts", required=True, help="a data set with a column prompt (docs/data.md), or sandbox:CONFIG.yaml"
+    )
+    evaluate.add_argument("--split", default=None, help="split of the prompts (default: train; test for the sandbox)")
+    evaluate.add_argument("--num-prompts", type=int, default=None, help="only the first so many")
+    evaluate.add_argument("--out", type=Path, default=None, help="directory to write (default: STORAGE/evaluations/COMPARISON)")
+    evaluate.add_argument("--seed", type=int, default=0, help="of sampling, for both models (default 0)")
+    evaluate.add_argument(
+        "--temperature", type=float, default=None, help="0 = the likeliest token (default 1; of the config for the sandbox)"
+    )
+    evaluate.add_argument(
+        "--max-new-tokens", type=int, default=None, help="of a response (default 256; of the config for the sandbox)"
+    )
+    evaluate.add_argument(
+        "--tie", type=float, default=tie, help=f"scores up to this far apart are ties (gold, reward, ensemble; default {tie:g})"
+    )
+    evaluate.add_argument("--allow-hub", action="store_true", help="the prompts may be fetched from the Hugging Face hub")
+    _add_endpoint_options(evaluate)
 
 
 def _add_adapt(adapt: argparse.ArgumentParser) -> None:

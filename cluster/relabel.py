@@ -5,9 +5,8 @@ Source: Secrets of RLHF II (2401.06080), section 2.5.
 
 from __future__ import annotations
 
-import hashlib
 import json
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,8 +15,9 @@ import numpy as np
 
 from cluster.asking import ask_in_both_orders, open_answers
 from cluster.console import Console
-from cluster.judges import NONE, GoldJudge, Judge, RewardJudge
+from cluster.judges import NONE, Judge
 from cluster.load_config import load_config
+from cluster.open_judge import EndpointOptions, open_judge
 from cluster.storage import storage_root
 from preferences.formats import BadRowError, Texts, detect_format, read_pair
 from preferences.labels import LABEL, combine, label_tables, write_table
@@ -136,12 +136,9 @@ def relabel(
         UserError: if pairs, judge or out are wrong, or the judge can take too few of the pairs or answers none.
         JudgeFailed: if the judge cannot go on; its answers so far are kept.
     """
-    numbers = (("limit", limit, 1), ("concurrency", concurrency, 1), ("retries", retries, 0), ("max-tokens", max_tokens, 1))
-    for name, number, least in numbers:
-        if number is not None and number < least:
-            raise UserError(f"--{name} must be at least {least}, got {number}")
-    if not timeout_s > 0:
-        raise UserError(f"--timeout must be above 0, got {timeout_s:g}")
+    if limit is not None and limit < 1:
+        raise UserError(f"--limit must be at least 1, got {limit}")
+    options = EndpointOptions(concurrency, timeout_s, retries, max_tokens)
     kind, _, place = judge.partition(":")
     for name in (pairs.removeprefix(SANDBOX), *([place] if kind in ("gold", "reward") and place else [])):
         check_path(name)
@@ -157,8 +154,7 @@ def relabel(
     source = None if config else open_source(pairs, split or "train", allow_hub)
     format_ = detect_format(source) if source else "explicit"
     with ExitStack() as stack:
-        options = (concurrency, timeout_s, retries, max_tokens)
-        asked = _open_judge(judge, config, format_ == "conversational", options, stack)
+        asked = open_judge(judge, config, format_ == "conversational", options, stack)
         if source is None:
             assert config is not None
             source = _sandbox_pairs(config, split, console)
@@ -207,27 +203,6 @@ def _sandbox_pairs(config: RunConfig, split: str | None, console: Console) -> So
         files = recipe.build(lambda phase, done, total: bar.update(done, total, note=phase))
     wanted = split or "validation"
     return Source(f"the sandbox's {wanted} pairs", as_set(files.pairs(wanted)).rows)
-
-
-def _open_judge(
-    judge: str, sandbox: RunConfig | None, templated: bool, options: tuple[int, float, int, int], stack: ExitStack
-) -> Judge:
-    """Who is asked; ``options`` are those of an endpoint, whose connections ``stack`` closes."""
-    kind, _, rest = judge.partition(":")
-    if kind == "reward":
-        return RewardJudge(Path(rest).expanduser(), templated)
-    if kind == "openai":
-        from cluster.endpoint_judge import EndpointJudge
-
-        base_url, _, model = rest.partition("#")
-        return stack.enter_context(closing(EndpointJudge(base_url, model, *options)))
-    from sandbox.world import World
-
-    if rest:
-        sandbox = load_config(Path(rest))
-    if sandbox is None:
-        raise UserError("the judge gold knows the sandbox's prompts only: give sandbox:CONFIG.yaml as PAIRS, or gold:CONFIG.yaml")
-    return GoldJudge(World(sandbox.world).gold, hashlib.sha256(sandbox.world.model_dump_json().encode()).hexdigest())
 
 
 def _numbered(table: pa.Table) -> pa.Table:

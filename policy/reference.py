@@ -71,7 +71,7 @@ def draw_responses(
         prompts: P of ids.
         num_samples: n.
         max_tokens: longest response; longer ones are cut.
-        temperature: of the sampling.
+        temperature: of the sampling; 0 takes the likeliest token each time.
         seed: of it; the caller's generator is left as it was.
 
     Returns:
@@ -82,6 +82,7 @@ def draw_responses(
     generator: Any = model
     config = generator.generation_config
     ends = {config.eos_token_id} if isinstance(config.eos_token_id, int) else set(config.eos_token_id)
+    chance: dict[str, Any] = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
     drawn: list[TokenIds] = []
     rows = [prompt for prompt in prompts for _ in range(num_samples)]
     devices = [model.device] if model.device.type == "cuda" else []
@@ -95,11 +96,8 @@ def draw_responses(
             made = generator.generate(
                 input_ids=ids,
                 attention_mask=mask,
-                do_sample=True,
-                temperature=temperature,
-                top_k=0,
-                top_p=1.0,
                 max_new_tokens=max_tokens,
+                **(chance if temperature else {"do_sample": False}),
             )
             drawn += [_until_end(row, ends) for row in made[:, width:].tolist()]
     return [tuple(drawn[start : start + num_samples]) for start in range(0, len(drawn), num_samples)]

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from preferences.config import DataConfig
-from preferences.formats import BadRowError, ChatTemplate, column_kinds, detect_format, read_pair, read_prompt
+from preferences.formats import BadRowError, ChatTemplate, Template, column_kinds, detect_format, read_pair, read_prompt
 from preferences.sets import DroppedRow, PreferenceSet, PromptSet, distinct_prompts, refuse
 from preferences.sources import TEXT_COLUMNS, Source, open_source
 from tokens.errors import UserError
@@ -117,6 +117,7 @@ def load_prompts(
     drop_bad: bool = False,
     tokenizer: PreTrainedTokenizerBase | None = None,
     max_prompts: int | None = None,
+    template: Template | None = None,
 ) -> PromptSet:
     """A data set of prompts: a column ``prompt``, text or messages; repeated prompts count once.
 
@@ -127,6 +128,7 @@ def load_prompts(
         drop_bad: leave out rows that cannot be used instead of stopping.
         tokenizer: whose chat template renders conversational data.
         max_prompts: read at most this many rows.
+        template: renders conversational data instead of the tokenizer's.
 
     Raises:
         UserError: naming file, line and columns.
@@ -135,7 +137,9 @@ def load_prompts(
     kinds = column_kinds(opened, ("prompt",))
     if "prompt" not in kinds:
         raise UserError(f"{source}: no column 'prompt'; columns found: {', '.join(opened.rows.column_names)}; see docs/data.md")
-    template = chat_template(opened, tokenizer) if kinds["prompt"] == "messages" else None
+    conversational = kinds["prompt"] == "messages"
+    if conversational and template is None:
+        template = chat_template(opened, tokenizer)
 
     def read(row: Mapping[str, Any]) -> dict[str, str]:
         return {"prompt": read_prompt(row["prompt"], template)}
@@ -143,7 +147,7 @@ def load_prompts(
     rows, dropped = _collect(opened, ("prompt",), read, max_prompts, drop_bad)
     if not len(rows):
         raise UserError(f"{source}: no usable prompt; first: {dropped[0].where}: {dropped[0].reason}")
-    return PromptSet(distinct_prompts(rows), source, template is not None, dropped)
+    return PromptSet(distinct_prompts(rows), source, conversational, dropped)
 
 
 def chat_template(source: Source, tokenizer: PreTrainedTokenizerBase | None) -> ChatTemplate:

@@ -2,10 +2,11 @@
 
     python -m benchmarks.experiments.generalize sandbox [--seeds 5] [--KEY VALUE ...]
     python -m benchmarks.experiments.generalize reviews --folder DIRECTORY --cache DIRECTORY [--seeds 1] [--KEY VALUE ...]
+    python -m benchmarks.experiments.generalize dsp --folder DIRECTORY --cache DIRECTORY [--seeds 5] [--KEY VALUE ...]
 
-Ten domains, two left out at a time (sandbox), or one (reviews); every domain is left out once a seed. configs/generalize.yaml has
-the sizes. All arms that train a reward model on several domains take the same batches in the same order from the same head; they
-differ in the loss alone:
+Ten domains, two left out at a time (sandbox), or one (reviews; dsp has four); every one is left out once a seed.
+configs/generalize.yaml has the sizes. All arms that train a reward model on several domains take the same batches in the same
+order from the same head; they differ in the loss alone:
 
     pooled b    Bradley-Terry on the pairs of all labelled domains, of b times the reward
     bilevel b   the closed form (rm.hypergradient), with reward factor b
@@ -19,7 +20,9 @@ differ in the loss alone:
 A pair counts as ranked by the reward alone ("reward"), and by the policy that it makes of the left-out domain's reference,
 log pi_ref per token + b r ("policy"). Of n samples of that reference policy the best by the reward has a gold value ("gold"): in
 the sandbox the one of the domain's user; on reviews, where the reference policy writes reviews of its kind, what a classifier of
-other texts than any model saw thinks of it, log odds of positive.
+other texts than any model saw thinks of it, log odds of positive; on dsp, where it answers queries, that classifier's log odds of
+the domain. The reference policy fine-tuned on samples that are drawn with weights softmax(b r) has a gold value too ("tuned": of
+what it writes anew, above that of the reference policy's samples).
 
 Prints the tables; appends a row for each seed, left-out domain and arm to
 benchmarks/results/generalize_WHAT.jsonl, and continues there.
@@ -39,12 +42,14 @@ from typing import Any
 
 import torch
 
-from benchmarks.experiments.common import RESULTS, ROOT, Results, interval_text, level, markdown, single_thread
-from benchmarks.experiments.generalize_settings import Place, Setting, reviews_setting, sandbox_setting
+from benchmarks.experiments.common import RESULTS, ROOT, Results, single_thread
+from benchmarks.experiments.generalize_dsp import dsp_setting
+from benchmarks.experiments.generalize_report import ARMS, BETAS, tables
+from benchmarks.experiments.generalize_settings import Example, Place, Setting, reviews_setting, sandbox_setting
 from cluster.config import RunConfig
 from cluster.load_config import load_config
 from cluster.seeds import derive
-from evaluation.best_of_n import pick_best
+from evaluation.best_of_n import pick_best, pick_softly
 from policy.config import DPOConfig, SFTConfig
 from policy.dpo import fit_dpo
 from policy.library import load
@@ -62,18 +67,12 @@ from tokens.queries import Query
 from tokens.records import Pair
 
 RECIPE = ROOT / "configs" / "generalize.yaml"
-BETAS = (1.0, 4.0)
 OWN = GeneralStageConfig(lr=3e-3, batch_size=8, epochs=4, warmup_ratio=0.1)
 DPO = DPOConfig(beta=0.1, lr=1e-3, batch_size=32)
 ETA, META_PROMPTS = 0.5, 8
 NEAREST_TEXTS = 50
-BASELINE = f"pooled {BETAS[0]:g}"
-ARMS = (
-    *(f"{name} {beta:g}" for beta in BETAS for name in ("pooled", "bilevel")),
-    *("metarm", "both", "nearest", "oracle", "sft", "dpo"),
-)
-AGAINST = {f"bilevel {beta:g}": f"pooled {beta:g}" for beta in BETAS} | {"both": "metarm"}
-"""What an arm differs from in one thing alone: the references' offset."""
+DRAWS = 8
+"""Samples of each prompt that are drawn by the tilt, to fine-tune the reference policy on."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +85,7 @@ class Referred:
         test: the held-out ones.
         groups: samples to each of its prompts.
         kin: how likely each domain's texts are under this one's policy, nats per token.
+        reference: the policy, a directory.
     """
 
     place: Place
@@ -93,15 +93,13 @@ class Referred:
     test: tuple[ReferredQuery, ...]
     groups: tuple[tuple[tuple[tuple[int, ...], tuple[int, ...]], ...], ...]
     kin: dict[str, float]
+    reference: Path
 
 
-def referred(setting: Setting, place: Place, config: RunConfig, seed: int) -> Referred:
-    """Fine-tune a domain's reference policy, and keep what is needed of it."""
+def referred(setting: Setting, place: Place, config: RunConfig, seed: int, folder: Path) -> Referred:
+    """Fine-tune a domain's reference policy into a folder."""
     given, pad_id = config.generalize, setting.tokenizer.pad_token_id
-    with tempfile.TemporaryDirectory() as folder:
-        stage = SFTConfig(model=str(setting.base), **given.reference.model_dump())
-        fit_language_model([(list(p), list(r)) for p, r in place.texts], setting.tokenizer, Path(folder), stage, seed)
-        model = load(folder, torch.float32).eval()
+    model = tuned(setting, setting.base, place.texts, config, seed, folder / place.name)
 
     def with_reference(queries: Sequence[Query]) -> tuple[ReferredQuery, ...]:
         values = iter(sequence_logprobs(model, response_sequences(queries), pad_id, 128, given.length_normalised))
@@ -112,7 +110,14 @@ def referred(setting: Setting, place: Place, config: RunConfig, seed: int) -> Re
     )
     kin = {other.name: fmean(sequence_logprobs(model, other.texts[:NEAREST_TEXTS], pad_id, 64, True)) for other in setting.places}
     groups = tuple(tuple((prompt, response) for response in own) for prompt, own in zip(place.prompts, drawn, strict=True))
-    return Referred(place, with_reference(place.train), with_reference(place.test), groups, kin)
+    return Referred(place, with_reference(place.train), with_reference(place.test), groups, kin, folder / place.name)
+
+
+def tuned(setting: Setting, start: Path, texts: Sequence[Example], config: RunConfig, seed: int, out: Path) -> Any:
+    """A language model fine-tuned on texts by the recipe of reference policies, in evaluation mode."""
+    stage = SFTConfig(model=str(start), **config.generalize.reference.model_dump())
+    fit_language_model([(list(p), list(r)) for p, r in texts], setting.tokenizer, out, stage, seed)
+    return load(out, torch.float32).eval()
 
 
 class Fold:
@@ -185,7 +190,7 @@ class Fold:
         scores = score_sequences(model, response_sequences(queries), 256, self.pad_id).tolist()
         reference = [value for each in target.test for value in each.reference]
         policy = [beta * r + p for r, p in zip(scores, reference, strict=True)]
-        return self._row(arm, target, scores, policy, model, seconds)
+        return self._row(arm, target, scores, policy, model, seconds, beta)
 
     def _row(
         self,
@@ -195,6 +200,7 @@ class Fold:
         policy: Sequence[float] | None,
         model: RewardModel | None,
         seconds: float,
+        beta: float = 1.0,
     ) -> dict[str, Any]:
         compared = comparisons([each.query for each in target.test])
         accuracy = {
@@ -202,7 +208,9 @@ class Fold:
             for name, values in (("reward", scores), ("policy", policy))
         }
         gold = None if model is None else self._best_of_n(target, model)
-        return {"seed": self.seed, "domain": target.place.name, "arm": arm, **accuracy, "gold": gold, "cpu_seconds": seconds}
+        wrote = None if model is None else self._weighted(target, model, beta)
+        judged = {"gold": gold, "tuned": wrote}
+        return {"seed": self.seed, "domain": target.place.name, "arm": arm, **accuracy, **judged, "cpu_seconds": seconds}
 
     def _best_of_n(self, target: Referred, model: RewardModel) -> float:
         """Gold of the best of n, above that of a sample at random."""
@@ -210,6 +218,19 @@ class Fold:
         values = [target.place.gold(*sequence) for sequence in flat]
         best = pick_best(score_sequences(model, flat, 256, self.pad_id).tolist(), len(target.groups[0]))
         return fmean(values[i] for i in best) - fmean(values)
+
+    def _weighted(self, target: Referred, model: RewardModel, beta: float) -> float:
+        """Gold of what the reference policy writes after fine-tuning on samples drawn by the tilt, above that of its samples."""
+        flat = [sequence for group in target.groups for sequence in group]
+        scores, number = score_sequences(model, flat, 256, self.pad_id).tolist(), len(target.groups[0])
+        drawn = [i for draw in range(DRAWS) for i in pick_softly(scores, number, 1 / beta, derive(self.seed, f"draw {draw}"))]
+        with tempfile.TemporaryDirectory() as folder:
+            texts, seed = [flat[i] for i in drawn], derive(self.seed, "weighted")
+            policy = tuned(self.setting, target.reference, texts, self.config, seed, Path(folder) / "policy")
+        length = self.config.rollout.max_new_tokens
+        written = draw_responses(policy, target.place.prompts, number, length, 1.0, derive(self.seed, "written"))
+        ours = [target.place.gold(p, r) for p, own in zip(target.place.prompts, written, strict=True) for r in own]
+        return fmean(ours) - fmean(target.place.gold(*sequence) for sequence in flat)
 
     def _dpo(self) -> list[dict[str, Any]]:
         began = time.process_time()
@@ -265,7 +286,8 @@ def play(setting: Setting, config: RunConfig, seed: int, at_once: int, results: 
     if not left:
         return
     began = time.process_time()
-    found = [referred(setting, place, config, derive(seed, "reference")) for place in setting.places]
+    folder = tempfile.TemporaryDirectory()
+    found = [referred(setting, place, config, derive(seed, "reference"), Path(folder.name)) for place in setting.places]
     own = {place.name: own_model(setting, config, seed, place) for place in setting.places}
     print(f"seed {seed}: {time.process_time() - began:.0f} CPU s for references and single domains", flush=True)
     for fold in left:
@@ -275,52 +297,7 @@ def play(setting: Setting, config: RunConfig, seed: int, at_once: int, results: 
         for row in Fold(setting, config, seed, labelled, targets, own).rows():
             results.append(row)
         print(f"seed {seed}: {', '.join(fold)} left out, {time.process_time() - began:.0f} CPU s", flush=True)
-
-
-def tables(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Every arm with its 95% interval, its difference to pooled, and in how many domains it is above pooled.
-
-    Args:
-        rows: of the results. The interval is over seeds where there are several (of each, the mean over domains), else over
-            domains.
-    """
-    parts = []
-    for outcome in ("reward", "policy", "gold"):
-        lines = []
-        for arm in ARMS:
-            own = [row for row in rows if row["arm"] == arm and row[outcome] is not None]
-            if own:
-                gains = _gains(rows, outcome, own, BASELINE)
-                by_domain = [fmean(g for _, d, g in gains if d == name) for name in sorted({d for _, d, _ in gains})]
-                alone = _gains(rows, outcome, own, AGAINST[arm]) if arm in AGAINST else []
-                values = [(row["seed"], row["domain"], row[outcome]) for row in own]
-                lines.append(
-                    (
-                        arm,
-                        level(_spread(values)),
-                        "" if arm == BASELINE else interval_text(_spread(gains)),
-                        "" if arm == BASELINE else f"{sum(g > 0 for g in by_domain)} of {len(by_domain)}",
-                        f"{interval_text(_spread(alone))} ({AGAINST[arm]})" if alone else "",
-                    )
-                )
-        if lines:
-            heads = (outcome, "mean", f"above {BASELINE}", "domains won", "the offset alone")
-            parts.append(f"{outcome}\n" + markdown(heads, lines))
-    return "\n\n".join(parts)
-
-
-def _gains(
-    rows: Sequence[Mapping[str, Any]], outcome: str, own: Sequence[Mapping[str, Any]], against: str
-) -> list[tuple[int, str, float]]:
-    other = {(row["seed"], row["domain"]): row[outcome] for row in rows if row["arm"] == against}
-    return [(row["seed"], row["domain"], row[outcome] - other[row["seed"], row["domain"]]) for row in own]
-
-
-def _spread(values: Sequence[tuple[int, str, float]]) -> list[float]:
-    seeds = sorted({seed for seed, _, _ in values})
-    if len(seeds) > 1:
-        return [fmean(value for at, _, value in values if at == seed) for seed in seeds]
-    return [value for _, _, value in values]
+    folder.cleanup()
 
 
 def main(arguments: Sequence[str] | None = None, results: Path = RESULTS) -> None:
@@ -333,26 +310,32 @@ def main(arguments: Sequence[str] | None = None, results: Path = RESULTS) -> Non
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("what", choices=("sandbox", "reviews"))
-    parser.add_argument("--seeds", type=int, default=None, help="default: 5 in the sandbox, 1 on reviews")
+    parser.add_argument("what", choices=("sandbox", "reviews", "dsp"))
+    parser.add_argument("--seeds", type=int, default=None, help="default: 5 in the sandbox and on dsp, 1 on reviews")
     parser.add_argument("--first-seed", type=int, default=0)
-    parser.add_argument("--folder", type=Path, help="reviews: KIND.train.tsv and KIND.test.tsv")
-    parser.add_argument("--cache", type=Path, help="reviews: where the pre-trained decoder is kept")
+    parser.add_argument("--folder", type=Path, help="reviews: KIND.train.tsv and KIND.test.tsv; dsp: responses.jsonl")
+    parser.add_argument("--cache", type=Path, help="reviews and dsp: where the pre-trained decoder is kept")
     parser.add_argument("--pairs", type=int, default=100, help="reviews: training pairs of a kind")
     options, overrides = parser.parse_known_args(arguments)
     recipe = load_config(RECIPE, overrides)
-    if options.what == "reviews" and (options.folder is None or options.cache is None):
-        parser.error("reviews needs --folder, and --cache for the pre-trained decoder")
+    if options.what != "sandbox" and (options.folder is None or options.cache is None):
+        parser.error(f"{options.what} needs --folder, and --cache for the pre-trained decoder")
     single_thread()
     kept = Results(results / f"generalize_{options.what}.jsonl", ("seed", "domain", "arm"))
-    for seed in range(options.first_seed, options.first_seed + (options.seeds or {"sandbox": 5, "reviews": 1}[options.what])):
+    for seed in range(
+        options.first_seed, options.first_seed + (options.seeds or {"sandbox": 5, "reviews": 1, "dsp": 5}[options.what])
+    ):
         config = recipe.model_copy(update={"seed": seed, "world": recipe.world.model_copy(update={"seed": seed})})
         if options.what == "sandbox":
             play(sandbox_setting(config), config, seed, 2, kept)
+            continue
+        options.cache.mkdir(parents=True, exist_ok=True)
+        prompts = config.generalize.num_prompts
+        if options.what == "dsp":
+            setting = dsp_setting(options.folder / "responses.jsonl", options.cache, prompts, seed)
         else:
-            options.cache.mkdir(parents=True, exist_ok=True)
-            setting = reviews_setting(options.folder, options.cache, options.pairs, config.generalize.num_prompts, seed)
-            play(setting, config, seed, 1, kept)
+            setting = reviews_setting(options.folder, options.cache, options.pairs, prompts, seed)
+        play(setting, config, seed, 1, kept)
     print(tables(kept.rows()))
     print(json.dumps({"rows": len(kept.rows()), "recipe": recipe.name}))
 

@@ -21,6 +21,7 @@ from tokens.shape import ModelShape
 if TYPE_CHECKING:
     from sandbox.world import World
 
+Labelled = Sequence[tuple[str, bool]]
 Example = tuple[tuple[int, ...], tuple[int, ...]]
 REVIEW_TOKENS = 96
 """Longest review that is kept, in tokens; longer ones are left out, so that every text is whole."""
@@ -138,9 +139,6 @@ def reviews_setting(folder: Path, cache: Path, num_pairs: int, num_prompts: int,
         seed: of the pairing.
     """
     from datasets import Dataset
-    from sklearn.feature_extraction.text import TfidfVectorizer
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
     from transformers import AutoTokenizer
 
     kinds = sorted(path.name.removesuffix(".train.tsv") for path in folder.glob("*.train.tsv"))
@@ -179,14 +177,8 @@ def reviews_setting(folder: Path, cache: Path, num_pairs: int, num_prompts: int,
         return str(tokenizer.decode(list(ids), skip_special_tokens=True))
 
     rest = [(read(ids), positive) for _, left in tested.values() for positive, side in left.items() for ids in side]
-    classifier = make_pipeline(TfidfVectorizer(ngram_range=(1, 2), min_df=2), LogisticRegression(C=10.0, max_iter=1000))
-    classifier.fit(*zip(*rest, strict=True))
-    judged = [(read(text), not i) for queries, _ in tested.values() for q in queries for i, text in enumerate(q.responses)]
-    right = classifier.score(*zip(*judged, strict=True))
-    print(f"the classifier saw {len(rest)} texts, and is right about {right:.3f} of {len(judged)} others")
-
-    def gold(prompt: Sequence[int], response: Sequence[int]) -> float:
-        return float(classifier.decision_function([read(response)])[0])
+    held_out = [(read(text), not i) for queries, _ in tested.values() for q in queries for i, text in enumerate(q.responses)]
+    gold = judge(rest, held_out, read)
 
     def place(kind: str) -> Place:
         train, left = shared_out(kind, "train", num_pairs)
@@ -194,6 +186,33 @@ def reviews_setting(folder: Path, cache: Path, num_pairs: int, num_prompts: int,
         return Place(kind, train, tested[kind][0], own, (prompt,) * num_prompts, gold)
 
     return Setting(decoder, tokenizer, tuple(map(place, kinds)))
+
+
+def judge(
+    known: Labelled, held_out: Labelled, read: Callable[[Sequence[int]], str]
+) -> Callable[[Sequence[int], Sequence[int]], float]:
+    """A classifier of words and pairs of words as a judge: log odds that a response is one of those asked for.
+
+    Args:
+        known: texts that it is fitted to, and whether each is one.
+        held_out: others; it is said how well it tells them apart.
+        read: ids as text.
+    """
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.metrics import roc_auc_score
+    from sklearn.pipeline import make_pipeline
+
+    classifier = make_pipeline(TfidfVectorizer(ngram_range=(1, 2), min_df=2), LogisticRegression(C=10.0, max_iter=1000))
+    classifier.fit(*zip(*known, strict=True))
+    texts, answers = zip(*held_out, strict=True)
+    ordered = roc_auc_score(answers, classifier.decision_function(texts))
+    print(f"the judge saw {len(known)} texts; of {len(held_out)} others its area under the curve is {ordered:.3f}")
+
+    def gold(prompt: Sequence[int], response: Sequence[int]) -> float:
+        return float(classifier.decision_function([read(response)])[0])
+
+    return gold
 
 
 def _reviews(path: Path) -> list[tuple[bool, str]]:

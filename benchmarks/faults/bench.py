@@ -108,11 +108,8 @@ def bench(storage: Path, record: Record, pools: Mapping[str, int], variables: Ma
         for pool, num_cpus in pools.items():
             nodes.add(pool.split("/")[0], num_cpus, wait=False)
         nodes.settle()
-        observer = Observer(nodes)
-        try:
+        with Observer(nodes) as observer:
             yield Bench(nodes, observer, storage, record)
-        finally:
-            observer.end()
 
 
 @dataclass

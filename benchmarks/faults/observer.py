@@ -14,6 +14,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from functools import partial
+from types import TracebackType
 from typing import Any
 
 from benchmarks.faults.nodes import Nodes, with_parent
@@ -130,8 +131,10 @@ class Observer:
         left += [f"actor {name}" for name in seen["named"]]
         return left + [f"placement group {state}" for state in seen["groups"] if state != "REMOVED"]
 
-    def end(self) -> None:
-        """Let it go."""
+    def __enter__(self) -> Observer:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         with self.process:
             self.process.kill()
 

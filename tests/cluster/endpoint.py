@@ -42,6 +42,9 @@ class Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         question = body["messages"][0]["content"]
+        if "[Prompt]" not in question:  # whoever asks this wants to know whether anybody is there
+            self._send(200, completion("A"))
+            return
         with self.server.lock:
             self.server.asked[question] += 1
             self.server.keys[self.headers["Authorization"]] += 1
@@ -77,6 +80,8 @@ class Handler(BaseHTTPRequestHandler):
             return self._send(200, completion("", "length"))
         if rule == "filtered":
             return self._send(200, completion(None, "content_filter"))
+        if rule == "equal":
+            return self._send(200, completion("Tie."))
         if rule == "nothing":
             return self._send(200, completion("A") | {"choices": []})
         good = "A" if first.startswith("good") else "B"
@@ -88,7 +93,7 @@ class Handler(BaseHTTPRequestHandler):
     def _send(self, status: int, content: object, headers: dict[str, str] | None = None) -> None:
         data = (content if isinstance(content, str) else json.dumps(content)).encode()
         with self.server.lock:
-            self.server.busy -= 1  # before the client has its answer and asks the next question
+            self.server.busy = max(0, self.server.busy - 1)  # before the client has its answer and asks the next question
         try:
             self.send_response(status)
             self.send_header("Content-Type", "text/html" if isinstance(content, str) else "application/json")

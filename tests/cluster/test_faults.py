@@ -33,11 +33,8 @@ ROUNDS = ("--rounds.num_rounds", "4", "--rounds.checkpoint_every", "1", "--round
 KILLED = (
     Strike("F13", "reward-0", writing(".reward.*.partial/*"), kill_frozen),
     Strike("F1", "rollout-0", after("score"), kill),
-    Strike("F7", "rollout-0", after("sync"), kill_frozen),
+    Strike("F7", "rollout-0", lambda run: run.until_waited("sync", 0, 0), kill_frozen),
 )
-
-NAN = numbers.Wrong("F30", "learner-0", "nan", lambda run: run.until_waited("sync", 2, 0), numbers.OUT)
-"""In the second step of the third round."""
 
 
 @dataclass
@@ -63,27 +60,54 @@ class Smoke:
     left: list[str]
 
 
+def half_done(run: Run, index: int) -> Path:
+    """What is there once the first of a round's two steps is saved; what is left of the round takes half a second then."""
+    return run.draft(index) / "after_0001_steps" / "manifest.json"
+
+
+def first_start(run: Run, orders: Path) -> list[Struck]:
+    """Processes are killed, then the driver, in the middle of the second round."""
+    taken = orders / "learner-0.taken"
+    (orders / "learner-0").write_text(f"hold {half_done(run, 1)}")
+    struck = [strike(run, each) for each in KILLED]
+    run.until(taken.exists, 300, "a saved step of round 1")
+    run.kill()
+    run.end()
+    return struck
+
+
+def second_start(run: Run, node: Node, orders: Path) -> tuple[Outcome, float]:
+    """A loss is NaN in the second step of the third round; in the middle of the fourth the node is lost.
+
+    Returns:
+        What came of the former, and how long the run lasted after the latter, s.
+    """
+    taken = orders / "scorer-0.taken"
+    (orders / "scorer-0").write_text(f"hold {half_done(run, 3)}")
+    nan = numbers.Wrong("F30", "learner-0", f"nan {half_done(run, 2)}", lambda run: run.until_said("older state"), numbers.OUT)
+    wrong = numbers.go_wrong(run, nan, orders)
+    run.until(taken.exists, 300, "a saved step of round 3")
+    node.kill()
+    killed = time.time()
+    run.end()
+    return wrong, time.time() - killed
+
+
 def play(nodes: Nodes, node: Node, storage: Path, orders: Path) -> Smoke:
     """Both starts, and what is done to them."""
-    observer, shared = Observer(nodes), shared_memory()
-    with Run(nodes, storage, NAME, [str(TINY), *ROUNDS]) as first:
-        first.until_said("Rondo")
-        with Run(nodes, storage, NAME, [str(TINY), *ROUNDS]) as other:
-            code = other.end()
-        struck = [strike(first, each) for each in KILLED]
-        first.until_stage(1, "checkpoint 1")
-        first.kill()
-        first.end()
-    cut_checkpoint(first.draft(1))
-    with Run(nodes, storage, NAME, [str(TINY), *ROUNDS, "--faults.restart_s", str(LIMIT_S)]) as second:
-        wrong = numbers.go_wrong(second, NAN, orders)
-        second.until_waited("sync", 3, 0)
-        node.kill()
-        killed = time.time()
-        second.end()
-    left = nothing_left(nodes, observer, shared, second)
-    observer.end()
-    return Smoke(struck, first, second, time.time() - killed, wrong, (other.output(), code), left)
+    arguments = [str(TINY), *ROUNDS]
+    with Observer(nodes) as observer:
+        shared = shared_memory()
+        with Run(nodes, storage, NAME, arguments) as first:
+            first.until_said("Rondo")
+            with Run(nodes, storage, NAME, arguments) as other:
+                code = other.end()
+            struck = first_start(first, orders)
+        cut_checkpoint(first.draft(1))
+        with Run(nodes, storage, NAME, [*arguments, "--faults.restart_s", str(LIMIT_S)]) as second:
+            wrong, ended_s = second_start(second, node, orders)
+        left = nothing_left(nodes, observer, shared, second)
+    return Smoke(struck, first, second, ended_s, wrong, (other.output(), code), left)
 
 
 class Hanging(Kept):

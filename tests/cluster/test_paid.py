@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
 
 from benchmarks.experiments.domain_fits import fit_here
-from cluster.domain_models import find_domains
+from cluster.domain_models import find_domain, find_domains
 from cluster.load_config import load_config
-from rm.domain_bank import ADAPTERS
+from rm.batches import score_sequences
+from rm.domain_bank import ADAPTERS, open_bank
+from rm.model import RewardModel
 from tests.cluster.command import TINY, Command
 
 DOMAINS = ("cooking", "travel")
@@ -41,3 +44,21 @@ def test_a_policy_is_paid_by_the_adapter_of_its_prompts_domain(customised: None,
             assert (reward / name).read_bytes() == expected.read_bytes(), "no reward model is trained"
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert any("score" in key for row in rows for key in row), "responses were scored"
+
+
+def test_a_policy_is_paid_by_one_domain(customised: None, command: Command) -> None:
+    """The whole run of ``domain:NAME``: sampled, scored by the customised model, learned, judged and committed."""
+    paid = ("--scorer.reward_model", "domain:two/cooking", "--scorer.num_members", "1", "--scorer.aggregate", "primary")
+    short = ("--rounds.num_rounds", "1", "--policy.steps_per_round", "1", "--evaluation.num_prompts", "8")
+    prompts = ("--policy.prompts", "sandbox:cooking", "--meta.enabled", "false")
+    done = command("run", str(TINY), "--name", "cook", *paid, *short, *prompts)
+    assert done.returncode == 0, done.stdout + done.stderr
+    run = command.storage / "runs" / "cook"
+    assert [entry["round"] for entry in json.loads((run / "ledger.json").read_text())["rounds"]] == [0]
+    found = find_domain(command.storage, "two/cooking")
+    assert found.adapter is not None
+    texts = [((5, 6, 7), (8, 9, 2)), ((11, 12), (13, 14, 15, 2))]
+    bank = open_bank(RewardModel.from_pretrained(found.backbone, torch.float32), [("cooking", found.adapter)])
+    expected = bank.scores(texts, ["cooking"] * 2, batch_size=2, pad_id=0)
+    paid_by = RewardModel.from_pretrained(run / "rounds" / "round_000" / "reward", torch.float32)
+    torch.testing.assert_close(score_sequences(paid_by, texts, 2, 0), expected, msg="the backbone with the domain's adapter")

@@ -1,11 +1,12 @@
 """Makes numbers go wrong in a role's process, on order. On the path of the bench's nodes only; the product does not know of it.
 
-An order is a file ORDERS/PROCESS (such as ORDERS/learner-0) that holds one word; it is taken by the first forward pass of that
-process that it fits, and is gone then:
+An order is a file ORDERS/PROCESS (such as ORDERS/learner-0) that holds a word, and a path after it if the order is not to be
+taken before there is a file at that path. It is taken by the first forward pass of that process that it fits, and is gone then:
 
     nan       the output of a module is NaN (where gradients are recorded, if the process records any)
     inf       the gradient at a module's output is infinite
     blow_up   the weights of a module are ten times what they were, for good
+    hold      the process stands still, for good
 """
 
 import logging
@@ -32,13 +33,17 @@ def _hook(module, inputs, output):  # type: ignore[no-untyped-def]
     if not os.path.isfile(place):
         return None
     with open(place) as file:
-        order = file.read().strip()
+        order, _, awaited = file.read().strip().partition(" ")
+    if awaited and not os.path.isfile(awaited):
+        return None
     learns = _name().startswith(("learner", "reward"))
     if learns and not output.requires_grad:
         return None
     if order == "blow_up" and not hasattr(module, "weight"):
         return None
     os.rename(place, place + ".taken")
+    while order == "hold":
+        time.sleep(1.0)
     if order == "nan":
         return output * float("nan")
     if order == "inf":

@@ -1,0 +1,1 @@
+"""The paper's tables made again, in the small: ``make reproduce``."""

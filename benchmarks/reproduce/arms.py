@@ -1,0 +1,127 @@
+"""What is run for the paper's tables: arms, each a set of keys on configs/reproduce.yaml, and the items that compare them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+Prompts = Literal["train", "held_out"]
+SEEDS, ABLATION_SEEDS = (1, 2, 3, 4, 5), (1, 2, 3)
+"""No setting was chosen on them."""
+VANILLA = ("--rounds.baseline", "vanilla_ppo")
+SHORT = ("--rounds.num_rounds", "3")
+NO_KL = (*VANILLA, *SHORT, "--policy.kl.coef", "0")
+NEW = ("--policy.prompts", "sandbox:held_out", "--evaluation.num_prompts", "48")
+ONE_ROUND = ("--rounds.num_rounds", "1")
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to train a policy.
+
+    Args:
+        keys: on the command line, after the config.
+        seeds: whole runs.
+        prompts: domains of the test prompts that it is judged on.
+    """
+
+    keys: tuple[str, ...]
+    seeds: tuple[int, ...] = SEEDS
+    prompts: Prompts = "train"
+
+
+def _ablation(*keys: str) -> Arm:
+    return Arm(keys, ABLATION_SEEDS)
+
+
+def _ensemble(aggregate: str, flips: str) -> Arm:
+    members = () if aggregate == "primary" else ("--scorer.num_members", "4")
+    alone = ("--scorer.num_members", "1") if aggregate == "primary" else ()
+    return Arm((*NO_KL, "--scorer.aggregate", aggregate, *members, *alone, "--world.flip_rate", flips))
+
+
+AGGREGATES: Mapping[str, str] = {"single": "primary", "mean": "mean", "worst case": "worst", "mean - std": "mean_minus_std"}
+ARMS: Mapping[str, Arm] = {
+    "iterated": Arm(()),
+    "vanilla PPO": Arm(VANILLA),
+    **{f"DPO, lr {rate}": Arm(("--rounds.baseline", "dpo", "--dpo.lr", rate, *ONE_ROUND)) for rate in ("1e-4", "3e-4", "1e-3")},
+    "best of 16": Arm(("--rounds.baseline", "best_of_n", "--rounds.best_of", "16", *ONE_ROUND)),
+    "new domain, S_k from it": Arm((*NEW, *SHORT, "--meta.prompts", "sandbox:held_out"), prompts="held_out"),
+    "new domain, S_k from the old ones": Arm((*NEW, *SHORT), prompts="held_out"),
+    "new domain, vanilla PPO": Arm((*NEW, *SHORT, *VANILLA), prompts="held_out"),
+    "no KL": Arm(NO_KL),
+    "no KL, margin": Arm((*NO_KL, "--data.denoise.method", "margin")),
+    "no KL, flip": Arm((*NO_KL, "--data.denoise.method", "flip")),
+    "no KL, soft+margin": Arm((*NO_KL, "--data.denoise.method", "soft+margin")),
+    "PPO": Arm((*VANILLA, *SHORT)),
+    "PPO, SimCSE": Arm((*VANILLA, *SHORT, "--reward.contrastive.method", "simcse")),
+    "PPO, SwAV": Arm((*VANILLA, *SHORT, "--reward.contrastive.method", "swav")),
+    **{
+        f"{name}, {float(flips):.0%} flips": _ensemble(aggregate, flips)
+        for flips in ("0.0", "0.25")
+        for name, aggregate in AGGREGATES.items()
+    },
+    "eta 0 (MetaRM off)": _ablation("--meta.enabled", "false"),
+    "eta 0.02": _ablation("--meta.eta", "0.02"),
+    "eta 0.5": _ablation("--meta.eta", "0.5"),
+    "k = 2": _ablation("--meta.samples_per_prompt", "2"),
+    "k = 8": _ablation("--meta.samples_per_prompt", "8"),
+    "RM goes on from the last": _ablation("--reward.start", "previous"),
+    "policy starts from SFT": _ablation("--policy.start", "sft"),
+    "reference is the last policy": _ablation("--policy.reference", "previous"),
+    "all members retrained": _ablation("--scorer.refresh", "each_round"),
+    "M = 1": _ablation("--scorer.num_members", "1", "--scorer.aggregate", "primary"),
+    "M = 6": _ablation("--scorer.num_members", "6"),
+    "6 PPO steps a round": _ablation("--policy.steps_per_round", "6"),
+    "24 PPO steps a round": _ablation("--policy.steps_per_round", "24"),
+}
+
+
+CHOSEN: Mapping[str, tuple[str, ...]] = {"DPO": tuple(name for name in ARMS if name.startswith("DPO"))}
+"""Arms of which validation prompts choose one for each seed: DPO has one round, and a learning rate to choose in its place."""
+
+
+@dataclass(frozen=True)
+class Item:
+    """A table of the paper.
+
+    Args:
+        number: of the item.
+        title: of the table.
+        source: where it stands.
+        base: arm that the others are compared with; None = rounds against SFT.
+        arms: of the table, the base among them; a name of ``CHOSEN`` stands for all of its arms.
+    """
+
+    number: int
+    title: str
+    source: str
+    base: str | None
+    arms: tuple[str, ...]
+
+
+def run_for(item: Item) -> list[str]:
+    """The arms that are run for an item."""
+    return [arm for name in item.arms for arm in (CHOSEN[name] if name in CHOSEN else (name,))]
+
+
+def _named(beginning: str) -> tuple[str, ...]:
+    return tuple(name for name in ARMS if name.startswith(beginning))
+
+
+_FIRST_ABLATION = list(ARMS).index("eta 0 (MetaRM off)")
+ITEMS: Sequence[Item] = (
+    Item(1, "Rounds against SFT", "Secrets of RLHF II, Table 2", None, ("iterated",)),
+    Item(2, "The best round against other ways", "Secrets of RLHF II, Table 3", "vanilla PPO",
+         ("iterated", "vanilla PPO", "DPO", "best of 16")),
+    Item(3, "A domain without preferences", "Secrets of RLHF II, Fig. 15", "new domain, vanilla PPO", _named("new domain")),
+    Item(4, "PPO without a KL penalty", "Secrets of RLHF II, Fig. 9 and 10", "no KL", _named("no KL")),
+    Item(5, "Contrastive reward models in PPO", "Secrets of RLHF II, Fig. 12 and 13", "PPO", ("PPO", *_named("PPO, "))),
+    Item(6, "Ensembles, labels without noise", "Coste et al. 2023", "single, 0% flips",
+         tuple(f"{name}, 0% flips" for name in AGGREGATES)),
+    Item(6, "Ensembles, a quarter of the labels flipped", "Coste et al. 2023", "single, 25% flips",
+         tuple(f"{name}, 25% flips" for name in AGGREGATES)),
+    Item(7, "One factor at a time", "ablations; Wolf et al. 2025 on restarting", "iterated",
+         ("iterated", *list(ARMS)[_FIRST_ABLATION:])),
+)  # fmt: skip

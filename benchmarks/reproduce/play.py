@@ -1,0 +1,126 @@
+"""One arm with one seed: the run by the command that users start, then its policies on test prompts that no run saw."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import torch
+
+from benchmarks.reproduce.arms import Arm
+from cluster.config import RunConfig
+from cluster.load_config import load_config
+from cluster.run_directory import versions
+from cluster.sandbox_source import SandboxSource
+from cluster.seeds import derive
+from cluster.storage import storage_root
+from evaluation.best_of_n import pick_best
+from evaluation.compare import win_tie_lose
+from preferences.encode import encode_prompt, encode_response
+from rm.batches import score_sequences
+from rm.ensemble import aggregate
+from rm.model import RewardModel
+from sandbox.candidates import sample_responses
+from sandbox.world import World
+
+ROOT = Path(__file__).resolve().parents[2]
+RECIPE = ROOT / "configs" / "reproduce.yaml"
+
+
+def play(name: str, arm: Arm, seed: int, recipe: Path = RECIPE, environment: Mapping[str, str] = os.environ) -> dict[str, Any]:
+    """Run what is not there yet of it, and judge every round.
+
+    Args:
+        name: of the arm.
+        arm: its keys.
+        seed: of the run; worlds and SFT policies are shared by all seeds.
+        recipe: what the keys come on top of.
+        environment: of the command.
+
+    Returns:
+        The arm's row. Of each round its number, "validation" (win minus lose on validation prompts, which the best round is
+        chosen by), win, tie, lose, margin and gold on test prompts, kl (nats, on validation prompts) and proxy; of the run the KL
+        of each PPO step.
+        Round -1 is SFT.
+    """
+    slug = "".join(character if character.isalnum() else "-" for character in name.lower())
+    words = [*arm.keys, "--seed", str(seed), "--name", f"reproduce-{slug}-{seed}"]
+    config = load_config(recipe, words)
+    command = [sys.executable, "-m", "cluster", "run", str(recipe), *words]
+    done = subprocess.run(command, cwd=ROOT, env=dict(environment), text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    if done.returncode:
+        raise RuntimeError(f"{name}, seed {seed}: the run ended with {done.returncode}:\n{done.stdout[-3000:]}")
+    run = storage_root(config) / "runs" / config.name
+    source = SandboxSource(config, storage_root(config) / "cache")
+    sft = source.load().sft_dir
+    prompts = test_prompts(source.world, arm)
+    theirs = gold(source.world, prompts, answers(sft, prompts, config))
+    rounds = [{"round": -1, "gold": fmean(theirs)}]
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    for entry in json.loads((run / "ledger.json").read_text())["rounds"]:
+        index, seen = entry["round"], entry["evaluation"]
+        place = run / "rounds" / f"round_{index:03d}"
+        number = config.rounds.best_of
+        written = answers(place / "policy", prompts, config) if number is None else picked(run, sft, prompts, number, config)
+        ours = gold(source.world, prompts, written)
+        result = win_tie_lose(ours, theirs, config.evaluation.tie)
+        rounds.append(
+            {
+                "round": index, "validation": seen["win"] - seen["lose"],
+                "win": result.win, "tie": result.tie, "lose": result.lose, "margin": result.margin,
+                "gold": fmean(ours), "kl": seen["kl"], "proxy": seen["proxy"],
+            }
+        )  # fmt: skip
+    steps = [row["policy/kl"] for row in rows if row["phase"] == "policy" and "policy/kl" in row]
+    return {
+        "arm": name, "seed": seed, "keys": list(arm.keys), "prompts": len(prompts), "rounds": rounds, "step_kl": steps,
+        "versions": versions(),
+    }  # fmt: skip
+
+
+def test_prompts(world: World, arm: Arm) -> list[str]:
+    """Test prompts of the domains that the policy is for."""
+    trained = arm.prompts == "train"
+    return [prompt.text for prompt in world.prompts("test") if (prompt.domain in world.train_domains) == trained]
+
+
+def answers(model: Path, prompts: list[str], config: RunConfig) -> list[str]:
+    """One response to each, with a seed of the run's own."""
+    settings = (config.rollout.temperature, config.rollout.max_new_tokens, derive(config.seed, "test"))
+    return sample_responses(model, prompts, *settings, lambda done, total: None)
+
+
+def gold(world: World, prompts: list[str], texts: list[str]) -> list[float]:
+    """What the sandbox thinks of each."""
+    return [world.gold(prompt, text) for prompt, text in zip(prompts, texts, strict=True)]
+
+
+def picked(run: Path, sft: Path, prompts: list[str], number: int, config: RunConfig) -> list[str]:
+    """Of n responses of the SFT policy to each prompt the best by the run's ensemble, members normalised over all samples.
+
+    Args:
+        run: directory of the run.
+        sft: of the policy.
+        prompts: P.
+        number: n.
+        config: of the run.
+    """
+    from transformers import AutoTokenizer
+
+    asked = [prompt for prompt in prompts for _ in range(number)]
+    texts = answers(sft, asked, config)
+    tokenizer: Any = AutoTokenizer.from_pretrained(sft)
+    sequences = [(encode_prompt(tokenizer, p), encode_response(tokenizer, t)) for p, t in zip(asked, texts, strict=True)]
+    first = run / "rounds" / "round_000" / "reward"
+    places = [first, *(run / "start" / "members" / str(member) for member in range(1, config.scorer.num_members))]
+    models = [RewardModel.from_pretrained(place, torch.float32) for place in places]
+    scores = torch.stack([score_sequences(model, sequences, 256, tokenizer.pad_token_id) for model in models], 1)
+    scores = (scores - scores.mean(0)) / scores.std(0, correction=0)
+    best = pick_best(aggregate(scores, config.scorer.aggregate, config.scorer.std_coef).tolist(), number)
+    return [texts[i] for i in best]
