@@ -108,6 +108,7 @@ def ask_in_both_orders(
     ]
     keys = [question.key(judge.name) for question in questions]
     todo = {key: question for key, question in zip(keys, questions, strict=True) if key not in answers.known}
+    answers.not_asked.clear()  # of the judge before
     total = len(set(keys))
     if len(todo) < total:
         console.say(f"{total - len(todo):,} of {total:,} answers are there from an earlier call")

@@ -234,7 +234,7 @@ def _read(file: Path, ids: Sequence[str]) -> list[Response]:
     """Responses of an earlier call, as far as they are whole and in order."""
     found: list[Response] = []
     with suppress(FileNotFoundError, ValueError, TypeError):
-        for line in file.read_text("utf-8").split("\n")[:-1]:
+        for line in file.read_bytes().split(b"\n")[:-1]:  # the last one may end within a character
             response = Response(**json.loads(line))
             if len(found) == len(ids) or response.prompt_id != ids[len(found)]:
                 break

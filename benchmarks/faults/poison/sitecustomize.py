@@ -34,7 +34,7 @@ def _hook(module, inputs, output):  # type: ignore[no-untyped-def]
         return None
     with open(place) as file:
         order, _, awaited = file.read().strip().partition(" ")
-    if awaited and not os.path.isfile(awaited):
+    if not order or (awaited and not os.path.isfile(awaited)):
         return None
     learns = _name().startswith(("learner", "reward"))
     if learns and not output.requires_grad:
