@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import shutil
 import time
@@ -14,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 import ray
 
 from actors.board import Teller
+from actors.fit_saves import FitSaves
 from actors.process import ProcessSetup
 from actors.ranks import Rank
-from actors.reward_trainer import FitSaves
 from rm.config import RewardConfig
 from rm.features_config import FeaturesConfig
 from tokens.guards import GuardsConfig
@@ -24,9 +23,8 @@ from tokens.records import Pair
 
 if TYPE_CHECKING:
     from rm.feature_check import RaterAccuracy
-    from rm.feature_fit import FeatureStep, Judged
+    from rm.feature_fit import FeatureStep
     from rm.features import FeatureModel
-    from rm.resume import Saves
 
 log = logging.getLogger(__name__)
 
@@ -185,7 +183,10 @@ def run_job(
 
     with rank.compute():
         model = start_features(backbone, raters, seen, job.features, job.seed, batch_size, pad_id)
-        saves = None if job.saves is None else _saves(job.saves, job, raters, seen)
+        whole = (
+            str(job.base), job.seed, job.features.model_dump(), job.reward.model_dump(), tuple(raters), seen.pairs, seen.raters,
+        )  # fmt: skip
+        saves = None if job.saves is None else job.saves.of(whole, job.name)
         fit_features(model, seen, job.features, job.reward, job.seed, pad_id, on_step, job.guards, saves)
         trained = trained_raters(model, seen, Judged(tests.pairs, tests.raters), batch_size, pad_id) if tests.pairs else []
         measured = [row for rater in new for row in _measure(model, rater, job, pad_id)]
@@ -194,25 +195,6 @@ def run_job(
     tokenizer.save_pretrained(job.directory / BACKBONE)
     seconds = time.perf_counter() - began
     return FeatureReport(tuple(steps), tuple(trained), tuple(measured), fingerprint(job.directory), seconds)
-
-
-def _saves(saves: FitSaves, job: FeatureJob, raters: Sequence[str], seen: Judged) -> Saves:
-    """Saving the fit, and what is saved of this very fit already."""
-    from rm.resume import Saves
-    from tokens.saved_state import SavedState, latest_state, save_state
-
-    whole = (str(job.base), job.seed, job.features.model_dump(), job.reward.model_dump(), tuple(raters), seen.pairs, seen.raters)
-    identity = hashlib.sha256(repr(whole).encode()).hexdigest()
-
-    def write(done: int, state: SavedState) -> None:
-        save_state(saves.folder, done, SavedState(state.tensors, {**state.values, "fit": identity}))
-
-    begin = latest_state(saves.folder)
-    if begin is not None and begin.values["fit"] != identity:
-        begin = None
-    if begin is not None:
-        log.info("%s: goes on after step %d of a fit", job.name, begin.values["done"])
-    return Saves(saves.every, write, begin)
 
 
 def _measure(model: FeatureModel, rater: NewRater, job: FeatureJob, pad_id: int) -> list[RaterAccuracy]:

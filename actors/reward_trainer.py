@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import shutil
 import time
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import ray
 
+from actors.fit_saves import FitSaves
 from actors.process import STATUS_GROUP, ProcessSetup
 from actors.ranks import Rank
 from rm.config import MetaConfig, RewardConfig
@@ -47,19 +47,6 @@ class RewardReport:
     steps: tuple[dict[str, float], ...]
     measurements: tuple[tuple[int, dict[str, float]], ...]
     validation_accuracy: float | None
-
-
-@dataclass(frozen=True)
-class FitSaves:
-    """Where a fit saves how far it has come.
-
-    Args:
-        folder: of its states.
-        every: optimizer steps between two of them.
-    """
-
-    folder: Path
-    every: int
 
 
 @dataclass(frozen=True)
@@ -295,24 +282,11 @@ class RewardTrainer(Rank):
             inputs: what the fit is of, beside what this process was made with.
             measured: takes the measurements that were made before the save, and is saved as far as it goes.
         """
-        from rm.resume import Saves
-        from tokens.saved_state import SavedState, latest_state, save_state
-
         whole = (inputs, self.pairs, self.reward.model_dump(), self.meta.model_dump())
-        identity = hashlib.sha256(repr(whole).encode()).hexdigest()
-
-        def write(done: int, state: SavedState) -> None:
-            if self.ranks.rank == 0:
-                more = {"fit": identity, "measured": [list(row) for row in measured]}
-                save_state(saves.folder, done, SavedState(state.tensors, {**state.values, **more}))
-
-        begin = latest_state(saves.folder)
-        if begin is not None and begin.values["fit"] != identity:
-            begin = None
-        if begin is not None:
-            measured += [(step, values) for step, values in begin.values["measured"]]
-            log.info("%s: goes on after step %d of a fit", self.setup.name, begin.values["done"])
-        return Saves(saves.every, write, begin)
+        found = saves.of(whole, self.setup.name, lambda: {"measured": [list(row) for row in measured]}, self.ranks.rank == 0)
+        if found.begin is not None:
+            measured += [(step, values) for step, values in found.begin.values["measured"]]
+        return found
 
     def _score(self, model: RewardModel, sets: Mapping[str, Sequence[Pair]]) -> Any:
         from rm.validation import score_sets

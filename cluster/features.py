@@ -11,7 +11,7 @@ import ray
 
 from actors.board import Board
 from actors.features import FeatureJob, FeatureReport, learn_features
-from actors.reward_trainer import FitSaves
+from actors.fit_saves import FitSaves
 from cluster.config import RunConfig
 from cluster.console import Console
 from cluster.feature_data import FeatureData, check_settings, load_data

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from actors.reward_trainer import FitSaves, Study
+from actors.fit_saves import FitSaves
+from actors.reward_trainer import Study
 from actors.study import measured_every
 from cluster.config import RunConfig
 from cluster.console import Console

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from actors.fit_saves import FitSaves
 from actors.ranks import Meeting
-from actors.reward_trainer import FitSaves, Groups, RewardReport, Study
+from actors.reward_trainer import Groups, RewardReport, Study
 from actors.scorer import ByPerson, Scores
 from actors.transfer import Parcels
 from cluster.parts import Again

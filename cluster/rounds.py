@@ -8,7 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
-from actors.reward_trainer import FitSaves, RewardReport
+from actors.fit_saves import FitSaves
+from actors.reward_trainer import RewardReport
 from actors.scorer import Scores
 from cluster.config import RunConfig
 from cluster.console import Console

@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from actors.reward_trainer import FitSaves, RewardReport
+from actors.fit_saves import FitSaves
+from actors.reward_trainer import RewardReport
 from actors.scorer import Scores
 from cluster.config import RunConfig
 from cluster.draft import FIT_SUFFIX, TRAINED, Draft, remove

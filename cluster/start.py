@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from actors.reward_trainer import FitSaves, RewardReport
+from actors.fit_saves import FitSaves
+from actors.reward_trainer import RewardReport
 from cluster.config import RunConfig
 from cluster.console import Console
 from cluster.inputs import Inputs

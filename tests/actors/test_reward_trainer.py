@@ -13,8 +13,9 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer, models
 from transformers import LlamaConfig, LlamaForSequenceClassification, PreTrainedTokenizerFast
 
+from actors.fit_saves import FitSaves
 from actors.process import ProcessSetup
-from actors.reward_trainer import FitSaves, RewardTrainer
+from actors.reward_trainer import RewardTrainer
 from rm.config import ORIGINAL, MetaConfig, RewardConfig
 from tokens.guards import GuardsConfig
 from tokens.records import Pair

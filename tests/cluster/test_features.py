@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from actors.features import FeatureJob, Labels, NewRater, run_job
+from actors.fit_saves import FitSaves
 from actors.process import ProcessSetup
 from actors.ranks import Rank
-from actors.reward_trainer import FitSaves
 from cluster.cli import main
 from cluster.console import Console
 from cluster.feature_data import load_data
