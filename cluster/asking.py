@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
@@ -45,20 +45,16 @@ class Answers:
     Args:
         known: the answers.
         file: to add to.
-        not_asked: why there is no answer, for questions that the judge could not be asked. These are not in the file: a later
-            call asks again, since the judge may have been given more room.
     """
 
     known: dict[str, int]
     file: TextIO
-    not_asked: dict[str, str] = field(default_factory=dict)
 
     def add(self, keys: Sequence[str], answers: Sequence[Answer | None]) -> None:
-        """Keep those that are answers, and why others are none."""
+        """Keep those that are answers. A question that could not be asked is not in the file: a later call asks again, since the
+        judge may have been given more room."""
         for key, answer in zip(keys, answers, strict=True):
-            if isinstance(answer, NotAsked):
-                self.not_asked[key] = answer.reason
-            elif answer is not None:
+            if answer is not None and not isinstance(answer, NotAsked):
                 self.known[key] = answer
                 self.file.write(json.dumps({"key": key, "answer": answer}) + "\n")
         self.file.flush()
@@ -108,7 +104,7 @@ def ask_in_both_orders(
     ]
     keys = [question.key(judge.name) for question in questions]
     todo = {key: question for key, question in zip(keys, questions, strict=True) if key not in answers.known}
-    answers.not_asked.clear()  # of the judge before
+    refused: dict[str, str] = {}
     total = len(set(keys))
     if len(todo) < total:
         console.say(f"{total - len(todo):,} of {total:,} answers are there from an earlier call")
@@ -116,12 +112,13 @@ def ask_in_both_orders(
         waiting = list(todo)
         for start in range(0, len(waiting), judge.batch_size):
             batch = waiting[start : start + judge.batch_size]
-            _ask(batch, [todo[key] for key in batch], judge, answers, total)
+            refused |= _ask(batch, [todo[key] for key in batch], judge, answers, total)
+            _refuse_too_many(refused, answers, total)
             bar.update(start + len(batch), len(waiting))
             obey_termination()
     raw = np.array([answers.known[key] if key in answers.known else NONE for key in keys], dtype=np.int64).reshape(-1, 2)
     places = [place for place, text in enumerate(texts) if text is not None]
-    not_asked = {places[i // 2]: answers.not_asked[key] for i, key in enumerate(keys) if key in answers.not_asked}
+    not_asked = {places[i // 2]: refused[key] for i, key in enumerate(keys) if key in refused}
     if (raw == NONE).all():
         reasons = f"; first: {next(iter(not_asked.values()))}" if not_asked else ": no reply is clearly one of the two responses"
         raise UserError(
@@ -149,7 +146,8 @@ def _answers_of(judge: Judge, questions: Sequence[_Comparison]) -> list[Answer]:
     return said
 
 
-def _ask(keys: Sequence[str], questions: Sequence[_Comparison], judge: Judge, answers: Answers, total: int) -> None:
+def _ask(keys: Sequence[str], questions: Sequence[_Comparison], judge: Judge, answers: Answers, total: int) -> dict[str, str]:
+    """Ask and keep; why there is no answer, by key, for the questions that the judge could not be asked."""
     try:
         said = _answers_of(judge, questions)
     except JudgeFailed as error:
@@ -158,9 +156,13 @@ def _ask(keys: Sequence[str], questions: Sequence[_Comparison], judge: Judge, an
             f"{error}. {len(answers.known):,} answers ({total:,} are needed) are kept in {answers.file.name}", ()
         ) from None
     answers.add(keys, said)
-    if len(answers.not_asked) > max(FEW_NOT_ASKED, SHARE_NOT_ASKED * total):
+    return {key: answer.reason for key, answer in zip(keys, said, strict=True) if isinstance(answer, NotAsked)}
+
+
+def _refuse_too_many(refused: Mapping[str, str], answers: Answers, total: int) -> None:
+    if len(refused) > max(FEW_NOT_ASKED, SHARE_NOT_ASKED * total):
         raise UserError(
-            f"{len(answers.not_asked):,} of {total:,} questions were more than the judge can take, and not all are asked "
-            f"yet; last: {list(answers.not_asked.values())[-1]}. Leave such pairs out, or ask a judge with more room. "
+            f"{len(refused):,} of {total:,} questions were more than the judge can take, and not all are asked "
+            f"yet; last: {list(refused.values())[-1]}. Leave such pairs out, or ask a judge with more room. "
             f"{len(answers.known):,} answers are kept in {answers.file.name}"
         )
