@@ -153,7 +153,7 @@ def refuse_own_judge(judge: str, models: Sequence[Path], contestants: Sequence[C
         if one.run is None:
             continue
         inside = [model for model in models if model.resolve().is_relative_to(one.run)]
-        used = [path for path in _reward_models(one.run) if any(_same_weights(model, path) for model in models)]
+        used = _copies(_reward_models(one.run), models)
         if inside or used:
             raise UserError(
                 f"--judge {judge}: the run {one.run}, which made {one.letter}, learned from {(inside + used)[0]}: what it was "
@@ -172,13 +172,23 @@ def _reward_models(run: Path) -> list[Path]:
     return found
 
 
-def _same_weights(one: Path, other: Path) -> bool:
+def _copies(found: Sequence[Path], models: Sequence[Path]) -> list[Path]:
+    """Those of ``found`` that have the weights of one of the models; files are only read where their sizes are alike."""
     from tokens.durable import digest_of_file
 
-    files, others = (sorted(path.glob("*.safetensors")) for path in (one, other))
-    if not files or [file.stat().st_size for file in files] != [file.stat().st_size for file in others]:
-        return False
-    return all(digest_of_file(a) == digest_of_file(b) for a, b in zip(files, others, strict=True))
+    def weights(path: Path) -> list[Path]:
+        return sorted(path.glob("*.safetensors"))
+
+    def sizes(path: Path) -> tuple[int, ...]:
+        return tuple(file.stat().st_size for file in weights(path))
+
+    def digests(path: Path) -> tuple[str, ...]:
+        return tuple(map(digest_of_file, weights(path)))
+
+    judged = {sizes(model) for model in models} - {()}
+    alike = [path for path in found if sizes(path) in judged]
+    known = {digests(model) for model in models} if alike else set()
+    return [path for path in alike if digests(path) in known]
 
 
 def sample(
@@ -273,13 +283,14 @@ def _draw(
 def _load(one: Contestant) -> PreTrainedModel:
     """On the GPU in bfloat16 if there is one, else in float32."""
     import torch
-    from transformers import AutoModelForCausalLM, GenerationConfig
+    from transformers import GenerationConfig
     from transformers.utils import logging
+
+    from policy.library import load
 
     logging.disable_progress_bar()  # a bar for one small file
     device, dtype = ("cuda", torch.bfloat16) if torch.cuda.is_available() else ("cpu", torch.float32)
-    model = AutoModelForCausalLM.from_pretrained(one.path, dtype=dtype, use_safetensors=True, trust_remote_code=False)
-    model.to(device).eval()  # type: ignore[arg-type]
+    model = load(one.path, dtype).to(device).eval()  # type: ignore[arg-type]
     stored = model.generation_config.eos_token_id
     ends = {one.tokenizer.eos_token_id, *([stored] if isinstance(stored, int) else stored or [])}
     pad = one.tokenizer.eos_token_id if one.tokenizer.pad_token_id is None else one.tokenizer.pad_token_id
