@@ -207,30 +207,28 @@ class Fold:
             name: None if values is None else float(ranking_accuracy(torch.tensor(values), compared))
             for name, values in (("reward", scores), ("policy", policy))
         }
-        gold = None if model is None else self._best_of_n(target, model)
-        wrote = None if model is None else self._weighted(target, model, beta)
+        gold, wrote = (None, None) if model is None else self._judged(target, model, beta)
         judged = {"gold": gold, "tuned": wrote}
         return {"seed": self.seed, "domain": target.place.name, "arm": arm, **accuracy, **judged, "cpu_seconds": seconds}
 
-    def _best_of_n(self, target: Referred, model: RewardModel) -> float:
-        """Gold of the best of n, above that of a sample at random."""
-        flat = [sequence for group in target.groups for sequence in group]
+    def _judged(self, target: Referred, model: RewardModel, beta: float) -> tuple[float, float]:
+        """Gold above that of a sample at random: of the best of n, and of what the reference policy writes after fine-tuning on
+        samples drawn by the tilt."""
+        flat, number = [sequence for group in target.groups for sequence in group], len(target.groups[0])
+        scores = score_sequences(model, flat, 256, self.pad_id).tolist()
         values = [target.place.gold(*sequence) for sequence in flat]
-        best = pick_best(score_sequences(model, flat, 256, self.pad_id).tolist(), len(target.groups[0]))
-        return fmean(values[i] for i in best) - fmean(values)
+        best = fmean(values[i] for i in pick_best(scores, number))
+        return best - fmean(values), fmean(self._written(target, flat, scores, beta)) - fmean(values)
 
-    def _weighted(self, target: Referred, model: RewardModel, beta: float) -> float:
-        """Gold of what the reference policy writes after fine-tuning on samples drawn by the tilt, above that of its samples."""
-        flat = [sequence for group in target.groups for sequence in group]
-        scores, number = score_sequences(model, flat, 256, self.pad_id).tolist(), len(target.groups[0])
+    def _written(self, target: Referred, flat: Sequence[Example], scores: Sequence[float], beta: float) -> list[float]:
+        """Gold of what the fine-tuned reference policy writes."""
+        number, length = len(target.groups[0]), self.config.rollout.max_new_tokens
         drawn = [i for draw in range(DRAWS) for i in pick_softly(scores, number, 1 / beta, derive(self.seed, f"draw {draw}"))]
         with tempfile.TemporaryDirectory() as folder:
             texts, seed = [flat[i] for i in drawn], derive(self.seed, "weighted")
             policy = tuned(self.setting, target.reference, texts, self.config, seed, Path(folder) / "policy")
-        length = self.config.rollout.max_new_tokens
         written = draw_responses(policy, target.place.prompts, number, length, 1.0, derive(self.seed, "written"))
-        ours = [target.place.gold(p, r) for p, own in zip(target.place.prompts, written, strict=True) for r in own]
-        return fmean(ours) - fmean(target.place.gold(*sequence) for sequence in flat)
+        return [target.place.gold(p, r) for p, own in zip(target.place.prompts, written, strict=True) for r in own]
 
     def _dpo(self) -> list[dict[str, Any]]:
         began = time.process_time()
@@ -285,19 +283,18 @@ def play(setting: Setting, config: RunConfig, seed: int, at_once: int, results: 
     left = results.missing(folds, lambda fold: (seed, fold[-1], ARMS[-1]))  # the last row of a fold
     if not left:
         return
-    began = time.process_time()
-    folder = tempfile.TemporaryDirectory()
-    found = [referred(setting, place, config, derive(seed, "reference"), Path(folder.name)) for place in setting.places]
-    own = {place.name: own_model(setting, config, seed, place) for place in setting.places}
-    print(f"seed {seed}: {time.process_time() - began:.0f} CPU s for references and single domains", flush=True)
-    for fold in left:
+    with tempfile.TemporaryDirectory() as folder:
         began = time.process_time()
-        labelled = [each for each in found if each.place.name not in fold]
-        targets = [each for each in found if each.place.name in fold]
-        for row in Fold(setting, config, seed, labelled, targets, own).rows():
-            results.append(row)
-        print(f"seed {seed}: {', '.join(fold)} left out, {time.process_time() - began:.0f} CPU s", flush=True)
-    folder.cleanup()
+        found = [referred(setting, place, config, derive(seed, "reference"), Path(folder)) for place in setting.places]
+        own = {place.name: own_model(setting, config, seed, place) for place in setting.places}
+        print(f"seed {seed}: {time.process_time() - began:.0f} CPU s for references and single domains", flush=True)
+        for fold in left:
+            began = time.process_time()
+            labelled = [each for each in found if each.place.name not in fold]
+            targets = [each for each in found if each.place.name in fold]
+            for row in Fold(setting, config, seed, labelled, targets, own).rows():
+                results.append(row)
+            print(f"seed {seed}: {', '.join(fold)} left out, {time.process_time() - began:.0f} CPU s", flush=True)
 
 
 def main(arguments: Sequence[str] | None = None, results: Path = RESULTS) -> None:

@@ -14,11 +14,11 @@ from typing import Any
 import torch
 
 from benchmarks.reproduce.arms import Arm
+from benchmarks.seeds import answers
 from cluster.config import RunConfig
 from cluster.load_config import load_config
 from cluster.run_directory import versions
 from cluster.sandbox_source import SandboxSource
-from cluster.seeds import derive
 from cluster.storage import storage_root
 from evaluation.best_of_n import pick_best
 from evaluation.compare import win_tie_lose
@@ -26,7 +26,6 @@ from preferences.encode import encode_prompt, encode_response
 from rm.batches import score_sequences
 from rm.ensemble import aggregate
 from rm.model import RewardModel
-from sandbox.candidates import sample_responses
 from sandbox.world import World
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -88,12 +87,6 @@ def test_prompts(world: World, arm: Arm) -> list[str]:
     """Test prompts of the domains that the policy is for."""
     trained = arm.prompts == "train"
     return [prompt.text for prompt in world.prompts("test") if (prompt.domain in world.train_domains) == trained]
-
-
-def answers(model: Path, prompts: list[str], config: RunConfig) -> list[str]:
-    """One response to each, with a seed of the run's own."""
-    settings = (config.rollout.temperature, config.rollout.max_new_tokens, derive(config.seed, "test"))
-    return sample_responses(model, prompts, *settings, lambda done, total: None)
 
 
 def gold(world: World, prompts: list[str], texts: list[str]) -> list[float]:
