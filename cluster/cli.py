@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from cluster.config import RunConfig
+from cluster.endpoint_options import EndpointOptions
 from cluster.load_config import all_keys, load_config
 from cluster.signals import EXIT_INTERRUPTED, Stopped, exit_code, listen, stop_asked
 from tokens.errors import UserError
@@ -165,10 +166,7 @@ def _relabel(chosen: argparse.Namespace) -> int:
         split=chosen.split,
         limit=chosen.limit,
         allow_hub=chosen.allow_hub,
-        concurrency=chosen.concurrency,
-        timeout_s=chosen.timeout,
-        retries=chosen.retries,
-        max_tokens=chosen.max_tokens,
+        options=_endpoint_options(chosen),
     )
     return 0
 
@@ -195,7 +193,6 @@ def _ask(chosen: argparse.Namespace) -> int:
 def _evaluate(chosen: argparse.Namespace) -> int:
     from cluster.console import Console
     from cluster.evaluate import Evaluating, evaluate
-    from cluster.open_judge import EndpointOptions
 
     asked = Evaluating(
         chosen.a,
@@ -210,7 +207,7 @@ def _evaluate(chosen: argparse.Namespace) -> int:
         chosen.max_new_tokens,
         chosen.tie,
         chosen.allow_hub,
-        EndpointOptions(chosen.concurrency, chosen.timeout, chosen.retries, chosen.max_tokens),
+        _endpoint_options(chosen),
     )
     evaluate(asked, Console())
     return 0
@@ -282,12 +279,23 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_endpoint_options(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--concurrency", type=int, default=8, help="requests in flight (openai; default 8)")
-    command.add_argument("--timeout", type=float, default=60.0, help="seconds for one request (openai; default 60)")
-    command.add_argument("--retries", type=int, default=5, help="of one request (openai; default 5)")
-    command.add_argument(
-        "--max-tokens", type=int, default=16, help="of one reply (openai; default 16; a model that reasons first needs many more)"
-    )
+    usual = EndpointOptions()
+    for flag, kind, default, help_text in (
+        ("--concurrency", int, usual.concurrency, "requests in flight (openai; default %(default)s)"),
+        ("--timeout", float, usual.timeout_s, "seconds for one request (openai; default %(default)g)"),
+        ("--retries", int, usual.retries, "of one request (openai; default %(default)s)"),
+        (
+            "--max-tokens",
+            int,
+            usual.max_tokens,
+            "of one reply (openai; default %(default)s; a model that reasons first needs more)",
+        ),
+    ):
+        command.add_argument(flag, type=kind, default=default, help=help_text)
+
+
+def _endpoint_options(chosen: argparse.Namespace) -> EndpointOptions:
+    return EndpointOptions(chosen.concurrency, chosen.timeout, chosen.retries, chosen.max_tokens)
 
 
 def _add_evaluate(evaluate: argparse.ArgumentParser) -> None:

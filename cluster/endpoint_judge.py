@@ -11,6 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+from cluster.endpoint_options import EndpointOptions
 from cluster.judges import NONE, Answer, JudgeFailed, NotAsked, read_verdict
 from preferences.formats import PlainTemplate
 from preferences.sources import shorten
@@ -53,11 +54,7 @@ class EndpointJudge:
     Args:
         base_url: of the endpoint, up to /v1.
         model: its name there.
-        concurrency: requests in flight.
-        timeout_s: of one request.
-        retries: how often one request is tried again after a refused connection, a timeout, status 408, 409, 429 or 5xx. A 429
-            that says how long to wait (Retry-After) does not count.
-        max_tokens: of a reply.
+        options: how it is asked.
         budget: how many retries there may be in all, beside ``RETRIES_PER_QUESTION`` for each question.
         pause_s: before the first retry; doubles with each, unless the server says how long.
         ties: whether it may answer that neither response is better.
@@ -72,10 +69,7 @@ class EndpointJudge:
         self,
         base_url: str,
         model: str,
-        concurrency: int = 8,
-        timeout_s: float = 60.0,
-        retries: int = 5,
-        max_tokens: int = 16,
+        options: EndpointOptions,
         budget: int = 200,
         pause_s: float = 1.0,
         ties: bool = False,
@@ -86,11 +80,10 @@ class EndpointJudge:
         from openai import OpenAI
 
         self.key = os.environ.get(KEY_VARIABLE)
-        self.client = OpenAI(base_url=base_url, api_key=self.key or "none", timeout=timeout_s, max_retries=0)
-        self.base_url, self.model, self.concurrency, self.retries = base_url, model, concurrency, retries
+        self.client = OpenAI(base_url=base_url, api_key=self.key or "none", timeout=options.timeout_s, max_retries=0)
+        self.base_url, self.model, self.options = base_url, model, options
         self.budget, self.pause_s, self.lock = float(budget), pause_s, threading.Lock()
-        self.max_tokens = max_tokens
-        self.batch_size = 4 * concurrency
+        self.batch_size = 4 * options.concurrency
         self.ties, self.question = ties, QUESTION_WITH_TIES if ties else QUESTION
         self.name = f"openai:{base_url}#{model}:{hashlib.sha256(self.question.encode()).hexdigest()[:12]}"
 
@@ -127,7 +120,7 @@ class EndpointJudge:
         stop = threading.Event()
         with self.lock:
             self.budget += RETRIES_PER_QUESTION * len(prompts)
-        with ThreadPoolExecutor(self.concurrency) as pool:
+        with ThreadPoolExecutor(self.options.concurrency) as pool:
             try:
                 futures = [pool.submit(self._ask, *texts, stop) for texts in zip(prompts, firsts, seconds, strict=True)]
                 wait(futures)
@@ -160,7 +153,7 @@ class EndpointJudge:
                     model=self.model,
                     messages=[{"role": "user", "content": question}],
                     temperature=0.0,
-                    max_tokens=self.max_tokens,
+                    max_tokens=self.options.max_tokens,
                 )
             except openai.APIError as error:
                 if isinstance(error, openai.APIStatusError) and error.status_code in REFUSED:
@@ -191,7 +184,7 @@ class EndpointJudge:
             return NONE
         verdict, reason = read_verdict(answer.choices[0].message.content, self.ties), answer.choices[0].finish_reason
         if verdict == NONE and reason == "length":
-            cut = f"the reply was cut off at {self.max_tokens} tokens (finish_reason length)"
+            cut = f"the reply was cut off at {self.options.max_tokens} tokens (finish_reason length)"
             wanted = "A, B or tie" if self.ties else "A or B"
             return NotAsked(f"{cut} before it said {wanted}: raise --max-tokens")
         if verdict == NONE and reason == "content_filter":
@@ -209,7 +202,7 @@ class EndpointJudge:
         temporary = isinstance(error, openai.APIConnectionError)
         if isinstance(error, openai.APIStatusError):
             temporary = error.status_code in (408, 409, 429) or error.status_code >= 500
-        if not temporary or attempt == self.retries:
+        if not temporary or attempt == self.options.retries:
             return False
         with self.lock:
             self.budget -= 1

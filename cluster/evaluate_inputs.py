@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from cluster.config import RunConfig
+from cluster.endpoint_options import EndpointOptions
 from cluster.evaluate_models import Contestant, Letter, Sampling, encode, open_contestant
 from cluster.evaluate_prompts import Prompts, open_prompts
-from cluster.open_judge import EndpointOptions
 from evaluation.config import EvaluationConfig
 from tokens.errors import UserError
 from tokens.paths import check_path

@@ -233,10 +233,12 @@ def _tied(tie: float | None) -> str:
 
 
 def digest_of(path: Path) -> str:
-    """Of config and weights: a model that was trained again in the same directory is another judge."""
+    """Of config, weights, tokenizer and chat template: a model that was trained again in the same directory is another judge."""
+    from rm.checkpoints import is_part_of_model
+
     digest = hashlib.sha256()
     for file in sorted(path.iterdir()):
-        if file.suffix in (".json", ".safetensors"):
+        if is_part_of_model(file):
             digest.update(file.name.encode())
             with file.open("rb") as stream:
                 while block := stream.read(1 << 20):

@@ -5,38 +5,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
 from pathlib import Path
 
 from cluster.config import RunConfig
+from cluster.endpoint_options import EndpointOptions
 from cluster.judges import EnsembleJudge, GoldJudge, Judge, RewardJudge
 from cluster.load_config import load_config
 from tokens.errors import UserError
-
-
-@dataclass(frozen=True)
-class EndpointOptions:
-    """How an OpenAI-compatible endpoint is asked; see ``EndpointJudge``.
-
-    Raises:
-        UserError: if a number is out of its range.
-    """
-
-    concurrency: int = 8
-    timeout_s: float = 60.0
-    retries: int = 5
-    max_tokens: int = 16
-
-    def __post_init__(self) -> None:
-        for name, number, least in (
-            ("concurrency", self.concurrency, 1),
-            ("retries", self.retries, 0),
-            ("max-tokens", self.max_tokens, 1),
-        ):
-            if number < least:
-                raise UserError(f"--{name} must be at least {least}, got {number}")
-        if not self.timeout_s > 0:
-            raise UserError(f"--timeout must be above 0, got {self.timeout_s:g}")
 
 
 def open_judge(
@@ -72,8 +47,7 @@ def open_judge(
         from cluster.endpoint_judge import EndpointJudge
 
         base_url, _, model = rest.partition("#")
-        numbers = (options.concurrency, options.timeout_s, options.retries, options.max_tokens)
-        return stack.enter_context(closing(EndpointJudge(base_url, model, *numbers, ties=tie is not None)))
+        return stack.enter_context(closing(EndpointJudge(base_url, model, options, ties=tie is not None)))
     from sandbox.world import World
 
     if rest:

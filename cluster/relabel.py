@@ -15,9 +15,10 @@ import numpy as np
 
 from cluster.asking import ask_in_both_orders, open_answers
 from cluster.console import Console
+from cluster.endpoint_options import EndpointOptions
 from cluster.judges import NONE, Judge
 from cluster.load_config import load_config
-from cluster.open_judge import EndpointOptions, open_judge
+from cluster.open_judge import open_judge
 from cluster.storage import storage_root
 from preferences.formats import BadRowError, Texts, detect_format, read_pair
 from preferences.labels import LABEL, combine, label_tables, write_table
@@ -107,10 +108,7 @@ def relabel(
     split: str | None = None,
     limit: int | None = None,
     allow_hub: bool = False,
-    concurrency: int = 8,
-    timeout_s: float = 60.0,
-    retries: int = 5,
-    max_tokens: int = 16,
+    options: EndpointOptions | None = None,
 ) -> Path:
     """Ask a judge about every pair in both orders; write its labels and the three validation sets.
 
@@ -122,10 +120,7 @@ def relabel(
         split: of the data; None = train, and validation for the sandbox.
         limit: ask about the first so many pairs, and write only those.
         allow_hub: whether ``pairs`` may be fetched from the hub.
-        concurrency: requests in flight (openai).
-        timeout_s: of a request (openai).
-        retries: of a request (openai).
-        max_tokens: of a reply (openai).
+        options: how an endpoint is asked; None = the defaults.
 
     Returns:
         The file: the source's columns, ``label`` (1, 0, -1), ``label_forward`` and ``label_backward``. Beside it
@@ -138,7 +133,6 @@ def relabel(
     """
     if limit is not None and limit < 1:
         raise UserError(f"--limit must be at least 1, got {limit}")
-    options = EndpointOptions(concurrency, timeout_s, retries, max_tokens)
     kind, _, place = judge.partition(":")
     for name in (pairs.removeprefix(SANDBOX), *([place] if kind in ("gold", "reward") and place else [])):
         check_path(name)
@@ -154,7 +148,7 @@ def relabel(
     source = None if config else open_source(pairs, split or "train", allow_hub)
     format_ = detect_format(source) if source else "explicit"
     with ExitStack() as stack:
-        asked = open_judge(judge, config, format_ == "conversational", options, stack)
+        asked = open_judge(judge, config, format_ == "conversational", options or EndpointOptions(), stack)
         if source is None:
             assert config is not None
             source = _sandbox_pairs(config, split, console)

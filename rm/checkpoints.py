@@ -98,6 +98,15 @@ def kind_of(path: str | Path) -> Kind:
     )
 
 
+def is_part_of_model(file: Path) -> bool:
+    """Whether what a model says depends on a file of its directory: its config, its weights, its tokenizer's.
+
+    Args:
+        file: by its name alone.
+    """
+    return file.suffix in (".json", ".safetensors", ".model", ".txt", ".jinja")
+
+
 def load_reward_model(path: str | Path, dtype: torch.dtype) -> PreTrainedModel:
     """A sequence classifier with one label, its head as saved.
 

@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from rm.batches import Encoded
+from rm.checkpoints import is_part_of_model
 from rm.features_config import FeaturesConfig, Towards
 from rm.heads import feature_differences, sequence_features
 from rm.model import Batch, RewardModel
@@ -281,11 +282,6 @@ def fingerprint(path: Path) -> str:
     """
     check_directory(path)
     digest = hashlib.sha256()
-    for name in [RATERS, TENSORS, *sorted(f"{BACKBONE}/{f.name}" for f in (path / BACKBONE).iterdir() if _counts(f))]:
+    for name in [RATERS, TENSORS, *sorted(f"{BACKBONE}/{f.name}" for f in (path / BACKBONE).iterdir() if is_part_of_model(f))]:
         digest.update(f"{name} {digest_of_file(path / name)}\n".encode())
     return digest.hexdigest()
-
-
-def _counts(file: Path) -> bool:
-    """Whether a backbone's scores depend on a file: its config, its weights and its tokenizer's."""
-    return file.suffix in (".json", ".safetensors", ".model", ".txt", ".jinja")

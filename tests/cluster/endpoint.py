@@ -16,7 +16,10 @@ BUSY_TIMES = 9
 
 
 class Endpoint(ThreadingHTTPServer):
-    """The first word of a prompt says how the server answers; ``asked`` counts questions, ``keys`` the Authorization headers."""
+    """The first word of a prompt says how the server answers; ``asked`` counts questions, ``keys`` the Authorization headers.
+
+    ``down``: nothing is answered; ``down_after``: nothing after so many questions.
+    """
 
     daemon_threads = True
 
@@ -26,6 +29,7 @@ class Endpoint(ThreadingHTTPServer):
         self.keys: Counter[str] = Counter()
         self.lock = threading.Lock()
         self.down = False
+        self.down_after: int | None = None
         self.busiest = self.busy = 0
 
     @property
@@ -51,6 +55,8 @@ class Handler(BaseHTTPRequestHandler):
             self.server.busy += 1
             self.server.busiest = max(self.server.busiest, self.server.busy)
             times = self.server.asked[question]
+            if self.server.down_after is not None and self.server.asked.total() > self.server.down_after:
+                self.server.down = True
         self._answer(question, times)
 
     def _answer(self, question: str, times: int) -> None:

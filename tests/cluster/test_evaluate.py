@@ -13,14 +13,16 @@ from typing import Any
 import pytest
 import torch
 
+from cluster import evaluate_models
 from cluster.cli import main
 from cluster.console import Console
+from cluster.endpoint_options import EndpointOptions
 from cluster.evaluate import evaluate
 from cluster.evaluate_inputs import Evaluating
 from cluster.evaluate_models import Response
-from cluster.judges import FIRST, NONE, SECOND, TIE, JudgeFailed, read_verdict
+from cluster.judges import FIRST, NONE, SECOND, TIE, JudgeFailed, digest_of, read_verdict
 from cluster.load_config import load_config
-from cluster.open_judge import EndpointOptions, find_members
+from cluster.open_judge import find_members
 from cluster.sandbox_source import WorldRecipe
 from evaluation.compare import win_tie_lose
 from evaluation.judgement_run import read_judgement_run
@@ -180,11 +182,22 @@ def test_what_is_there_is_not_made_again(
     again: Evaluating, compared: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert again.out is not None
-    whole = (compared / "responses_b.jsonl").read_bytes()
-    (again.out / "responses_b.jsonl").write_bytes(whole[: len(whole) // 2])
-    monkeypatch.setattr("cluster.evaluate_models.CHUNK", 12)
+    there, draw, drawn = again.out / "responses_b.jsonl", evaluate_models._draw, []
+    original = there.read_bytes()
+
+    def draws(*given: Any) -> Any:
+        drawn.append(given[-1])
+        return draw(*given)
+
+    monkeypatch.setattr("cluster.evaluate_models.CHUNK", 5)
+    monkeypatch.setattr("cluster.evaluate_models._draw", draws)
+    there.unlink()
     evaluate(again, Console())
-    assert (again.out / "responses_b.jsonl").read_bytes() == whole  # drawn again, to the same bits
+    whole = there.read_bytes()
+    there.write_bytes(b"".join(whole.splitlines(keepends=True)[:8])[:-9])  # cut in the second chunk of three
+    evaluate(again, Console())
+    assert there.read_bytes() == whole and drawn == [0, 5, 10, 5, 10]
+    there.write_bytes(original)
 
     def load(one: Any) -> None:
         raise AssertionError("a model was loaded")
@@ -276,12 +289,14 @@ def test_an_endpoint_that_fails_loses_no_answer(
     answered({**RULES, "bread": ("good", "bad")})
     asked = rules(world, noisy, tmp_path, endpoint)
     asked = replace(asked, options=EndpointOptions(concurrency=1, retries=0))
-    endpoint.down = True
+    endpoint.down_after = 9  # of 16; the judge is asked four at a time
     with pytest.raises(JudgeFailed, match="status 500"):
         evaluate(asked, Console())
     assert asked.out is not None and not (asked.out / "card.json").exists()
-    endpoint.down = False
+    endpoint.down, endpoint.down_after = False, None
+    before = endpoint.asked.total()
     evaluate(asked, Console())
+    assert endpoint.asked.total() == before + 16 - 9, "what was answered is not asked again"
     assert card(asked.out)["judges"][asked.judges[0]]["outcome"]["num"] == 6
 
 
@@ -360,6 +375,17 @@ def test_who_trained_a_policy_is_no_judge_of_it(world: WorldFiles, noisy: Path, 
     with pytest.raises(UserError, match=r"B: .*mine is a whole run.*rounds/round_000/policy"):
         evaluate(replace(asked, b=run, judges=("gold",)), Console())
     assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.model", "vocab.txt", "chat_template.jinja"])
+def test_a_model_is_another_if_a_file_is_that_its_scores_depend_on(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text("one")
+    (tmp_path / "notes.md").write_text("one")
+    before = digest_of(tmp_path)
+    (tmp_path / "notes.md").write_text("two")
+    assert digest_of(tmp_path) == before
+    (tmp_path / name).write_text("two")
+    assert digest_of(tmp_path) != before
 
 
 def test_an_ensemble_is_what_strength_left_or_a_list(reward_models: Path, tmp_path: Path) -> None:

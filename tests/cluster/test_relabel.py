@@ -22,6 +22,7 @@ from pyarrow import parquet
 from cluster.asking import ask_in_both_orders, open_answers
 from cluster.console import Console
 from cluster.endpoint_judge import EndpointJudge
+from cluster.endpoint_options import EndpointOptions
 from cluster.judges import FIRST, NONE, SECOND, JudgeFailed, read_verdict
 from cluster.load_config import load_config
 from cluster.relabel import relabel
@@ -129,7 +130,7 @@ def test_the_three_sets_lie_beside_it(endpoint: Endpoint, tmp_path: Path) -> Non
 
 def test_what_passes_is_tried_again(endpoint: Endpoint, tmp_path: Path) -> None:
     pairs = pairs_file(tmp_path, "flaky", "limited", "slow", "good")
-    out = relabel(pairs, f"openai:{endpoint.url}#m", None, Console(), timeout_s=SLOW_S / 3)
+    out = relabel(pairs, f"openai:{endpoint.url}#m", None, Console(), options=EndpointOptions(timeout_s=SLOW_S / 3))
     assert [row["label"] for row in read(out)] == [1, 1, 1, 1]
     assert sorted(endpoint.asked.values()) == [1, 1, 2, 2, 2, 2, 2, 2]
 
@@ -138,7 +139,7 @@ def test_a_failure_stops_and_a_second_call_goes_on(endpoint: Endpoint, tmp_path:
     pairs = pairs_file(tmp_path, *["good"] * 6, "broken", *["good"] * 6)
     judge = f"openai:{endpoint.url}#m"
     with pytest.raises(JudgeFailed) as caught:
-        relabel(pairs, judge, None, Console(), concurrency=1, retries=2)
+        relabel(pairs, judge, None, Console(), options=EndpointOptions(concurrency=1, retries=2))
     for part in ("'m'", endpoint.url, "3 attempt(s); the last: status 500", "out of order", "pairs.relabelled.answers.jsonl"):
         assert part in str(caught.value)
     assert not (tmp_path / "pairs.relabelled.parquet").exists()
@@ -155,7 +156,7 @@ def test_a_failure_stops_and_a_second_call_goes_on(endpoint: Endpoint, tmp_path:
     assert read(relabel(pairs, judge, None, Console())) == read(out)  # and a third call asks nothing
     other = f"openai:{endpoint.url}#another"
     with pytest.raises(JudgeFailed):
-        relabel(pairs, other, None, Console(), retries=0)
+        relabel(pairs, other, None, Console(), options=EndpointOptions(retries=0))
 
 
 def test_the_command_line(endpoint: Endpoint, command: Command, tmp_path: Path) -> None:
@@ -174,12 +175,14 @@ def test_the_command_line(endpoint: Endpoint, command: Command, tmp_path: Path) 
 
 
 def test_requests_are_in_flight_together(endpoint: Endpoint, tmp_path: Path) -> None:
-    relabel(pairs_file(tmp_path, *["good"] * 20), f"openai:{endpoint.url}#m", None, Console(), concurrency=4)
+    relabel(
+        pairs_file(tmp_path, *["good"] * 20), f"openai:{endpoint.url}#m", None, Console(), options=EndpointOptions(concurrency=4)
+    )
     assert 2 <= endpoint.busiest <= 4
 
 
 def test_retries_have_a_budget_for_all_requests(endpoint: Endpoint) -> None:
-    judge = EndpointJudge(endpoint.url, "m", concurrency=1, retries=3, budget=2, pause_s=0.0)
+    judge = EndpointJudge(endpoint.url, "m", EndpointOptions(concurrency=1, retries=3), budget=2, pause_s=0.0)
     flaky = [f"flaky {i}" for i in range(5)]
     with pytest.raises(JudgeFailed, match=r"The budget of retries for the whole data set is used up") as caught:
         judge.compare(flaky, ["good"] * 5, ["bad"] * 5)
@@ -198,7 +201,7 @@ def test_what_will_not_pass_is_not_tried_again_and_the_key_stays_hidden(
     endpoint: Endpoint, tmp_path: Path, rule: str, words: str
 ) -> None:
     with pytest.raises(JudgeFailed) as caught:
-        relabel(pairs_file(tmp_path, rule), f"openai:{endpoint.url}#m", None, Console(), concurrency=1)
+        relabel(pairs_file(tmp_path, rule), f"openai:{endpoint.url}#m", None, Console(), options=EndpointOptions(concurrency=1))
     assert words in str(caught.value)
     assert sum(endpoint.asked.values()) == 1
     assert KEY not in str(caught.value) and caught.value.__cause__ is None
@@ -207,7 +210,7 @@ def test_what_will_not_pass_is_not_tried_again_and_the_key_stays_hidden(
 def test_nobody_listens(tmp_path: Path) -> None:
     with serve() as server:
         url = server.url
-    judge = EndpointJudge(url, "m", retries=1, pause_s=0.0)
+    judge = EndpointJudge(url, "m", EndpointOptions(retries=1), pause_s=0.0)
     with pytest.raises(JudgeFailed, match=r"2 attempt\(s\); the last: no connection"):
         judge.compare(["good"], ["good"], ["bad"])
 
@@ -246,11 +249,16 @@ def test_places_that_cannot_be_written(tmp_path: Path) -> None:
     parquet.write_table(parquet.read_table(same) if same.exists() else _table(), same)
     with pytest.raises(UserError, match="is the data itself"):
         relabel(str(same), "gold", same, Console())
-    for name, number in (("limit", 0), ("concurrency", 0), ("retries", -1), ("max_tokens", 0)):
+    with pytest.raises(UserError, match="--limit must be at least 1, got 0"):
+        relabel(pairs, "gold", None, Console(), limit=0)
+
+
+def test_numbers_out_of_range() -> None:
+    for name, number in (("concurrency", 0), ("retries", -1), ("max_tokens", 0)):
         with pytest.raises(UserError, match=f"--{name.replace('_', '-')} must be at least {number + 1}, got {number}"):
-            relabel(pairs, "gold", None, Console(), **{name: number})  # type: ignore[arg-type]
+            EndpointOptions(**{name: number})  # type: ignore[arg-type]
     with pytest.raises(UserError, match="--timeout must be above 0, got nan"):
-        relabel(pairs, "gold", None, Console(), timeout_s=float("nan"))
+        EndpointOptions(timeout_s=float("nan"))
 
 
 def _table() -> Any:
@@ -425,7 +433,7 @@ def test_one_pair_that_the_judge_cannot_take_blocks_nothing(
 def test_many_that_it_cannot_take_stop_it_early(endpoint: Endpoint, tmp_path: Path) -> None:
     pairs = pairs_file(tmp_path, *["good"] * 3, *["refused"] * 20)
     with pytest.raises(UserError, match=r"of 46 questions were more than .*; last: .*status 400.* 6 answers are kept in .*jsonl"):
-        relabel(pairs, f"openai:{endpoint.url}#m", None, Console(), concurrency=2)
+        relabel(pairs, f"openai:{endpoint.url}#m", None, Console(), options=EndpointOptions(concurrency=2))
     assert sum(endpoint.asked.values()) == 16, "two batches"
     assert not (tmp_path / "pairs.relabelled.parquet").exists()
 
@@ -434,10 +442,16 @@ def test_a_reply_that_is_cut_off_is_no_answer(endpoint: Endpoint, tmp_path: Path
     cut = r"cut off at 5 tokens \(finish_reason length\) before it said A or B: raise --max-tokens"
     pairs = pairs_file(tmp_path, *["reasoning"] * 2)
     with pytest.raises(UserError, match=f"answered none of 4 questions about 2 pairs; first: the reply was {cut}"):
-        relabel(pairs, f"openai:{endpoint.url}#m", None, Console(), max_tokens=5)
+        relabel(pairs, f"openai:{endpoint.url}#m", None, Console(), options=EndpointOptions(max_tokens=5))
     assert (tmp_path / "pairs.relabelled.answers.jsonl").read_text() == ""
     with pytest.raises(UserError, match=rf"of 40 questions were more than the judge can take.*{cut}"):
-        relabel(pairs_file(tmp_path, *["reasoning"] * 20), f"openai:{endpoint.url}#m", None, Console(), max_tokens=5)
+        relabel(
+            pairs_file(tmp_path, *["reasoning"] * 20),
+            f"openai:{endpoint.url}#m",
+            None,
+            Console(),
+            options=EndpointOptions(max_tokens=5),
+        )
 
 
 def test_nothing_answered_is_nothing_written(endpoint: Endpoint, tmp_path: Path) -> None:
@@ -450,14 +464,14 @@ def test_nothing_answered_is_nothing_written(endpoint: Endpoint, tmp_path: Path)
 
 
 def test_waits_that_the_server_asks_for_are_not_retries(endpoint: Endpoint) -> None:
-    judge = EndpointJudge(endpoint.url, "m", concurrency=2, retries=0, budget=0, pause_s=0.01)
+    judge = EndpointJudge(endpoint.url, "m", EndpointOptions(concurrency=2, retries=0), budget=0, pause_s=0.01)
     assert judge.compare(["busy 1", "busy 2"], ["good"] * 2, ["bad"] * 2) == [1, 1]
     assert list(endpoint.asked.values()) == [BUSY_TIMES + 1] * 2 and judge.budget > 0
     judge.close()
 
 
 def test_the_budget_of_retries_grows_with_the_questions(endpoint: Endpoint) -> None:
-    judge = EndpointJudge(endpoint.url, "m", concurrency=1, budget=0, pause_s=0.0)
+    judge = EndpointJudge(endpoint.url, "m", EndpointOptions(concurrency=1), budget=0, pause_s=0.0)
     assert judge.compare([f"good {i}" for i in range(20)], ["good"] * 20, ["bad"] * 20) == [1] * 20
     flaky = [f"flaky {i}" for i in range(5)]
     with pytest.raises(JudgeFailed, match="budget of retries") as caught:
@@ -467,7 +481,7 @@ def test_the_budget_of_retries_grows_with_the_questions(endpoint: Endpoint) -> N
 
 
 def test_any_failure_keeps_what_was_answered(endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
-    judge = EndpointJudge(endpoint.url, "m", concurrency=1)
+    judge = EndpointJudge(endpoint.url, "m", EndpointOptions(concurrency=1))
     read, seen = judge._read, []
 
     def third_fails(answer: Any) -> Any:

@@ -255,17 +255,17 @@ def test_strengths_then_a_reward_model_then_a_run_on_the_same_files(run: Done, c
 
 
 @pytest.mark.slow
-def test_a_member_that_scores_with_nan_is_named_with_the_pair(run: Done) -> None:
-    copy = run.path.with_name("tiny-nan")
+def test_a_member_whose_scores_overflow_is_named_with_the_pair(run: Done) -> None:
+    copy = run.path.with_name("tiny-overflow")
     shutil.copytree(run.path, copy)
     for part in copy.glob("strengths/part-*"):
         part.unlink()
     (copy / "card.json").unlink()
     weights = load_file(copy / "members" / "0" / "1" / "model.safetensors")
-    weights["score.weight"].fill_(torch.nan)
+    weights["score.weight"].fill_(torch.finfo(torch.float32).max)  # finite itself: not refused where it is read
     save_file(weights, copy / "members" / "0" / "1" / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(UserError, match=r"member 1 .*train-0"):
-        measure(*MEMBERS, "--name", "tiny-nan")
+        measure(*MEMBERS, "--name", "tiny-overflow")
     assert not list(copy.glob("strengths/*.parquet")) and not (copy / "card.json").exists()
 
 
