@@ -8,7 +8,7 @@ import queue
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -92,23 +92,24 @@ def score(
             of_fold = [part.index for part in parts if part.fold == fold]
             own = [index for index in of_fold if index in missing]
             job = _scoring_job(config, directory, base, fold, pairs.templated, min(config.strength.num_workers, len(own)))
-            for row in stream(config, console, job, own):
-                part = missing[int(row["part"])]
-                shape = (len(part.rows), config.strength.num_members)
-                chosen, rejected = (np.asarray(row[side], np.float64).reshape(shape) for side in ("chosen", "rejected"))
-                table = texts.read_row_group(part.index).drop_columns([NUMBER])
-                identity = {"split": part.split, "source": pairs.source, "fingerprint": pairs.fingerprint}
-                directory.hold.check()
-                write_strengths(directory.strengths, part.index, table, chosen, rejected, **identity)
-                done = Scored(
-                    done.num_pairs + len(part.rows),
-                    done.num_distinct + part.num_distinct,
-                    done.num_sequences + int(row["num_sequences"]),
-                    done.worker_seconds + float(row["seconds"]),
-                    done.cpu_seconds + float(row["cpu_seconds"]),
-                    time.perf_counter() - began,
-                )
-                bar.update(done.num_pairs, total, "pairs")
+            with contextlib.closing(stream(config, console, job, own)) as rows:
+                for row in rows:
+                    part = missing[int(row["part"])]
+                    shape = (len(part.rows), config.strength.num_members)
+                    chosen, rejected = (np.asarray(row[side], np.float64).reshape(shape) for side in ("chosen", "rejected"))
+                    table = texts.read_row_group(part.index).drop_columns([NUMBER])
+                    identity = {"split": part.split, "source": pairs.source, "fingerprint": pairs.fingerprint}
+                    directory.hold.check()
+                    write_strengths(directory.strengths, part.index, table, chosen, rejected, **identity)
+                    done = Scored(
+                        done.num_pairs + len(part.rows),
+                        done.num_distinct + part.num_distinct,
+                        done.num_sequences + int(row["num_sequences"]),
+                        done.worker_seconds + float(row["seconds"]),
+                        done.cpu_seconds + float(row["cpu_seconds"]),
+                        time.perf_counter() - began,
+                    )
+                    bar.update(done.num_pairs, total, "pairs")
             if config.strength.folds > 1:
                 refuse_constant_fold(directory.strengths, of_fold, fold)
     return done
@@ -163,7 +164,7 @@ def _scoring_job(
     )
 
 
-def stream(config: RunConfig, console: Console, job: ScoringJob, parts: Sequence[int]) -> Iterator[dict[str, Any]]:
+def stream(config: RunConfig, console: Console, job: ScoringJob, parts: Sequence[int]) -> Generator[dict[str, Any], None, None]:
     """Scores of parts, as they come: Ray Data hands the parts' numbers to a pool of processes that hold the members.
 
     A process that dies is started again and its part scored again, until ``actors.strength_scorer.attempt`` has had enough.
