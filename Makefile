@@ -17,7 +17,7 @@ help:
 	@echo "make test-all     all tests"
 	@echo "make check        lint, format, types, layers"
 	@echo "make format       put the code into its format"
-	@echo "make bench        the benchmarks"
+	@echo "make bench        how long our ways take beside what one would do instead (docs/benchmarks.md); BENCH=\"--only C1 C4\" takes some"
 	@echo "make reproduce    the papers' tables made again in the small (hours; goes on where it stopped)"
 	@echo "make chaos        every fault of docs/promises.md done to real runs (one to two hours on two cores)"
 	@echo "make env          the environment (the other verbs make it when it is missing)"
@@ -56,7 +56,7 @@ format: env
 	$(RUN) -m ruff format .
 
 bench: env
-	$(RUN) -m benchmarks
+	$(RUN) -m benchmarks $(BENCH)
 
 reproduce: env
 	$(RUN) -m benchmarks.reproduce

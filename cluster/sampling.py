@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import random
+from array import array
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import lru_cache
 from typing import Protocol
 
 from cluster.config import RunConfig
@@ -28,10 +30,16 @@ def draw(seed: int, prompts: Sequence[Prompt], start: int, number: int, name: st
     """
     drawn: list[Prompt] = []
     for lap in range(start // len(prompts), (start + number - 1) // len(prompts) + 1):
-        order = random.Random(derive(seed, name, "prompts", index, lap)).sample(list(prompts), len(prompts))
         first = lap * len(prompts)
-        drawn += order[max(0, start - first) : start + number - first]
+        order = _order(derive(seed, name, "prompts", index, lap), len(prompts))
+        drawn += [prompts[at] for at in order[max(0, start - first) : start + number - first]]
     return drawn
+
+
+@lru_cache(maxsize=4)  # a round's steps draw from one order: made for each, a million prompts took a second of every step
+def _order(seed: int, number: int) -> array[int]:
+    """Places 0 to number - 1, shuffled."""
+    return array("I", random.Random(seed).sample(range(number), number))
 
 
 class Batches:

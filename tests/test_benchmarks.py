@@ -10,8 +10,11 @@ from typing import Any
 
 import pytest
 
-from benchmarks import checkpoints, members, strength_memory
+from benchmarks import members, strength_memory
 from benchmarks.faults.writes import Kept
+from benchmarks.ratios import checkpoints
+from benchmarks.ratios.catalogue import CASES
+from benchmarks.ratios.rows import Settings
 
 
 @pytest.mark.slow
@@ -56,16 +59,12 @@ def test_a_file_that_was_cut_short_is_told_from_a_checkpoint_that_was(tmp_path: 
         assert kept.read() == 1, "the one before it"
 
 
-def test_what_a_checkpoint_costs_is_beside_what_others_cost(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_a_checkpoint_costs_is_beside_what_others_cost(monkeypatch: pytest.MonkeyPatch) -> None:
     def ruined(kept: Kept, kills: int, rng: object) -> dict[str, float]:  # its processes are forks, which want one thread
         return {"unreadable": kills if isinstance(kept, checkpoints.InPlace) else 0}
 
     monkeypatch.setattr(checkpoints, "kill_writes", ruined)
-    given = ["--megabytes", "0.5", "--repeats", "1", "--kills", "6", "--folder", str(tmp_path)]
-    row = checkpoints.main(given, tmp_path / "checkpoints.jsonl")
-    assert json.loads((tmp_path / "checkpoints.jsonl").read_text()) == row
-    assert row["unreadable"] == {"checkpoint": 0, "torch_save": 6} and row["checkpoint_ratio"] > 0
-    assert "of torch.save in place" in capsys.readouterr().out
-    assert [path.name for path in tmp_path.iterdir()] == ["checkpoints.jsonl"]
+    plain, synced = checkpoints.measure(Settings(1, 1, small=True))
+    assert {(each.id, each.case) for each in (plain, synced)} == {case.place for case in CASES if case.id == "C9"}
+    assert plain.equality == "the same bits come back; unreadable after 2 kills: 0, and 2 of torch.save"
+    assert plain.ratio > 0 and plain.limit is not None and plain.threads == 1

@@ -29,7 +29,7 @@ MAY_ASK = {
     "cluster/preflight.py": "the cluster of RAY_ADDRESS and its dashboard",
 }
 """Who may talk to another machine by itself, and to whom. Ray's and the processes' own channels are not made here."""
-MEASURED_AGAINST = {"benchmarks/checkpoints.py": {"calls torch.save"}}
+MEASURED_AGAINST = {"benchmarks/ratios/checkpoints.py": {"calls torch.save"}}
 """What a benchmark does as others do, to measure itself against it; it reads nothing of the kind."""
 FETCHES = {
     "snapshot_download",

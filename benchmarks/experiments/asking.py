@@ -26,10 +26,11 @@ import numpy as np
 import torch
 from scipy.special import expit
 
-from benchmarks.experiments.common import RESULTS, ROOT, Results, interval_text, level, markdown, open_lab, single_thread
+from benchmarks.experiments.common import RESULTS, ROOT, Results, interval_text, level, open_lab, single_thread
 from benchmarks.experiments.people import EPOCHS, HELD_OUT, L2
 from benchmarks.experiments.people_arms import Material, differences_of, fit_rfm
 from benchmarks.experiments.people_data import LOW, People, Texts, draw_people, draw_texts
+from benchmarks.markdown import markdown
 from cluster.seeds import derive
 from evaluation.groups import over_seeds
 from evaluation.panels import common_legend, draw_curves, panels, percent

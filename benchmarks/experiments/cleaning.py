@@ -29,13 +29,13 @@ from benchmarks.experiments.common import (
     fit,
     interval_text,
     level,
-    markdown,
     open_lab,
     paired,
     run_jobs,
 )
 from benchmarks.experiments.strength import FOLDS, differences, pairs_of
 from benchmarks.experiments.strength import Job as Ensemble
+from benchmarks.markdown import markdown
 from cluster.seeds import derive
 from preferences.config import DenoiseConfig
 from rm.training import Watch

@@ -341,8 +341,3 @@ def level(values: Sequence[float], digits: int = 3) -> str:
         return "-"
     mean, _, high = mean_interval(values)
     return f"{mean:.{digits}f} ± {high - mean:.{digits}f}"
-
-
-def markdown(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """A Markdown table."""
-    return "\n".join([f"| {' | '.join(head)} |", "|---" * len(head) + "|", *(f"| {' | '.join(line)} |" for line in lines)])

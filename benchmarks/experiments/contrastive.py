@@ -23,12 +23,12 @@ from benchmarks.experiments.common import (
     fit,
     interval_text,
     level,
-    markdown,
     open_lab,
     paired,
     run_jobs,
 )
 from benchmarks.experiments.strength import pairs_of
+from benchmarks.markdown import markdown
 from cluster.seeds import derive
 from rm.config import ContrastiveConfig, RewardConfig
 

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from benchmarks.experiments.common import interval_text, level, markdown
+from benchmarks.experiments.common import interval_text, level
+from benchmarks.markdown import markdown
 
 BETAS = (1.0, 4.0)
 BASELINE = f"pooled {BETAS[0]:g}"

@@ -11,8 +11,9 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.experiments.common import RESULTS, Results, by_seed, interval_text, markdown, paired
+from benchmarks.experiments.common import RESULTS, Results, by_seed, interval_text, paired
 from benchmarks.experiments.metarm import CHOSEN_ETA, KEY, K
+from benchmarks.markdown import markdown
 from evaluation.compare import mean_interval
 
 if TYPE_CHECKING:

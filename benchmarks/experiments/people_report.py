@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from benchmarks.experiments.common import ROOT, by_seed, interval_text, level, markdown, paired
+from benchmarks.experiments.common import ROOT, by_seed, interval_text, level, paired
 from benchmarks.experiments.people_data import ANSWERS, HIGH, LOW, PICKED_AFTER
+from benchmarks.markdown import markdown
 from evaluation.groups import over_seeds
 from evaluation.panels import common_legend, draw_curves, panels, percent
 from evaluation.studies import Curve

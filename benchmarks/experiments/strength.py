@@ -30,12 +30,12 @@ from benchmarks.experiments.common import (
     fit,
     interval_text,
     level,
-    markdown,
     open_lab,
     paired,
     relabelled,
     run_jobs,
 )
+from benchmarks.markdown import markdown
 from cluster.seeds import derive
 from rm.batches import pair_sequences, score_sequences
 from tokens.records import Pair

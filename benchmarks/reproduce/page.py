@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.experiments.common import interval_text, level, markdown
+from benchmarks.experiments.common import interval_text, level
+from benchmarks.markdown import markdown
 from benchmarks.reproduce.arms import ARMS, CHOSEN, ITEMS, Item
 from evaluation.compare import mean_interval
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -19,6 +20,7 @@ from cluster.failures import BadNumbers, RoleFailed
 from cluster.judging import check_likelihoods, parity_bound
 from cluster.run import warnings
 from cluster.sampling import ages, draw, refuse_old, sampling
+from cluster.seeds import derive
 from cluster.waiting import Pending, Waiter
 from evaluation.timeline import DRIVER, Span
 from tokens.records import Prompt, Rollout, Swap
@@ -120,6 +122,14 @@ def test_a_step_that_is_left_out_takes_its_batch_with_it(max_lag: int) -> None:
 def test_prompts_come_again_only_after_all_have_come() -> None:
     drawn = [p.id for step in range(3) for p in draw(0, PROMPTS, 4 * step, 4, "policy", 0)]
     assert sorted(drawn[:6]) == sorted(drawn[6:]) == [p.id for p in PROMPTS] and drawn[:6] != drawn[6:]
+
+
+def test_the_order_of_a_lap_is_a_shuffle_of_all_whether_or_not_it_was_made_before() -> None:
+    many = [Prompt(str(i), "", (1,)) for i in range(100)]
+    for _ in range(2):
+        order = random.Random(derive(5, "meta", "prompts", 2, 0)).sample(many, len(many))
+        assert draw(5, many, 30, 40, "meta", 2) == order[30:70]
+    assert draw(5, many[:50], 0, 50, "meta", 2) == random.Random(derive(5, "meta", "prompts", 2, 0)).sample(many[:50], 50)
 
 
 def test_what_is_too_old_is_refused() -> None:
