@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -203,13 +203,16 @@ def summarise(config: RunConfig, rows: Sequence[EvaluationRow], theirs: Sequence
     }
 
 
-def meta_rows(shifted: Sequence[Rollout], scores: Scores, vanilla: int | None) -> list[MetaRow]:
-    """S_k as it is kept: every sample with what r_k and a reward model trained without MetaRM say of it.
+def meta_rows(
+    shifted: Sequence[Rollout], scores: Scores, vanilla: int | None, gold: Callable[[str, str], float] | None
+) -> list[MetaRow]:
+    """S_k as it is kept: every sample with what r_k, a reward model trained without MetaRM, and each member say of it.
 
     Args:
         shifted: the samples.
         scores: of the ensemble.
         vanilla: the member that was trained without MetaRM; None = there is none.
+        gold: the sandbox's truth; None where there is none.
 
     Returns:
         One row per rollout.
@@ -227,6 +230,9 @@ def meta_rows(shifted: Sequence[Rollout], scores: Scores, vanilla: int | None) -
             finished=rollout.finished,
             score_vanilla=None if column is None else scores.members[i][column],
             score_metarm=scores.members[i][0],
+            members=scores.ids,
+            member_scores=scores.members[i],
+            gold=None if gold is None else gold(rollout.prompt.text, rollout.text),
         )
         for i, rollout in enumerate(shifted)
     ]

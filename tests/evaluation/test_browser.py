@@ -4,10 +4,13 @@ import html
 import json
 import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from PIL import Image
+
+from evaluation.compared_report import write_comparison
 
 CHROMIUM = next((found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on the PATH (chromium, chromium-browser, google-chrome)")
@@ -49,7 +52,7 @@ def measure(tmp_path: Path, page: str, width: int, *more: str) -> dict[str, str 
     """What the page is like in a frame of this width."""
     frame = tmp_path / "frame.html"
     frame.write_text(FRAME.format(width=width, height=1200, page=html.escape(page)), "utf-8")
-    done = browse(tmp_path, frame, 1400, 1300, "--dump-dom", "--enable-logging=stderr", *more)
+    done = browse(tmp_path, frame, 1500, 1300, "--dump-dom", "--enable-logging=stderr", *more)
     title = html.unescape(done.stdout.split("<title>", 1)[1].split("</title>", 1)[0])
     result: dict[str, str | float] = json.loads(title)
     return result | {"console": done.stderr.count(":CONSOLE")}
@@ -60,16 +63,29 @@ def page(full_run: Path) -> str:
     return (full_run / "report.html").read_text("utf-8")
 
 
+@pytest.fixture(scope="module")
+def compared(full_run: Path, make_run: Callable[..., Path]) -> Path:
+    """A comparison of two runs."""
+    return write_comparison([full_run, make_run(name="one-of-a-longer-name", lift=0.5)], full_run / "compared.html")
+
+
 @pytest.fixture(
-    params=[("full_run", "made-up", 10), ("strength_run", "measured", 13), ("reward_run", "fitted", 7)], ids=lambda p: p[0]
+    params=[
+        ("full_run", "made-up", 10),
+        ("strength_run", "measured", 13),
+        ("reward_run", "fitted", 7),
+        ("compared", "made-up and one-of-a-longer-name", 7),
+    ],
+    ids=lambda p: p[0],
 )
 def shown(request: pytest.FixtureRequest) -> tuple[str, str, int]:
     """A page, its run's name, and how many figures it has."""
     fixture, name, figures = request.param
-    return (request.getfixturevalue(fixture) / "report.html").read_text("utf-8"), name, figures
+    page = request.getfixturevalue(fixture)
+    return (page if page.is_file() else page / "report.html").read_text("utf-8"), name, figures
 
 
-@pytest.mark.parametrize("width", [390, 1280])
+@pytest.mark.parametrize("width", [390, 1440])
 def test_it_fits_and_stays_quiet(tmp_path: Path, shown: tuple[str, str, int], width: int) -> None:
     page, name, figures = shown
     seen = measure(tmp_path, page, width)
