@@ -98,7 +98,12 @@ def judge(
         )
         for i, rollout in enumerate(rollouts)
     )
-    return Judgement(tuple(rollouts), rows, summarise(config, rows, rows if sft is None else rejudged(config, sft, wait, roles)))
+    if sft is None:
+        return Judgement(tuple(rollouts), rows, summarise(config, rows, rows))
+    theirs = rejudged(config, sft, wait, roles)
+    gaps = (ours - other for ours, other in zip(verdicts(config, rows), verdicts(config, theirs), strict=True))
+    against = tuple(replace(row, over_sft=gap) for row, gap in zip(rows, gaps, strict=True))
+    return Judgement(tuple(rollouts), against, summarise(config, against, theirs))
 
 
 def comparable(config: RunConfig) -> bool:
@@ -176,12 +181,7 @@ def summarise(config: RunConfig, rows: Sequence[EvaluationRow], theirs: Sequence
     def mean(values: Sequence[float]) -> float:
         return sum(values) / len(values)
 
-    def verdicts(side: Sequence[EvaluationRow]) -> list[float]:
-        if config.evaluation.judge == "ensemble":
-            return [row.ensemble_mean for row in side]
-        return [row.gold for row in side if row.gold is not None]
-
-    result = win_tie_lose(verdicts(rows), verdicts(theirs), config.evaluation.tie)
+    result = win_tie_lose(verdicts(config, rows), verdicts(config, theirs), config.evaluation.tie)
     golds = [row.gold for row in rows if row.gold is not None]
     num_tokens = sum(row.num_tokens for row in rows)
     return {
@@ -201,6 +201,13 @@ def summarise(config: RunConfig, rows: Sequence[EvaluationRow], theirs: Sequence
         "margin_high": result.high,
         "judge": config.evaluation.judge,
     }
+
+
+def verdicts(config: RunConfig, rows: Sequence[EvaluationRow]) -> list[float]:
+    """What the config's judge says of each response."""
+    if config.evaluation.judge == "ensemble":
+        return [row.ensemble_mean for row in rows]
+    return [row.gold for row in rows if row.gold is not None]
 
 
 def meta_rows(

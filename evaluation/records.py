@@ -38,6 +38,8 @@ class EvaluationRow:
         member_scores: M scores.
         policy_logprob: log-probability of the response under the policy, nats, summed over its tokens.
         sft_logprob: likewise under the SFT policy.
+        over_sft: what the judge says of it minus what it says of SFT's response to the same prompt; None in SFT's own rows, and
+            in a file from before it was kept.
 
     Raises:
         ValueError: if a number is not finite, there is no token, or no member.
@@ -56,6 +58,7 @@ class EvaluationRow:
     member_scores: tuple[float, ...]
     policy_logprob: float
     sft_logprob: float
+    over_sft: float | None = None
 
     def __post_init__(self) -> None:
         if self.num_tokens < 1 or not self.member_scores:
@@ -64,7 +67,8 @@ class EvaluationRow:
                 f"got {self.num_tokens} and {len(self.member_scores)}"
             )
         numbers = (self.proxy, self.ensemble_mean, self.ensemble_std, self.policy_logprob, self.sft_logprob, *self.member_scores)
-        _all_finite(f"evaluation of {self.prompt_id!r}", numbers if self.gold is None else (*numbers, self.gold))
+        known = [value for value in (self.gold, self.over_sft) if value is not None]
+        _all_finite(f"evaluation of {self.prompt_id!r}", (*numbers, *known))
 
 
 @dataclass(frozen=True)

@@ -58,18 +58,22 @@ def _meta(rng: np.random.Generator, num: int, vanilla: bool) -> list[MetaRow]:
     return [
         MetaRow(
             prompt_id=f"m{i}",
-            prompt="How?",
+            prompt=f"How do I keep bread number {i}?",
             sample=j,
-            response="so",
-            token_ids=(5, 6),
-            sampler_logprobs=(-0.5, -0.25),
+            response=f"{EVIL} In box {j}." if i == 0 else f"In box {i + j}, {'which keeps ' * (i % 7)}well.",
+            token_ids=tuple(range(5, 7 + i % 7)),
+            sampler_logprobs=(-0.5,) * (2 + i % 7),
             policy_version=1,
             finished=True,
-            score_vanilla=float(rng.normal() * 0.35) if vanilla else None,
-            score_metarm=float(rng.normal() * 0.8),
+            score_vanilla=scores[1] if vanilla else None,
+            score_metarm=scores[0],
+            members=(0, 1, 2) if vanilla else (),
+            member_scores=scores if vanilla else (),
+            gold=float(rng.normal()) if vanilla else None,
         )
         for i in range(num)
         for j in range(5)
+        for scores in [tuple(float(x) for x in rng.normal(size=3) * (0.8, 0.35, 0.35))]
     ]
 
 
