@@ -14,6 +14,7 @@ from evaluation.curves import running_mean, spread, step_axis
 from evaluation.differences import gain
 from evaluation.panels import common_legend, panels
 from evaluation.records import EvaluationRow
+from evaluation.round_figures import perplexity
 from evaluation.run import Run, series
 from evaluation.svg import BLUE, CARD, GREY, MUTED, ORANGE, Drawing, drawing
 
@@ -201,14 +202,15 @@ def _against_root_kl(runs: Sequence[ComparedRun]) -> Drawing:
 
 def _training(runs: Sequence[ComparedRun]) -> Drawing | None:
     """Running means over the PPO steps of all rounds. Source: metrics.jsonl."""
-    shown = [(name, title, [(one, series(one.run, "policy", name)) for one in runs]) for name, title in CURVES]
-    shown = [(name, title, lines) for name, title, lines in shown if any(points for _, points in lines)]
+    named = [(title, [(one, series(one.run, "policy", name)) for one in runs]) for name, title in CURVES]
+    named.append(("perplexity under the reference", [(one, perplexity(one.run)) for one in runs]))
+    shown = [(title, lines) for title, lines in named if any(points for _, points in lines)]
     if not shown:
         return None
 
     def draw(figure: "Figure", narrow: bool) -> None:
         axes = figure.subplots(len(shown), 1, sharex=True, squeeze=False)[:, 0]
-        for ax, (_, title, lines) in zip(axes, shown, strict=True):
+        for ax, (title, lines) in zip(axes, shown, strict=True):
             for one, points in lines:
                 values = running_mean([value for *_, value in points], max(1, len(points) // 12))
                 ax.plot([x for x, *_ in points], values, color=one.colour, label=one.label, linewidth=1.4)
@@ -221,9 +223,9 @@ def _training(runs: Sequence[ComparedRun]) -> Drawing | None:
         "Training curves",
         "Running means over the rollout batches. Scores have each round's own reward model for a judge, so compare their course, "
         "and the gold reward's height.",
-        4.4,
+        5.2,
         draw,
-        4.4 + 0.2 * len(runs),
+        5.2 + 0.2 * len(runs),
     )
 
 

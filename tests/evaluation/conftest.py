@@ -120,6 +120,9 @@ def _metric_lines(rng: np.random.Generator, round_: int, steps: int, gold: bool)
                 "phase": "policy",
                 "policy/score": 0.3 * (step / steps) + 0.2 * round_ + 0.1 * float(noise[0]),
                 "policy/kl": 1.7 * t + 0.15 * abs(float(noise[1])),
+                "policy/reward": 0.02 * t,
+                "policy/entropy": 1.4 - 0.1 * t,
+                "policy/length": 15.0,
                 "policy/gold": 0.2 * t + 0.08 * float(noise[2]) if gold else None,
             }
         )
