@@ -162,7 +162,7 @@ class BestOfN(OneRound):
         best = [samples[i] for i in picked]
         judgement = judge(self.config, self.inputs, self.roles, self.wait, self.version, self.sft, rollouts=best)
         judgement = replace(judgement, summary=judgement.summary | {"kl": kl})
-        work.rows("samples.parquet", meta_rows(samples, scores, vanilla=None))
+        work.rows("samples.parquet", meta_rows(samples, scores, vanilla=None, gold=self.inputs.gold))
         work.rows("evaluation.parquet", judgement.rows)
         self.metrics.evaluation(index, judgement.summary)
         return judgement

@@ -33,8 +33,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     listen()
     try:
         for given in vars(chosen).values():
-            if isinstance(given, Path):
-                check_path(str(given))
+            for path in given if isinstance(given, list) else [given]:
+                if isinstance(path, Path):
+                    check_path(str(path))
         if chosen.command == "keys":
             return _keys()
         if chosen.command in WITHOUT_CONFIG:
@@ -126,25 +127,9 @@ def _with_config(chosen: argparse.Namespace, config: RunConfig) -> int:
 
 
 def _report(chosen: argparse.Namespace) -> int:
-    from evaluation.feature_report import write_feature_report
-    from evaluation.preference_report import write_preference_report
-    from evaluation.report import write_report
+    from cluster.reporting import report
 
-    directory: Path = chosen.directory
-    if (directory / "judgements.jsonl").exists():
-        from evaluation.judgement_report import write_judgement_report
-
-        print(write_judgement_report(directory))
-    elif (directory / "raters.jsonl").exists():
-        print(write_feature_report(directory))
-    elif (directory / "results.jsonl").exists():
-        print(_report_of_domains(directory))
-    elif (directory / "references").is_dir():
-        from evaluation.generalize_report import write_generalize_report
-
-        print(write_generalize_report(directory))
-    else:
-        print(write_preference_report(directory) if (directory / "card.json").exists() else write_report(directory))
+    print(report(chosen.directories, chosen.out))
     return 0
 
 
@@ -271,9 +256,19 @@ def _parser() -> argparse.ArgumentParser:
     _add_ask(commands.add_parser("ask", help="ask a person which of two responses is better, and keep their profile"))
     report = commands.add_parser(
         "report",
-        help="write report.html again from the directory of a run, strength, reward, domains, generalize, features or evaluate",
+        help="write report.html again from the directory of a run, strength, reward, domains, generalize, features or evaluate; "
+        "of several runs, one page that compares them",
     )
-    report.add_argument("directory", type=Path, metavar="DIRECTORY", help="e.g. ~/rondo/runs/quickstart")
+    report.add_argument(
+        "directories",
+        type=Path,
+        nargs="+",
+        metavar="DIRECTORY",
+        help="e.g. ~/rondo/runs/quickstart; with several, the others are compared with the first",
+    )
+    report.add_argument(
+        "--out", type=Path, default=None, metavar="FILE", help="the comparison (default: comparison.html in the first DIRECTORY)"
+    )
     commands.add_parser("keys", help="list every config key with its default and meaning")
     return parser
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -98,7 +98,12 @@ def judge(
         )
         for i, rollout in enumerate(rollouts)
     )
-    return Judgement(tuple(rollouts), rows, summarise(config, rows, rows if sft is None else rejudged(config, sft, wait, roles)))
+    if sft is None:
+        return Judgement(tuple(rollouts), rows, summarise(config, rows, rows))
+    theirs = rejudged(config, sft, wait, roles)
+    gaps = (ours - other for ours, other in zip(verdicts(config, rows), verdicts(config, theirs), strict=True))
+    against = tuple(replace(row, over_sft=gap) for row, gap in zip(rows, gaps, strict=True))
+    return Judgement(tuple(rollouts), against, summarise(config, against, theirs))
 
 
 def comparable(config: RunConfig) -> bool:
@@ -176,12 +181,7 @@ def summarise(config: RunConfig, rows: Sequence[EvaluationRow], theirs: Sequence
     def mean(values: Sequence[float]) -> float:
         return sum(values) / len(values)
 
-    def verdicts(side: Sequence[EvaluationRow]) -> list[float]:
-        if config.evaluation.judge == "ensemble":
-            return [row.ensemble_mean for row in side]
-        return [row.gold for row in side if row.gold is not None]
-
-    result = win_tie_lose(verdicts(rows), verdicts(theirs), config.evaluation.tie)
+    result = win_tie_lose(verdicts(config, rows), verdicts(config, theirs), config.evaluation.tie)
     golds = [row.gold for row in rows if row.gold is not None]
     num_tokens = sum(row.num_tokens for row in rows)
     return {
@@ -203,13 +203,23 @@ def summarise(config: RunConfig, rows: Sequence[EvaluationRow], theirs: Sequence
     }
 
 
-def meta_rows(shifted: Sequence[Rollout], scores: Scores, vanilla: int | None) -> list[MetaRow]:
-    """S_k as it is kept: every sample with what r_k and a reward model trained without MetaRM say of it.
+def verdicts(config: RunConfig, rows: Sequence[EvaluationRow]) -> list[float]:
+    """What the config's judge says of each response."""
+    if config.evaluation.judge == "ensemble":
+        return [row.ensemble_mean for row in rows]
+    return [row.gold for row in rows if row.gold is not None]
+
+
+def meta_rows(
+    shifted: Sequence[Rollout], scores: Scores, vanilla: int | None, gold: Callable[[str, str], float] | None
+) -> list[MetaRow]:
+    """S_k as it is kept: every sample with what r_k, a reward model trained without MetaRM, and each member say of it.
 
     Args:
         shifted: the samples.
         scores: of the ensemble.
         vanilla: the member that was trained without MetaRM; None = there is none.
+        gold: the sandbox's truth; None where there is none.
 
     Returns:
         One row per rollout.
@@ -227,6 +237,9 @@ def meta_rows(shifted: Sequence[Rollout], scores: Scores, vanilla: int | None) -
             finished=rollout.finished,
             score_vanilla=None if column is None else scores.members[i][column],
             score_metarm=scores.members[i][0],
+            members=scores.ids,
+            member_scores=scores.members[i],
+            gold=None if gold is None else gold(rollout.prompt.text, rollout.text),
         )
         for i, rollout in enumerate(shifted)
     ]

@@ -208,7 +208,7 @@ class Theme:
         """What r_k and a reward model without MetaRM say of S_k; PPO's reward moments start from it."""
         scores = work.scores("calibration", "calibration.json", partial(self.score, shifted))
         refitted = self.config.scorer.refresh == "each_round" and self.config.meta.enabled
-        rows = meta_rows(shifted, scores, vanilla=None if refitted else 1)
+        rows = meta_rows(shifted, scores, vanilla=None if refitted else 1, gold=self.inputs.gold)
         work.rows("meta_rollouts.parquet", rows)
         return scores
 

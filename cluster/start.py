@@ -64,7 +64,8 @@ def begin(
             sft = judge(*given, None, rollouts=rollouts)
         write_pairs(inputs.training, draft.path)
         work.rows("evaluation.parquet", sft.rows)
-        work.rows("sft_rollouts.parquet", meta_rows(rollouts, wait("evaluate", roles.scorer.score(rollouts)), None))
+        scores = wait("evaluate", roles.scorer.score(rollouts))
+        work.rows("sft_rollouts.parquet", meta_rows(rollouts, scores, vanilla=None, gold=inputs.gold))
         metrics.evaluation(-1, sft.summary)
         seconds = {phase: round(value, 3) for phase, value in wait.seconds.items()}
         directory.commit_start(

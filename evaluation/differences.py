@@ -76,3 +76,22 @@ def pair_differences(
         if value is not None:
             by_prompt.setdefault(row.prompt_id, []).append(value)
     return np.array([abs(a - b) for scores in by_prompt.values() for a, b in combinations(scores, 2)], dtype=np.float64)
+
+
+def scaled(differences: "np.ndarray[tuple[int], np.dtype[np.float64]]") -> "np.ndarray[tuple[int], np.dtype[np.float64]]":
+    """Differences as parts of the largest one, so that the scale of the scores no longer matters.
+
+    d_i / max d
+
+    Source: Secrets of RLHF Part II, Figure 16 (its differences are "normalized to a range of 0-1").
+
+    Args:
+        differences: [N] float64, not negative.
+
+    Returns:
+        [N] float64 in [0, 1]; all zeros stay zeros.
+
+    Padding contract: there is none.
+    """
+    top = float(differences.max()) if len(differences) else 0.0
+    return differences / top if top > 0 else differences

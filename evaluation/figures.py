@@ -15,6 +15,7 @@ from evaluation.differences import gain, pair_differences
 from evaluation.meta_figure import META_CAPTION, META_HEIGHT, META_NARROW_HEIGHT, META_SERIES, META_TITLE, draw_meta, has_meta
 from evaluation.people_figure import people_figure
 from evaluation.records import EvaluationRow
+from evaluation.round_figures import curves_by_round, scaled_differences
 from evaluation.run import Run, series
 from evaluation.summary import judge_in_words
 from evaluation.svg import BLUE, BROWN, CARD, GREEN, GREY, INK, MUTED, ORANGE, PURPLE, RED, SERIES, SKY, YELLOW, Drawing, drawing
@@ -44,6 +45,7 @@ def all_figures(run: Run) -> tuple[Drawing, ...]:
     made = (
         _reward_by_round(run),
         _reward_by_step(run),
+        curves_by_round(run),
         dpo_figure(run),
         _outcomes(run),
         people_figure(run),
@@ -51,6 +53,7 @@ def all_figures(run: Run) -> tuple[Drawing, ...]:
         _kl(run),
         _perplexity(run),
         _reward_differences(run),
+        scaled_differences(run),
         _meta_step(run),
         _meta_heldout(run),
         timeline_figure(run.timeline),

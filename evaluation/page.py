@@ -1,6 +1,7 @@
 """A page as one file: templates filled in, every text escaped, written whole or not at all.
 
-A report runs no script and may load nothing (its content security policy says so); the page that asks a person runs one script.
+A page may load nothing (its content security policy says so). Of the reports only a run's has a script, which searches its
+samples and is named by its digest; the page that asks a person runs one under a nonce.
 """
 
 import os

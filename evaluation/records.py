@@ -7,7 +7,7 @@ Letters: N rows, M ensemble members, T response tokens.
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -38,6 +38,8 @@ class EvaluationRow:
         member_scores: M scores.
         policy_logprob: log-probability of the response under the policy, nats, summed over its tokens.
         sft_logprob: likewise under the SFT policy.
+        over_sft: what the judge says of it minus what it says of SFT's response to the same prompt; None in SFT's own rows, and
+            in a file from before it was kept.
 
     Raises:
         ValueError: if a number is not finite, there is no token, or no member.
@@ -56,6 +58,7 @@ class EvaluationRow:
     member_scores: tuple[float, ...]
     policy_logprob: float
     sft_logprob: float
+    over_sft: float | None = None
 
     def __post_init__(self) -> None:
         if self.num_tokens < 1 or not self.member_scores:
@@ -64,7 +67,8 @@ class EvaluationRow:
                 f"got {self.num_tokens} and {len(self.member_scores)}"
             )
         numbers = (self.proxy, self.ensemble_mean, self.ensemble_std, self.policy_logprob, self.sft_logprob, *self.member_scores)
-        _all_finite(f"evaluation of {self.prompt_id!r}", numbers if self.gold is None else (*numbers, self.gold))
+        known = [value for value in (self.gold, self.over_sft) if value is not None]
+        _all_finite(f"evaluation of {self.prompt_id!r}", (*numbers, *known))
 
 
 @dataclass(frozen=True)
@@ -82,9 +86,13 @@ class MetaRow:
         finished: True if it ended with EOS.
         score_vanilla: score of a reward model trained without MetaRM, None where there is none.
         score_metarm: score of r_k. Both are normalised by their model's moments on SFT samples.
+        members: [M] numbers of the ensemble's members; none in a file from before they were kept.
+        member_scores: [M] score of each, normalised likewise.
+        gold: the sandbox's truth, None where there is none or it was not kept.
 
     Raises:
-        ValueError: if a number is not finite, or ids and log-probabilities differ in number or are none.
+        ValueError: if a number is not finite, ids and log-probabilities differ in number or are none, or members and their
+            scores differ in number.
     """
 
     prompt_id: str
@@ -97,13 +105,18 @@ class MetaRow:
     finished: bool
     score_vanilla: float | None
     score_metarm: float
+    members: tuple[int, ...] = ()
+    member_scores: tuple[float, ...] = ()
+    gold: float | None = None
 
     def __post_init__(self) -> None:
         name = f"rollout {self.prompt_id}/{self.sample}"
         if not self.token_ids or len(self.token_ids) != len(self.sampler_logprobs):
             raise ValueError(f"{name}: {len(self.token_ids)} ids, {len(self.sampler_logprobs)} log-probs")
-        scores = (self.score_metarm,) if self.score_vanilla is None else (self.score_metarm, self.score_vanilla)
-        _all_finite(name, (*self.sampler_logprobs, *scores))
+        if len(self.members) != len(self.member_scores):
+            raise ValueError(f"{name}: {len(self.members)} members, {len(self.member_scores)} scores of members")
+        known = [value for value in (self.score_vanilla, self.gold) if value is not None]
+        _all_finite(name, (*self.sampler_logprobs, self.score_metarm, *self.member_scores, *known))
 
 
 @dataclass(frozen=True)
@@ -223,10 +236,10 @@ def read_rows(path: Path, kind: type[Row]) -> tuple[Row, ...]:
         kind: ``EvaluationRow``, ``MetaRow``, ``RolloutRow`` or ``PersonRow``.
 
     Returns:
-        N rows, in the order written; each has checked itself.
+        N rows, in the order written; each has checked itself. A column that ``kind`` has a default for may be absent.
 
     Raises:
-        UserError: if the file is missing, is no Parquet file, or lacks columns of ``kind``.
+        UserError: if the file is missing, is no Parquet file, or lacks other columns of ``kind``.
         ValueError: if a row refuses its numbers.
 
     Padding contract: token lists come back without padding.
@@ -234,12 +247,13 @@ def read_rows(path: Path, kind: type[Row]) -> tuple[Row, ...]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    schema = _schema(kind)
+    schema, defaults = _schema(kind), {field.name for field in fields(kind) if field.default is not MISSING}
     if not path.is_file():
         raise UserError(f"{path} is missing. It is written when a round is committed: has the run directory been copied whole?")
     try:
         with pq.ParquetFile(path) as file:
             found = set(file.schema_arrow.names)
+            schema = pa.schema([field for field in schema if field.name in found or field.name not in defaults])
             missing = [name for name in schema.names if name not in found]
             if missing:
                 raise UserError(f"{path} has no column {', '.join(missing)}; it has {', '.join(sorted(found))}")

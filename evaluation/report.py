@@ -1,7 +1,7 @@
 """report.html: one file that shows what a run did. It reads the run directory and nothing else.
 
-The page runs no script and may load nothing (its content security policy says so), and every text is escaped: what a model
-wrote is not to be trusted.
+The page may load nothing and run no script but the one that searches its samples, which its content security policy names by its
+digest; and every text is escaped: what a model wrote is not to be trusted.
 """
 
 from collections.abc import Callable
@@ -14,6 +14,7 @@ from evaluation.fit_words import META_WORDS, meta_tiles
 from evaluation.page import Tiles, render_page, write_page
 from evaluation.records import EvaluationRow
 from evaluation.run import Run, read_run
+from evaluation.sample_browser import sample_browser
 from evaluation.summary import findings, headline, texts_of
 from evaluation.table import rounds_table
 
@@ -103,6 +104,7 @@ def render(run: Run) -> str:
         meta_round=run.ledger.rounds[-1].index,
         figures=all_figures(run),
         samples=pick_samples(run),
+        browser=sample_browser(run),
         config=run.config,
         versions=run.versions,
         choices=_choices(run),

@@ -1,6 +1,6 @@
 """The table of rounds: one set of columns for the terminal and for the page."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -42,19 +42,47 @@ def rounds_table(ledger: Ledger) -> RoundsTable:
 
     Padding contract: there is none.
     """
-    seconds = sum(ledger.start_seconds.values())
-    columns: list[tuple[str, str, list[str]]] = []
+    return _without_empty(_rows_of(ledger))
+
+
+def runs_table(ledgers: Mapping[str, Ledger]) -> RoundsTable:
+    """The tables of several runs below each other, with the same columns and the run's name before each row.
+
+    Source: ledger.json.
+
+    Args:
+        ledgers: by the run's name.
+
+    Returns:
+        Texts; the rows of a run follow each other, SFT's first.
+
+    Padding contract: there is none.
+    """
+    table = _without_empty([row for ledger in ledgers.values() for row in _rows_of(ledger)])
+    names = [name for name, ledger in ledgers.items() for _ in range(1 + len(ledger.rounds))]
+    rows = tuple((name, *row) for name, row in zip(names, table.rows, strict=True))
+    return RoundsTable(("run", *table.headers), ("As its directory is called", *table.hints), rows)
+
+
+def _rows_of(ledger: Ledger) -> list[list[str]]:
+    """A cell for every column there is: SFT's row, then the rounds'."""
+    columns: list[list[str]] = []
     for c in _COLUMNS:
         if c.of_evaluation is not None:
-            cells = [c.of_evaluation(ledger.start), *(c.of_evaluation(r.evaluation) for r in ledger.rounds)]
+            columns.append([c.of_evaluation(ledger.start), *(c.of_evaluation(r.evaluation) for r in ledger.rounds)])
         elif c.of_round is not None:
-            cells = [_seconds(seconds) if c.header == "seconds" else NOTHING, *map(c.of_round, ledger.rounds)]
+            start = _seconds(sum(ledger.start_seconds.values())) if c.header == "seconds" else NOTHING
+            columns.append([start, *map(c.of_round, ledger.rounds)])
         else:
-            cells = ["SFT", *(f"round {r.index}" for r in ledger.rounds)]
-        if any(cell != NOTHING for cell in cells):
-            columns.append((c.header, c.hint, cells))
-    headers, hints, cells_by_column = zip(*columns, strict=True)
-    return RoundsTable(headers, hints, tuple(zip(*cells_by_column, strict=True)))
+            columns.append(["SFT", *(f"round {r.index}" for r in ledger.rounds)])
+    return [list(row) for row in zip(*columns, strict=True)]
+
+
+def _without_empty(rows: Sequence[Sequence[str]]) -> RoundsTable:
+    """The table without the columns that have nothing in any row."""
+    kept = [i for i in range(len(_COLUMNS)) if any(row[i] != NOTHING for row in rows)]
+    headers, hints = tuple(_COLUMNS[i].header for i in kept), tuple(_COLUMNS[i].hint for i in kept)
+    return RoundsTable(headers, hints, tuple(tuple(row[i] for i in kept) for row in rows))
 
 
 def round_table(ledger: dict[str, object]) -> "Table":

@@ -24,10 +24,12 @@ def _sentence(rng: np.random.Generator, length: int) -> str:
     return " ".join(rng.choice(WORDS, length)).capitalize() + "."
 
 
-def _rows(rng: np.random.Generator, k: int, num: int, gold: bool, texts: list[str] | None) -> list[EvaluationRow]:
+def _rows(
+    rng: np.random.Generator, k: int, num: int, gold: bool, texts: list[str] | None, lift: float = 0.0
+) -> list[EvaluationRow]:
     rows = []
     for i in range(num):
-        shift = 0.55 * k**0.8
+        shift = 0.55 * k**0.8 + lift * (k > 0)
         base = float(rng.normal())
         members = tuple(float(x) for x in base * 0.4 + shift * 0.9 + rng.normal(size=4) * 0.35)
         text = texts[i] if texts is not None else _sentence(rng, int(rng.integers(6, 22)))
@@ -56,18 +58,22 @@ def _meta(rng: np.random.Generator, num: int, vanilla: bool) -> list[MetaRow]:
     return [
         MetaRow(
             prompt_id=f"m{i}",
-            prompt="How?",
+            prompt=f"How do I keep bread number {i}?",
             sample=j,
-            response="so",
-            token_ids=(5, 6),
-            sampler_logprobs=(-0.5, -0.25),
+            response=f"{EVIL} In box {j}." if i == 0 else f"In box {i + j}, {'which keeps ' * (i % 7)}well.",
+            token_ids=tuple(range(5, 7 + i % 7)),
+            sampler_logprobs=(-0.5,) * (2 + i % 7),
             policy_version=1,
             finished=True,
-            score_vanilla=float(rng.normal() * 0.35) if vanilla else None,
-            score_metarm=float(rng.normal() * 0.8),
+            score_vanilla=scores[1] if vanilla else None,
+            score_metarm=scores[0],
+            members=(0, 1, 2) if vanilla else (),
+            member_scores=scores if vanilla else (),
+            gold=float(rng.normal()) if vanilla else None,
         )
         for i in range(num)
         for j in range(5)
+        for scores in [tuple(float(x) for x in rng.normal(size=3) * (0.8, 0.35, 0.35))]
     ]
 
 
@@ -114,6 +120,9 @@ def _metric_lines(rng: np.random.Generator, round_: int, steps: int, gold: bool)
                 "phase": "policy",
                 "policy/score": 0.3 * (step / steps) + 0.2 * round_ + 0.1 * float(noise[0]),
                 "policy/kl": 1.7 * t + 0.15 * abs(float(noise[1])),
+                "policy/reward": 0.02 * t,
+                "policy/entropy": 1.4 - 0.1 * t,
+                "policy/length": 15.0,
                 "policy/gold": 0.2 * t + 0.08 * float(noise[2]) if gold else None,
             }
         )
@@ -122,7 +131,7 @@ def _metric_lines(rng: np.random.Generator, round_: int, steps: int, gold: bool)
 
 @pytest.fixture(scope="session")
 def make_run(tmp_path_factory: pytest.TempPathFactory) -> RunMaker:
-    """Builds RUN and returns its path; ``texts`` replaces the responses of the last round."""
+    """Builds RUN and returns its path; ``texts`` replaces the responses of the last round, ``lift`` makes all rounds better."""
 
     def make(
         num_rounds: int = 3,
@@ -131,9 +140,11 @@ def make_run(tmp_path_factory: pytest.TempPathFactory) -> RunMaker:
         num: int = 24,
         steps: int = 12,
         texts: list[str] | None = None,
+        name: str = "made-up",
+        lift: float = 0.0,
     ) -> Path:
         rng = np.random.default_rng(0)
-        run = tmp_path_factory.mktemp("runs") / "made-up"
+        run = tmp_path_factory.mktemp("runs") / name
         (run / "start").mkdir(parents=True)
         start = _rows(rng, 0, num, gold, None)
         write_rows(run / "start" / "evaluation.parquet", start)
@@ -141,7 +152,7 @@ def make_run(tmp_path_factory: pytest.TempPathFactory) -> RunMaker:
         for index in range(num_rounds):
             folder = run / "rounds" / f"round_{index:03d}"
             folder.mkdir(parents=True)
-            rows = _rows(rng, index + 1, num, gold, texts if index == num_rounds - 1 else None)
+            rows = _rows(rng, index + 1, num, gold, texts if index == num_rounds - 1 else None, lift)
             write_rows(folder / "evaluation.parquet", rows)
             write_rows(folder / "meta_rollouts.parquet", _meta(rng, 40, vanilla))
             metrics += _metric_lines(rng, index, steps, gold)
@@ -195,7 +206,8 @@ def make_run(tmp_path_factory: pytest.TempPathFactory) -> RunMaker:
             for who in ("driver", worker)
         ]
         (run / "timeline.jsonl").write_text("".join(json.dumps(span) + "\n" for span in spans), "utf-8")
-        (run / "config.yaml").write_text("name: made-up\nrounds:\n  num_rounds: 3\n# <b>not bold</b>\n", "utf-8")
+        config = f"name: {name}\nrounds:\n  num_rounds: {num_rounds}\nevaluation: {{tie: 0.1}}\n# <b>not bold</b>\n"
+        (run / "config.yaml").write_text(config, "utf-8")
         (run / "versions.json").write_text(json.dumps({"rondo": "0.1.0", "python": "3.11.2", "git_commit": None}), "utf-8")
         return run
 

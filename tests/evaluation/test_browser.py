@@ -2,12 +2,16 @@
 
 import html
 import json
+import re
 import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from PIL import Image
+
+from evaluation.compared_report import write_comparison
 
 CHROMIUM = next((found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on the PATH (chromium, chromium-browser, google-chrome)")
@@ -49,7 +53,7 @@ def measure(tmp_path: Path, page: str, width: int, *more: str) -> dict[str, str 
     """What the page is like in a frame of this width."""
     frame = tmp_path / "frame.html"
     frame.write_text(FRAME.format(width=width, height=1200, page=html.escape(page)), "utf-8")
-    done = browse(tmp_path, frame, 1400, 1300, "--dump-dom", "--enable-logging=stderr", *more)
+    done = browse(tmp_path, frame, 1500, 1300, "--dump-dom", "--enable-logging=stderr", *more)
     title = html.unescape(done.stdout.split("<title>", 1)[1].split("</title>", 1)[0])
     result: dict[str, str | float] = json.loads(title)
     return result | {"console": done.stderr.count(":CONSOLE")}
@@ -60,22 +64,36 @@ def page(full_run: Path) -> str:
     return (full_run / "report.html").read_text("utf-8")
 
 
+@pytest.fixture(scope="module")
+def compared(full_run: Path, make_run: Callable[..., Path]) -> Path:
+    """A comparison of two runs."""
+    return write_comparison([full_run, make_run(name="one-of-a-longer-name", lift=0.5)], full_run / "compared.html")
+
+
 @pytest.fixture(
-    params=[("full_run", "made-up", 10), ("strength_run", "measured", 13), ("reward_run", "fitted", 7)], ids=lambda p: p[0]
+    params=[
+        ("full_run", "made-up", 12),
+        ("strength_run", "measured", 13),
+        ("reward_run", "fitted", 7),
+        ("compared", "made-up and one-of-a-longer-name", 7),
+    ],
+    ids=lambda p: p[0],
 )
 def shown(request: pytest.FixtureRequest) -> tuple[str, str, int]:
     """A page, its run's name, and how many figures it has."""
     fixture, name, figures = request.param
-    return (request.getfixturevalue(fixture) / "report.html").read_text("utf-8"), name, figures
+    page = request.getfixturevalue(fixture)
+    return (page if page.is_file() else page / "report.html").read_text("utf-8"), name, figures
 
 
-@pytest.mark.parametrize("width", [390, 1280])
+@pytest.mark.parametrize("width", [390, 1440])
 def test_it_fits_and_stays_quiet(tmp_path: Path, shown: tuple[str, str, int], width: int) -> None:
     page, name, figures = shown
     seen = measure(tmp_path, page, width)
+    scripts = 1 if name == "made-up" else 0  # that which searches a run's samples
     assert seen["title"] == f"{name} · Rondo"  # not what the <script> in a response would make of it
     assert seen["overflow"] == 0
-    assert (seen["scripts"], seen["loaded"], seen["console"]) == (0, 0, 0)
+    assert (seen["scripts"], seen["loaded"], seen["console"]) == (scripts, 0, 0)
     assert seen["shown"] == figures  # one variant of each
     assert float(seen["smallest"]) >= 9  # pixels; the text of a figure stays legible
 
@@ -84,9 +102,15 @@ def test_the_measure_sees_an_overflow_a_script_and_an_error(tmp_path: Path, page
     """The test of the test: a page that is too wide, runs a script and has an error is caught."""
     spoilt = page.replace("<h2>Rounds</h2>", '<h2 style="width:900px">Rounds</h2>').replace("default-src 'none';", "")
     spoilt = spoilt.replace("</body>", "<script>document.title='owned'; console.error('oh')</script></body>")
-    seen = measure(tmp_path, spoilt, 390)
+    seen = measure(tmp_path, re.sub(r"script-src 'sha256-[^']*';", "", spoilt), 390)
     assert float(seen["overflow"]) > 0
-    assert (seen["title"], seen["scripts"], seen["console"]) == ("owned", 1, 1)
+    assert (seen["title"], seen["scripts"], seen["console"]) == ("owned", 2, 1)
+
+
+def test_a_script_that_is_not_the_pages_own_is_refused(tmp_path: Path, page: str) -> None:
+    spoilt = page.replace("</body>", "<script>document.title='owned'</script></body>")
+    seen = measure(tmp_path, spoilt, 390)
+    assert (seen["title"], seen["scripts"], seen["console"]) == ("made-up · Rondo", 2, 1)  # and the browser says so
 
 
 def test_light_and_dark_screenshots_differ_and_show_something(tmp_path: Path, full_run: Path) -> None:

@@ -3,6 +3,7 @@ import re
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
+from types import SimpleNamespace
 from xml.etree import ElementTree
 
 import numpy as np
@@ -11,11 +12,12 @@ from scipy import stats
 from scipy.spatial.distance import pdist
 
 from evaluation.curves import running_mean, spread
-from evaluation.differences import gain, pair_differences
+from evaluation.differences import gain, pair_differences, scaled
 from evaluation.figures import all_figures
 from evaluation.for_whom import person_rows
 from evaluation.people_figure import people_figure
-from evaluation.run import Run, read_run
+from evaluation.round_figures import curves_by_round, perplexity
+from evaluation.run import MetricRow, Run, read_run
 from evaluation.svg import Drawing, themed
 
 
@@ -66,9 +68,33 @@ def test_running_mean_and_spread() -> None:
     assert spread([1, 2], 4) == [1, 2]
 
 
+def test_scaled_differences_forget_the_scale_and_keep_the_shape() -> None:
+    raw = np.array([0.5, 0.0, 2.0, 1.0])
+    assert scaled(raw).tolist() == [0.25, 0.0, 1.0, 0.5]
+    np.testing.assert_array_equal(scaled(7.0 * raw), scaled(raw))
+    assert scaled(np.zeros(3)).tolist() == [0.0, 0.0, 0.0]
+    assert scaled(np.zeros(0)).tolist() == []
+
+
+def test_perplexity_is_that_of_the_tokens() -> None:
+    """Two responses of 2 and 4 tokens: exp of the mean of -log ref over their six tokens, from what a step logs."""
+    policy, reference = ([-0.5, -1.0], [-0.25, -0.5, -2.0, -1.5]), ([-1.0, -1.5], [-0.5, -0.25, -3.0, -2.0])
+    tokens = [value for response in policy for value in response]
+    kl = np.mean([sum(a) - sum(b) for a, b in zip(policy, reference, strict=True)])
+    values = {"policy/entropy": -float(np.mean(tokens)), "policy/kl": float(kl), "policy/length": 3.0}
+    run = SimpleNamespace(metrics=(MetricRow(0, 0, "policy", values), MetricRow(0, 1, "policy", {"policy/length": 3.0})))
+    expected = np.exp(-np.mean([value for response in reference for value in response]))
+    assert perplexity(run) == [(0, 0, pytest.approx(expected))]  # type: ignore[arg-type]
+
+
+def test_one_round_has_no_rounds_to_lay_over_each_other(run: Run) -> None:
+    assert curves_by_round(replace(run, metrics=tuple(row for row in run.metrics if row.round == 0))) is None
+
+
 def test_every_asked_figure_is_there(figures: tuple[Drawing, ...]) -> None:
     assert [figure.name for figure in figures] == [
-        "reward-round", "reward-step", "outcomes", "time", "kl", "perplexity", "differences", "meta", "meta-heldout", "timeline",
+        "reward-round", "reward-step", "by-round", "outcomes", "time", "kl", "perplexity", "differences", "scaled-differences",
+        "meta", "meta-heldout", "timeline",
     ]  # fmt: skip
 
 

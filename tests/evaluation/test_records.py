@@ -19,6 +19,7 @@ ROLLOUT = MetaRow("p0", "Why?", 1, "So", (5, 6), (-0.5, -0.25), 7, False, None, 
         [JUDGED, replace(JUDGED, prompt_id="p1", gold=None)],
         [replace(JUDGED, gold=None)],
         [ROLLOUT, replace(ROLLOUT, score_vanilla=0.1)],
+        [replace(ROLLOUT, members=(0, 2), member_scores=(0.75, -1.5), gold=0.25), ROLLOUT],
     ],
 )
 def test_what_is_written_is_read(tmp_path: Path, rows: list[EvaluationRow] | list[MetaRow]) -> None:
@@ -77,8 +78,9 @@ def test_a_bad_judgement_cannot_be_made(change: dict[str, float], message: str) 
 
 @pytest.mark.parametrize(
     "change",
-    [{"token_ids": (5,)}, {"token_ids": (), "sampler_logprobs": ()}, {"score_metarm": math.nan}, {"score_vanilla": math.inf}],
-)
+    [{"token_ids": (5,)}, {"token_ids": (), "sampler_logprobs": ()}, {"score_metarm": math.nan}, {"score_vanilla": math.inf},
+     {"members": (0,)}, {"members": (0,), "member_scores": (math.nan,)}, {"gold": math.inf}],
+)  # fmt: skip
 def test_a_bad_rollout_cannot_be_made(change: dict[str, object]) -> None:
     with pytest.raises(ValueError, match="rollout p0/1"):
         replace(ROLLOUT, **change)
@@ -93,3 +95,10 @@ def test_reading_says_what_is_wrong(tmp_path: Path) -> None:
     write_rows(tmp_path / "rows.parquet", [JUDGED])
     with pytest.raises(UserError, match=r"has no column .*token_ids"):
         read_rows(tmp_path / "rows.parquet", MetaRow)
+
+
+def test_a_file_from_before_members_were_kept_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "rows.parquet"
+    write_rows(path, [replace(ROLLOUT, members=(0, 1), member_scores=(0.75, 0.5), gold=0.25)])
+    pq.write_table(pq.read_table(path).drop_columns(["members", "member_scores", "gold"]), path)
+    assert read_rows(path, MetaRow) == (ROLLOUT,)

@@ -63,8 +63,9 @@ def single_run(make_run) -> Path:  # type: ignore[no-untyped-def]
     return Path(run)
 
 
-def test_it_loads_nothing_and_runs_nothing(page: Page, html: str) -> None:
-    assert not page.tags & LOADING_TAGS
+def test_it_loads_nothing(page: Page, html: str) -> None:
+    """And runs no script but its own: tests/evaluation/test_sample_browser.py."""
+    assert page.tags & LOADING_TAGS == {"script"}
     assert all(reference.startswith("#") for reference in page.references)
     assert not page.handlers
     assert "@import" not in page.styles
@@ -76,7 +77,7 @@ def test_it_loads_nothing_and_runs_nothing(page: Page, html: str) -> None:
 def test_what_a_model_wrote_stays_text(page: Page, html: str) -> None:
     from_conftest = "<script>document.title='owned'</script><img src=x onerror=alert(1)> & \"quotes\" $x^2$"
     assert from_conftest in page.text
-    assert "<script" not in html
+    assert html.count("<script") == 1
     assert "# <b>not bold</b>" in page.text  # the config too
 
 
