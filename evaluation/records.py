@@ -7,7 +7,7 @@ Letters: N rows, M ensemble members, T response tokens.
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -38,6 +38,8 @@ class EvaluationRow:
         member_scores: M scores.
         policy_logprob: log-probability of the response under the policy, nats, summed over its tokens.
         sft_logprob: likewise under the SFT policy.
+        held_out: mean of the held-out members' scores; None where there are none.
+        held_out_std: their population standard deviation; None likewise.
 
     Raises:
         ValueError: if a number is not finite, there is no token, or no member.
@@ -56,6 +58,8 @@ class EvaluationRow:
     member_scores: tuple[float, ...]
     policy_logprob: float
     sft_logprob: float
+    held_out: float | None = None
+    held_out_std: float | None = None
 
     def __post_init__(self) -> None:
         if self.num_tokens < 1 or not self.member_scores:
@@ -64,7 +68,8 @@ class EvaluationRow:
                 f"got {self.num_tokens} and {len(self.member_scores)}"
             )
         numbers = (self.proxy, self.ensemble_mean, self.ensemble_std, self.policy_logprob, self.sft_logprob, *self.member_scores)
-        _all_finite(f"evaluation of {self.prompt_id!r}", numbers if self.gold is None else (*numbers, self.gold))
+        known = [value for value in (self.gold, self.held_out, self.held_out_std) if value is not None]
+        _all_finite(f"evaluation of {self.prompt_id!r}", (*numbers, *known))
 
 
 @dataclass(frozen=True)
@@ -223,7 +228,8 @@ def read_rows(path: Path, kind: type[Row]) -> tuple[Row, ...]:
         kind: ``EvaluationRow``, ``MetaRow``, ``RolloutRow`` or ``PersonRow``.
 
     Returns:
-        N rows, in the order written; each has checked itself.
+        N rows, in the order written; each has checked itself. A column with a default that an earlier version did not write has
+        that.
 
     Raises:
         UserError: if the file is missing, is no Parquet file, or lacks columns of ``kind``.
@@ -240,6 +246,8 @@ def read_rows(path: Path, kind: type[Row]) -> tuple[Row, ...]:
     try:
         with pq.ParquetFile(path) as file:
             found = set(file.schema_arrow.names)
+            later = {field.name for field in fields(kind) if field.default is not MISSING}
+            schema = pa.schema([field for field in schema if field.name in found or field.name not in later])
             missing = [name for name in schema.names if name not in found]
             if missing:
                 raise UserError(f"{path} has no column {', '.join(missing)}; it has {', '.join(sorted(found))}")
