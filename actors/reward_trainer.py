@@ -150,6 +150,7 @@ class RewardTrainer(Rank):
         previous: Path | None,
         shifted: Sequence[Rollout] | None,
         saves: FitSaves | None = None,
+        pairs: Sequence[Pair] | None = None,
     ) -> RewardReport:
         """Train one reward model and save it as a Hugging Face directory.
 
@@ -159,13 +160,15 @@ class RewardTrainer(Rank):
             previous: reward model to continue from; None = ``base_dir``.
             shifted: S_k, k rollouts a prompt; None trains a vanilla model.
             saves: where it is saved how far the fit has come, and gone on from there; None = nowhere.
+            pairs: to learn from; None = D.
 
         Returns:
             The report.
         """
         from rm.config import ORIGINAL
 
-        model, report = self.make(seed, previous, None if shifted is None else group_by_prompt(shifted), saves)
+        groups = None if shifted is None else group_by_prompt(shifted)
+        model, report = self.make(seed, previous, groups, saves, self.pairs if pairs is None else pairs)
         if self.validation and self.measurable:
             with self.compute():
                 accuracy = self._score(model, {ORIGINAL: self.validation[ORIGINAL]})[ORIGINAL].accuracy
@@ -194,7 +197,7 @@ class RewardTrainer(Rank):
         from rm.validation import measure
 
         began = time.perf_counter()
-        model, report = self._train(seed, None, shifted if meta else None, saves)
+        model, report = self._train(seed, None, shifted if meta else None, saves, self.pairs)
         seconds = time.perf_counter() - began
         with self.compute():
             sets = self._score(model, self.validation) if self.validation else {}
@@ -212,7 +215,7 @@ class RewardTrainer(Rank):
         return Study(report, validation, rows, features, tuple(scores.tolist()), seconds)
 
     def _train(
-        self, seed: int, previous: Path | None, groups: Groups | None, saves: FitSaves | None = None
+        self, seed: int, previous: Path | None, groups: Groups | None, saves: FitSaves | None, pairs: Sequence[Pair]
     ) -> tuple[RewardModel, RewardReport]:
         import torch
 
@@ -228,7 +231,7 @@ class RewardTrainer(Rank):
         if reward.lora.rank:
             add_lora(model, reward.lora, seed=seed)
         self.place(model)
-        total = reward.epochs * -(-len(self.pairs) // reward.batch_size)
+        total = reward.epochs * -(-len(pairs) // reward.batch_size)
         steps: list[dict[str, float]] = []
         measured: list[tuple[int, dict[str, float]]] = []
 
@@ -248,7 +251,7 @@ class RewardTrainer(Rank):
         with self.compute():
             fit = fit_reward_model(
                 model,
-                self.pairs,
+                pairs,
                 groups,
                 reward,
                 self.meta,
@@ -257,13 +260,13 @@ class RewardTrainer(Rank):
                 on_step=on_step,
                 ranks=self.ranks,
                 watch=watch,
-                saves=None if saves is None else self._saves(saves, (seed, str(previous), groups), measured),
+                saves=None if saves is None else self._saves(saves, (seed, str(previous), groups), pairs, measured),
                 guards=self.guards,
             )
         return model, RewardReport(fit.as_dict(), tuple(steps), tuple(measured), None)
 
     def _hand_on(
-        self, seed: int, previous: Path | None, groups: Groups | None, saves: FitSaves | None = None
+        self, seed: int, previous: Path | None, groups: Groups | None, saves: FitSaves | None, pairs: Sequence[Pair]
     ) -> tuple[RewardModel, RewardReport]:
         """The given reward model, and the report of a fit without steps; the arguments are those of a fit, and change nothing."""
         import torch
@@ -274,15 +277,18 @@ class RewardTrainer(Rank):
         model = self.place(RewardModel.from_pretrained(self.base_dir, torch.float32))
         return model, RewardReport(dict(UNTRAINED), (), (), None)
 
-    def _saves(self, saves: FitSaves, inputs: object, measured: list[tuple[int, dict[str, float]]]) -> Saves:
+    def _saves(
+        self, saves: FitSaves, inputs: object, pairs: Sequence[Pair], measured: list[tuple[int, dict[str, float]]]
+    ) -> Saves:
         """Saving a fit, and what is saved of this very fit already.
 
         Args:
             saves: where.
-            inputs: what the fit is of, beside what this process was made with.
+            inputs: what the fit is of, beside what this process was made with and its pairs.
+            pairs: that it learns from.
             measured: takes the measurements that were made before the save, and is saved as far as it goes.
         """
-        whole = (inputs, self.pairs, self.reward.model_dump(), self.meta.model_dump())
+        whole = (inputs, pairs, self.reward.model_dump(), self.meta.model_dump())
         found = saves.of(whole, self.setup.name, lambda: {"measured": [list(row) for row in measured]}, self.ranks.rank == 0)
         if found.begin is not None:
             measured += [(step, values) for step, values in found.begin.values["measured"]]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import ray
 
 from actors.process import STATUS_GROUP, ProcessSetup, Role
-from rm.config import ScorerConfig
+from rm.config import Aggregate, ScorerConfig
 from tokens.guards import GuardsConfig
 from tokens.records import Rollout
 
@@ -111,7 +111,7 @@ class EnsembleScorer(Role):
         """Load or replace one member and measure its moments.
 
         Args:
-            member: its index; 0 is r_k.
+            member: its index; 0 is r_k, and those below 0 are held out.
             model_dir: a reward model that started from the SFT model, and so shares the policy's tokens. With a folder of
                 adapters by domain in it, each text is scored by its prompt's, in units of that domain's calibration samples; with
                 people's heads in it, as those who count say, each in units of their own.
@@ -208,16 +208,35 @@ class EnsembleScorer(Role):
             BadNumber: if more scores than ``guards.bad_scores`` allows are NaN or infinite, and ``scorer.min_members`` does not
                 allow to go on without their members.
         """
+        return self._scores(rollouts, ids, [member for member in self.members if member >= 0], self.config.aggregate)
+
+    def judge(self, rollouts: Sequence[Rollout], ids: Sequence[int]) -> Scores:
+        """Score rollouts with the members that are held out: nothing is trained by what they say.
+
+        Args:
+            rollouts: B of them.
+            ids: the held-out members that there should be.
+
+        Returns:
+            The scores; ``aggregated`` is their mean.
+
+        Raises:
+            RuntimeError: if there are others.
+            BadNumber: as ``score``.
+        """
+        return self._scores(rollouts, ids, [member for member in self.members if member < 0], "mean")
+
+    def _scores(self, rollouts: Sequence[Rollout], ids: Sequence[int], held: Sequence[int], rule: Aggregate) -> Scores:
         import torch
 
         from rm.ensemble import aggregate, disagreement, fill, finite_members, normalise
 
-        order, before = sorted(self.members), self.reloaded
+        order, before = sorted(held), self.reloaded
         if order != sorted(ids):
             raise RuntimeError(f"{self.setup.name} holds members {order} of the ensemble, expected {sorted(ids)}")
         raw = torch.stack([self._raw(member, rollouts) for member in order], dim=1)  # [B, M]
         fewest = None if self.config.min_members is None else min(self.config.min_members, len(order))
-        kept = finite_members(raw, fewest, self.guards.bad_scores, self.config.aggregate)
+        kept = finite_members(raw, fewest, self.guards.bad_scores, rule)
         moments = [self.moments[order[member]] for member in kept]
         scores = normalise(raw[:, list(kept)], torch.tensor([m.mean for m in moments]), torch.tensor([m.std for m in moments]))
         filled = fill(scores)
@@ -227,7 +246,7 @@ class EnsembleScorer(Role):
             tuple(tuple(row) for row in filled.tolist()),
             tuple(filled.mean(1).tolist()),
             tuple(disagreement(scores).tolist()),
-            tuple(aggregate(scores, self.config.aggregate, self.config.std_coef).tolist()),
+            tuple(aggregate(scores, rule, self.config.std_coef).tolist()),
             int((~raw.isfinite()).sum()),
             self.reloaded - before,
         )

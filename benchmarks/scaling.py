@@ -18,7 +18,7 @@ from pathlib import Path
 
 from ray import cloudpickle
 
-from benchmarks.experiments.common import markdown
+from benchmarks.markdown import markdown
 from cluster import times
 from cluster.config import RunConfig
 from cluster.load_config import load_config

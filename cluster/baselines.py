@@ -12,12 +12,13 @@ from pathlib import Path
 
 from actors.reward_trainer import RewardReport
 from actors.scorer import Scores
-from cluster.config import Baseline, RunConfig
+from cluster.config import RunConfig
 from cluster.draft import TRAINED, Draft, Point
 from cluster.failures import RoleFailed
 from cluster.judging import EVALUATION_SEED, Judgement, judge, meta_rows
 from cluster.roles import ScorerHandle
 from cluster.rounds import CHOICES, Theme
+from cluster.rounds_config import Baseline
 from cluster.seeds import derive
 from cluster.stages import Stages
 from cluster.waiting import Pending

@@ -1,12 +1,13 @@
 """The whole config of a run, and what must hold between its sections."""
 
 import re
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import Field, field_validator, model_validator
 
 from actors.config import ResourcesConfig, RolloutConfig
 from cluster.health import FaultsConfig
+from cluster.rounds_config import RoundsConfig
 from cluster.store_uri import check_storage_name
 from evaluation.config import EvaluationConfig
 from policy.config import DPOConfig, PolicyConfig, SFTConfig
@@ -21,52 +22,6 @@ from tokens.errors import UserError
 from tokens.guards import GuardsConfig
 from tokens.paths import PathText
 from tokens.section import Section
-
-Baseline = Literal["none", "vanilla_ppo", "best_of_n", "dpo"]
-
-
-class RoundsConfig(Section):
-    """How many times the theme returns, or what is played in its place to compare with."""
-
-    num_rounds: int = Field(3, ge=1, le=1000)
-    baseline: Baseline = "none"
-    """vanilla_ppo: PPO against one reward model that is never retrained. best_of_n: the SFT policy, and the ensemble picks
-    among its samples. dpo: TRL's DPO on D. The last two are one round. docs/baselines.md."""
-    best_of: int | None = Field(None, ge=2)
-    """n of best_of_n: samples of each evaluation prompt."""
-    softness: float | None = Field(None, gt=0)
-    """lambda of soft best of n: of the n samples one is drawn with probability proportional to exp(score / lambda), scores in
-    standard deviations over the SFT policy's samples; null = the best."""
-    checkpoint_every: int | None = Field(20, ge=1)
-    """PPO steps between two checkpoints within a round; null saves at a stop and at the round's end only. What came after the
-    last one is learned again from its recorded rollouts. docs/run_directory.md."""
-    keep_checkpoints: int = Field(2, ge=1, le=100)
-    """Checkpoints of the round under way that are kept; each is a policy, a critic and both optimizers' moments. If the newest is
-    damaged, the round goes on from the one before."""
-    save_fit_every: int | None = Field(100, ge=1)
-    """Optimizer steps of a reward model's fit between two saves of how far it has come; null = a fit that is cut short begins
-    again."""
-    keep_rollouts: bool = False
-    """Keep the rollouts of every PPO step, with the scores they got, when their round is committed."""
-
-    @model_validator(mode="after")
-    def _baseline_is_whole(self) -> "RoundsConfig":
-        if (self.best_of is not None) != (self.baseline == "best_of_n"):
-            raise ValueError(
-                f"best_of is {self.best_of} and baseline {self.baseline}: best_of is the n of baseline best_of_n, which needs "
-                "it; set both or neither"
-            )
-        if self.softness is not None and self.baseline != "best_of_n":
-            raise ValueError(
-                f"softness is {self.softness:g} and baseline {self.baseline}: only best_of_n picks among samples; set it to null"
-            )
-        if self.baseline in ("best_of_n", "dpo") and self.num_rounds != 1:
-            raise ValueError(
-                f"baseline {self.baseline} is one round, its second would be the first again, and num_rounds is "
-                f"{self.num_rounds}: set it to 1"
-            )
-        return self
-
 
 ONE_POLICY: dict[str, Any] = {
     "reward.start": "sft",
@@ -132,6 +87,42 @@ class RunConfig(Section):
             return tree
         meta = tree["meta"] if "meta" in tree else {}
         return tree | {"meta": meta | {"enabled": False, "deploy": "theta"} if isinstance(meta, dict) else meta}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _judge_where_none_is_named(cls, tree: Any) -> Any:
+        """Without a judge of the config's own: the sandbox's truth, and elsewhere reward models that nothing is trained by."""
+        sections = ("data", "evaluation", "scorer")
+        if not isinstance(tree, dict) or any(name in tree and not isinstance(tree[name], dict) for name in sections):
+            return tree
+        data, evaluation, scorer = (tree[name] if name in tree else {} for name in sections)
+        sandbox = "preferences" not in data or data["preferences"] == "sandbox"
+        given = "reward_model" in scorer and scorer["reward_model"] is not None
+        if sandbox or given or "judge" in evaluation:
+            return tree
+        return tree | {"evaluation": evaluation | {"judge": "held_out"}}
+
+    @model_validator(mode="after")
+    def _judge_can_judge(self) -> "RunConfig":
+        evaluation, stop, given = self.evaluation, self.rounds.stop, self.scorer.reward_model
+        if evaluation.judge == "held_out" and not evaluation.num_held_out:
+            raise ValueError(
+                "evaluation.judge is held_out and evaluation.held_out_members 0: there is nobody to judge; set held_out_members "
+                "to 1 or more, or to null"
+            )
+        if evaluation.num_held_out and given is not None:
+            raise ValueError(
+                f"evaluation.judge is {evaluation.judge}, evaluation.held_out_members {evaluation.num_held_out} and "
+                f"scorer.reward_model {given}: with a given reward model none is trained, held-out ones neither; set "
+                "held_out_members to null and judge to gold (in the sandbox) or ensemble"
+            )
+        if stop is not None and evaluation.judge == "ensemble":
+            raise ValueError(
+                f"rounds.stop.patience is {stop.patience} and evaluation.judge ensemble, which is what PPO is trained by: it "
+                "goes on rising when the policy gets worse; set evaluation.judge to held_out (or gold in the sandbox), or "
+                "rounds.stop to null"
+            )
+        return self
 
     @model_validator(mode="after")
     def _baseline_means_something(self) -> "RunConfig":

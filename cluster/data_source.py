@@ -159,7 +159,7 @@ class DataSource(Source):
         if policy and config.evaluation.judge == "gold":
             raise UserError(
                 f"evaluation.judge gold is the sandbox's truth; with data.preferences {data.preferences!r} set evaluation.judge "
-                "to ensemble"
+                "to held_out, or to ensemble"
             )
         base = None if config.reward.base is None else given_base(config.reward.base, config, policy)
         given = self._start(base, policy)
@@ -279,12 +279,13 @@ class DataSource(Source):
         from preferences.denoise import count_actions
 
         assert self._prompts is not None, "opened for reward models only"
-        train, pairs, dropped, denoised = self._train, tuple(self.pairs), dict(self.dropped), {}
-        if strengths is not None:
-            train = self.training(strengths)
+        (train, judging), dropped = self.for_judges(self.training(strengths)), dict(self.dropped)
+        if strengths is None and not judging:
+            pairs = tuple(self.pairs)
+        else:
             pairs, left_out = self.encode_listing(train)
-            denoised = count_actions(train)
             dropped["preferences"] = count_reasons((*self._unread, *left_out))
+        denoised = {} if strengths is None else count_actions(train)
         return Inputs(
             sft_dir=self.sft_dir,
             base_dir=self.base_dir,
@@ -299,4 +300,5 @@ class DataSource(Source):
             training=train,
             stopping=self.stopping(),
             ptx=self._ptx,
+            judging=judging,
         )

@@ -19,7 +19,7 @@ GIB = 2**30
 def weights_to_write(config: RunConfig, size: ModelSize, committed: int, begun: bool) -> int:
     """Bytes of the models that the rest of a run saves; optimizer moments, samples and logs come on top.
 
-        (M - 1) reward models at the start, then in each round policy, critic and reward model, float32
+        (M - 1) and the held-out reward models at the start, then in each round policy, critic and reward model, float32
 
     Args:
         config: of the run.
@@ -28,7 +28,7 @@ def weights_to_write(config: RunConfig, size: ModelSize, committed: int, begun: 
         begun: whether ``start/`` is there.
     """
     reward = reward_size(config, size).parameters
-    start = 0 if begun else max(1, config.scorer.num_members - 1) * reward
+    start = 0 if begun else (max(1, config.scorer.num_members - 1) + config.evaluation.num_held_out) * reward
     left = config.rounds.num_rounds - committed
     each = size.parameters + 2 * reward if config.rounds.baseline == "none" else 0
     return FLOAT * (start + left * each)

@@ -193,6 +193,8 @@ EVALUATION = _of_rows(
         "ensemble_mean": "mean score of all members there",
         "ensemble_std": "the members' disagreement there",
         "gold": "mean gold reward there; in the sandbox",
+        "held_out": "mean score of the held-out members there; they judge and pay nobody",
+        "held_out_std": "the held-out members' disagreement there",
         "kl": "mean log pi - log SFT of a response there, nats",
         "perplexity": "of the responses under SFT",
         "length": "mean response tokens there",

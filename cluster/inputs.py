@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from actors.preparer import Recipe
 from cluster.config import RunConfig
+from cluster.seeds import derive
 from tokens.errors import UserError
 from tokens.pair_store import PairStore
 from tokens.records import Pair, Prompt
@@ -43,6 +44,7 @@ class Inputs:
         training: the pairs of D as text, with what was done to them.
         stopping: held-out pairs that early stopping goes by, where these are not ``validation``.
         ptx: texts of PPO's language-modelling loss; none where ``policy.ptx_coef`` is 0.
+        judging: pairs that held-out reward models learn from, as they were given; none of them is in ``pairs``. May be none.
     """
 
     sft_dir: Path
@@ -58,12 +60,13 @@ class Inputs:
     training: PreferenceSet
     stopping: dict[str, tuple[Pair, ...]]
     ptx: tuple[Example, ...]
+    judging: tuple[Pair, ...] = ()
 
     @property
     def fingerprint(self) -> str:
         """SHA-256 of pairs and prompts: a run that is continued must be given the same."""
         prompts = (self.meta_prompts, self.policy_prompts, self.eval_prompts)
-        named = tuple(each for each in (self.stopping, self.ptx) if each)
+        named = tuple(each for each in (self.stopping, self.ptx, self.judging) if each)
         return hashlib.sha256(repr((self.pairs, self.validation, prompts, *named)).encode()).hexdigest()
 
 
@@ -140,6 +143,37 @@ class Source(ABC):
         fitting = {pair.id for pair in self.encode(train)}  # the others were not measured either
         mask = [name in fitting for name in train.rows["id"]]
         return denoised(self.config, train if all(mask) else train.with_table(as_table(train.rows).filter(mask)), strengths)
+
+    def for_judges(self, train: PreferenceSet) -> tuple[PreferenceSet, tuple[Pair, ...]]:
+        """Take out of D what only held-out reward models learn from (``evaluation.held_out_fraction`` of its prompts).
+
+        Args:
+            train: D, after ``data.denoise``.
+
+        Returns:
+            The rest of D, and their pairs, encoded: with the labels as they were given. All of D and none without such models.
+
+        Raises:
+            UserError: if there are fewer such pairs than a batch of ``reward.batch_size``, or nothing is left of D.
+        """
+        from preferences.swap import as_table
+
+        evaluation, size = self.config.evaluation, self.config.reward.batch_size
+        if not evaluation.num_held_out:
+            return train, ()
+        raw, _ = self.preferences()
+        rest, theirs = raw.split(evaluation.held_out_fraction, derive(self.config.seed, "held out"))
+        ours = set(rest.rows["id"])
+        left = train.with_table(as_table(train.rows).filter([name in ours for name in train.rows["id"]]))
+        pairs = self.encode(theirs)
+        for what, number in (("held-out reward models", len(pairs)), ("the reward model that pays PPO", len(left))):
+            if number < size:
+                raise UserError(
+                    f"evaluation.held_out_fraction is {evaluation.held_out_fraction:g} of the prompts of {len(raw)} pairs, which "
+                    f"leaves {number} pairs for {what}: at least a batch (reward.batch_size {size}) is needed. Give more pairs, "
+                    "choose another held_out_fraction, or do without: evaluation.held_out_members 0, and another evaluation.judge"
+                )
+        return left, pairs
 
     def validation_sets(self) -> dict[str, PreferenceSet]:
         """The held-out pairs by the name of their set: "original", and the two that a second labeller makes of them."""
@@ -231,6 +265,16 @@ def check_stopping(config: RunConfig, source: Source) -> None:
             "makes it. Label the pairs with `python -m cluster relabel`, hold out more of them (data.validation_fraction or "
             "data.validation), or set reward.stop_on to original"
         )
+
+
+def check_judges(config: RunConfig, source: Source) -> None:
+    """Refuse fewer pairs than held-out reward models need, where they are known already; see ``Source.for_judges``.
+
+    Raises:
+        UserError: if there are too few.
+    """
+    if config.evaluation.num_held_out and source.ready:
+        source.for_judges(source.preferences()[0])
 
 
 def check_domains(config: RunConfig, source: Source) -> None:

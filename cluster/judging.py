@@ -15,6 +15,7 @@ from cluster.inputs import Inputs
 from cluster.roles import Roles
 from cluster.waiting import Waiter
 from evaluation.compare import win_tie_lose
+from evaluation.config import Judge
 from evaluation.records import EvaluationRow, MetaRow
 from tokens.guards import BadNumber
 from tokens.records import Rollout, newest
@@ -78,6 +79,7 @@ def judge(
     if rollouts is None:
         rollouts = sample_for_judging(config, inputs, roles, wait, version, bar)
     scores = wait("evaluate", roles.scorer.score(rollouts))
+    held_out = wait("evaluate", roles.scorer.judge(rollouts)) if config.evaluation.num_held_out else None
     policy, reference = wait("evaluate", roles.learner.statistics(rollouts))
     check_likelihoods(parity_bound(config, rollouts, version), rollouts, policy, reference)
     rows = tuple(
@@ -95,6 +97,8 @@ def judge(
             member_scores=scores.members[i],
             policy_logprob=policy[i],
             sft_logprob=reference[i],
+            held_out=None if held_out is None else held_out.mean[i],
+            held_out_std=None if held_out is None else held_out.std[i],
         )
         for i, rollout in enumerate(rollouts)
     )
@@ -155,8 +159,8 @@ def check_likelihoods(bound: float | None, rollouts: Sequence[Rollout], policy: 
 
 
 def rejudged(config: RunConfig, sft: Judgement, wait: Waiter, roles: Roles) -> Sequence[EvaluationRow]:
-    """The SFT policy's rows as this round's judge sees them: the truth does not change, the ensemble does."""
-    if config.evaluation.judge == "gold":
+    """The SFT policy's rows as this round's judge sees them: truth and held-out members do not change, the ensemble does."""
+    if config.evaluation.judge != "ensemble":
         return sft.rows
     scores = wait("evaluate", roles.scorer.score(sft.rollouts))
     return [
@@ -183,12 +187,16 @@ def summarise(config: RunConfig, rows: Sequence[EvaluationRow], theirs: Sequence
 
     result = win_tie_lose(verdicts(config, rows), verdicts(config, theirs), config.evaluation.tie)
     golds = [row.gold for row in rows if row.gold is not None]
+    held_out = [row.held_out for row in rows if row.held_out is not None]
+    apart = [row.held_out_std for row in rows if row.held_out_std is not None]
     num_tokens = sum(row.num_tokens for row in rows)
     return {
         "proxy": mean([row.proxy for row in rows]),
         "ensemble_mean": mean([row.ensemble_mean for row in rows]),
         "ensemble_std": mean([row.ensemble_std for row in rows]),
         "gold": mean(golds) if golds else None,
+        "held_out": mean(held_out) if held_out else None,
+        "held_out_std": mean(apart) if apart else None,
         "kl": mean([row.policy_logprob - row.sft_logprob for row in rows]),
         "perplexity": math.exp(-sum(row.sft_logprob for row in rows) / num_tokens),
         "length": num_tokens / len(rows),
@@ -205,9 +213,12 @@ def summarise(config: RunConfig, rows: Sequence[EvaluationRow], theirs: Sequence
 
 def verdicts(config: RunConfig, rows: Sequence[EvaluationRow]) -> list[float]:
     """What the config's judge says of each response."""
-    if config.evaluation.judge == "ensemble":
-        return [row.ensemble_mean for row in rows]
-    return [row.gold for row in rows if row.gold is not None]
+    judged: dict[Judge, list[float | None]] = {
+        "gold": [row.gold for row in rows],
+        "held_out": [row.held_out for row in rows],
+        "ensemble": [row.ensemble_mean for row in rows],
+    }
+    return [value for value in judged[config.evaluation.judge] if value is not None]
 
 
 def meta_rows(

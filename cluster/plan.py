@@ -136,11 +136,13 @@ def bundles(config: RunConfig, size: ModelSize) -> tuple[Bundle, ...]:
         The bundles: engines, reward trainer's ranks, scorer, learner's ranks.
     """
     shares, scorers = config.resources, reward_size(config, size)
-    parallel, members = config.rollout.tensor_parallel, config.scorer.num_members
+    parallel, judges = config.rollout.tensor_parallel, config.evaluation.num_held_out
+    members = config.scorer.num_members + judges
     if size.num_heads % parallel:
         raise UserError(f"rollout.tensor_parallel is {parallel} and the policy has {size.num_heads} heads: it must divide them")
     engine = "engine; its cache takes what is left" if shares.rollout.num_gpus else "engine"
-    ensemble = (frozen_part(f"{members} reward models", members * scorers.parameters, shares.scorer),)
+    scoring = f"{members} reward models" + (f", {judges} of them held out" if judges else "")
+    ensemble = (frozen_part(scoring, members * scorers.parameters, shares.scorer),)
     learner = learner_parts(config, size, scorers)
     loading = MASTER * max(size.parameters, scorers.parameters)
     saving = MASTER * size.parameters + 2 * MASTER * (size.parameters + scorers.parameters)

@@ -101,11 +101,18 @@ class RewardHandle(Ranked):
     """The reward trainer, one process or several ranks."""
 
     def fit(
-        self, out_dir: Path, seed: int, previous: Path | None, shifted: Sequence[Rollout] | None, saves: FitSaves | None
+        self,
+        out_dir: Path,
+        seed: int,
+        previous: Path | None,
+        shifted: Sequence[Rollout] | None,
+        saves: FitSaves | None,
+        pairs: Sequence[Pair] | None = None,
     ) -> Pending[RewardReport]:
-        """Train a reward model into ``out_dir``; with MetaRM where ``shifted`` (S_k) is given. A fit that was saved goes on."""
+        """Train a reward model into ``out_dir``; with MetaRM where ``shifted`` (S_k) is given, on ``pairs`` or else on D. A fit
+        that was saved goes on."""
         moves = self.rota.turn("reward")
-        asked = (out_dir, seed, previous, shifted, saves)
+        asked = (out_dir, seed, previous, shifted, saves, pairs)
         return moves.before(_ask_all(self.ranks, lambda actor: actor.fit.remote(*asked), again=True))
 
     def study(
@@ -118,7 +125,7 @@ class RewardHandle(Ranked):
 
 @dataclass
 class Ensemble:
-    """What a scorer must hold: the samples that it is calibrated on, and its members."""
+    """What a scorer must hold: the samples that it is calibrated on, and its members; those below 0 are held out."""
 
     calibration: Sequence[Rollout] | None = None
     members: dict[int, Path] = field(default_factory=dict)
@@ -155,15 +162,20 @@ class ScorerHandle:
         return _ask(self.process, lambda actor: actor.calibrate_on.remote(rollouts))
 
     def load(self, member: int, model_dir: Path) -> Pending[None]:
-        """Load or replace a member; 0 is r_k."""
+        """Load or replace a member; 0 is r_k, and what is below 0 is held out: it judges, and pays nobody."""
         self.holds.members[member] = model_dir
         moves = self.rota.turn("scorer")
         return moves.before(_ask(self.process, lambda actor: actor.load.remote(member, model_dir)))
 
     def score(self, rollouts: Sequence[Rollout]) -> Pending[Scores]:
-        """Score rollouts with every member that it was given."""
-        moves, ids = self.rota.turn("scorer"), tuple(self.holds.members)
+        """Score rollouts with every member that it was given, but for those held out."""
+        moves, ids = self.rota.turn("scorer"), tuple(member for member in self.holds.members if member >= 0)
         return moves.before(_ask(self.process, lambda actor: actor.score.remote(rollouts, ids)))
+
+    def judge(self, rollouts: Sequence[Rollout]) -> Pending[Scores]:
+        """What the held-out members say of rollouts; there must be some."""
+        moves, ids = self.rota.turn("scorer"), tuple(member for member in self.holds.members if member < 0)
+        return moves.before(_ask(self.process, lambda actor: actor.judge.remote(rollouts, ids)))
 
     def by_person(self, rollouts: Sequence[Rollout]) -> Pending[ByPerson]:
         """What everybody says whose reward the reward model holds; it must be one of people."""

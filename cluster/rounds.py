@@ -28,6 +28,7 @@ from cluster.stages import Stages
 from cluster.start import resume
 from cluster.sync import Sync
 from cluster.waiting import Waiter
+from evaluation.best import best_of
 from evaluation.table import round_table
 from tokens.records import Rollout
 
@@ -75,9 +76,9 @@ class Theme:
     choices: ClassVar[tuple[str, ...]] = CHOICES
 
     def run(self) -> None:
-        """Play every round that is not committed yet."""
-        for index in range(self.directory.num_committed, self.config.rounds.num_rounds):
-            self.recover(partial(until_good, partial(self.play, index)))
+        """Play every round that is not committed yet, until the judgements no longer get better (``rounds.stop``)."""
+        while not self.directory.finished:
+            self.recover(partial(until_good, partial(self.play, self.directory.num_committed)))
 
     def play(self, index: int) -> None:
         """Play a round from where its draft stands: what is recorded there is not done again."""
@@ -302,8 +303,17 @@ class Theme:
         self.roles.scorer.holds.committed(work.draft.path, self.directory.round_path(index))
         self.stands = (index + 1, None)
         self.console.show(round_table(self.directory.ledger))
+        self.tell_best()
         if stop_asked():
             end(f"round {index + 1} is committed; the same command continues after it")
+
+    def tell_best(self) -> None:
+        """Which round is the best so far, and why the run ends, if it does."""
+        if self.directory.has_best:
+            self.console.say(f"  best: {best_of(self.directory.ledger).words()}")
+        stopped = self.directory.why_stopped(self.directory.ledger)
+        if stopped is not None and self.directory.num_committed < self.config.rounds.num_rounds:
+            self.console.say(f"[bold]Stopped[/] after round {self.directory.num_committed - 1}: {stopped}")
 
     def save(self, work: Stages) -> None:
         """The learner's models and all that moves, which the next round continues from."""

@@ -14,13 +14,14 @@ from cluster.console import Console
 from cluster.denoising import check_strengths, ensure_strengths, in_words
 from cluster.disk import check_space
 from cluster.domain_models import with_domain_reward
-from cluster.inputs import Source, check_batches, check_domains, check_stopping, open_source
+from cluster.inputs import Source, check_batches, check_domains, check_judges, check_stopping, open_source
 from cluster.judging import comparable
 from cluster.model_sizes import model_size
 from cluster.plan import Bundle, bundles
 from cluster.run_directory import RunDirectory, space_errors
 from cluster.signals import listen
 from cluster.storage import storage_root
+from evaluation.best import JUDGE_NAMES, best_of
 from evaluation.timeline import Span
 from tokens.errors import UserError
 
@@ -62,6 +63,7 @@ def run(config: RunConfig, console: Console) -> Path:
     if source is not None:
         check_batches(config, source)
         check_stopping(config, source)
+        check_judges(config, source)
         check_domains(config, source)
         check_strengths(config, source)
         there = config.sft if config.sft.model is None else config.sft.model_copy(update={"model": str(source.sft_dir)})
@@ -71,7 +73,7 @@ def run(config: RunConfig, console: Console) -> Path:
     with directory.open():
         console.say(f"[bold]Rondo[/] run {config.name} in {directory.path}")
         if source is None:
-            console.say(f"All {directory.num_committed} rounds are done; nothing to do.")
+            console.say(nothing_to_do(directory))
         else:
             for warning in warnings(config):
                 console.say(f"[yellow]note[/] {warning}")
@@ -79,8 +81,30 @@ def run(config: RunConfig, console: Console) -> Path:
             with connected(config, console) as fixed, space_errors(directory.path):
                 play(config, console, directory, source, strengths, asked, fixed)
         report = write_report(directory.path)
+        if directory.has_best:
+            tell_best(directory, console)
     console.say(f"Report: {report}")
     return report
+
+
+def nothing_to_do(directory: RunDirectory) -> str:
+    """What is told of a run that has no further round to play."""
+    if directory.num_committed >= directory.config.rounds.num_rounds:
+        return f"All {directory.num_committed} rounds are done; nothing to do."
+    return (
+        f"The run has stopped after round {directory.num_committed - 1}: {directory.why_stopped(directory.ledger)}. To go on, "
+        "raise rounds.stop.patience, or set rounds.stop to null."
+    )
+
+
+def tell_best(directory: RunDirectory, console: Console) -> None:
+    """Where the best policy lies, and which one it is."""
+    best = best_of(directory.ledger)
+    if not directory.best_path.is_dir():
+        console.say(f"Best: {best.words()}. It is not in {directory.path}: take the model that the run began with")
+        return
+    dependent = "" if best.independent else f". {JUDGE_NAMES[best.judge]} is what PPO was trained by: do not trust it alone"
+    console.say(f"Best: {directory.best_path}: {best.words()}{dependent}")
 
 
 @contextlib.contextmanager
@@ -196,6 +220,7 @@ def play(
                 stage.release(actor)
         inputs = source.load(strengths)
         refuse_other_data(directory, inputs)
+        directory.begin_with(inputs.sft_dir)
         if strengths is not None:
             console.say(in_words(inputs.denoised, strengths))
         with console.bar("start the five roles") as bar:

@@ -22,6 +22,7 @@ from typing import Any
 
 import yaml
 
+from cluster.best_directory import FOLDER, card_of, export, policy_of
 from cluster.config import RunConfig
 from cluster.differences import flat, refuse_differences
 from cluster.draft import Draft, Point, drop, point_of, remove, remove_partials, wrong_with
@@ -31,6 +32,7 @@ from cluster.metrics_file import NONE, forget_rows
 from cluster.mirror import IDENTITY, Ledger, entries, newer
 from cluster.storage import storage_root
 from cluster.store_mirror import mirror_of
+from evaluation.best import best_of, why_stopped
 from tokens.durable import commit_directory, write_file
 from tokens.errors import UserError
 
@@ -142,6 +144,7 @@ class RunDirectory:
         self.ledger: Ledger = {"format": FORMAT, "config_sha256": config_sha256(config), "start": None, "rounds": []}
         self.here = self.there = self.ledger
         self.hold = Hold(self.path, 0)  # nobody's: what is not open is not written to
+        self.sft_dir: Path | None = None
 
     def inspect(self) -> None:
         """Read the ledger if there is one, and its mirror; write nothing.
@@ -169,8 +172,44 @@ class RunDirectory:
 
     @property
     def finished(self) -> bool:
-        """True if every round of the config is committed."""
-        return self.ledger["start"] is not None and self.num_committed >= self.config.rounds.num_rounds
+        """True if no further round is to be played."""
+        return self.why_stopped(self.ledger) is not None
+
+    def why_stopped(self, ledger: Ledger) -> str | None:
+        """Why no further round is played after those of a ledger, in words; None where the run goes on."""
+        if ledger["start"] is None:
+            return None
+        rounds, best = self.config.rounds, best_of(ledger)
+        patience, min_delta = (None, 0.0) if rounds.stop is None else (rounds.stop.patience, rounds.stop.min_delta)
+        return why_stopped(best.gains, best.judge, patience, min_delta, rounds.num_rounds)
+
+    @property
+    def has_best(self) -> bool:
+        """Whether there is a best policy to export: best of n picks among samples, and has none of its own."""
+        return self.ledger["start"] is not None and self.config.rounds.baseline != "best_of_n"
+
+    @property
+    def best_path(self) -> Path:
+        """The policy of the best round; docs/best_round.md."""
+        return self.path / FOLDER
+
+    def begin_with(self, sft_dir: Path) -> None:
+        """Know where SFT's policy lies, which is the best until a round beats it.
+
+        Args:
+            sft_dir: the SFT model, with its tokenizer.
+        """
+        self.sft_dir = sft_dir
+        self._keep_best()
+
+    def _keep_best(self) -> None:
+        if not self.has_best:
+            return
+        best = best_of(self.ledger)
+        entry = self.ledger["start"] if best.round is None else self.ledger["rounds"][best.round]
+        name = policy_of(best)
+        policy = self.sft_dir if name is None else self.path / name
+        export(self.path, card_of(best, entry["evaluation"], self.why_stopped(self.ledger)), policy, self.hold.check)
 
     @contextlib.contextmanager
     def open(self) -> Iterator[RunDirectory]:
@@ -191,6 +230,8 @@ class RunDirectory:
                 (self.path / "rounds").mkdir(exist_ok=True)
                 self._discard_uncommitted()
             self._refuse_damaged()
+            with space_errors(self.path):
+                self._keep_best()
             if unsent := self._units(self.ledger)[len(entries(self.there)) :]:
                 self.mirror.send([self._name(unit) for unit in unsent], self.ledger)
                 self.there = self.ledger
@@ -228,6 +269,7 @@ class RunDirectory:
         for unit in self._units(self.ledger)[-1:]:
             self.hold.check()
             drop(unit, self.config.rounds.keep_rollouts)
+        self._keep_best()
         return self.num_committed
 
     def _take_back(self) -> None:
@@ -390,9 +432,14 @@ class RunDirectory:
         self._commit(draft.path, self.start_path, self.ledger | {"start": entry})
 
     def commit_round(self, draft: Draft, entry: dict[str, Any]) -> None:
-        """Commit the next round and its ledger entry; ``entry["round"]`` must be its index."""
+        """Commit the next round and its ledger entry; ``entry["round"]`` must be its index. The entry also says which round is
+        the best by then, and why the run ends with it, if it does.
+        """
         assert entry["round"] == self.num_committed
-        self._commit(draft.path, self.round_path(entry["round"]), self.ledger | {"rounds": [*self.ledger["rounds"], entry]})
+        ledger = self.ledger | {"rounds": [*self.ledger["rounds"], entry]}
+        best = best_of(ledger)
+        told = {"best": {"round": best.round, "gain": best.gain, "why": best.words()}, "ended": self.why_stopped(ledger)}
+        self._commit(draft.path, self.round_path(entry["round"]), ledger | {"rounds": [*self.ledger["rounds"], entry | told]})
 
     def _commit(self, partial: Path, final: Path, ledger: dict[str, Any]) -> None:
         self.hold.check()
@@ -403,6 +450,7 @@ class RunDirectory:
         self.ledger = ledger
         self.hold.check()
         drop(final, self.config.rounds.keep_rollouts)
+        self._keep_best()
         self.mirror.send([self._name(unit) for unit in self._units(ledger)[len(entries(self.there)) :]], ledger)
         self.there = ledger
         self.mirror.drop(self._name(_draft_of(final)))

@@ -159,7 +159,7 @@ class SandboxSource(Source):
             raise UserError(
                 f"the sandbox's prompts have up to {longest} tokens, data.max_prompt_tokens is {limits.max_prompt_tokens}"
             )
-        train = self.training(strengths)
+        train, judging = self.for_judges(self.training(strengths))
         pairs, dropped = self.encode_listing(train)
         return Inputs(
             sft_dir=self.sft_dir,
@@ -175,6 +175,7 @@ class SandboxSource(Source):
             training=train,
             stopping=self.stopping(),
             ptx=self._ptx,
+            judging=judging,
         )
 
 

@@ -20,6 +20,7 @@ from cluster.model_sizes import ModelSize, model_size, reward_size
 from cluster.node_types import kinds_in_words
 from cluster.placement import placed
 from cluster.plan import GIB, PROCESS, Bundle, Node, Plan, bundles, member_bundle, place, this_machine
+from evaluation.best import JUDGE_NAMES
 from tokens.errors import UserError
 
 NUM_PAIRS = 10_000
@@ -52,6 +53,16 @@ def show_plan(config: RunConfig, options: Namespace) -> int:
         f"{config.name}: {config.rounds.num_rounds} rounds, a policy of {size.parameters / 1e6:,.1f} M parameters, reward models "
         f"and critic of {critic.parameters / 1e6:,.1f} M, {escape(machines)}"
     )
+    if config.rounds.stop is not None:
+        console.print(
+            f"It ends sooner once {config.rounds.stop.patience} round(s) in a row bring no better judgement by "
+            f"{JUDGE_NAMES[config.evaluation.judge]} (rounds.stop)."
+        )
+    if config.evaluation.num_held_out:
+        console.print(
+            f"{config.evaluation.num_held_out} held-out reward models are fitted at the start, on the pairs of "
+            f"{config.evaluation.held_out_fraction:.0%} of the prompts, and judge every round."
+        )
     if config.rounds.baseline != "none":
         console.print(
             f"Memory and times are those of rounds of PPO with MetaRM; rounds.baseline {config.rounds.baseline} needs less."

@@ -23,6 +23,9 @@ from preferences.denoise import write_pairs
 from tokens.errors import UserError
 from tokens.records import Rollout
 
+HELD_OUT = "held_out"
+"""Of ``start/``: the reward models that only judge."""
+
 
 def begin(
     config: RunConfig, directory: RunDirectory, inputs: Inputs, roles: Roles, wait: Waiter, console: Console, metrics: Metrics
@@ -54,11 +57,16 @@ def begin(
         work = Stages(draft, wait, metrics, config, -1)
         for member in range(1, config.scorer.num_members) if config.scorer.num_members > 1 else range(1):
             work.fit(f"member {member}", f"members/{member}", partial(fit_vanilla, config, roles, wait, console, member))
+        for number in range(config.evaluation.num_held_out):
+            work.fit(
+                f"{HELD_OUT} {number}", f"{HELD_OUT}/{number}", partial(fit_judge, config, inputs, roles, wait, console, number)
+            )
         with console.bar("judge the SFT policy", "samples") as bar:
             given = (config, inputs, roles, wait, version)
             rollouts = work.rollouts("evaluation", "evaluation_rollouts.parquet", lambda: sample_for_judging(*given, bar))
             wait("evaluate", roles.scorer.calibrate_on(rollouts))
             load_members(config, draft / "members", roles, wait)
+            load_judges(config, draft / HELD_OUT, roles, wait)
             if config.scorer.num_members == 1:
                 wait("evaluate", roles.scorer.load(0, draft / "members" / "0"))  # stands in until r_0 is there
             sft = judge(*given, None, rollouts=rollouts)
@@ -81,6 +89,22 @@ def fit_vanilla(
     """Fit a member of the ensemble on D alone, into a directory."""
     with console.bar(f"vanilla reward model {member}", "pairs") as bar:
         return wait("reward", roles.reward.fit(place, derive(config.seed, "member", member), None, None, saves), bar)
+
+
+def fit_judge(
+    config: RunConfig,
+    inputs: Inputs,
+    roles: Roles,
+    wait: Waiter,
+    console: Console,
+    member: int,
+    place: Path,
+    saves: FitSaves | None,
+) -> RewardReport:
+    """Fit a held-out reward model on pairs that nothing else learns from, into a directory."""
+    with console.bar(f"held-out reward model {member}", "pairs") as bar:
+        seed = derive(config.seed, HELD_OUT, member)
+        return wait("reward", roles.reward.fit(place, seed, None, None, saves, inputs.judging), bar)
 
 
 def refuse_other_data(directory: RunDirectory, inputs: Inputs) -> None:
@@ -106,6 +130,12 @@ def load_members(config: RunConfig, members: Path, roles: Roles, wait: Waiter) -
         wait("evaluate", roles.scorer.load(member, members / str(member)))
 
 
+def load_judges(config: RunConfig, place: Path, roles: Roles, wait: Waiter) -> None:
+    """Load the held-out reward models: members -1, -2, ..."""
+    for number in range(config.evaluation.num_held_out):
+        wait("evaluate", roles.scorer.load(-1 - number, place / str(number)))
+
+
 def resume(config: RunConfig, directory: RunDirectory, inputs: Inputs, roles: Roles, wait: Waiter) -> Judgement:
     """Read what was committed, and give the scorer back its members and its calibration."""
     rows = read_rows(directory.start_path / "evaluation.parquet", EvaluationRow)
@@ -114,6 +144,7 @@ def resume(config: RunConfig, directory: RunDirectory, inputs: Inputs, roles: Ro
     refreshed = config.scorer.refresh == "each_round" and directory.num_committed > 0
     holder = directory.round_path(directory.num_committed - 1) if refreshed else directory.start_path
     load_members(config, holder / "members", roles, wait)
+    load_judges(config, directory.start_path / HELD_OUT, roles, wait)
     return Judgement(tuple(rollouts), rows, directory.ledger["start"]["evaluation"])
 
 

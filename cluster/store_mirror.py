@@ -4,6 +4,7 @@ PREFIX/runs/NAME/ in the store:
     start/..., rounds/round_000/...   the files of what is committed, each read back and compared after it was sent
     manifests/start.json, ...         size and SHA-256 of each of them
     config.yaml, metrics.jsonl, ...   as they were at the last commit or report
+    best/best.json                    which of the rounds is the best; its policy is there once, in the round
     ledger.json                       put last: one object is replaced in one step, so readers see whole rounds only
     .claims/                          which driver has the run (cluster.claims)
 """
@@ -21,6 +22,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 
+from cluster.best_directory import CARD
+from cluster.best_directory import FOLDER as BEST
 from cluster.claims import FOLDER, PACE, Claim, Pace
 from cluster.config import RunConfig
 from cluster.draft import steps_among
@@ -31,7 +34,7 @@ from cluster.store_uri import is_store
 from tokens.errors import UserError
 
 LEDGER, CONFIG = "ledger.json", "config.yaml"
-NOT_THE_REST = ("start", "rounds", "manifests", FOLDER, LEDGER)
+NOT_THE_REST = ("start", "rounds", "manifests", BEST, FOLDER, LEDGER)
 """Names in a run that are sent or fetched in their own way."""
 NUM_HANDS = 4
 """Files on their way at a time; pyarrow sends the parts of each in threads of its own."""
@@ -208,6 +211,7 @@ class StoreMirror:
         """Copy what changed of all that is not committed: config, numbers, logs, the report."""
         entries = [entry for entry in self.path.iterdir() if entry.name not in NOT_THE_REST and entry.name[0] != "."]
         files = [file for entry in entries for file in ([entry] if entry.is_file() else _files(entry))]
+        files += [card] if (card := self.path / BEST / CARD).is_file() else []
         stamps = {file: (file.stat().st_size, file.stat().st_mtime_ns) for file in files}
         changed = [file for file, stamp in stamps.items() if file not in self.sent or self.sent[file] != stamp]
         keys = [self._key(file.relative_to(self.path).as_posix()) for file in changed]

@@ -6,13 +6,32 @@ from pydantic import Field
 
 from tokens.section import Section
 
+Judge = Literal["gold", "held_out", "ensemble"]
+NUM_HELD_OUT = 3
+"""Held-out reward models where they are the judge and nobody says how many."""
+
 
 class EvaluationConfig(Section):
     """One response per prompt from the round's policy, against one from the SFT policy."""
 
     num_prompts: int = Field(256, ge=8)
     """Validation prompts judged every round."""
-    judge: Literal["gold", "ensemble"] = "gold"
-    """The sandbox's truth, or the mean of the reward ensemble (not independent of training: the report says so)."""
+    judge: Judge = "gold"
+    """gold: the sandbox's truth. held_out: reward models that nothing is trained by (held_out_members). ensemble: the mean of the
+    reward ensemble, which PPO is paid by, so that it can be fooled along with it. Where none is named: gold in the sandbox,
+    held_out elsewhere. docs/best_round.md."""
+    held_out_members: int | None = Field(None, ge=0, le=16)
+    """Reward models that are fitted at the run's start, by seeds and pairs of their own, and only judge; null = 3 where judge is
+    held_out, else none."""
+    held_out_fraction: float = Field(0.2, gt=0, lt=1)
+    """Share of D's prompts whose pairs only held-out members learn from, where there are any: the reward model that pays PPO
+    never sees them."""
     tie: float = Field(0.1, ge=0)
     """Judgements closer than this are ties; in units of the judge."""
+
+    @property
+    def num_held_out(self) -> int:
+        """Held-out reward models of the run."""
+        if self.held_out_members is None:
+            return NUM_HELD_OUT if self.judge == "held_out" else 0
+        return self.held_out_members

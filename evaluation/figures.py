@@ -67,6 +67,8 @@ def _reward_by_round(run: Run) -> Drawing:
         ("proxy", BLUE, lambda row: row.proxy),
         ("ensemble", SKY, lambda row: row.ensemble_mean),
     ]
+    if all(row.held_out is not None for rows in (run.start_rows, *run.round_rows) for row in rows):
+        kinds.append(("held-out", GREEN, lambda row: row.held_out if row.held_out is not None else 0.0))
     if all(row.gold is not None for rows in (run.start_rows, *run.round_rows) for row in rows):
         kinds.append(("gold", ORANGE, lambda row: row.gold if row.gold is not None else 0.0))
 

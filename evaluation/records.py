@@ -40,6 +40,8 @@ class EvaluationRow:
         sft_logprob: likewise under the SFT policy.
         over_sft: what the judge says of it minus what it says of SFT's response to the same prompt; None in SFT's own rows, and
             in a file from before it was kept.
+        held_out: mean of the held-out members' scores; None where there are none.
+        held_out_std: their population standard deviation; None likewise.
 
     Raises:
         ValueError: if a number is not finite, there is no token, or no member.
@@ -59,6 +61,8 @@ class EvaluationRow:
     policy_logprob: float
     sft_logprob: float
     over_sft: float | None = None
+    held_out: float | None = None
+    held_out_std: float | None = None
 
     def __post_init__(self) -> None:
         if self.num_tokens < 1 or not self.member_scores:
@@ -67,7 +71,7 @@ class EvaluationRow:
                 f"got {self.num_tokens} and {len(self.member_scores)}"
             )
         numbers = (self.proxy, self.ensemble_mean, self.ensemble_std, self.policy_logprob, self.sft_logprob, *self.member_scores)
-        known = [value for value in (self.gold, self.over_sft) if value is not None]
+        known = [value for value in (self.gold, self.over_sft, self.held_out, self.held_out_std) if value is not None]
         _all_finite(f"evaluation of {self.prompt_id!r}", (*numbers, *known))
 
 

@@ -116,7 +116,8 @@ def render(run: Run) -> str:
 def pick_samples(run: Run) -> tuple[Sample, ...]:
     """Prompts worth reading: the two where the last round gained most over SFT, two in the middle, the two where it lost most.
 
-    gain = judge(last round) - judge(SFT), the judge being the gold reward where there is one, else the ensemble's mean.
+    gain = judge(last round) - judge(SFT), the judge being the gold reward where there is one, else the held-out members' mean
+    where there are some, else the ensemble's.
 
     Source: none; a rule, so that nobody chooses the pretty ones.
 
@@ -128,7 +129,9 @@ def pick_samples(run: Run) -> tuple[Sample, ...]:
 
     Padding contract: there is none.
     """
-    judge: Callable[[EvaluationRow], float] = lambda row: row.ensemble_mean if row.gold is None else row.gold  # noqa: E731
+    judge: Callable[[EvaluationRow], float] = lambda row: next(  # noqa: E731
+        value for value in (row.gold, row.held_out, row.ensemble_mean) if value is not None
+    )
     shown = spread(tuple(zip(run.ledger.rounds, run.round_rows, strict=True)), MAX_RESPONSES)
     columns: list[tuple[str, dict[str, EvaluationRow]]] = [("SFT", {row.prompt_id: row for row in run.start_rows})]
     columns += [(f"round {round_.index}", {row.prompt_id: row for row in rows}) for round_, rows in shown]

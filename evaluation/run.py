@@ -7,12 +7,14 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
+from evaluation.config import Judge
 from evaluation.json_node import JsonNode, json_file, json_lines, read_json, read_text
 from evaluation.records import PEOPLE, EvaluationRow, MetaRow, PersonRow, read_rows
 from evaluation.timeline import Span, read_timeline
 from tokens.errors import UserError
+
+JUDGES: tuple[Judge, ...] = ("gold", "held_out", "ensemble")
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,10 @@ class Evaluation:
     margin: float | None
     margin_low: float | None
     margin_high: float | None
-    judge: Literal["gold", "ensemble"]
+    judge: Judge
+    held_out: float | None = None
+    """Mean of the held-out members' scores; None where there are none."""
+    held_out_std: float | None = None
 
 
 @dataclass(frozen=True)
@@ -216,8 +221,15 @@ def _evaluation(node: JsonNode) -> Evaluation:
         margin=node.optional("margin"),
         margin_low=node.optional("margin_low"),
         margin_high=node.optional("margin_high"),
-        judge="gold" if node.one_of("judge", ("gold", "ensemble")) == "gold" else "ensemble",
+        judge=_judge(node),
+        held_out=node.optional("held_out") if node.has("held_out") else None,
+        held_out_std=node.optional("held_out_std") if node.has("held_out_std") else None,
     )
+
+
+def _judge(node: JsonNode) -> Judge:
+    named = node.one_of("judge", JUDGES)
+    return next(judge for judge in JUDGES if judge == named)
 
 
 def _round(node: JsonNode) -> Round:

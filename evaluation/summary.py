@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from evaluation.baseline_words import description, judges_too, subject
+from evaluation.best import JUDGE_NAMES
+from evaluation.config import Judge
 from evaluation.fit_words import collapsed, inflation
 from evaluation.run import Evaluation, Run, series
 from evaluation.text import TextStats, text_stats
@@ -30,7 +32,7 @@ class Headline:
     detail: str
 
 
-def judge_in_words(judge: Literal["gold", "ensemble"]) -> str:
+def judge_in_words(judge: Judge) -> str:
     """How the judge is called in a sentence.
 
     Source: the config's ``evaluation.judge``.
@@ -43,7 +45,7 @@ def judge_in_words(judge: Literal["gold", "ensemble"]) -> str:
 
     Padding contract: there is none.
     """
-    return "the gold reward" if judge == "gold" else "the reward ensemble"
+    return JUDGE_NAMES[judge]
 
 
 def headline(run: Run) -> Headline:
@@ -134,6 +136,12 @@ def _judge(run: Run) -> Finding | None:
     last = run.ledger.rounds[-1]
     if last.evaluation.judge == "gold":
         return None
+    if last.evaluation.judge == "held_out":
+        return Finding(
+            "note",
+            "The judges are reward models that nothing is trained by, fitted on pairs of their own: the policy does not learn to "
+            "please them, and they can be wrong about texts that no pair is like.",
+        )
     why = judges_too(last.choices)
     return Finding("note", f"The judge is the reward ensemble, {why}: it can be fooled along with it.")
 

@@ -152,6 +152,11 @@ _COLUMNS = (
         "Mean of the members' scores, ± the mean of their standard deviation",
         lambda e: f"{e.ensemble_mean:z.2f} ± {e.ensemble_std:z.2f}",
     ),
+    _Column(
+        "held-out",
+        "Mean score of reward models that nothing is trained by, ± the mean of their standard deviation",
+        lambda e: NOTHING if e.held_out is None or e.held_out_std is None else f"{e.held_out:z.2f} ± {e.held_out_std:z.2f}",
+    ),
     _Column("KL", "From SFT, nats per response", lambda e: _number(e.kl)),
     _Column("ppl", "Perplexity of the responses under SFT", lambda e: _number(e.perplexity)),
     _Column("tokens", "Mean length of a response", lambda e: _number(e.length, 1)),

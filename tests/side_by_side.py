@@ -16,7 +16,8 @@ SENSITIVE = ("tests/cluster/test_autoscaling.py",)
 """Whose nodes must start within a time: beside them nothing that starts Ray."""
 
 SHARED_RUNS = tuple(
-    f"tests/cluster/test_{name}.py" for name in ("elastic", "eta", "faults", "guarding", "real_data", "run", "secrets", "storage")
+    f"tests/cluster/test_{name}.py"
+    for name in ("best", "elastic", "eta", "faults", "guarding", "real_data", "run", "secrets", "storage")
 )
 """That look at the runs of ``tests/cluster/conftest.py``: by one worker, or both would make these runs."""
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import glob
 import hashlib
 import os
@@ -103,3 +105,58 @@ def commit_directory(partial: Path, final: Path, may_move: Callable[[], None] = 
     may_move()
     os.replace(partial, final)
     sync(final.parent)
+
+
+def replace_directory(partial: Path, final: Path, may_move: Callable[[], None] = lambda: None) -> None:
+    """Make a written directory durable and put it in the place of another one in one step; that one is removed then.
+
+    Where the file system cannot exchange two names (NFS), the old one is moved away first: for a moment there is none.
+
+    Args:
+        partial: the directory, on the same file system, under a name of ``draft_directory``.
+        final: its place; a directory, or nothing.
+        may_move: as in ``commit_directory``.
+    """
+    sync_tree(partial)
+    may_move()
+    if not final.exists():
+        os.replace(partial, final)
+        sync(final.parent)
+        return
+    old = partial
+    if not exchange(partial, final):
+        old = final.with_name(f".{final.name}.{uuid.uuid4().hex[:8]}.partial")
+        os.replace(final, old)
+        os.replace(partial, final)
+    sync(final.parent)
+    shutil.rmtree(old)
+
+
+AT_FDCWD, RENAME_EXCHANGE = -100, 2
+"""Of Linux's renameat2: paths are as the process sees them; the two names change places."""
+
+
+def exchange(one: Path, other: Path) -> bool:
+    """Let two files or directories change places in one step, as Linux can on most local file systems.
+
+    Args:
+        one: of them.
+        other: the other, on the same file system.
+
+    Returns:
+        Whether it could be done; if not, nothing has changed.
+
+    Raises:
+        OSError: if the disk refuses.
+    """
+    library = ctypes.CDLL(None, use_errno=True)
+    try:
+        rename = library["renameat2"]
+    except AttributeError:  # another C library, or another system
+        return False
+    if rename(AT_FDCWD, os.fsencode(one), AT_FDCWD, os.fsencode(other), RENAME_EXCHANGE) == 0:
+        return True
+    number = ctypes.get_errno()
+    if number in (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
+        return False
+    raise OSError(number, os.strerror(number), str(one), None, str(other))

@@ -51,10 +51,12 @@ def ranks_run(command: Command) -> Path:
 
 @pytest.fixture(scope="session")
 def pool_run(command: Command) -> tuple[Path, subprocess.CompletedProcess[str]]:
-    """One round with two engines that sample ahead, on prompts of domains without preferences: the run directory and what the
-    command printed."""
+    """One round with two engines that sample ahead, on prompts of domains without preferences, judged by held-out reward models,
+    after which it ends by itself: the run directory and what the command printed."""
     engines = ("--rollout.num_engines", "2", "--policy.max_lag", "1", "--policy.steps_per_round", "4")
-    done = command("run", str(TINY), "--name", "tiny-pool", "--rounds.num_rounds", "1", *engines, *HELD_OUT_DOMAINS)
+    stop = ("--rounds.num_rounds", "5", "--rounds.stop.patience", "1", "--rounds.stop.min_delta", "1000")
+    judges = ("--evaluation.judge", "held_out", "--evaluation.held_out_members", "2")
+    done = command("run", str(TINY), "--name", "tiny-pool", *stop, *judges, *engines, *HELD_OUT_DOMAINS)
     assert done.returncode == 0, done.stdout + done.stderr
     return command.storage / "runs" / "tiny-pool", done
 

@@ -30,6 +30,7 @@ from cluster.strength_directory import StrengthDirectory
 from cluster.waiting import TAKES_NOTHING
 from evaluation.records import MetaRow, write_rows
 from tests.cluster.command import TINY, Command
+from tests.cluster.judged import JUDGED
 from tests.cluster.refused import GOOD, REAL, changed, config, jsonl, refused
 from tokens.errors import UserError
 
@@ -100,9 +101,28 @@ CONFIGS = {
     "a name that is a path": ({"name": "../../etc"}, ["name", "../../etc"]),
     "context too short": ({"data": {"max_prompt_tokens": 100}}, ["context", "164", "72"]),
     "gold without a sandbox": (
-        {"data": {"preferences": "x.jsonl", "max_prompt_tokens": 24, "max_response_tokens": 40}},
-        ["evaluation.judge", "ensemble"],
+        {
+            "data": {"preferences": "x.jsonl", "max_prompt_tokens": 24, "max_response_tokens": 40},
+            "evaluation": {"judge": "gold"},
+        },
+        ["evaluation.judge", "held_out", "ensemble"],
     ),
+    "nobody to judge": (
+        {"evaluation": {"judge": "held_out", "held_out_members": 0}}, ["held_out_members 0", "set held_out_members to 1 or more"],
+    ),
+    "held-out members beside a given reward model": (
+        {"evaluation": {"held_out_members": 2}, "scorer": {"reward_model": "domain:law", "num_members": 1}},
+        ["evaluation.held_out_members 2", "scorer.reward_model domain:law", "held_out_members to null"],
+    ),
+    "a stop by what PPO is paid by": (
+        {"rounds": {"stop": {"patience": 1}}, "evaluation": {"judge": "ensemble"}},
+        ["rounds.stop.patience is 1", "evaluation.judge ensemble", "set evaluation.judge to held_out"],
+    ),
+    "a stop of one round": (
+        {"rounds": {"baseline": "dpo", "num_rounds": 1, "stop": {"patience": 1}}},
+        ["stop.patience is 1", "dpo, which is one round"],
+    ),
+    "no patience": ({"rounds": {"stop": {"patience": 0}}}, ["rounds.stop.patience", "1"]),
     "unknown domain": ({"policy": {"prompts": "sandbox:nowhere"}}, ["policy.prompts", "nowhere"]),
     "a model beside the sandbox": ({"sft": {"model": "nowhere"}}, ["sft.model", "nowhere", "allow_hub"]),
     "n without best of n": ({"rounds": {"best_of": 4}}, ["rounds: best_of is 4", "baseline none", "neither"]),
@@ -525,7 +545,7 @@ def test_a_storage_root_that_cannot_be_written(
 
 def test_run_directory_of_another_config(storage: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with RunDirectory(load_config(TINY)).open() as run, run.draft(run.start_path) as draft:
-        run.commit_start(draft, {"committed": True})
+        run.commit_start(draft, {**JUDGED, "committed": True})
     before = (storage / "runs" / "tiny" / "config.yaml").read_text()
     assert main(["run", str(TINY), "--policy.kl.coef", "0.5"]) == 2
     message = capsys.readouterr().err
@@ -563,12 +583,12 @@ def test_full_disk(fails_in: str, monkeypatch: pytest.MonkeyPatch) -> None:
             if fails_in == "draft":
                 no_space()
             monkeypatch.setattr("tokens.durable.os.fsync", no_space)
-            run.commit_round(draft, {"round": 0})
+            run.commit_round(draft, {**JUDGED, "round": 0})
 
     with run.open():
         with run.draft(run.start_path) as draft:
             (draft / "x").write_text("kept")
-            run.commit_start(draft, {"committed": True})
+            run.commit_start(draft, {**JUDGED, "committed": True})
         before = (run.path / "ledger.json").read_text()
         with pytest.raises(UserError, match=r"no space left.*earlier rounds are intact"):
             write_a_round(run)

@@ -17,6 +17,7 @@ from cluster.timeline import Timeline
 from cluster.waiting import Room
 from evaluation.timeline import DRIVER, Span, read_timeline, window
 from tests.cluster.command import ROOT, TINY
+from tests.cluster.judged import JUDGED
 from tokens.errors import UserError
 
 FOLDERS = ("tokens", "rm", "policy", "preferences", "evaluation", "sandbox", "actors", "cluster")
@@ -84,13 +85,13 @@ def test_a_run_continues_whatever_its_files_times_say(tmp_path: Path) -> None:
     with RunDirectory(config).open() as run:
         with run.draft(run.start_path) as draft:
             (draft / "x").write_text("kept")
-            run.commit_start(draft, {"committed": True})
+            run.commit_start(draft, {**JUDGED, "committed": True})
         with run.draft(run.round_path(0)) as draft:
-            run.commit_round(draft, {"round": 0, "committed_at": "2999-01-01T00:00:00+00:00"})
+            run.commit_round(draft, {**JUDGED, "round": 0, "committed_at": "2999-01-01T00:00:00+00:00"})
     for file in (run.path, *run.path.rglob("*")):
         os.utime(file, (32_503_680_000, 32_503_680_000))  # in the year 3000
     with RunDirectory(config).open() as again:
         assert again.num_committed == 1 and (again.start_path / "x").read_text() == "kept"
         with again.draft(again.round_path(1)) as draft:
-            again.commit_round(draft, {"round": 1, "committed_at": "1970-01-01T00:00:00+00:00"})
+            again.commit_round(draft, {**JUDGED, "round": 1, "committed_at": "1970-01-01T00:00:00+00:00"})
     assert [entry["round"] for entry in json.loads((run.path / "ledger.json").read_text())["rounds"]] == [0, 1]

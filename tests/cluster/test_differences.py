@@ -14,6 +14,7 @@ from cluster.reward_directory import RewardDirectory, learnt_from
 from cluster.run_directory import RunDirectory
 from cluster.strength_directory import StrengthDirectory, settings
 from tests.cluster.command import TINY
+from tests.cluster.judged import JUDGED
 from tokens.errors import UserError
 
 
@@ -155,7 +156,7 @@ def test_a_directory_of_another_kind_is_no_reward_models(storage: Path) -> None:
 
 def test_a_run_that_was_begun_before_a_key_existed_goes_on(storage: Path) -> None:
     with RunDirectory(load_config(TINY)).open() as run, run.draft(run.start_path) as draft:
-        run.commit_start(draft, {"committed": True})
+        run.commit_start(draft, {**JUDGED, "committed": True})
     stored = yaml.safe_load((run.path / "config.yaml").read_text())
     del stored["reward"]["stop_on"], stored["data"]["validation"]
     (run.path / "config.yaml").write_text(yaml.safe_dump(stored))
@@ -163,6 +164,6 @@ def test_a_run_that_was_begun_before_a_key_existed_goes_on(storage: Path) -> Non
     (run.path / "ledger.json").write_text(json.dumps(ledger | {"config_sha256": "of the shorter config"}))
     again = RunDirectory(load_config(TINY, ["--resources.reward.num_cpus", "1"]))
     again.inspect()
-    assert again.ledger["start"] == {"committed": True}
+    assert again.ledger["start"] == {**JUDGED, "committed": True}
     with pytest.raises(UserError, match=r"runs/tiny belongs to another config \(policy.lr: 0.0003 there, 1e-06 here\)"):
         RunDirectory(load_config(TINY, ["--policy.lr", "1e-6"])).inspect()

@@ -32,6 +32,7 @@ from cluster.sync import Sync
 from cluster.telemetry import Telemetry
 from evaluation.timeline import Span
 from tests.cluster.command import ROOT, TINY
+from tests.cluster.judged import JUDGED
 from tokens import saved_state
 from tokens.errors import UserError
 from tokens.saved_state import SavedState, latest_state, save_state
@@ -210,9 +211,9 @@ def begun_run(storage: Path, *options: str) -> RunDirectory:
     directory = RunDirectory(load_config(TINY, ["--name", "paused", "--storage", str(storage), *options]))
     with directory.open():
         with directory.draft(directory.start_path) as draft:
-            directory.commit_start(draft, {"committed": True})
+            directory.commit_start(draft, {**JUDGED, "committed": True})
         with directory.draft(directory.round_path(0)) as draft:
-            directory.commit_round(draft, {"round": 0, "policy_version": 4})
+            directory.commit_round(draft, {**JUDGED, "round": 0, "policy_version": 4})
         rows = "".join(json.dumps({"round": k, "step": step, "phase": "policy"}) + "\n" for k in (0, 1) for step in range(3))
         (directory.path / "metrics.jsonl").write_text(rows)
         with contextlib.suppress(KeyboardInterrupt), directory.draft(directory.round_path(1)) as draft:
@@ -241,7 +242,7 @@ def test_the_next_driver_goes_on_from_the_checkpoint_with_the_rows_before_it(tmp
         assert [row["step"] for row in rows if row["phase"] == "pool"] == [3], "an engine that came or went did so"
         with directory.draft(directory.round_path(1)) as again:
             assert again.path == draft
-            directory.commit_round(again, {"round": 1, "policy_version": 9})
+            directory.commit_round(again, {**JUDGED, "round": 1, "policy_version": 9})
         assert names(directory.path / "rounds") == ["round_000", "round_001"]
         assert names(directory.round_path(1)) == ["journal.jsonl", "reward"]
         assert directory.point is None and directory.policy_version == 9
@@ -255,10 +256,10 @@ def test_committed_files_that_the_run_goes_on_from_must_be_what_was_written(unit
     with directory.open():
         with directory.draft(directory.start_path) as draft:
             put(draft, "member 1", "members")
-            directory.commit_start(draft, {"committed": True})
+            directory.commit_start(draft, {**JUDGED, "committed": True})
         with directory.draft(directory.round_path(0)) as draft:
             put(draft, "reward", "reward")
-            directory.commit_round(draft, {"round": 0, "policy_version": 4})
+            directory.commit_round(draft, {**JUDGED, "round": 0, "policy_version": 4})
     with RunDirectory(directory.config).open():
         pass
     file = next(file for file in sorted((directory.path / unit).rglob("*")) if file.is_file() and file.name != "journal.jsonl")
@@ -287,7 +288,7 @@ def test_a_commit_that_is_cut_short_leaves_the_round(cut: str, tmp_path: Path, m
     def commit() -> None:
         with directory.draft(directory.round_path(1)) as draft:
             put(draft, "policy", "policy")
-            directory.commit_round(draft, {"round": 1, "policy_version": 9})
+            directory.commit_round(draft, {**JUDGED, "round": 1, "policy_version": 9})
 
     with directory.open(), monkeypatch.context() as patch:
         patch.setattr(run_directory, cut, fail)
@@ -303,7 +304,7 @@ def test_a_commit_that_is_cut_short_leaves_the_round(cut: str, tmp_path: Path, m
 
 def commit_second(directory: RunDirectory) -> None:
     with directory.draft(directory.round_path(1)) as draft:
-        directory.commit_round(draft, {"round": 1, "policy_version": 9})
+        directory.commit_round(draft, {**JUDGED, "round": 1, "policy_version": 9})
 
 
 @pytest.mark.parametrize("before", [True, False], ids=["before the ledger is replaced", "after it"])
@@ -356,7 +357,7 @@ def test_the_judgement_of_sft_is_written_once(tmp_path: Path) -> None:
         assert (directory.path / "metrics.jsonl").read_text() == "", "it comes again with the start"
         with directory.draft(directory.start_path) as draft:
             (directory.path / "metrics.jsonl").write_text(row)
-            directory.commit_start(draft, {"committed": True})
+            directory.commit_start(draft, {**JUDGED, "committed": True})
     with directory.open():
         assert (directory.path / "metrics.jsonl").read_text() == row
 

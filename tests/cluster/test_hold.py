@@ -29,6 +29,7 @@ from cluster.study import Book, Place
 from cluster.telemetry import Telemetry
 from evaluation.studies import StudyRow
 from tests.cluster.command import TINY
+from tests.cluster.judged import JUDGED
 from tokens.errors import UserError
 
 
@@ -62,7 +63,7 @@ def begin(directory: RunDirectory, stack: ExitStack) -> None:
     """Open a run and begin its first round."""
     stack.enter_context(directory.open())
     with directory.draft(directory.start_path) as draft:
-        directory.commit_start(draft, {"committed": True})
+        directory.commit_start(draft, {**JUDGED, "committed": True})
     with directory.draft(directory.round_path(0)) as draft:
         draft.begin(0, 0)
 
@@ -90,7 +91,7 @@ def test_a_driver_that_was_given_up_records_and_commits_nothing(two: tuple[RunDi
             lambda: draft.undo(["begun"], "a loss"),
             lambda: put(draft, "scores"),
             lambda: draft.checkpoint(2, 2, lambda place: None, 2, 0, {}),
-            lambda: first.commit_round(draft, {"round": 0}),
+            lambda: first.commit_round(draft, {**JUDGED, "round": 0}),
         ):
             with pytest.raises(TakenOver, match=r"another driver .* \(process \d+ on .*, epoch 2\); this one, of epoch 1"):
                 act()
@@ -100,7 +101,7 @@ def test_a_driver_that_was_given_up_records_and_commits_nothing(two: tuple[RunDi
         assert {name: content for name, content in after if ".scores." not in name and "steps" not in name} == before
         assert other.partials["reward"].is_dir(), "what the other one has under way is not cleared away"
         put(other, "scores")
-        second.commit_round(other, {"round": 0})
+        second.commit_round(other, {**JUDGED, "round": 0})
     assert second.num_committed == 1 and not any("partial" in name for name in files(second.path))
 
 
@@ -183,7 +184,7 @@ ACTS: dict[str, Callable[[RunDirectory, Draft], None]] = {
     "records a file": lambda first, draft: put(draft, "scores"),
     "records a model": lambda first, draft: record_model(draft, "the first"),
     "saves a checkpoint": lambda first, draft: save(draft, "the first"),
-    "commits": lambda first, draft: first.commit_round(draft, {"round": 0}),
+    "commits": lambda first, draft: first.commit_round(draft, {**JUDGED, "round": 0}),
 }
 
 

@@ -22,6 +22,7 @@ from cluster.run_directory import RunDirectory
 from cluster.storage import Store
 from cluster.store_mirror import StoreMirror
 from tests.cluster.command import ROOT, TINY, Command
+from tests.cluster.judged import JUDGED
 from tests.cluster.object_store import ObjectStore, served
 from tokens.errors import UserError
 
@@ -73,7 +74,7 @@ def start(run: RunDirectory, by: str = "first") -> None:
     with run.draft(run.start_path) as draft:
         (draft / "members").mkdir()
         (draft / "members" / "model.safetensors").write_bytes(by.encode() * 1000)
-        run.commit_start(draft, {"committed": True, "by": by})
+        run.commit_start(draft, {**JUDGED, "committed": True, "by": by})
 
 
 def play(run: RunDirectory, index: int, by: str = "first") -> None:
@@ -83,7 +84,7 @@ def play(run: RunDirectory, index: int, by: str = "first") -> None:
         (draft / "policy").mkdir()
         (draft / "policy" / "model.safetensors").write_bytes(f"{by} {index}".encode() * 1000)
         (draft / "policy" / "empty").touch()
-        run.commit_round(draft, {"round": index, "by": by})
+        run.commit_round(draft, {**JUDGED, "round": index, "by": by})
 
 
 def rounds(store: Store) -> list[int]:
@@ -160,11 +161,11 @@ from cluster.run_directory import RunDirectory
 
 with RunDirectory(load_config(Path(sys.argv[1]), ["--storage", sys.argv[2], "--scratch", sys.argv[3]])).open() as run:
     with run.draft(run.start_path) as draft:
-        run.commit_start(draft, {"committed": True})
+        run.commit_start(draft, {**JUDGED, "committed": True})
     for index in range(2):
         with run.draft(run.round_path(index)) as draft:
             (draft / "model.safetensors").touch()
-            run.commit_round(draft, {"round": index})
+            run.commit_round(draft, {**JUDGED, "round": index})
 """
 
 
@@ -557,6 +558,11 @@ def test_a_killed_run_continues_after_the_last_committed_round_on_an_empty_machi
     with place.run("c").open() as fetched:
         assert fetched.finished and fetched.ledger["rounds"][0] == state["rounds"][0]
     last = fetched.path
+    sent = [name for name in place.there().tree("runs/tiny") if name.split("/")[0] == "best"]
+    assert sent == ["best/best.json"], "its policy is there once, in its round"
+    card = json.loads((place.tmp_path / "b" / "runs" / "tiny" / "best" / "best.json").read_text())
+    assert json.loads(str(place.there().read("runs/tiny/best/best.json"))) == card
+    assert (last / "best" / "model.safetensors").is_file() == (card["round"] is not None), "SFT's policy is not in the run"
     assert policy_steps(last) == [(0, 0), (0, 1), (1, 0), (1, 1)]
     assert (last / "report.html").stat().st_size > 10_000
     for name in ("policy/model", "reward/model", "critic/model", "learner"):

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tokens.durable import commit_directory, digest_of_file, draft_directory, whole_file, write_file
+import tokens.durable
+from tokens.durable import commit_directory, digest_of_file, draft_directory, exchange, replace_directory, whole_file, write_file
 
 
 def test_a_file_is_replaced_in_one_step(tmp_path: Path) -> None:
@@ -53,3 +54,27 @@ def test_a_directory_comes_to_its_place_whole_and_only_once(tmp_path: Path) -> N
     with pytest.raises(OSError, match="not empty"):
         commit_directory(tmp_path / "two", tmp_path / "final")
     assert (tmp_path / "final" / "inner" / "x").read_text() == "one"
+
+
+@pytest.mark.parametrize("can_exchange", [True, False])
+def test_a_directory_takes_the_place_of_another(can_exchange: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not can_exchange:  # as on NFS
+        monkeypatch.setattr(tokens.durable, "exchange", lambda one, other: False)
+    final = tmp_path / "best"
+    for name in ("one", "two"):
+        partial = draft_directory(final)
+        (partial / name).write_text(name)
+        replace_directory(partial, final)
+        assert [path.name for path in final.iterdir()] == [name]
+    assert [path.name for path in tmp_path.iterdir()] == ["best"]
+
+
+def test_two_names_change_places_in_one_step(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "x").write_text(name)
+    if not exchange(tmp_path / "one", tmp_path / "two"):
+        pytest.skip("this file system cannot")
+    assert [(tmp_path / name / "x").read_text() for name in ("one", "two")] == ["two", "one"]
+    with pytest.raises(FileNotFoundError):
+        exchange(tmp_path / "one", tmp_path / "nowhere")

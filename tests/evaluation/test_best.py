@@ -1,0 +1,72 @@
+"""Which round is the best, and when a run ends by itself."""
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from evaluation.best import best_of, rounds_waited, why_stopped
+
+
+def ledger(*golds: float, sft: float = 1.0, judge: str = "gold") -> dict[str, Any]:
+    name = {"gold": "gold", "held_out": "held_out", "ensemble": "ensemble_mean"}[judge]
+    entries = [{"round": i, "evaluation": {name: gold, "judge": judge}} for i, gold in enumerate(golds)]
+    return {"start": {"evaluation": {name: sft, "judge": judge}}, "rounds": entries}
+
+
+@pytest.mark.parametrize("judge", ["gold", "held_out", "ensemble"])
+def test_the_best_round_is_the_highest_over_sft_and_not_the_last(judge: str) -> None:
+    best = best_of(ledger(1.5, 2.25, 2.0, judge=judge))
+    assert (best.round, best.gain, best.gains) == (1, 1.25, (0.5, 1.25, 1.0))
+    assert best.independent == (judge != "ensemble")
+    assert "round 1 of 3 is +1.250 above SFT" in best.words() and "the last one, round 2, is +1.000" in best.words()
+
+
+def test_of_equals_the_earlier_one_is_taken_and_sft_before_all() -> None:
+    assert best_of(ledger(1.5, 2.0, 2.0)).round == 1
+    assert best_of(ledger(1.0, 0.5)).round is None
+    assert best_of(ledger()).round is None and "no round is committed" in best_of(ledger()).words()
+
+
+def test_that_no_round_beats_sft_is_said_plainly() -> None:
+    best = best_of(ledger(0.5, 0.75, 0.25))
+    assert (best.round, best.gain) == (None, 0.0)
+    assert best.words() == (
+        "no round beats SFT by the gold reward (the nearest is round 1 of 3, -0.250): SFT's policy stays the best"
+    )
+
+
+@pytest.mark.parametrize(
+    ("gains", "min_delta", "waited"),
+    [
+        ([], 0.0, 0),
+        ([0.1], 0.0, 0),
+        ([-0.1], 0.0, 1),  # no better than SFT
+        ([0.5, 0.5], 0.0, 1),  # an equal is no better
+        ([0.5, 0.4, 0.3, 0.6], 0.0, 0),
+        ([0.5, 0.55, 0.58], 0.1, 2),  # each a little better than the one before, none by more than 0.1 than 0.5
+        ([0.5, 0.55, 0.61], 0.1, 0),  # together they are
+        ([0.1], 0.1, 1),
+    ],
+)
+def test_waiting_by_hand(gains: list[float], min_delta: float, waited: int) -> None:
+    assert rounds_waited(gains, min_delta) == waited
+
+
+@given(st.lists(st.integers(-5, 5), max_size=12))
+def test_without_a_margin_one_waits_since_the_first_highest(gains: list[int]) -> None:
+    values = [0, *gains]
+    assert rounds_waited([float(g) for g in gains], 0.0) == len(gains) - values.index(max(values))
+
+
+def test_why_a_run_ends() -> None:
+    assert why_stopped([0.5, 0.4], "gold", 2, 0.0, 5) is None
+    assert why_stopped([0.5, 0.4, 0.3], "gold", None, 0.0, 5) is None
+    assert why_stopped([0.5, 0.4, 0.3], "held_out", 2, 0.0, 5) == (
+        "2 rounds in a row brought no better judgement by held-out reward models (rounds.stop.patience 2)"
+    )
+    assert "1 round in a row brought no better judgement by the gold reward by more than 0.2 (rounds.stop.min_delta)" in str(
+        why_stopped([0.1], "gold", 1, 0.2, 5)
+    )
+    assert why_stopped([0.5, 0.6], "gold", 2, 0.0, 2) == "all 2 rounds are played (rounds.num_rounds)"
