@@ -10,7 +10,7 @@ from pathlib import Path
 
 from evaluation.compare import WinTieLose, win_tie_lose
 from evaluation.records import EvaluationRow
-from evaluation.run import Round, Run, read_run
+from evaluation.run import Evaluation, Round, Run, read_run
 from evaluation.run_config import flat_config, tie_of
 from evaluation.svg import SERIES
 from tokens.errors import UserError
@@ -39,9 +39,9 @@ class ComparedRun:
 
     @property
     def best(self) -> int:
-        """Place of the round with the highest win - lose; the earliest of equals."""
-        margins = [_margin(round_) for round_ in self.run.ledger.rounds]
-        return margins.index(max(margins))
+        """Place of the round that ``evaluation.best`` takes, were SFT not among them: the highest mean of the run's judge."""
+        means = [judged_mean(round_.evaluation) for round_ in self.run.ledger.rounds]
+        return means.index(max(means))
 
     @property
     def best_round(self) -> Round:
@@ -60,6 +60,25 @@ class Difference:
 
     key: str
     values: tuple[str, ...]
+
+
+def judged_mean(evaluation: Evaluation) -> float:
+    """The mean of the judge over the responses, which the best round is chosen by.
+
+    Source: ``evaluation.best``.
+
+    Args:
+        evaluation: of a round.
+
+    Returns:
+        It, in units of the judge.
+
+    Padding contract: there is none.
+    """
+    means = {"gold": evaluation.gold, "held_out": evaluation.held_out, "ensemble": evaluation.ensemble_mean}
+    found = means[evaluation.judge]
+    assert found is not None  # a judge has judged
+    return found
 
 
 def read_runs(directories: Sequence[Path]) -> tuple[ComparedRun, ...]:
@@ -196,10 +215,6 @@ def config_differences(runs: Sequence[ComparedRun]) -> tuple[Difference, ...]:
 
 def _shown(value: object) -> str:
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def _margin(round_: Round) -> float:
-    return float("-inf") if round_.evaluation.margin is None else round_.evaluation.margin
 
 
 def _prompts(one: ComparedRun) -> dict[str, str]:

@@ -20,7 +20,10 @@ UNTOLD = "cannot be told at this scale"
 
 
 def best(row: Row) -> Mapping[str, Any]:
-    """The round that validation prompts choose: the largest win minus lose there, of equal ones the first. Never SFT."""
+    """The round that validation prompts choose, as `best/` of a run does: the highest mean of the judge, of equals the first.
+
+    Never SFT.
+    """
     rounds: list[Mapping[str, Any]] = row["rounds"][1:]
     return max(rounds, key=lambda each: (each["validation"], -each["round"]))
 
@@ -47,7 +50,7 @@ def fallen(row: Row) -> float:
 
 
 def of_arm(rows: Sequence[Row], arm: str) -> dict[int, Row]:
-    """Rows of an arm by seed; of ``CHOSEN`` arms, where all are there, the one with the largest win minus lose on validation."""
+    """Rows of an arm by seed; of ``CHOSEN`` arms, where all are there, the one with the best round on validation."""
     if arm not in CHOSEN:
         return {row["seed"]: row for row in rows if row["arm"] == arm}
     each = [of_arm(rows, one) for one in CHOSEN[arm]]
@@ -198,7 +201,7 @@ is not reads "not run". A result, not an advertisement.
 Every run is `python -m cluster run configs/reproduce.yaml` with the keys of its arm: in the [sandbox](sandbox.md), a policy and
 reward models of 0.1 M parameters, 3,000 pairs of which a quarter is flipped. *Gold* is the sandbox's true reward, in standard
 deviations of its corpus, of one response to each *test* prompt; *win - lose* against SFT's responses, by more than 0.1. The *best
-round* of an arm is the one with the largest win minus lose on *validation* prompts, which share nothing with the test prompts;
+round* of an arm is the one with the highest mean of the judge on *validation* prompts, which share nothing with the test prompts;
 every arm chooses so. Nothing was tuned per arm: all share the recipe's settings, vanilla PPO takes the same number of PPO steps;
 DPO, which has one round, chooses among three learning rates instead. *At its KL*: gold above what the arm that is compared with
 has, by linear interpolation in sqrt(KL) between its rounds, where it is as far from SFT. Means with 95% t-intervals over seeds;

@@ -20,6 +20,7 @@ from cluster.load_config import load_config
 from cluster.run_directory import versions
 from cluster.sandbox_source import SandboxSource
 from cluster.storage import storage_root
+from evaluation.best import best_of
 from evaluation.best_of_n import pick_best
 from evaluation.compare import win_tie_lose
 from preferences.encode import encode_prompt, encode_response
@@ -43,9 +44,9 @@ def play(name: str, arm: Arm, seed: int, recipe: Path = RECIPE, environment: Map
         environment: of the command.
 
     Returns:
-        The arm's row. Of each round its number, "validation" (win minus lose on validation prompts, which the best round is
-        chosen by), win, tie, lose, margin and gold on test prompts, kl (nats, on validation prompts) and proxy; of the run the KL
-        of each PPO step.
+        The arm's row. Of each round its number, "validation" (the judge's mean on validation prompts above SFT's, which the best
+        round is chosen by), win, tie, lose, margin and gold on test prompts, kl (nats, on validation prompts) and proxy; of the
+        run the KL of each PPO step.
         Round -1 is SFT.
     """
     slug = "".join(character if character.isalnum() else "-" for character in name.lower())
@@ -62,7 +63,8 @@ def play(name: str, arm: Arm, seed: int, recipe: Path = RECIPE, environment: Map
     theirs = gold(source.world, prompts, answers(sft, prompts, config))
     rounds = [{"round": -1, "gold": fmean(theirs)}]
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    for entry in json.loads((run / "ledger.json").read_text())["rounds"]:
+    ledger = json.loads((run / "ledger.json").read_text())
+    for entry, gain in zip(ledger["rounds"], best_of(ledger).gains, strict=True):
         index, seen = entry["round"], entry["evaluation"]
         place = run / "rounds" / f"round_{index:03d}"
         number = config.rounds.best_of
@@ -71,7 +73,7 @@ def play(name: str, arm: Arm, seed: int, recipe: Path = RECIPE, environment: Map
         result = win_tie_lose(ours, theirs, config.evaluation.tie)
         rounds.append(
             {
-                "round": index, "validation": seen["win"] - seen["lose"],
+                "round": index, "validation": gain,
                 "win": result.win, "tie": result.tie, "lose": result.lose, "margin": result.margin,
                 "gold": fmean(ours), "kl": seen["kl"], "proxy": seen["proxy"],
             }

@@ -49,11 +49,11 @@ def edited(run: Path, to: Path, change: Callable[[dict[str, object]], object]) -
     return to
 
 
-def test_the_best_round_is_that_of_the_highest_margin(runs: tuple[ComparedRun, ...]) -> None:
+def test_the_best_round_is_that_with_the_highest_mean_of_the_judge(runs: tuple[ComparedRun, ...]) -> None:
     for one in runs:
-        margins = [r.evaluation.margin or 0.0 for r in one.run.ledger.rounds]
-        assert one.best == int(np.argmax(margins))
-        assert one.best_round.evaluation.margin == max(margins)
+        golds = [np.mean([row.gold for row in rows if row.gold is not None]) for rows in one.run.round_rows]
+        assert one.best == int(np.argmax(golds))
+        assert one.best_round.evaluation.gold == pytest.approx(max(golds))
 
 
 def test_names_are_the_shortest_ends_that_differ() -> None:
