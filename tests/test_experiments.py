@@ -25,13 +25,17 @@ from benchmarks.experiments.common import (
     relabelled,
     run_jobs,
 )
+from benchmarks.experiments.generalize import Referred, without
+from benchmarks.experiments.generalize_settings import Place
 from benchmarks.experiments.metarm_report import draw, holm, report
 from benchmarks.experiments.people_arms import Material
 from benchmarks.experiments.people_in_context import in_context, start_reader
 from benchmarks.experiments.people_personas import LABELS, D, Persona, held_out
 from benchmarks.experiments.people_report import report as report_on_people
+from rm.bilevel_fit import ReferredQuery
 from sandbox.world import World
 from tokens.errors import UserError
+from tokens.queries import Query
 from tokens.records import Pair
 
 TINY = (
@@ -251,3 +255,15 @@ def test_a_persona_that_was_held_out_is_learnt_from_its_answers() -> None:
     assert rows["features"]["accuracy_50"] > 0.85 and rows["features"]["accuracy_oracle"] > 0.85
     train, test = known[0].parts(1)
     assert not {*train.yes, *train.no} & {*test.yes, *test.no} and len(test.yes) == 8
+
+
+def test_what_a_left_out_domain_wrote_is_in_no_query_to_train_on() -> None:
+    theirs = Query("a-train-0", (1,), ((2,), (3,), (4,)), (1.0, 0.0, 0.0), "a")
+    alone = Query("b-0", (1,), ((2,), (3,)), (1.0, 0.0), "b")
+    referred = tuple(ReferredQuery(query, tuple(-float(i) for i in range(len(query.responses)))) for query in (theirs, alone))
+    place = Place("a", (theirs,), (), (), (), lambda prompt, response: 0.0)
+    each = Referred(place, referred, (), (), {}, Path("a"))
+    trimmed, untouched = without(each, ["b"], {"a-train-0": ("a", "b", "c")}).train
+    assert trimmed.query.responses == ((2,), (4,)) and trimmed.query.scores == (1.0, 0.0) and trimmed.reference == (0.0, -2.0)
+    assert untouched == referred[1]
+    assert without(each, ["b"], {}) == each

@@ -2,7 +2,7 @@
 
     python -m benchmarks.experiments.generalize sandbox [--seeds 5] [--KEY VALUE ...]
     python -m benchmarks.experiments.generalize reviews --folder DIRECTORY --cache DIRECTORY [--seeds 1] [--KEY VALUE ...]
-    python -m benchmarks.experiments.generalize dsp --folder DIRECTORY --cache DIRECTORY [--seeds 5] [--KEY VALUE ...]
+    python -m benchmarks.experiments.generalize dsp --folder DIRECTORY --cache DIRECTORY [--seen] [--seeds 5] [--KEY VALUE ...]
 
 Ten domains, two left out at a time (sandbox), or one (reviews; dsp has four); every one is left out once a seed.
 configs/generalize.yaml has the sizes. All arms that train a reward model on several domains take the same batches in the same
@@ -24,8 +24,11 @@ other texts than any model saw thinks of it, log odds of positive; on dsp, where
 the domain. The reference policy fine-tuned on samples that are drawn with weights softmax(b r) has a gold value too ("tuned": of
 what it writes anew, above that of the reference policy's samples).
 
+On dsp the domains answer the same queries, each preferring its own answers to the others'. A left-out domain's answers are taken
+out of the labelled domains' queries, where they would only ever lose; --seen leaves them there.
+
 Prints the tables; appends a row for each seed, left-out domain and arm to
-benchmarks/results/generalize_WHAT.jsonl, and continues there.
+benchmarks/results/generalize_WHAT.jsonl (dsp_seen with --seen), and continues there.
 """
 
 from __future__ import annotations
@@ -34,7 +37,7 @@ import argparse
 import json
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
@@ -129,7 +132,6 @@ class Fold:
         seed: of heads and orders.
         labelled: to learn from.
         targets: left out.
-        own: by domain, the reward models of single domains.
     """
 
     def __init__(
@@ -139,16 +141,8 @@ class Fold:
         seed: int,
         labelled: Sequence[Referred],
         targets: Sequence[Referred],
-        own: Mapping[str, RewardModel],
     ) -> None:
-        self.setting, self.config, self.seed, self.labelled, self.targets, self.own = (
-            setting,
-            config,
-            seed,
-            labelled,
-            targets,
-            own,
-        )
+        self.setting, self.config, self.seed, self.labelled, self.targets = setting, config, seed, labelled, targets
         self.pad_id = int(setting.tokenizer.pad_token_id)
 
     def rows(self) -> list[dict[str, Any]]:
@@ -166,8 +160,10 @@ class Fold:
             rows += [self._measure(arm, target, model, beta, seconds) for target in self.targets]
         for target in self.targets:
             kin = max(self.labelled, key=lambda each: each.kin[target.place.name])
-            rows.append(self._measure("nearest", target, self.own[kin.place.name], 1.0, 0.0))
-            rows.append(self._measure("oracle", target, self.own[target.place.name], 1.0, 0.0))
+            for arm, each in (("nearest", kin), ("oracle", target)):
+                began = time.process_time()
+                model = own_model(self.setting, self.config, self.seed, [q.query for q in each.train])
+                rows.append(self._measure(arm, target, model, 1.0, time.process_time() - began))
             rows.append(self._row("sft", target, None, [value for each in target.test for value in each.reference], None, 0.0))
         return rows + self._dpo()
 
@@ -261,11 +257,33 @@ def fresh(setting: Setting, config: RunConfig, seed: int) -> RewardModel:
     )
 
 
-def own_model(setting: Setting, config: RunConfig, seed: int, place: Place) -> RewardModel:
+def own_model(setting: Setting, config: RunConfig, seed: int, queries: Sequence[Query]) -> RewardModel:
     """A reward model of one domain's pairs alone."""
     model, pad_id = fresh(setting, config, seed), int(setting.tokenizer.pad_token_id)
-    fit_stage(model, place.train, OWN, config.reward, derive(seed, "order"), pad_id, 10**9, lambda done: None, lambda step: None)
+    fit_stage(model, queries, OWN, config.reward, derive(seed, "order"), pad_id, 10**9, lambda done: None, lambda step: None)
     return model
+
+
+def without(each: Referred, left_out: Collection[str], authors: Mapping[str, tuple[str, ...]]) -> Referred:
+    """A labelled domain whose training queries hold no text of domains that are left out.
+
+    Args:
+        each: the domain.
+        left_out: names.
+        authors: as of ``Setting``.
+    """
+
+    def trimmed(referred: ReferredQuery) -> ReferredQuery:
+        query = referred.query
+        if query.id not in authors:
+            return referred
+        kept = [place for place, name in enumerate(authors[query.id]) if name not in left_out]
+        trimmed_query = replace(
+            query, responses=tuple(query.responses[place] for place in kept), scores=tuple(query.scores[place] for place in kept)
+        )
+        return ReferredQuery(trimmed_query, tuple(referred.reference[place] for place in kept))
+
+    return replace(each, train=tuple(map(trimmed, each.train)))
 
 
 def play(setting: Setting, config: RunConfig, seed: int, at_once: int, results: Results) -> None:
@@ -286,13 +304,12 @@ def play(setting: Setting, config: RunConfig, seed: int, at_once: int, results: 
     with tempfile.TemporaryDirectory() as folder:
         began = time.process_time()
         found = [referred(setting, place, config, derive(seed, "reference"), Path(folder)) for place in setting.places]
-        own = {place.name: own_model(setting, config, seed, place) for place in setting.places}
-        print(f"seed {seed}: {time.process_time() - began:.0f} CPU s for references and single domains", flush=True)
+        print(f"seed {seed}: {time.process_time() - began:.0f} CPU s for references", flush=True)
         for fold in left:
             began = time.process_time()
-            labelled = [each for each in found if each.place.name not in fold]
+            labelled = [without(each, fold, setting.authors) for each in found if each.place.name not in fold]
             targets = [each for each in found if each.place.name in fold]
-            for row in Fold(setting, config, seed, labelled, targets, own).rows():
+            for row in Fold(setting, config, seed, labelled, targets).rows():
                 results.append(row)
             print(f"seed {seed}: {', '.join(fold)} left out, {time.process_time() - began:.0f} CPU s", flush=True)
 
@@ -312,13 +329,17 @@ def main(arguments: Sequence[str] | None = None, results: Path = RESULTS) -> Non
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--folder", type=Path, help="reviews: KIND.train.tsv and KIND.test.tsv; dsp: responses.jsonl")
     parser.add_argument("--cache", type=Path, help="reviews and dsp: where the pre-trained decoder is kept")
+    parser.add_argument("--seen", action="store_true", help="dsp: a left-out domain's answers stay among those that lose")
     parser.add_argument("--pairs", type=int, default=100, help="reviews: training pairs of a kind")
     options, overrides = parser.parse_known_args(arguments)
     recipe = load_config(RECIPE, overrides)
     if options.what != "sandbox" and (options.folder is None or options.cache is None):
         parser.error(f"{options.what} needs --folder, and --cache for the pre-trained decoder")
+    if options.seen and options.what != "dsp":
+        parser.error(f"--seen is of dsp, whose domains answer the same queries; got {options.what}")
     single_thread()
-    kept = Results(results / f"generalize_{options.what}.jsonl", ("seed", "domain", "arm"))
+    name = f"generalize_{options.what}{'_seen' if options.seen else ''}.jsonl"
+    kept = Results(results / name, ("seed", "domain", "arm"))
     for seed in range(
         options.first_seed, options.first_seed + (options.seeds or {"sandbox": 5, "reviews": 1, "dsp": 5}[options.what])
     ):
@@ -329,7 +350,7 @@ def main(arguments: Sequence[str] | None = None, results: Path = RESULTS) -> Non
         options.cache.mkdir(parents=True, exist_ok=True)
         prompts = config.generalize.num_prompts
         if options.what == "dsp":
-            setting = dsp_setting(options.folder / "responses.jsonl", options.cache, prompts, seed)
+            setting = dsp_setting(options.folder / "responses.jsonl", options.cache, prompts, seed, options.seen)
         else:
             setting = reviews_setting(options.folder, options.cache, options.pairs, prompts, seed)
         play(setting, config, seed, 1, kept)

@@ -26,7 +26,7 @@ SHARES = {"train": 0.4, "test": 0.2, "texts": 0.2, "judge": 0.2}
 SHAPE = ModelShape(vocab_size=2048, hidden_size=64, intermediate_size=192, num_layers=2, num_heads=4, context_length=128)
 
 
-def dsp_setting(file: Path, cache: Path, num_prompts: int, seed: int) -> Setting:
+def dsp_setting(file: Path, cache: Path, num_prompts: int, seed: int, seen: bool = False) -> Setting:
     """Four domains; a domain's own answer to a query is preferred to each of the others.
 
     A small decoder is pre-trained here on the answers to all queries that are neither measured on nor the judge's. A domain's
@@ -38,6 +38,7 @@ def dsp_setting(file: Path, cache: Path, num_prompts: int, seed: int) -> Setting
         cache: where the decoder is kept, by seed.
         num_prompts: queries that best of n answers.
         seed: of the split by query.
+        seen: whether a left-out domain's answers stay among those that other domains' answers are preferred to.
     """
     from datasets import Dataset
     from transformers import AutoTokenizer
@@ -69,10 +70,14 @@ def dsp_setting(file: Path, cache: Path, num_prompts: int, seed: int) -> Setting
         found = [(encode_prompt(tokenizer, DSP_PROMPT.format(query=row["query"])), row["responses"]) for row in parts[part]]
         return [(prompt, responses) for prompt, responses in found if len(prompt) <= PROMPT]
 
+    authors: dict[str, tuple[str, ...]] = {}
+
     def queries(part: str, domain: str) -> tuple[Query, ...]:
         found = []
         for number, (prompt, responses) in enumerate(asked(part)):
-            ids = tuple(opening(text) for text in (responses[domain], *(t for name, t in responses.items() if name != domain)))
+            names = (domain, *(name for name in responses if name != domain))
+            ids = tuple(opening(responses[name]) for name in names)
+            authors[f"{domain}-{part}-{number}"] = names
             found.append(Query(f"{domain}-{part}-{number}", prompt, ids, (1.0, *(0.0,) * (len(ids) - 1)), domain))
         return tuple(found)
 
@@ -85,4 +90,5 @@ def dsp_setting(file: Path, cache: Path, num_prompts: int, seed: int) -> Setting
         own = tuple((prompt, opening(responses[domain])) for prompt, responses in asked("texts"))
         return Place(domain, queries("train", domain), queries("test", domain), own, prompts, gold)
 
-    return Setting(decoder, tokenizer, tuple(map(place, DOMAINS)))
+    places = tuple(map(place, DOMAINS))
+    return Setting(decoder, tokenizer, places, {} if seen else authors)

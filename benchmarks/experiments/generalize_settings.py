@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,11 +57,13 @@ class Setting:
         base: directory of a language model.
         tokenizer: its own.
         places: the domains.
+        authors: by id of a query, the domain whose text each of its responses is; a query that is not in it has nobody else's.
     """
 
     base: Path
     tokenizer: Any
     places: tuple[Place, ...]
+    authors: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 def sandbox_setting(config: RunConfig) -> Setting:
