@@ -61,7 +61,7 @@ def page(full_run: Path) -> str:
 
 
 @pytest.fixture(
-    params=[("full_run", "made-up", 10), ("strength_run", "measured", 13), ("reward_run", "fitted", 7)], ids=lambda p: p[0]
+    params=[("full_run", "made-up", 12), ("strength_run", "measured", 13), ("reward_run", "fitted", 7)], ids=lambda p: p[0]
 )
 def shown(request: pytest.FixtureRequest) -> tuple[str, str, int]:
     """A page, its run's name, and how many figures it has."""
