@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
 
+from cluster.best_directory import FOLDER as BEST
 from cluster.console import Console
 from cluster.judges import digest_of
 from cluster.seeds import derive
@@ -98,7 +99,8 @@ def open_contestant(letter: Letter, path: Path) -> Contestant:
     if (path / LEDGER).is_file():
         rounds = sorted(folder.name for folder in path.glob("rounds/round_*"))
         which = f"{path}/rounds/{rounds[-1]}/policy" if rounds else "it has no round yet"
-        raise UserError(f"{letter}: {path} is a whole run, expected a model directory: name one of its rounds, as {which}")
+        best = f"its best policy, {path / BEST}, or " if (path / BEST).is_dir() else ""
+        raise UserError(f"{letter}: {path} is a whole run, expected a model directory: name {best}one of its rounds, as {which}")
     try:
         directory = check_model_directory(path)
         check_language_model(path)

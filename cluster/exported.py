@@ -186,6 +186,23 @@ DPO = _of_rows(
 )
 """The baseline ``dpo``: known when it is over."""
 
+MONITOR = _of_rows(
+    "monitor",
+    {
+        "repetition": "share of a response's word trigrams that stand in it before, mean",
+        "self_bleu": "BLEU of responses with all others as references, mean; 1 = all say the same",
+        "truncated": "share of responses that were cut by the token limit",
+        "length_correlation": "correlation of length and r_k's score",
+        "repetition_correlation": "correlation of repetition and r_k's score",
+        "reward_accuracy": "share of fresh pairs that r_k ranks as the truth does, of one prompt; in the sandbox",
+        "held_out": "mean score of the held-out members",
+        "held_out_std": "the held-out members' disagreement",
+        "perplexity": "of the responses under the KL's reference",
+        "distance": "square root of the KL from the reference",
+    },
+)
+"""Signs of over-optimisation in a step's rollouts, every evaluation.every_steps steps."""
+
 EVALUATION = _of_rows(
     "evaluation",
     {
@@ -199,6 +216,12 @@ EVALUATION = _of_rows(
         "perplexity": "of the responses under SFT",
         "length": "mean response tokens there",
         "finished": "share of responses that ended by themselves there",
+        "repetition": "share of a response's word trigrams that stand in it before, mean there",
+        "self_bleu": "BLEU of responses with all others as references, mean there; 1 = all say the same",
+        "truncated": "share of responses that were cut by the token limit there",
+        "length_correlation": "correlation of length and r_k's score there",
+        "repetition_correlation": "correlation of repetition and r_k's score there",
+        "reward_accuracy": "share of fresh pairs that r_k ranks as the truth does, of its response and SFT's; in the sandbox",
         "win": "share of held-out prompts on which the policy beats SFT",
         "tie": "share on which neither does",
         "lose": "share on which SFT beats it",
@@ -233,7 +256,7 @@ RUN = (
 )
 """The run itself."""
 
-EXPORTED = POLICY + SAMPLING + POOL + FAULTS + REWARD + GUARD + DPO + EVALUATION + RUN
+EXPORTED = POLICY + SAMPLING + POOL + FAULTS + REWARD + GUARD + DPO + MONITOR + EVALUATION + RUN
 
 
 def exported_as(key: str) -> tuple[str, dict[str, str]]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations
 from typing import Any
 
 from actors.scorer import Scores
@@ -17,6 +18,7 @@ from cluster.waiting import Waiter
 from evaluation.compare import win_tie_lose
 from evaluation.config import Judge
 from evaluation.records import EvaluationRow, MetaRow
+from evaluation.signs import ranked_right, signs_of
 from tokens.guards import BadNumber
 from tokens.records import Rollout, newest
 
@@ -103,11 +105,11 @@ def judge(
         for i, rollout in enumerate(rollouts)
     )
     if sft is None:
-        return Judgement(tuple(rollouts), rows, summarise(config, rows, rows))
+        return Judgement(tuple(rollouts), rows, summarise(config, rows, rows) | watched(rows, None))
     theirs = rejudged(config, sft, wait, roles)
     gaps = (ours - other for ours, other in zip(verdicts(config, rows), verdicts(config, theirs), strict=True))
     against = tuple(replace(row, over_sft=gap) for row, gap in zip(rows, gaps, strict=True))
-    return Judgement(tuple(rollouts), against, summarise(config, against, theirs))
+    return Judgement(tuple(rollouts), against, summarise(config, against, theirs) | watched(against, theirs))
 
 
 def comparable(config: RunConfig) -> bool:
@@ -159,9 +161,9 @@ def check_likelihoods(bound: float | None, rollouts: Sequence[Rollout], policy: 
 
 
 def rejudged(config: RunConfig, sft: Judgement, wait: Waiter, roles: Roles) -> Sequence[EvaluationRow]:
-    """The SFT policy's rows as this round's judge sees them: truth and held-out members do not change, the ensemble does."""
-    if config.evaluation.judge != "ensemble":
-        return sft.rows
+    """The SFT policy's rows as this round's ensemble sees them: truth and held-out members do not change, the ensemble does."""
+    if config.evaluation.judge != "ensemble" and sft.rows[0].gold is None:
+        return sft.rows  # nobody asks what the ensemble says of them
     scores = wait("evaluate", roles.scorer.score(sft.rollouts))
     return [
         replace(
@@ -219,6 +221,69 @@ def verdicts(config: RunConfig, rows: Sequence[EvaluationRow]) -> list[float]:
         "ensemble": [row.ensemble_mean for row in rows],
     }
     return [value for value in judged[config.evaluation.judge] if value is not None]
+
+
+def watched(rows: Sequence[EvaluationRow], theirs: Sequence[EvaluationRow] | None) -> dict[str, float | None]:
+    """Signs of over-optimisation in judged responses; docs/monitor.md.
+
+    Args:
+        rows: of the policy.
+        theirs: SFT's to the same prompts, with scores of the same r_k; None for SFT itself.
+
+    Returns:
+        Part of the ledger's ``evaluation`` entry.
+    """
+    signs = signs_of(
+        [row.response for row in rows],
+        [row.num_tokens for row in rows],
+        [row.finished for row in rows],
+        [row.proxy for row in rows],
+    )
+    pairs = [(row, other) for row, other in zip(rows, theirs or (), strict=False) if row.gold is not None]
+    return vars(signs) | {
+        "reward_accuracy": ranked_right(
+            [(row.proxy, other.proxy) for row, other in pairs], [(row.gold or 0.0, other.gold or 0.0) for row, other in pairs]
+        )
+    }
+
+
+def monitored(
+    rollouts: Sequence[Rollout],
+    proxies: Sequence[float],
+    golds: Sequence[float] | None,
+    held_out: tuple[float, float] | None,
+    update: Mapping[str, float],
+) -> dict[str, float | None]:
+    """The same signs in the rollouts of a PPO step.
+
+        perplexity under the reference = exp(entropy + KL / length), of the sampled tokens
+
+    Args:
+        rollouts: B of the step.
+        proxies: [B] of r_k.
+        golds: [B] of the truth; None where it is not known.
+        held_out: mean score of the held-out members and mean of their spread; None without.
+        update: metrics of the step's update, which began with these rollouts.
+
+    Returns:
+        By name, as a row of metrics.jsonl has it.
+    """
+    signs = signs_of([r.text for r in rollouts], [len(r.response_ids) for r in rollouts], [r.finished for r in rollouts], proxies)
+    samples: dict[str, list[int]] = {}
+    for place, rollout in enumerate(rollouts):
+        samples.setdefault(rollout.prompt.id, []).append(place)
+    pairs = [pair for places in samples.values() for pair in combinations(places, 2)] if golds is not None else []
+    mean, spread = (None, None) if held_out is None else held_out
+    return {
+        **vars(signs),
+        "reward_accuracy": ranked_right(
+            [(proxies[a], proxies[b]) for a, b in pairs], [] if golds is None else [(golds[a], golds[b]) for a, b in pairs]
+        ),
+        "held_out": mean,
+        "held_out_std": spread,
+        "perplexity": math.exp(update["policy/entropy"] + update["policy/kl"] / update["policy/length"]),
+        "distance": math.sqrt(max(0.0, update["policy/kl"])),
+    }
 
 
 def meta_rows(

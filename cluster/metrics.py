@@ -226,6 +226,10 @@ class Metrics:
             values: dict[str, float | None] = {name: value for name, value in row.items() if name != "step"}
             self._write(index, int(row["step"]) - 1, "dpo", values, int(rows[-1]["step"]))
 
+    def monitor(self, index: int, step: int, values: Mapping[str, float | None]) -> None:
+        """Signs of over-optimisation in the rollouts of a step."""
+        self._write(index, step, "monitor", {f"monitor/{name}": value for name, value in values.items()}, self.steps_per_round)
+
     def evaluation(self, index: int, summary: dict[str, Any]) -> None:
         """The judgement of a round; -1 is SFT's."""
         values = {f"evaluation/{name}": value for name, value in summary.items() if not isinstance(value, str)}

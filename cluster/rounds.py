@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,7 +16,7 @@ from cluster.console import Console
 from cluster.draft import Draft, Point
 from cluster.guarding import EVALUATED, SHIFTED, Guard, counts, moved, until_good
 from cluster.inputs import Inputs
-from cluster.judging import Judgement, judge, meta_rows, parity_bound, sample_for_judging
+from cluster.judging import Judgement, judge, meta_rows, monitored, parity_bound, sample_for_judging
 from cluster.metrics import Metrics
 from cluster.recovery import Recovery
 from cluster.roles import Roles
@@ -28,6 +28,7 @@ from cluster.stages import Stages
 from cluster.start import resume
 from cluster.sync import Sync
 from cluster.waiting import Waiter
+from evaluation.alarms import Alarm, alarms
 from evaluation.best import best_of
 from evaluation.table import round_table
 from tokens.records import Rollout
@@ -111,8 +112,20 @@ class Theme:
                 self.warm_up(rollouts, rewards)
             update = self.wait("policy", self.roles.learner.update(rollouts, rewards.aggregated, bound, number))
         self.metrics.policy(index, step, update | ages(rollouts, self.version), rewards, self.gold(rollouts))
+        self.look(index, step, rollouts, rewards, update)
         self.metrics.sync(index, step, self.sync())
         work.record(f"step {step}", [], {"version": self.version})
+
+    def look(self, index: int, step: int, rollouts: Sequence[Rollout], rewards: Scores, update: Mapping[str, float]) -> None:
+        """Every ``evaluation.every_steps`` steps: signs of over-optimisation in the step's own rollouts."""
+        every = self.config.evaluation.every_steps
+        if every is None or (step + 1) % every:
+            return
+        golds = None if self.inputs.gold is None else [self.inputs.gold(r.prompt.text, r.text) for r in rollouts]
+        judged = self.wait("evaluate", self.roles.scorer.judge(rollouts)) if self.config.evaluation.num_held_out else None
+        held_out = None if judged is None else (sum(judged.mean) / len(judged.mean), sum(judged.std) / len(judged.std))
+        proxies = [row[0] for row in rewards.members]
+        self.metrics.monitor(index, step, monitored(rollouts, proxies, golds, held_out, update))
 
     def refit(self) -> None:
         """Give the engines the learner's weights once more; what they were asked for ahead is asked for again."""
@@ -294,6 +307,7 @@ class Theme:
             "seconds": {phase: round(seconds, 3) for phase, seconds in self.wait.seconds.items()},
             "reward": {**report.summary, "validation_accuracy": report.validation_accuracy},
             "evaluation": judgement.summary,
+            "alarms": [vars(alarm) for alarm in self.alarms(judgement)],
             "dropped": self.inputs.dropped,
             "denoised": self.inputs.denoised,
             "guards": counts(work.draft),
@@ -303,9 +317,16 @@ class Theme:
         self.roles.scorer.holds.committed(work.draft.path, self.directory.round_path(index))
         self.stands = (index + 1, None)
         self.console.show(round_table(self.directory.ledger))
+        for alarm in self.directory.ledger["rounds"][-1]["alarms"]:
+            self.console.say(f"[red]alarm[/] {Alarm(**alarm).words()}")
         self.tell_best()
         if stop_asked():
             end(f"round {index + 1} is committed; the same command continues after it")
+
+    def alarms(self, judgement: Judgement) -> tuple[Alarm, ...]:
+        """What a round's judgement should alarm about, beside those before it."""
+        before = [entry["evaluation"] for entry in self.directory.ledger["rounds"]]
+        return alarms(self.sft.summary, [*before, judgement.summary], self.config.evaluation.kl_budget)
 
     def tell_best(self) -> None:
         """Which round is the best so far, and why the run ends, if it does."""

@@ -26,6 +26,11 @@ class EvaluationConfig(Section):
     held_out_fraction: float = Field(0.2, gt=0, lt=1)
     """Share of D's prompts whose pairs only held-out members learn from, where there are any: the reward model that pays PPO
     never sees them."""
+    every_steps: int | None = Field(None, ge=1)
+    """PPO steps between two looks at the signs of over-optimisation in a step's own rollouts; null = at the rounds' ends only.
+    docs/monitor.md."""
+    kl_budget: float | None = Field(None, gt=0)
+    """KL from SFT, nats per response, beyond which a round's end raises the alarm kl_budget; null = never."""
     tie: float = Field(0.1, ge=0)
     """Judgements closer than this are ties; in units of the judge."""
 

@@ -13,6 +13,7 @@ from evaluation.baseline_figure import dpo_figure
 from evaluation.curves import curve, legend, round_ticks, spread, step_and_round, step_axis
 from evaluation.differences import gain, pair_differences
 from evaluation.meta_figure import META_CAPTION, META_HEIGHT, META_NARROW_HEIGHT, META_SERIES, META_TITLE, draw_meta, has_meta
+from evaluation.monitor_figures import overoptimisation_figure, signs_figure
 from evaluation.people_figure import people_figure
 from evaluation.records import EvaluationRow
 from evaluation.round_figures import curves_by_round, scaled_differences
@@ -52,6 +53,8 @@ def all_figures(run: Run) -> tuple[Drawing, ...]:
         _time_by_phase(run),
         _kl(run),
         _perplexity(run),
+        overoptimisation_figure(run),
+        signs_figure(run),
         _reward_differences(run),
         scaled_differences(run),
         _meta_step(run),

@@ -5,9 +5,10 @@ Every key below must be there; those typed ``| None`` may be null. Keys that are
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from evaluation.alarms import Alarm
 from evaluation.config import Judge
 from evaluation.json_node import JsonNode, json_file, json_lines, read_json, read_text
 from evaluation.records import PEOPLE, EvaluationRow, MetaRow, PersonRow, read_rows
@@ -39,6 +40,8 @@ class Evaluation:
     held_out: float | None = None
     """Mean of the held-out members' scores; None where there are none."""
     held_out_std: float | None = None
+    numbers: Mapping[str, float] = field(default_factory=dict)
+    """All that the ledger says, by its names; nulls are left out, and so is what an earlier version did not write."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,8 @@ class Round:
     dropped: str  # JSON
     bad_steps: Mapping[str, float]
     """PPO steps whose numbers went wrong, by what was done about them; empty in a ledger from before there were such."""
+    alarms: tuple[Alarm, ...] = ()
+    """What the round's end alarmed about."""
 
 
 @dataclass(frozen=True)
@@ -224,6 +229,7 @@ def _evaluation(node: JsonNode) -> Evaluation:
         judge=_judge(node),
         held_out=node.optional("held_out") if node.has("held_out") else None,
         held_out_std=node.optional("held_out_std") if node.has("held_out_std") else None,
+        numbers=node.finite(),
     )
 
 
@@ -250,7 +256,13 @@ def _round(node: JsonNode) -> Round:
         evaluation=_evaluation(node.child("evaluation")),
         dropped=json.dumps(node.value("dropped"), indent=2, ensure_ascii=False, sort_keys=True),
         bad_steps=node.child("guards").numbers() if node.has("guards") else {},
+        alarms=_alarms(node) if node.has("alarms") else (),
     )
+
+
+def _alarms(node: JsonNode) -> tuple[Alarm, ...]:
+    told = [node.child_of_list("alarms", i) for i in range(node.length("alarms"))]
+    return tuple(Alarm(each.string("name"), each.string("text"), each.string("do")) for each in told)
 
 
 def _metrics(path: Path, committed: set[int]) -> tuple[MetricRow, ...]:

@@ -98,6 +98,7 @@ def findings(run: Run) -> tuple[Finding, ...]:
     found: list[Finding | None] = [
         _baseline(run),
         _judge(run),
+        *(Finding("warn", f"Alarm {alarm.words()}.") for alarm in run.ledger.rounds[-1].alarms),
         _over_optimised(run),
         _collapsed(run),
         _unfinished(start, last),

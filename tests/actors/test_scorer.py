@@ -112,3 +112,18 @@ def test_an_ensemble_that_is_not_whole_scores_nothing(scorer: Any, tmp_path: Pat
         scorer.score(batch, range(3))
     scorer.hold(calibration, places)
     assert scorer.score(batch, range(3)) == whole
+
+
+def test_held_out_members_judge_and_pay_nobody(scorer: Any) -> None:
+    batch = rollouts(24)
+    before = scorer.score(batch, range(3))
+    for judge, twin in ((-1, 0), (-2, 2)):
+        scorer.load(judge, scorer.places[twin])
+    assert scorer.score(batch, range(3)) == before, "what PPO is paid does not know them"
+    judged = scorer.judge(batch, (-1, -2))
+    assert judged.ids == (-2, -1)
+    expected = [(row[2] + row[0]) / 2 for row in before.members]
+    assert list(judged.mean) == pytest.approx(expected) and judged.aggregated == judged.mean
+    assert list(judged.std) == pytest.approx([abs(row[2] - row[0]) / 2 for row in before.members])
+    with pytest.raises(RuntimeError, match=r"holds members \[-2, -1\] of the ensemble, expected \[-3, -2, -1\]"):
+        scorer.judge(batch, (-1, -2, -3))

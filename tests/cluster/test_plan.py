@@ -248,3 +248,12 @@ def test_the_names_of_a_cluster_file_do_not_style_the_terminal(tmp_path: Path, c
     (tmp_path / "cluster.yaml").write_text(text)
     assert main(["plan", str(TINY), "--cluster", str(tmp_path / "cluster.yaml")]) == 0
     assert "1 x x[/][red]: 8 CPU" in capsys.readouterr().out
+
+
+def test_plan_says_when_a_run_may_end_and_counts_its_judges(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--rounds.stop.patience", "2", "--evaluation.judge", "held_out", "--evaluation.held_out_members", "4"]
+    main(["plan", str(TINY), *words])
+    said = " ".join(re.sub("[│ ]+", " ", capsys.readouterr().out).split())
+    assert "It ends sooner once 2 round(s) in a row bring no better judgement by held-out reward models (rounds.stop)." in said
+    assert "4 held-out reward models are fitted at the start, on the pairs of 20% of the prompts" in said
+    assert "6 reward models, 4 of them held out" in said

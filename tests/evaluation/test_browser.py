@@ -72,7 +72,7 @@ def compared(full_run: Path, make_run: Callable[..., Path]) -> Path:
 
 @pytest.fixture(
     params=[
-        ("full_run", "made-up", 12),
+        ("full_run", "made-up", 14),
         ("strength_run", "measured", 13),
         ("reward_run", "fitted", 7),
         ("compared", "made-up and one-of-a-longer-name", 7),

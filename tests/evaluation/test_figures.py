@@ -15,6 +15,7 @@ from evaluation.curves import running_mean, spread
 from evaluation.differences import gain, pair_differences, scaled
 from evaluation.figures import all_figures
 from evaluation.for_whom import person_rows
+from evaluation.monitor_figures import distances, overoptimisation_figure, signs_figure
 from evaluation.people_figure import people_figure
 from evaluation.round_figures import curves_by_round, perplexity
 from evaluation.run import MetricRow, Run, read_run
@@ -93,8 +94,8 @@ def test_one_round_has_no_rounds_to_lay_over_each_other(run: Run) -> None:
 
 def test_every_asked_figure_is_there(figures: tuple[Drawing, ...]) -> None:
     assert [figure.name for figure in figures] == [
-        "reward-round", "reward-step", "by-round", "outcomes", "time", "kl", "perplexity", "differences", "scaled-differences",
-        "meta", "meta-heldout", "timeline",
+        "reward-round", "reward-step", "by-round", "outcomes", "time", "kl", "perplexity", "over-optimisation", "signs",
+        "differences", "scaled-differences", "meta", "meta-heldout", "timeline",
     ]  # fmt: skip
 
 
@@ -128,7 +129,9 @@ def test_a_figure_without_data_is_left_out(run: Run, monkeypatch: pytest.MonkeyP
     """No metrics and no S_k: the curves by step and MetaRM's figures go, the others stay."""
     monkeypatch.setattr("evaluation.svg._render", lambda prefix, title, width, height, draw: "<svg/>")
     empty = replace(run, metrics=(), meta_rows=((), (), ()), timeline=())
-    assert [figure.name for figure in all_figures(empty)] == ["reward-round", "outcomes", "time", "kl", "perplexity"]
+    assert [figure.name for figure in all_figures(empty)] == [
+        "reward-round", "outcomes", "time", "kl", "perplexity", "over-optimisation", "signs",
+    ]  # fmt: skip
 
 
 def test_a_run_that_people_pay_shows_everybody_with_the_worst_off_first(run: Run) -> None:
@@ -147,3 +150,23 @@ def test_a_run_that_people_pay_shows_everybody_with_the_worst_off_first(run: Run
 def test_themed_refuses_what_is_no_svg() -> None:
     with pytest.raises(ValueError, match="no <svg> element"):
         themed("<p>", "a", "b")
+
+
+def test_rewards_by_distance_are_those_of_the_ledger_in_units_of_sft(run: Run) -> None:
+    proxy, gold = distances(run)
+    sft = [row.gold for row in run.start_rows if row.gold is not None]
+    assert (proxy.name, gold.name) == ("proxy", "gold") and not proxy.steps, "the made-up steps have a gold reward alone"
+    last = run.ledger.rounds[-1].evaluation
+    assert last.gold is not None
+    assert gold.rounds[-1] == pytest.approx((last.kl, (last.gold - np.mean(sft)) / np.std(sft)))
+    assert len(gold.steps) == sum("policy/gold" in row.values for row in run.metrics)
+    previous = replace(run.ledger.rounds[-1], choices={"policy.reference": "previous"})
+    other = replace(run, ledger=replace(run.ledger, rounds=(*run.ledger.rounds[:-1], previous)))
+    assert not any(each.steps for each in distances(other)), "their KL is not from SFT"
+
+
+def test_what_an_earlier_version_wrote_has_no_signs(run: Run) -> None:
+    ledger = replace(
+        run.ledger, rounds=tuple(replace(r, evaluation=replace(r.evaluation, numbers={})) for r in run.ledger.rounds)
+    )
+    assert signs_figure(replace(run, ledger=ledger)) is None and overoptimisation_figure(replace(run, ledger=ledger)) is None

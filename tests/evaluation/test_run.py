@@ -83,7 +83,10 @@ def _rename(node: dict[str, Any], old: str, new: str) -> None:
         (lambda raw: _rename(raw["rounds"][1]["evaluation"], "kl", "KL"), r"rounds\[1\]: evaluation has no key 'kl'"),
         (lambda raw: raw["rounds"][0]["evaluation"].update(proxy="high"), "'proxy' must be a finite number, got 'high'"),
         (lambda raw: raw["rounds"][0]["evaluation"].update(proxy=None), "'proxy' must be a finite number, got None"),
-        (lambda raw: raw["rounds"][0]["evaluation"].update(judge="me"), "'judge' must be one of gold, ensemble, got 'me'"),
+        (
+            lambda raw: raw["rounds"][0]["evaluation"].update(judge="me"),
+            "'judge' must be one of gold, held_out, ensemble, got 'me'",
+        ),
         (lambda raw: raw["rounds"][0]["seconds"].update(policy=True), "'policy' must be a finite number, got True"),
         (lambda raw: raw["rounds"][0].update(committed_at=5), "'committed_at' must be a string"),
     ],

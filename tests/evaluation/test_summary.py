@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from evaluation.alarms import Alarm
 from evaluation.run import Run, read_run
 from evaluation.summary import findings, headline
 
@@ -121,3 +122,14 @@ def test_collapsed_prototypes_of_the_last_round(run: Run) -> None:
     assert "Round 2: The prototypes of SwAV have collapsed" in said(with_prototypes(1.04))
     assert "prototypes" not in said(with_prototypes(3.0))  # of the last round alone
     assert "prototypes" not in said(run)
+
+
+def test_an_alarm_of_the_last_round_is_told(run: Run) -> None:
+    alarm = Alarm("repetition", "so many", "Do this")
+    rounds = run.ledger.rounds
+    last = replace(run, ledger=replace(run.ledger, rounds=(*rounds[:-1], replace(rounds[-1], alarms=(alarm,)))))
+    assert [f.text for f in findings(last) if f.kind == "warn" and f.text not in [g.text for g in findings(run)]] == [
+        "Alarm repetition: so many. Do this."
+    ]
+    first = replace(run, ledger=replace(run.ledger, rounds=(replace(rounds[0], alarms=(alarm,)), *rounds[1:])))
+    assert findings(first) == findings(run), "of an earlier round, the ledger has it"

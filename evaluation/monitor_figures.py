@@ -1,0 +1,213 @@
+"""Figures of over-optimisation: rewards by the distance from SFT with the curve of Gao et al., and the signs of it."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from evaluation.panels import panels
+from evaluation.records import EvaluationRow
+from evaluation.run import Run
+from evaluation.scaling import FEWEST_POINTS, Overoptimisation, fit_overoptimisation
+from evaluation.svg import BLUE, CARD, GREEN, MUTED, ORANGE, PURPLE, RED, SKY, Drawing, drawing
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+HEIGHT = 5.2
+"""Inches; the two stand side by side."""
+NUM_CURVE = 60
+"""Places at which a fitted curve is drawn."""
+SIGNS: tuple[tuple[str, str, str], ...] = (
+    ("ensemble_std", "members' disagreement", SKY),
+    ("reward_accuracy", "reward model right on fresh pairs", BLUE),
+    ("length_correlation", "correlation of length and reward", ORANGE),
+    ("repetition_correlation", "correlation of repetition and reward", PURPLE),
+    ("repetition", "repeated trigrams", RED),
+    ("truncated", "cut responses", RED),
+    ("self_bleu", "self-BLEU", GREEN),
+    ("length", "tokens", ORANGE),
+)
+"""Key of an evaluation, title of its panel, colour."""
+
+Places = list[tuple[float, float]]
+"""(KL in nats, value)."""
+
+
+@dataclass(frozen=True)
+class Against:
+    """One reward by the distance from SFT.
+
+    Args:
+        name: in the legend.
+        colour: of ``evaluation.svg``.
+        steps: of batches of rollouts.
+        rounds: of the rounds' evaluations, without SFT's at (0, 0).
+    """
+
+    name: str
+    colour: str
+    steps: Places
+    rounds: Places
+
+    @property
+    def fitted(self) -> Overoptimisation | None:
+        """Gao's curve, on both."""
+        points = [*self.steps, *self.rounds]
+        return fit_overoptimisation([kl for kl, _ in points], [gain for _, gain in points])
+
+
+def distances(run: Run) -> tuple[Against, ...]:
+    """The rewards of a run over SFT's, in standard deviations of SFT's responses, by KL from SFT.
+
+    Source: ledger.json, metrics.jsonl and start/evaluation.parquet.
+
+    Args:
+        run: as read.
+
+    Returns:
+        Proxy, and held-out members and gold where there are such; steps only where the reference of their KL is SFT.
+
+    Padding contract: there is none.
+    """
+    kinds: list[tuple[str, str, str, str, Callable[[EvaluationRow], float | None]]] = [
+        ("proxy", "proxy", "policy/proxy", BLUE, lambda row: row.proxy),
+        ("held-out", "held_out", "monitor/held_out", GREEN, lambda row: row.held_out),
+        ("gold", "gold", "policy/gold", ORANGE, lambda row: row.gold),
+    ]
+    choices = run.ledger.rounds[-1].choices
+    from_sft = "policy.reference" not in choices or choices["policy.reference"] == "sft"
+    kls = {(row.round, row.step): row.values["policy/kl"] for row in run.metrics if "policy/kl" in row.values}
+    found = []
+    for name, key, series_name, colour, of in kinds:
+        sft = [value for row in run.start_rows if (value := of(row)) is not None]
+        evaluations = [(r.evaluation.kl, _value(r.evaluation.numbers, key)) for r in run.ledger.rounds]
+        rounds = [(kl, value) for kl, value in evaluations if value is not None]
+        if not sft or not rounds:
+            continue
+        zero, unit = float(np.mean(sft)), float(np.std(sft)) or 1.0
+        steps = [
+            (kls[row.round, row.step], row.values[series_name])
+            for row in run.metrics
+            if from_sft and series_name in row.values and (row.round, row.step) in kls
+        ]
+        found.append(Against(name, colour, *([(kl, (v - zero) / unit) for kl, v in points] for points in (steps, rounds))))
+    return tuple(found)
+
+
+def _value(numbers: Mapping[str, float], key: str) -> float | None:
+    return numbers[key] if key in numbers else None
+
+
+def overoptimisation_figure(run: Run) -> Drawing | None:
+    """Rewards by the square root of KL, each with Gao's curve.
+
+    Source: ``distances`` and ``fit_overoptimisation``.
+
+    Args:
+        run: as read.
+
+    Returns:
+        The drawing; None with fewer than three points off SFT.
+
+    Padding contract: there is none.
+    """
+    lines = distances(run)
+    if not any(len([kl for kl, _ in (*line.steps, *line.rounds) if kl > 0]) >= FEWEST_POINTS for line in lines):
+        return None
+
+    def draw(figure: "Figure", narrow: bool) -> None:
+        ax = figure.subplots()
+        for line in lines:
+            _dots(ax, line.steps, line.colour, small=True)
+            _dots(ax, line.rounds, line.colour, small=False, label=line.name)
+            curve = line.fitted
+            far = max((math.sqrt(kl) for kl, _ in (*line.steps, *line.rounds) if kl > 0), default=0.0)
+            if curve is not None:
+                xs = np.linspace(0, far, NUM_CURVE)
+                ax.plot(xs, [curve.at(float(x)) for x in xs], color=line.colour, linewidth=1.4)
+                if curve.peak is not None and curve.peak < far:
+                    ax.axvline(curve.peak, color=line.colour, linewidth=0.9, linestyle=":")
+        ax.axhline(0, color=MUTED, linewidth=0.8)
+        ax.set_xlabel("√KL from SFT (nats per response)")
+        ax.set_ylabel("gain over SFT (SFT std)")
+        ax.set_xlim(left=0)
+        ax.legend(loc="lower left", bbox_to_anchor=(0, 1.02), ncols=3)
+
+    words = [
+        f"{line.name} α {fit.alpha:z.2f}, β {fit.beta:z.2f}" + ("" if fit.peak is None else f", highest at √KL {fit.peak:.2g}")
+        for line in lines
+        if (fit := line.fitted) is not None
+    ]
+    return drawing(
+        "over-optimisation",
+        "Reward by distance from SFT",
+        "Large dots: evaluations of the rounds; small ones: batches of rollouts; lines: R(d) = d (α − β log d), d = √KL, by "
+        f"least squares ({'; '.join(words) or 'too few points'}). Good: all bend alike. The proxy still rising where gold or "
+        "held-out falls is over-optimisation.",
+        HEIGHT,
+        draw,
+        3.6,
+    )
+
+
+def _dots(ax: "Axes", points: Sequence[tuple[float, float]], colour: str, small: bool, label: str | None = None) -> None:
+    xs = [math.sqrt(max(0.0, kl)) for kl, _ in points]
+    ys = [value for _, value in points]
+    size, edge = (2.5, 0.0) if small else (7.0, 1.5)
+    ax.plot(
+        xs, ys, "o", color=colour, markersize=size, markeredgecolor=CARD, markeredgewidth=edge, alpha=0.35 if small else 1.0,
+        label=label, zorder=2 if small else 5,
+    )  # fmt: skip
+
+
+def signs_figure(run: Run) -> Drawing | None:
+    """The signs of over-optimisation by the square root of KL.
+
+    Source: ledger.json and the rows of phase monitor; ``evaluation.signs``.
+
+    Args:
+        run: as read.
+
+    Returns:
+        The drawing; None for a run of an earlier version, which has none of them.
+
+    Padding contract: there is none.
+    """
+    shown: list[tuple[str, str, Places, Places]] = []
+    for key, title, colour in SIGNS:
+        evaluations = [run.ledger.start, *(r.evaluation for r in run.ledger.rounds)]
+        told = [(e.kl, value) for e in evaluations if (value := _value(e.numbers, key)) is not None]
+        steps = [
+            (row.values["monitor/distance"] ** 2, row.values[f"monitor/{key}"])
+            for row in run.metrics
+            if row.phase == "monitor" and f"monitor/{key}" in row.values
+        ]
+        if told:
+            shown.append((title, colour, told, steps))
+    if not any("self_bleu" in r.evaluation.numbers for r in run.ledger.rounds):
+        return None
+
+    def draw(figure: "Figure", narrow: bool) -> None:
+        for ax, (title, colour, told, steps) in zip(panels(figure, len(shown), narrow, sharex=True), shown, strict=True):
+            _dots(ax, steps, colour, small=True, label="batches of rollouts" if steps else None)
+            order = sorted((math.sqrt(max(0.0, kl)), value) for kl, value in told)
+            ax.plot([x for x, _ in order], [y for _, y in order], "-o", color=colour, linewidth=1.2, markersize=4.5)
+            ax.set_title(title)
+            ax.margins(y=0.2)
+            ax.tick_params(labelbottom=True)
+        for ax in figure.axes[-1 if narrow else -2 :]:
+            ax.set_xlabel("√KL from SFT")
+
+    return drawing(
+        "signs",
+        "Signs of over-optimisation",
+        "By distance from SFT (the leftmost dot): dots are the rounds' evaluations, small ones batches of rollouts "
+        "(evaluation.every_steps). Good: all stay near where SFT is. docs/monitor.md says what each means.",
+        HEIGHT,
+        draw,
+        1.35 * len(shown) + 0.5,
+    )
