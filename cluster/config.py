@@ -23,6 +23,7 @@ from tokens.paths import PathText
 from tokens.section import Section
 
 Baseline = Literal["none", "vanilla_ppo", "best_of_n", "dpo"]
+TrackerName = Literal["tensorboard", "wandb", "mlflow", "trackio"]
 
 
 class RoundsConfig(Section):
@@ -91,6 +92,9 @@ class RunConfig(Section):
     environment's RONDO_STORAGE, else ~/rondo."""
     scratch: PathText | None = None
     """With an object store: the directory where the work is done, mounted by all nodes; null = RONDO_SCRATCH, else ~/rondo."""
+    report_to: tuple[TrackerName, ...] = ()
+    """Trackers that `run` reports its numbers to (docs/trackers.md): wandb, mlflow, trackio; each must be installed. TensorBoard
+    is written to with or without being named."""
     rounds: RoundsConfig = RoundsConfig()
     world: WorldConfig = WorldConfig()
     data: DataConfig = DataConfig()

@@ -114,8 +114,8 @@ def curves_by_round(run: Run) -> Drawing | None:
         "by-round",
         "Training curves, round over round",
         "As Figure 17 of Secrets of RLHF II, running means. Good: reward rises within each round, KL grows slowly, perplexity "
-        "stays level or falls. A reward that still rises while perplexity climbs is no longer to be trusted. Vanilla PPO beside them: "
-        "compare two runs.",
+        "stays level or falls. A reward that still rises while perplexity climbs is no longer to be trusted. Vanilla PPO beside "
+        "them: compare two runs.",
         3.8,
         draw,
         1.6 * len(found) + 0.6,
