@@ -28,6 +28,8 @@ FOLDER = "trackers"
 """Of the storage root: files of trackers that keep them on this machine."""
 MOST_WAITING = 20_000
 """Rows that wait for a tracker that does not answer; later ones are lost to it."""
+OPENING_PAUSES_S = (0.0, 5.0, 30.0)
+"""Before each of the tries to begin in a tracker."""
 CLOSING_S = 20.0
 """How long the end of a run waits for what was not sent yet."""
 NEEDS: Mapping[str, tuple[str, str]] = {
@@ -128,7 +130,7 @@ class Feed:
         self.name, self.start, self.say = name, start, say
         self.rows: queue.SimpleQueue[Numbers | bool] = queue.SimpleQueue()
         self.refused, self.failed = 0, 0  # the first is the driver's to count, the second the thread's
-        self.error, self.said = "", False
+        self.error, self.said, self.ending = "", False, threading.Event()
         self.thread = threading.Thread(target=self._work, name=f"tracker {name}", daemon=True)
         self.thread.start()
 
@@ -143,6 +145,7 @@ class Feed:
     def end(self, well: bool) -> None:
         """No row follows."""
         self.rows.put(well)
+        self.ending.set()
 
     def close(self, deadline: float) -> None:
         """Wait for the rest, by the monotonic clock at most until ``deadline``, and say what is missing."""
@@ -160,11 +163,7 @@ class Feed:
 
     def _work(self) -> None:
         """Until the end of the run: whatever the tracker raises is kept, counted, and told by the driver."""
-        tracker: Tracker | None = None
-        try:
-            tracker = self.start()
-        except (Exception, SystemExit) as error:
-            self._keep(error)
+        tracker = self._open()
         while not isinstance(row := self.rows.get(), bool):
             try:
                 if tracker is None:
@@ -179,6 +178,16 @@ class Feed:
                 tracker.close(row)
         except (Exception, SystemExit) as error:
             self._keep(error)
+
+    def _open(self) -> Tracker | None:
+        """Begin in the tracker, which may be busy or away for a moment; meanwhile rows wait."""
+        for pause in OPENING_PAUSES_S:
+            self.ending.wait(pause)  # who waits for the end does not wait for a tracker that was never there
+            try:
+                return self.start()
+            except (Exception, SystemExit) as error:
+                self._keep(error)
+        return None
 
     def _keep(self, error: BaseException) -> None:
         self.error = self.error or f"{type(error).__name__}: {without_secrets(str(error))}"

@@ -80,6 +80,23 @@ def test_one_that_fails_is_told_once_and_counted() -> None:
     assert "ConnectionError: no way to https://***@tracker.example/api for step 1" in said[0]
 
 
+def test_one_that_is_away_for_a_moment_lacks_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trackers, "OPENING_PAUSES_S", (0.0, 0.01))
+    made, said, there = Made(), list[str](), iter((False, True))
+
+    def start() -> Made:
+        if next(there):
+            return made
+        raise TimeoutError("not yet")
+
+    feeds = Trackers([Feed("made", start, said.append)])
+    for step in range(3):
+        feeds.log(*row(step))
+    feeds.close(well=True)
+    assert [r.step for r in made.rows] == [0, 1, 2] and made.ended == [True]
+    assert len(said) == 1 and "TimeoutError: not yet" in said[0]
+
+
 def test_one_that_cannot_be_opened_is_told_and_all_rows_are_counted() -> None:
     def start() -> Made:
         raise OSError("disk [full]")
