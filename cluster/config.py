@@ -23,6 +23,8 @@ from tokens.guards import GuardsConfig
 from tokens.paths import PathText
 from tokens.section import Section
 
+TrackerName = Literal["tensorboard", "wandb", "mlflow", "trackio"]
+
 ONE_POLICY: dict[str, Any] = {
     "reward.start": "sft",
     "scorer.refresh": "never",
@@ -46,6 +48,9 @@ class RunConfig(Section):
     environment's RONDO_STORAGE, else ~/rondo."""
     scratch: PathText | None = None
     """With an object store: the directory where the work is done, mounted by all nodes; null = RONDO_SCRATCH, else ~/rondo."""
+    report_to: tuple[TrackerName, ...] = ()
+    """Trackers that `run` reports its numbers to (docs/trackers.md): wandb, mlflow, trackio; each must be installed. TensorBoard
+    is written to with or without being named."""
     rounds: RoundsConfig = RoundsConfig()
     world: WorldConfig = WorldConfig()
     data: DataConfig = DataConfig()

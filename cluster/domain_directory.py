@@ -31,7 +31,7 @@ from tokens.errors import UserError
 CARD, RESULTS, KIND, BEGUN = "card.json", "results.jsonl", "domains", "data.json"
 SPEED = (
     "resources", "storage", "scratch", "rounds", "rollout", "policy", "dpo", "evaluation", "meta", "scorer", "strength",
-    "guards", "faults", "features",
+    "guards", "faults", "features", "report_to",
 )  # fmt: skip
 """Sections of the config that change nothing about what is learned here, or may change while it is: how much goes wrong."""
 GROWING = ("customize.seeds", "customize.strategies.", "generalize.seeds", "generalize.curves")

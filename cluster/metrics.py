@@ -1,9 +1,10 @@
-"""Numbers as they arise: metrics.jsonl is the record, TensorBoard and Ray's metrics are the views."""
+"""Numbers as they arise: metrics.jsonl is the record, TensorBoard, Ray's metrics and trackers are the views."""
 
 from __future__ import annotations
 
 import json
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -13,17 +14,20 @@ from actors.reward_trainer import RewardReport
 from actors.scorer import Scores
 from cluster.console import Bar, Console
 from cluster.metrics_file import forget_rows
+from cluster.signals import Stopped
 from cluster.sync import Sync
 from cluster.telemetry import Telemetry
+from cluster.trackers import Trackers
 from evaluation.timeline import DRIVER, Span
 
 STEP_PHASES = ("policy", "sample", "sync")
 """What has a row for each PPO step."""
 NO_WORDS: Mapping[str, str] = {}
+NO_TRACKERS = Trackers()
 
 
 class Metrics:
-    """Writes all three.
+    """Writes them all.
 
     Args:
         path: of the run.
@@ -31,14 +35,20 @@ class Metrics:
         telemetry: Ray's metrics.
         may_write: called before a row of what is learned is written, and before rows are forgotten; raises where the record is
             another driver's by now. What happens to processes is written down all the same.
+        trackers: what else the numbers are reported to.
     """
 
     def __init__(
-        self, path: Path, steps_per_round: int, telemetry: Telemetry, may_write: Callable[[], None] = lambda: None
+        self,
+        path: Path,
+        steps_per_round: int,
+        telemetry: Telemetry,
+        may_write: Callable[[], None] = lambda: None,
+        trackers: Trackers = NO_TRACKERS,
     ) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self.steps_per_round, self.telemetry, self.may_write = steps_per_round, telemetry, may_write
+        self.steps_per_round, self.telemetry, self.may_write, self.trackers = steps_per_round, telemetry, may_write, trackers
         self.record = path / "metrics.jsonl"
         self.file = self.record.open("a", buffering=1)
         self.writer, self.path = SummaryWriter, path / "tensorboard"
@@ -54,6 +64,8 @@ class Metrics:
         self.file.close()
         for board in self.boards.values():
             board.close()  # type: ignore[no-untyped-call]
+        ended_by = sys.exception()
+        self.trackers.close(well=ended_by is None or isinstance(ended_by, Stopped | KeyboardInterrupt | SystemExit))
 
     def mark(self) -> int:
         """Make the record durable as far as it goes.
@@ -99,10 +111,12 @@ class Metrics:
         steps_per_round: int,
         words: Mapping[str, str] = NO_WORDS,
     ) -> None:
-        row = {"time": round(time.time(), 3), "round": index, "step": step, "phase": phase, **values, **words}
+        now = round(time.time(), 3)
+        row = {"time": now, "round": index, "step": step, "phase": phase, **values, **words}
         self.may_write()
         self.file.write(json.dumps(row) + "\n")
         self.telemetry.row(index, values)
+        self.trackers.log(phase, index * steps_per_round + step, now, values)
         if phase not in self.boards:  # each phase has its own count of steps, and forgets what was written from this one on
             purge = max(0, index * steps_per_round + step)
             self.boards[phase] = self.writer(str(self.path / phase), purge_step=purge)  # type: ignore[no-untyped-call]

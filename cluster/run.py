@@ -21,6 +21,7 @@ from cluster.plan import Bundle, bundles
 from cluster.run_directory import RunDirectory, space_errors
 from cluster.signals import listen
 from cluster.storage import storage_root
+from cluster.trackers import check_trackers
 from evaluation.best import JUDGE_NAMES, best_of
 from evaluation.timeline import Span
 from tokens.errors import UserError
@@ -55,6 +56,7 @@ def run(config: RunConfig, console: Console) -> Path:
             f"reward.patience is {config.reward.patience} and reward.evaluate_every null: `run` measures only every "
             "reward.evaluate_every steps. Set it, or reward.patience to null"
         )
+    check_trackers(config)
     root = storage_root(config)
     config = with_domain_reward(config, root)
     directory = RunDirectory(config, console.say)
@@ -197,11 +199,13 @@ def play(
     from cluster.start import begin, refuse_other_data
     from cluster.survival import survival
     from cluster.timeline import Timeline
+    from cluster.trackers import open_trackers
     from cluster.waiting import Pending, Waiter
     from rm.config import ORIGINAL
 
     timeline, telemetry = Timeline(directory.path), telemetry_of(config, directory, asked)
-    metrics = Metrics(directory.path, config.policy.steps_per_round, telemetry, directory.hold.check)
+    trackers = open_trackers(config, directory.path, directory.root, console.say)
+    metrics = Metrics(directory.path, config.policy.steps_per_round, telemetry, directory.hold.check, trackers)
 
     def record(span: Span) -> None:
         timeline(span)

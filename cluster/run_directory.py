@@ -36,7 +36,7 @@ from evaluation.best import best_of, why_stopped
 from tokens.durable import commit_directory, write_file
 from tokens.errors import UserError
 
-MAY_CHANGE = ("storage", "scratch", "resources", "rounds", "guards", "faults")
+MAY_CHANGE = ("storage", "scratch", "report_to", "resources", "rounds", "guards", "faults")
 """Sections of the config that may differ when a run is continued: they change where, how long and what is put up with on the way,
 not what is learned."""
 WHAT_IS_PLAYED = {"baseline": "none", "best_of": None}

@@ -72,7 +72,7 @@ def scaled_differences(run: Run) -> Drawing | None:
         "As Figure 16 of Secrets of RLHF II: differences over all pairs of responses to one prompt, divided by the largest of "
         "the same reward model, so that inflated scores do not count as better ones. All of S_k, the prompts that the ascent saw "
         "included. Good: with MetaRM fewer are close to 0.",
-        1.2 + 1.5 * lines,
+        1.0 + 1.5 * lines,
         draw,
         1.0 + 1.35 * len(shown),
     )
@@ -116,7 +116,7 @@ def curves_by_round(run: Run) -> Drawing | None:
         "As Figure 17 of Secrets of RLHF II, running means. Good: reward rises within each round, KL grows slowly, perplexity "
         "stays level or falls. A reward that still rises while perplexity climbs is no longer to be trusted. Vanilla PPO beside "
         "them: compare two runs.",
-        3.8,
+        4.0,
         draw,
         1.6 * len(found) + 0.6,
     )

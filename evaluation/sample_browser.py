@@ -74,15 +74,14 @@ class Group:
 
 @dataclass(frozen=True)
 class Browser:
-    """What the page's section is made of; ``digest`` admits its script and no other."""
+    """What the page's section is made of; ``digest`` admits its script, templates/samples.js, and no other."""
 
     groups: tuple[Group, ...]
-    script: str
     digest: str
 
 
 def sample_browser(run: Run) -> Browser:
-    """The samples that the page shows, and the script that searches them.
+    """The samples that the page shows, and the digest of the script that searches them.
 
     Where there are more prompts than are shown, those shown lie evenly from the most to the least disagreement of the ensemble.
 
@@ -108,8 +107,8 @@ def sample_browser(run: Run) -> Browser:
         pairs = [_against(row, start[row.prompt_id], where, tie, round_.evaluation.judge == "gold") for row in judged]
         note = "One response to each held-out prompt by the policy that the round ended with, and SFT's to the same prompt."
         groups.append(_group(f"judged-{round_.index}", f"Evaluation of {where}", note, True, pairs, num_groups))
-    script = (Path(__file__).parent / "templates" / "samples.js").read_text("utf-8")
-    return Browser(tuple(groups), script, base64.b64encode(hashlib.sha256(script.encode()).digest()).decode())
+    script = (Path(__file__).parent / "templates" / "samples.js").read_text("utf-8").removesuffix("\n")  # as it is included
+    return Browser(tuple(groups), base64.b64encode(hashlib.sha256(script.encode()).digest()).decode())
 
 
 def shifted_prompts(rows: Sequence[MetaRow]) -> list[PromptSamples]:

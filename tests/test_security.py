@@ -17,7 +17,7 @@ FORBIDDEN_CALLS = {
 }  # fmt: skip
 ASK_THE_NETWORK = {
     "socket", "ssl", "http", "urllib", "requests", "httpx", "aiohttp", "grpc", "openai", "huggingface_hub",
-    "websockets", "ftplib", "smtplib",
+    "websockets", "ftplib", "smtplib", "wandb", "mlflow", "trackio",
 }  # fmt: skip
 MAY_ASK = {
     "cluster/ask_page.py": "nobody: it answers the browsers of this machine",
@@ -27,6 +27,7 @@ MAY_ASK = {
     "cluster/hold.py": "nobody: what this machine is called",
     "cluster/given_model.py": "the hub, with data.allow_hub",
     "cluster/preflight.py": "the cluster of RAY_ADDRESS and its dashboard",
+    "cluster/tracker_kinds.py": "the trackers that report_to names",
 }
 """Who may talk to another machine by itself, and to whom. Ray's and the processes' own channels are not made here."""
 MEASURED_AGAINST = {"benchmarks/ratios/checkpoints.py": {"calls torch.save"}}

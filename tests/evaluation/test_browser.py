@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -111,6 +112,23 @@ def test_a_script_that_is_not_the_pages_own_is_refused(tmp_path: Path, page: str
     spoilt = page.replace("</body>", "<script>document.title='owned'</script></body>")
     seen = measure(tmp_path, spoilt, 390)
     assert (seen["title"], seen["scripts"], seen["console"]) == ("made-up · Rondo", 2, 1)  # and the browser says so
+
+
+def test_text_stands_out_in_both_themes(page: str) -> None:
+    """WCAG's contrast of text: 4.5 and more on every ground that it stands on."""
+
+    def luminance(colour: str) -> float:
+        parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    roots = re.findall(r":root \{(.*?)\n *\}", page, re.DOTALL)
+    assert len(roots) == 2  # light, then dark
+    for root in roots:
+        found = dict(re.findall(r"--([a-z0-9-]+): (#[0-9a-f]{6})", root))
+        for text, ground in (*product(("ink", "muted"), ("page", "card", "tint")), ("good", "good-bg"), ("warn", "warn-bg")):
+            low, high = sorted((luminance(found[text]), luminance(found[ground])))
+            assert (high + 0.05) / (low + 0.05) >= 4.5, (text, ground)
 
 
 def test_light_and_dark_screenshots_differ_and_show_something(tmp_path: Path, full_run: Path) -> None:

@@ -94,7 +94,7 @@ def test_one_round_has_no_rounds_to_lay_over_each_other(run: Run) -> None:
 
 def test_every_asked_figure_is_there(figures: tuple[Drawing, ...]) -> None:
     assert [figure.name for figure in figures] == [
-        "reward-round", "reward-step", "by-round", "outcomes", "time", "kl", "perplexity", "over-optimisation", "signs",
+        "reward-round", "reward-step", "outcomes", "time", "kl", "perplexity", "by-round", "over-optimisation", "signs",
         "differences", "scaled-differences", "meta", "meta-heldout", "timeline",
     ]  # fmt: skip
 
