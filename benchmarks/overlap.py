@@ -23,15 +23,14 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import ray
 
-from actors.process import Identity, Progress
-from actors.transfer import Parcels
+from actors.process import Identity
+from benchmarks.sleepers import SleepingEngine, SleepingLearner
 from cluster.config import RunConfig
 from cluster.console import Console
 from cluster.fixed_pool import FixedPool
@@ -45,7 +44,7 @@ from cluster.storage import storage_root
 from cluster.waiting import Waiter
 from evaluation.timeline import DRIVER, Span, read_timeline
 from evaluation.timeline_figure import draw_spans, phases_of
-from tokens.records import Prompt, Rollout
+from tokens.records import Prompt
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "overlap.jsonl"
@@ -58,56 +57,6 @@ REAL = (
     "--scorer.num_members", "1", "--scorer.aggregate", "mean", "--evaluation.num_prompts", "64", "--policy.steps_per_round", "16",
 )  # fmt: skip
 """What makes a quickstart small."""
-
-
-class SleepingEngine:
-    """What the pool needs of an engine; sampling is sleep."""
-
-    def __init__(self, seconds: float) -> None:
-        self.seconds, self.version = seconds, 0
-
-    @ray.method(concurrency_group="load")
-    def load(self, weights: Parcels, version: int) -> int:
-        """Take a version over, also while ``sample`` sleeps."""
-        self.version = version
-        return version
-
-    @ray.method(concurrency_group="status")
-    def progress(self) -> Progress:
-        """Nothing is counted."""
-        return Progress(0, 0, "")
-
-    def sample(
-        self, prompts: Sequence[Prompt], samples_per_prompt: int, seed: int, version: int, before: Sequence[int]
-    ) -> list[Rollout]:
-        """A token per response, of the version that was held when the call began."""
-        held = self.version
-        assert held >= version
-        time.sleep(self.seconds)
-        return [Rollout(prompt, i, (2,), "", (0.0,), held, True) for prompt in prompts for i in range(samples_per_prompt)]
-
-
-class SleepingLearner:
-    """What the loop needs of a learner; an update is sleep."""
-
-    def __init__(self, seconds: float) -> None:
-        self.seconds = seconds
-
-    @ray.method(concurrency_group="status")
-    def progress(self) -> Progress:
-        """Nothing is counted."""
-        return Progress(0, 0, "")
-
-    def update(
-        self, rollouts: Sequence[Rollout], scores: Sequence[float], sampler_bound: float | None, number: int
-    ) -> dict[str, float]:
-        """No metric."""
-        time.sleep(self.seconds)
-        return {}
-
-    def send(self) -> Parcels:
-        """No weights."""
-        return Parcels((), 0)
 
 
 @contextlib.contextmanager

@@ -36,7 +36,7 @@ def draw(seed: int, prompts: Sequence[Prompt], start: int, number: int, name: st
     return drawn
 
 
-@lru_cache(maxsize=4)  # a round's steps draw from one order: made for each, a million prompts took a second of every step
+@lru_cache(maxsize=4)  # a round's steps draw from one order: made for each, a million prompts took half a second of every step
 def _order(seed: int, number: int) -> array[int]:
     """Places 0 to number - 1, shuffled."""
     return array("I", random.Random(seed).sample(range(number), number))

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from rm.model import RewardModel
 from rm.packing import PackedBatch
+from rm.shared_prompts import SharedBatch, shared_passes
 from tokens.ranks import ALONE, Ranks
 from tokens.records import Pair, SequenceBatch
 
@@ -28,7 +29,7 @@ def score_sequences(
     ranks: Ranks = ALONE,
     packing: bool = False,
 ) -> Tensor:
-    """Scores without gradient, in batches of similar length.
+    """Scores without gradient, in batches of similar length; responses to one prompt in one row behind it, where that saves work.
 
     Args:
         model: on its device.
@@ -48,6 +49,9 @@ def score_sequences(
     """
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    shared = None if packing or ranks.size > 1 else shared_passes(sequences, batch_size)
+    if shared is not None and model.shares_prompts(max(len(prompt) + len(response) for prompt, response in sequences)):
+        return _score_shared(model, sequences, shared, pad_id)
     order = list(range(len(sequences)))
     if not packing:
         order.sort(key=lambda i: -(len(sequences[i][0]) + len(sequences[i][1])))
@@ -61,6 +65,19 @@ def score_sequences(
             for start in range(0, len(own), batch_size)
         ]
     scores[order] = ranks.gather(torch.cat(parts), len(order)).to("cpu", scores.dtype)
+    return scores
+
+
+def _score_shared(
+    model: RewardModel, sequences: Sequence[Encoded], passes: Sequence[Sequence[Sequence[int]]], pad_id: int
+) -> Tensor:
+    """[B] on the CPU, each prompt's work done once."""
+    device = next(model.parameters()).device
+    scores = torch.zeros(len(sequences))
+    with torch.no_grad():
+        for rows in passes:
+            batch = SharedBatch.of([[sequences[i] for i in row] for row in rows], pad_id)
+            scores[[i for row in rows for i in row]] = model(batch.to(device)).to("cpu", scores.dtype)
     return scores
 
 

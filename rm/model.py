@@ -21,12 +21,13 @@ from rm.dropout import Dropout
 from rm.lora import Adapters
 from rm.packing import PackedBatch, sees_neighbours
 from rm.pooling import left_aligned, pool, reads_padding
+from rm.shared_prompts import SharedBatch, sees_as_it_is_told
 from tokens.errors import UserError
 from tokens.lora import merged
 from tokens.ranks import ALONE, Ranks
 from tokens.records import SequenceBatch
 
-Batch = SequenceBatch | PackedBatch
+Batch = SequenceBatch | PackedBatch | SharedBatch
 
 
 class RewardModel(nn.Module):
@@ -62,6 +63,7 @@ class RewardModel(nn.Module):
         self.adapters: Adapters | None = None
         self._dropout = Dropout(model)
         self._can_pack = False
+        self._can_share: bool | None = None
         self._takes = inspect.signature(model.base_model.forward).parameters.keys() & {"position_ids", "use_cache"}
         if not self.pooled_here and pooling != "last":
             raise UserError(
@@ -183,7 +185,7 @@ class RewardModel(nn.Module):
         """Score every sequence.
 
         Args:
-            batch: B sequences of prompt and response, padded or packed.
+            batch: B sequences of prompt and response, padded, packed, or behind shared prompts where ``shares_prompts`` says so.
             both: True also returns the features.
 
         Returns:
@@ -234,6 +236,26 @@ class RewardModel(nn.Module):
         features = pool(hidden, batch, self.pooling, self.eos_ids)
         return self.score(features.to(torch.promote_types(features.dtype, torch.float32))), hidden, batch
 
+    def shares_prompts(self, longest: int) -> bool:
+        """Whether responses may stand in one row behind their prompt (``SharedBatch``): the config allows it, and on a small
+        example, tried once, they get the scores that they have alone.
+
+        Args:
+            longest: tokens of the longest sequence.
+        """
+        if not self.pooled_here or "position_ids" not in self._takes or not sees_as_it_is_told(self.model.config, longest):
+            return False
+        if self._can_share is None:
+            a, b = self._two_tokens()
+            sequences = [((a, b), response) for response in ((a, a, b), (b,), (b, a))]
+            device = next(self.model.parameters()).device
+            alone = SequenceBatch.from_ids([prompt for prompt, _ in sequences], [response for _, response in sequences], a)
+            with torch.no_grad(), self._dropout.at(None):
+                got, wanted = (self._pooled(batch.to(device)).float() for batch in (SharedBatch.of([sequences], a), alone))
+            close = max(1e-3, 8 * torch.finfo(self.model.dtype).eps) * float(wanted.abs().max())
+            self._can_share = torch.allclose(got, wanted, rtol=0, atol=close)
+        return self._can_share
+
     def score(self, features: Tensor) -> Tensor:
         """score = w . features + b, in float32 also where the backbone computes in bfloat16.
 
@@ -269,6 +291,9 @@ class RewardModel(nn.Module):
         if isinstance(batch, PackedBatch):
             self._check_packing(batch.input_ids.device)
             hidden = batch.unpack(self._hidden(batch.input_ids, None, batch.position_ids))
+            return pool(hidden, batch.sequences, self.pooling, self.eos_ids)
+        if isinstance(batch, SharedBatch):
+            hidden = batch.unpack(self._hidden(batch.input_ids, batch.mask, batch.position_ids))
             return pool(hidden, batch.sequences, self.pooling, self.eos_ids)
         batch = left_aligned(batch)
         if self.pooled_here:

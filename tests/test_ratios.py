@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from benchmarks.__main__ import ROOT, here, write_pages
 from benchmarks.ratios import frame
 from benchmarks.ratios.catalogue import CASES, MODULES, Case
 from benchmarks.ratios.frame import Took, Turns, take_turns
+from benchmarks.ratios.metarm_steps import Steps
+from benchmarks.ratios.reward_epochs import padded
 from benchmarks.ratios.rows import RESULTS, Settings, read, row, write
 from benchmarks.ratios.table import BEGIN, END, NOT_RUN, aim_of, amount, cells, met, put, shown, table
 
@@ -124,9 +127,34 @@ def test_readme_and_page_are_what_the_committed_rows_make(tmp_path: Path) -> Non
     assert set(read()) <= {case.place for case in CASES}, "a row of a case that is none any more"
 
 
-@pytest.mark.parametrize("number", ["C1"])
+def rows_of(number: str, folder: Path) -> None:
+    """Measure it in the small; there must be a row of each case."""
+    here(number, Settings(1, 1, small=True), folder / "bench.jsonl")
+    assert set(read(folder / "bench.jsonl")) == {case.place for case in CASES if case.id == number}
+
+
+@pytest.mark.parametrize("number", ["C1", "C2"])
 def test_a_comparison_gives_a_row_for_each_of_its_cases(number: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    here(number, Settings(1, 1, small=True), tmp_path / "bench.jsonl")
-    rows = read(tmp_path / "bench.jsonl")
-    assert set(rows) == {case.place for case in CASES if case.id == number}
+    rows_of(number, tmp_path)
     assert f"{number} " in capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::ResourceWarning", "ignore::UserWarning")  # others' own
+@pytest.mark.parametrize("number", ["C3", "C4", "C5", "C6", "C10"])
+def test_the_longer_comparisons_too(number: str, tmp_path: Path) -> None:
+    rows_of(number, tmp_path)
+
+
+def test_a_metarm_step_and_a_deep_copy_leave_one_gradient_and_theta_as_it_was() -> None:
+    steps = Steps(8, 16, small=True)
+    before = [p.detach().clone() for p in steps.theta]
+    assert steps.difference() < 1e-5
+    for way in steps.ways().values():
+        way()
+    assert all(torch.equal(a, b) for a, b in zip(before, steps.theta, strict=True)), "the learning rate is 0"
+
+
+def test_tokens_that_ours_computes_by_hand() -> None:
+    assert padded([3, 5, 2, 9], 2) == (3 + 3) + (9 + 9), "2 and 3, 5 and 9"
+    assert padded([3, 5, 2, 9, 4, 1], 2) == (3 + 3) + (9 + 9) + (4 + 4), "the last step has one pair"

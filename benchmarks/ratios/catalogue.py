@@ -36,6 +36,7 @@ class Case:
 
 
 HEADS, LORA = "1 / M: one backbone for all", "1: every member's activations are its own"
+SHARED = "(P + k R) / (k (P + R)): the prompt once"
 REAL = "as fast a pass over the real tokens alone"
 MEMCPY, COPY = "a copy in memory", "a copy in memory, which a write in the background would need"
 CASES = (
@@ -44,6 +45,7 @@ CASES = (
     Case("C1", "4 heads, against batches as they come", "the same, batches not sorted by length", "1 / M, sorted"),
     Case("C1", "4 LoRA members score", "4 models, one after another", LORA, 0.6),
     Case("C1", "10 LoRA members score", "10 models, one after another", LORA, 0.6),
+    Case("C2", "scoring 8 responses to each prompt", "every sequence from its first token", SHARED, 1.15, of_limit=True),
     Case("C3", "a reward model's epoch", "TRL's RewardTrainer at its defaults", REAL, 0.6),
     Case("C3", "a reward model's epoch, against TRL's best", "the same, float32, by length, no recomputation", REAL, 0.6),
     Case("C4", "MetaRM step, m = 1", "vanilla step", "1 + m", 1.05, of_limit=True),
@@ -59,11 +61,14 @@ CASES = (
         True,
         unit="MiB",
     ),
+    Case("C5", "rollouts", "transformers' generate, at its better batch", "none computed", 1 / 3, unit="s per 1,000 tokens"),
+    Case("C5", "rollouts, against bare vLLM", "vLLM without Ray", "1", 1 / 0.95, unit="s per 1,000 tokens"),
     Case("C6", "new weights into a running engine", "one call per tensor", MEMCPY, 0.1),
     Case("C6", "new weights, against a restart", "saving them and starting an engine", MEMCPY),
     Case("C6", "new weights, against memcpy", "copying them once in memory", "1", 5.0),
     Case("C9", "checkpoint", "torch.save in place", COPY, 0.2),
     Case("C9", "checkpoint, against one that is synced", "torch.save in place, and fsync", COPY),
+    Case("C10", "strengths of all pairs", "a plain loop over the members", "1", 1 / 0.9),
     Case("C11", "64 rollout actors", "the time that they sleep", "1", 1 / 0.95),
     Case("C11", "16 rollout actors", "the time that they sleep", "1", 1 / 0.95),
     Case("C11", "4 rollout actors", "the time that they sleep", "1", 1 / 0.95),
@@ -75,10 +80,13 @@ CASES = (
 )
 MODULES = {
     "C1": "benchmarks.ratios.ensembles",
+    "C2": "benchmarks.ratios.shared_prompts",
     "C3": "benchmarks.ratios.reward_epochs",
     "C4": "benchmarks.ratios.metarm_steps",
+    "C5": "benchmarks.ratios.rollouts",
     "C6": "benchmarks.ratios.sync",
     "C9": "benchmarks.ratios.checkpoints",
+    "C10": "benchmarks.ratios.strengths",
     "C11": "benchmarks.ratios.driver",
 }
 """What measures each; ``measure(settings)`` gives rows."""

@@ -23,10 +23,10 @@ import ray
 
 from actors.process import Identity
 from actors.transfer import Parcels
-from benchmarks.overlap import SleepingEngine, SleepingLearner
 from benchmarks.ratios.engines import local_ray, prompts
 from benchmarks.ratios.frame import Took, Turns, of_all_processes, take_turns
 from benchmarks.ratios.rows import Row, Settings, row
+from benchmarks.sleepers import SleepingEngine, SleepingLearner
 from cluster.console import Console
 from cluster.fixed_pool import FixedPool
 from cluster.roles import LearnerHandle, together

@@ -24,9 +24,7 @@ TURNED = [Pair(p.id, p.prompt_ids, p.rejected_ids, p.chosen_ids) for p in PAIRS[
 def test_each_set_is_scored_as_it_would_be_alone_and_a_shared_sequence_once(make_model: MakeModel) -> None:
     model = make_model()
     seen: list[int] = []
-    hook = model.model.base_model.register_forward_pre_hook(
-        lambda module, args, kwargs: seen.append(len(kwargs["input_ids"])), with_kwargs=True
-    )
+    hook = model.register_forward_pre_hook(lambda module, args: seen.append(len(args[0])))
     found = score_sets(model, {"original": PAIRS, "turned": TURNED}, 4, PAD)
     hook.remove()
     assert sum(seen) == 14, "the turned pairs' sequences are among those of the original ones"

@@ -1,0 +1,183 @@
+"""Responses to one prompt in one row behind it: the prompt is computed once, however many responses it has.
+
+    row        p1 p2 p3 | a1 a2 | b1 b2 b3
+    position    0  1  2    3  4    3  4  5
+    b2 sees    p1 p2 p3 and b1 b2, and nothing of a
+
+so that a row holds P + k R tokens where k rows of their own hold k (P + R).
+
+Letters: B sequences, T positions of the longest, R rows, W positions of a row, H hidden size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedConfig
+
+from tokens.records import SequenceBatch
+
+Encoded = tuple[tuple[int, ...], tuple[int, ...]]
+WORTH = 0.8
+"""Rows of shared prompts are used where they hold at most this share of the tokens: below it attention to a mask costs more than
+it saves."""
+WIDEST = 2048
+"""Positions of a row: what a mask holds, and attention computes, grows with their square. A prompt with more comes again."""
+
+
+@dataclass(frozen=True)
+class SharedBatch:
+    """B sequences in R <= B rows, each row those of one prompt.
+
+    Args:
+        input_ids: [R, W] int64.
+        position_ids: [R, W] int64; a response's go on from the prompt's.
+        mask: [R, 1, W, W] bool, True where a position (third) sees another (fourth); padding sees itself.
+        places: [B, T] int64, where in the flattened rows each position of ``sequences`` lies; 0 at its padding.
+        sequences: the same sequences, padded; the poolings read its ids and masks.
+    """
+
+    input_ids: Tensor
+    position_ids: Tensor
+    mask: Tensor
+    places: Tensor
+    sequences: SequenceBatch
+
+    @classmethod
+    def of(cls, rows: Sequence[Sequence[Encoded]], pad_id: int) -> SharedBatch:
+        """Lay sequences out.
+
+        Args:
+            rows: R of them, each at least one sequence, of one prompt.
+            pad_id: id written at padding.
+
+        Returns:
+            The batch, its sequences row by row, on the CPU.
+
+        Raises:
+            ValueError: if the sequences of a row have several prompts.
+
+        Padding contract: there is no padding to give; what is made is read by nothing.
+        """
+        together = [sequence for row in rows for sequence in row]
+        batch = SequenceBatch.from_ids([prompt for prompt, _ in together], [response for _, response in together], pad_id)
+        width = max(row_width(row) for row in rows)
+        ids, positions = (torch.full((len(rows), width), fill) for fill in (pad_id, 0))
+        owner = torch.full((len(rows), width), -1)  # 0 the prompt, 1.. the responses, -1 padding
+        places = torch.zeros(batch.input_ids.shape, dtype=torch.int64)
+        number = 0
+        for at, row in enumerate(rows):
+            prompt = row[0][0]
+            ids[at, : len(prompt)], owner[at, : len(prompt)] = torch.tensor(prompt), 0
+            positions[at, : len(prompt)] = torch.arange(len(prompt))
+            start = len(prompt)
+            for index, (own_prompt, response) in enumerate(row, start=1):
+                if own_prompt != prompt:
+                    raise ValueError(f"row {at} has sequences of several prompts: expected one")
+                end = start + len(response)
+                ids[at, start:end], owner[at, start:end] = torch.tensor(response, dtype=torch.int64), index
+                positions[at, start:end] = len(prompt) + torch.arange(len(response))
+                places[number, : len(prompt)] = at * width + torch.arange(len(prompt))
+                places[number, len(prompt) : len(prompt) + len(response)] = at * width + torch.arange(start, end)
+                number, start = number + 1, end
+        return cls(ids, positions, _sees(owner), places, batch)
+
+    def unpack(self, hidden: Tensor) -> Tensor:
+        """Hidden states as if every sequence had a row of its own.
+
+        Args:
+            hidden: [R, W, H].
+
+        Returns:
+            [B, T, H]; at padding, some other position's.
+        """
+        return hidden.flatten(0, 1)[self.places]
+
+    def to(self, device: torch.device | str) -> SharedBatch:
+        """The same batch on ``device``."""
+        ids, positions, mask = (x.to(device) for x in (self.input_ids, self.position_ids, self.mask))
+        return SharedBatch(ids, positions, mask, self.places.to(device), self.sequences.to(device))
+
+    def __len__(self) -> int:
+        return len(self.sequences)
+
+
+def _sees(owner: Tensor) -> Tensor:
+    """[R, 1, W, W]: earlier positions of the same owner, or of the prompt; oneself always."""
+    width = owner.shape[1]
+    same = owner[:, :, None] == owner[:, None, :]
+    prompt = (owner[:, None, :] == 0) & (owner[:, :, None] >= 0)
+    earlier = torch.ones(width, width, dtype=torch.bool).tril()
+    return (((same | prompt) & earlier) | torch.eye(width, dtype=torch.bool))[:, None]
+
+
+def row_width(row: Sequence[Encoded]) -> int:
+    """Tokens of a prompt and all its responses."""
+    return len(row[0][0]) + sum(len(response) for _, response in row)
+
+
+def shared_passes(sequences: Sequence[Encoded], batch_size: int) -> list[list[list[int]]] | None:
+    """Which sequences share a row, and which rows a forward pass; rows of like widths go together.
+
+    Args:
+        sequences: B of (prompt ids, response ids).
+        batch_size: sequences of a pass, >= 1.
+
+    Returns:
+        Passes of rows of indices, every index once; None where that saves too little against a row for each sequence.
+    """
+    by_prompt: dict[tuple[int, ...], list[int]] = {}
+    for index, (prompt, _) in enumerate(sequences):
+        by_prompt.setdefault(prompt, []).append(index)
+    if len(by_prompt) == len(sequences):
+        return None
+    rows = [row for prompt, own in by_prompt.items() for row in _cut(prompt, own, sequences, batch_size)]
+    widths = {id(row): row_width([sequences[i] for i in row]) for row in rows}
+    rows.sort(key=lambda row: -widths[id(row)])
+    passes: list[list[list[int]]] = []
+    room = 0
+    for row in rows:
+        if not passes or len(row) > room:
+            passes.append([])
+            room = batch_size
+        passes[-1].append(row)
+        room -= len(row)
+    lengths = sorted((len(prompt) + len(response) for prompt, response in sequences), reverse=True)
+    alone = sum(lengths[start] * len(lengths[start : start + batch_size]) for start in range(0, len(lengths), batch_size))
+    shared = sum(widths[id(each[0])] * len(each) for each in passes)
+    return passes if shared <= WORTH * alone else None
+
+
+def _cut(prompt: tuple[int, ...], own: Sequence[int], sequences: Sequence[Encoded], batch_size: int) -> list[list[int]]:
+    """A prompt's sequences in rows that are neither too wide nor too many for a pass."""
+    rows: list[list[int]] = []
+    width = 0
+    for index in own:
+        length = len(sequences[index][1])
+        if not rows or len(rows[-1]) == batch_size or width + length > WIDEST:
+            rows.append([])
+            width = len(prompt)
+        rows[-1].append(index)
+        width += length
+    return rows
+
+
+def sees_as_it_is_told(config: PreTrainedConfig, longest: int) -> bool:
+    """Whether a model's attention can be given by a mask alone, as far as its config says.
+
+    Args:
+        config: of the backbone.
+        longest: tokens of the longest sequence; a window that is not shorter plays no part.
+
+    Returns:
+        False for other attention than PyTorch's, for layers that are not attention, and for shorter windows.
+    """
+    if config._attn_implementation != "sdpa":
+        return False
+    settings = config.get_text_config().to_dict()
+    kinds = set(settings["layer_types"] or ()) if "layer_types" in settings else set()
+    window = settings["sliding_window"] if "sliding_window" in settings else None
+    return kinds <= {"full_attention", "sliding_attention"} and (window is None or longest <= window)
