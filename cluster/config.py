@@ -1,7 +1,7 @@
 """The whole config of a run, and what must hold between its sections."""
 
 import re
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
