@@ -318,7 +318,7 @@ class Theme:
         self.stands = (index + 1, None)
         self.console.show(round_table(self.directory.ledger))
         for alarm in self.directory.ledger["rounds"][-1]["alarms"]:
-            self.console.say(f"[red]alarm[/] {Alarm(**alarm).words()}")
+            self.console.say(f"[bold red]alarm[/] {Alarm(**alarm).words()}")
         self.tell_best()
         if stop_asked():
             end(f"round {index + 1} is committed; the same command continues after it")
