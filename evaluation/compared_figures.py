@@ -98,7 +98,9 @@ def _outcomes(runs: Sequence[ComparedRun]) -> Drawing:
         for ax, one, rounds in zip(axes, runs, shown, strict=True):
             marks = [" ★" if r.index == one.best_round.index else "" for r in rounds]
             labels = [f"round {r.index}{mark}" for r, mark in zip(rounds, marks, strict=True)]
-            _stacked(ax, labels, [(r.evaluation.win or 0.0, r.evaluation.tie or 0.0, r.evaluation.lose or 0.0) for r in rounds])
+            _stacked(
+                ax, labels, [(r.evaluation.win or 0.0, r.evaluation.tie or 0.0, r.evaluation.lose or 0.0) for r in rounds], narrow
+            )
             ax.set_title(one.label)
         common_legend(figure, [axes[0]], 3)
 
@@ -121,7 +123,7 @@ def _duels(runs: Sequence[ComparedRun]) -> Drawing | None:
     def draw(figure: "Figure", narrow: bool) -> None:
         ax = figure.subplots()
         labels = [f"{one.label}, round {one.best_round.index}" for one, _ in judged]
-        _stacked(ax, labels, [(outcome.win, outcome.tie, outcome.lose) for _, outcome in judged])
+        _stacked(ax, labels, [(outcome.win, outcome.tie, outcome.lose) for _, outcome in judged], narrow)
         if narrow:  # names of runs are long: above their bars
             for y, label in enumerate(labels):
                 ax.text(0, y - 0.34, label, va="bottom", ha="left")
@@ -229,13 +231,13 @@ def _training(runs: Sequence[ComparedRun]) -> Drawing | None:
     )
 
 
-def _stacked(ax: "Axes", labels: Sequence[str], shares: Sequence[tuple[float, float, float]]) -> None:
+def _stacked(ax: "Axes", labels: Sequence[str], shares: Sequence[tuple[float, float, float]], narrow: bool) -> None:
     left, places = np.zeros(len(labels)), np.arange(len(labels))
     for number, (name, colour) in enumerate(OUTCOMES):
         part = np.array([share[number] for share in shares])
         ax.barh(places, part, left=left, color=colour, height=0.62, label=name)
         for y, (share, start) in enumerate(zip(part, left, strict=True)):
-            if share >= 0.08:
+            if share >= (0.13 if narrow else 0.08):  # where the number has room
                 ax.text(start + share / 2, y, f"{share:.0%}", ha="center", va="center", color=CARD, fontweight="bold")
         left = left + part
     ax.set_yticks(places, list(labels))
