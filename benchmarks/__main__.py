@@ -19,7 +19,7 @@ from pathlib import Path
 
 from benchmarks.ratios.catalogue import CASES, MODULES
 from benchmarks.ratios.rows import RESULTS, Settings, read, write
-from benchmarks.ratios.table import aimed, amount, details, hardware, put, shown, table
+from benchmarks.ratios.table import amount, details, hardware, measured, put, shown, table
 from tokens.durable import write_file
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -67,7 +67,7 @@ def write_pages(results: Path, readme: Path, page: Path) -> None:
     """Put the tables of the rows that are there into README and page."""
     rows = read(results)
     on = f"Measured on: {hardware(rows)}."
-    write_file(readme, put(readme.read_text(), f"{table(rows, aimed())}\n\n{on}"))
+    write_file(readme, put(readme.read_text(), f"{measured(rows)}\n\n{on}"))
     text = put(page.read_text(), f"{table(rows)}\n\n{on}")
     write_file(page, put(text, details(rows), number=1))
 
