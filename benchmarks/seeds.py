@@ -67,7 +67,7 @@ def judge(config: RunConfig, world: World, sft: Path, run: Path, seed: int) -> l
 
     theirs = gold(sft)
     outcomes = [Outcome(seed, -1, 0.0, 1.0, 0.0, 0.0, sum(theirs) / len(theirs))]
-    for index in range(config.rounds.num_rounds):
+    for index in range(len(json.loads((run / "ledger.json").read_text())["rounds"])):
         ours = gold(run / "rounds" / f"round_{index:03d}" / "policy")
         result = win_tie_lose(ours, theirs, config.evaluation.tie)
         outcomes.append(Outcome(seed, index, result.win, result.tie, result.lose, result.margin, sum(ours) / len(ours)))

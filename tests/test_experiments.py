@@ -28,6 +28,7 @@ from benchmarks.experiments.common import (
 from benchmarks.experiments.generalize import Referred, without
 from benchmarks.experiments.generalize_settings import Place
 from benchmarks.experiments.metarm_report import draw, holm, report
+from benchmarks.experiments.over import share_of_best
 from benchmarks.experiments.people_arms import Material
 from benchmarks.experiments.people_in_context import in_context, start_reader
 from benchmarks.experiments.people_personas import LABELS, D, Persona, held_out
@@ -267,3 +268,9 @@ def test_what_a_left_out_domain_wrote_is_in_no_query_to_train_on() -> None:
     assert trimmed.query.responses == ((2,), (4,)) and trimmed.query.scores == (1.0, 0.0) and trimmed.reference == (0.0, -2.0)
     assert untouched == referred[1]
     assert without(each, ["b"], {}) == each
+
+
+def test_the_share_of_the_best_rounds_gain() -> None:
+    assert share_of_best([0.0, 1.0, 0.5], -1.0, 2) == 0.75
+    assert share_of_best([0.0, 1.0, 0.5], -1.0, None) == 0.0
+    assert share_of_best([-2.0, -1.0], -1.0, 1) is None

@@ -1,0 +1,117 @@
+"""Does a run that is driven too far stop by itself, and is the round that it keeps as good as its best one?
+
+    python -m benchmarks.experiments.over [--seeds 0 1 2] [--KEY VALUE ...]
+    python -m benchmarks.experiments.over --evaluation.judge held_out
+
+Each seed is a whole run of configs/over.yaml by the command that users start. SFT's and every round's policy then answer each
+*test* prompt once; none of them was judged in the run. The gold reward there says what the round in `best/`, which validation
+prompts chose, is worth: its gain over SFT as a share of the gain of the round that is best on the test prompts themselves. That
+one is the highest of several noisy means, so that a little less than 1 is what a perfect choice would reach.
+
+Prints a line for each seed and appends a row for it to benchmarks/results/over.jsonl.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.experiments.common import RESULTS, ROOT
+from benchmarks.seeds import judge
+from cluster.load_config import load_config
+from cluster.run_directory import versions
+from cluster.sandbox_source import SandboxSource
+from cluster.storage import storage_root
+from evaluation.best import best_of
+
+RECIPE = ROOT / "configs" / "over.yaml"
+
+
+def share_of_best(golds: Sequence[float], sft: float, chosen: int | None) -> float | None:
+    """The gain of the chosen round over SFT, by the largest gain there is.
+
+    Args:
+        golds: of the rounds, on the test prompts.
+        sft: of SFT.
+        chosen: a round; None = SFT.
+
+    Returns:
+        Their ratio; None where no round is better than SFT.
+    """
+    most = max(golds) - sft
+    if most <= 0:
+        return None
+    return (0.0 if chosen is None else golds[chosen] - sft) / most
+
+
+def play(seed: int, overrides: Sequence[str], recipe: Path = RECIPE) -> dict[str, Any]:
+    """Run what is not there yet, and judge its rounds on the test prompts.
+
+    Args:
+        seed: of the run.
+        overrides: keys on top of the recipe.
+        recipe: of the run.
+
+    Returns:
+        The row of the results.
+    """
+    kind = load_config(recipe, list(overrides)).evaluation.judge
+    words = [*overrides, "--seed", str(seed), "--name", f"over-{kind}-{seed}"]
+    config = load_config(recipe, words)
+    subprocess.run([sys.executable, "-m", "cluster", "run", str(recipe), *words], check=True, cwd=ROOT, env=os.environ)
+    root = storage_root(config)
+    run = root / "runs" / config.name
+    ledger = json.loads((run / "ledger.json").read_text())
+    source = SandboxSource(config, root / "cache")
+    sft, *rounds = judge(config, source.world, source.load().sft_dir, run, seed)
+    golds = [outcome.gold for outcome in rounds]
+    best = best_of(ledger)
+    return {
+        "id": "over", "seed": seed, "overrides": list(overrides), "judge": best.judge, "rounds": len(golds),
+        "asked": config.rounds.num_rounds, "ended": ledger["rounds"][-1]["ended"], "chosen": best.round, "sft": sft.gold, "golds": golds,
+        "validation": [entry["evaluation"]["gold"] for entry in ledger["rounds"]],
+        "kl": [entry["evaluation"]["kl"] for entry in ledger["rounds"]],
+        "share": share_of_best(golds, sft.gold, best.round),
+        "alarms": [[alarm["name"] for alarm in entry["alarms"]] for entry in ledger["rounds"]], "versions": versions(),
+    }  # fmt: skip
+
+
+def line(row: dict[str, Any]) -> str:
+    """A row for a reader."""
+    golds = row["golds"]
+    share = "no round is better than SFT" if row["share"] is None else f"{row['share']:.0%} of the best round's gain"
+    chosen = "SFT" if row["chosen"] is None else f"round {row['chosen']} ({golds[row['chosen']]:+.2f})"
+    top = golds.index(max(golds))
+    return (
+        f"seed {row['seed']}, {row['judge']}: {row['rounds']} of {row['asked']} rounds; gold on test prompts: "
+        f"SFT {row['sft']:+.2f}, best/ {chosen}, best round {top} ({golds[top]:+.2f}), last {golds[-1]:+.2f}: {share}"
+    )
+
+
+def main(arguments: Sequence[str] | None = None, results: Path = RESULTS) -> None:
+    """Play the seeds.
+
+    Args:
+        arguments: None takes the process's own.
+        results: folder of the rows.
+    """
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    options, overrides = parser.parse_known_args(arguments)
+    for seed in options.seeds:
+        row = play(seed, overrides)
+        print(line(row), flush=True)
+        with (results / "over.jsonl").open("a") as file:
+            file.write(json.dumps(row) + "\n")
+
+
+if __name__ == "__main__":
+    main()
