@@ -74,11 +74,12 @@ def play(seed: int, overrides: Sequence[str], recipe: Path = RECIPE) -> dict[str
     best = best_of(ledger)
     return {
         "id": "over", "seed": seed, "overrides": list(overrides), "judge": best.judge, "rounds": len(golds),
-        "asked": config.rounds.num_rounds, "ended": ledger["rounds"][-1]["ended"], "chosen": best.round, "sft": sft.gold, "golds": golds,
+        "asked": config.rounds.num_rounds, "ended": ledger["rounds"][-1]["ended"], "chosen": best.round, "sft": sft.gold,
+        "golds": golds, "share": share_of_best(golds, sft.gold, best.round),
         "validation": [entry["evaluation"]["gold"] for entry in ledger["rounds"]],
         "kl": [entry["evaluation"]["kl"] for entry in ledger["rounds"]],
-        "share": share_of_best(golds, sft.gold, best.round),
-        "alarms": [[alarm["name"] for alarm in entry["alarms"]] for entry in ledger["rounds"]], "versions": versions(),
+        "alarms": [[alarm["name"] for alarm in entry["alarms"]] for entry in ledger["rounds"]],
+        "versions": versions(),
     }  # fmt: skip
 
 
