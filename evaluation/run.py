@@ -74,6 +74,8 @@ class Round:
     """PPO steps whose numbers went wrong, by what was done about them; empty in a ledger from before there were such."""
     alarms: tuple[Alarm, ...] = ()
     """What the round's end alarmed about."""
+    best: str = ""
+    """Which round was the best by then, and why; "" in a ledger from before that was told."""
 
 
 @dataclass(frozen=True)
@@ -257,6 +259,7 @@ def _round(node: JsonNode) -> Round:
         dropped=json.dumps(node.value("dropped"), indent=2, ensure_ascii=False, sort_keys=True),
         bad_steps=node.child("guards").numbers() if node.has("guards") else {},
         alarms=_alarms(node) if node.has("alarms") else (),
+        best=node.child("best").string("why") if node.has("best") else "",
     )
 
 

@@ -13,6 +13,9 @@ from evaluation.text import TextStats, text_stats
 COLLAPSE_SHARE = 0.1
 """One text given to this share of different prompts is worth a warning."""
 
+OVER_OPTIMISED = frozenset({"proxy_up_gold_down", "proxy_up_held_out_down"})
+"""Alarms that say that more wins were bought."""
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -51,7 +54,8 @@ def judge_in_words(judge: Judge) -> str:
 def headline(run: Run) -> Headline:
     """The run's result in words: wins and losses against SFT after the last round, with the interval.
 
-    better: the 95% interval of win - lose lies above 0; worse: below 0; otherwise the two cannot be told apart.
+    better: the 95% interval of win - lose lies above 0; worse: below 0; otherwise the two cannot be told apart. Where a
+    truth that is not the judge has fallen meanwhile (``OVER_OPTIMISED``), the round is called that.
 
     Source: ``evaluation.compare.win_tie_lose``, as the ledger holds it.
 
@@ -59,7 +63,7 @@ def headline(run: Run) -> Headline:
         run: the run.
 
     Returns:
-        The headline; ``good`` only where the interval lies above zero.
+        The headline; ``good`` only where the interval lies above zero, and no alarm says what that is worth.
 
     Padding contract: there is none.
     """
@@ -73,6 +77,8 @@ def headline(run: Run) -> Headline:
         f"Win minus lose {e.margin:+z.2f}, 95% interval {e.margin_low:+z.2f} to {e.margin_high:+z.2f} "
         f"over {len(run.start_rows)} held-out prompts"
     )
+    if OVER_OPTIMISED & _alarmed(run):
+        return Headline("warn", "Over-optimised", text, f"{detail}. Not to be trusted: see the first alarm.")
     if e.margin_low > 0:
         return Headline("good", "Better than SFT", text, f"{detail}.")
     if e.margin_high < 0:
@@ -95,13 +101,15 @@ def findings(run: Run) -> tuple[Finding, ...]:
     Padding contract: there is none.
     """
     start, last = run.ledger.start, run.ledger.rounds[-1].evaluation
+    told = _alarmed(run)
     found: list[Finding | None] = [
         _baseline(run),
         _judge(run),
+        _best(run),
         *(Finding("warn", f"Alarm {alarm.words()}.") for alarm in run.ledger.rounds[-1].alarms),
-        _over_optimised(run),
+        None if "proxy_up_gold_down" in told else _over_optimised(run),
         _collapsed(run),
-        _unfinished(start, last),
+        None if "truncation" in told else _unfinished(start, last),
         _meta(run),
         _inflation(run),
         _prototypes(run),
@@ -131,6 +139,17 @@ def texts_of(run: Run) -> tuple[TextStats, ...]:
 def _baseline(run: Run) -> Finding | None:
     text = description(run.ledger.rounds[-1].choices)
     return None if text is None else Finding("note", text)
+
+
+def _alarmed(run: Run) -> frozenset[str]:
+    """Names of the last round's alarms."""
+    return frozenset(alarm.name for alarm in run.ledger.rounds[-1].alarms)
+
+
+def _best(run: Run) -> Finding | None:
+    """What ``best/`` holds."""
+    why = run.ledger.rounds[-1].best
+    return Finding("note", f"best/: {why}.") if why else None
 
 
 def _judge(run: Run) -> Finding | None:

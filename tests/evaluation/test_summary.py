@@ -133,3 +133,23 @@ def test_an_alarm_of_the_last_round_is_told(run: Run) -> None:
     ]
     first = replace(run, ledger=replace(run.ledger, rounds=(replace(rounds[0], alarms=(alarm,)), *rounds[1:])))
     assert findings(first) == findings(run), "of an earlier round, the ledger has it"
+
+
+def test_wins_that_were_bought_are_no_good_news(run: Run) -> None:
+    won = with_last(run, **OUTCOME, margin_low=0.5, margin_high=0.67)
+    rounds = won.ledger.rounds
+    names = ("proxy_up_gold_down", "truncation")
+    last = replace(rounds[-1], alarms=tuple(Alarm(name, "so", "Do this") for name in names), best="round 0 of 3 is the best")
+    bought = replace(won, ledger=replace(won.ledger, rounds=(*rounds[:-1], last)))
+    assert (headline(bought).kind, headline(bought).verdict) == ("warn", "Over-optimised")
+    assert headline(bought).text == headline(won).text, "the numbers stay"
+    assert "best/: round 0 of 3 is the best." in said(bought) and "best/" not in said(won)
+
+
+def test_what_an_alarm_says_is_not_said_twice(run: Run) -> None:
+    fallen = with_last(run, gold=-5.0, proxy=50.0, finished=0.1)
+    assert "Over-optimisation: " in said(fallen) and "Only 10% of the responses" in said(fallen)
+    rounds = fallen.ledger.rounds
+    for name, words in (("proxy_up_gold_down", "Over-optimisation: "), ("truncation", "Only 10%")):
+        alarmed = (*rounds[:-1], replace(rounds[-1], alarms=(Alarm(name, "so", "Do this"),)))
+        assert words not in said(replace(fallen, ledger=replace(fallen.ledger, rounds=alarmed)))
