@@ -10,15 +10,14 @@ Each row is appended to benchmarks/results/bench.jsonl as it is found; the table
 from __future__ import annotations
 
 import argparse
-import importlib
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from benchmarks.ratios.catalogue import CASES, MODULES
-from benchmarks.ratios.rows import RESULTS, Settings, read, write
+from benchmarks.ratios.catalogue import CASES, NUMBERS
+from benchmarks.ratios.rows import RESULTS, Row, Settings, read, write
 from benchmarks.ratios.table import amount, details, hardware, measured, put, shown, table
 from tokens.durable import write_file
 
@@ -30,13 +29,39 @@ STEADY = {
 """Environment of a measuring process: freed memory is kept, so that no way pays for pages that another has given back."""
 
 
+def comparison(number: str) -> Callable[[Settings], Iterator[Row]]:
+    """What measures a comparison; only its own module is imported, for what it imports counts."""
+    match number:
+        case "C1":
+            from benchmarks.ratios.ensembles import measure
+        case "C2":
+            from benchmarks.ratios.shared_prompts import measure
+        case "C3":
+            from benchmarks.ratios.reward_epochs import measure
+        case "C4":
+            from benchmarks.ratios.metarm_steps import measure
+        case "C5":
+            from benchmarks.ratios.rollouts import measure
+        case "C6":
+            from benchmarks.ratios.sync import measure
+        case "C9":
+            from benchmarks.ratios.checkpoints import measure
+        case "C10":
+            from benchmarks.ratios.strengths import measure
+        case "C11":
+            from benchmarks.ratios.driver import measure
+        case _:
+            raise ValueError(f"there is no comparison {number}: expected one of {', '.join(NUMBERS)}")
+    return measure
+
+
 def here(number: str, settings: Settings, results: Path) -> None:
     """Measure one comparison in this process; its rows are written as they come."""
     import torch
 
     torch.set_num_threads(settings.threads)
     units = {case.place: case.unit for case in CASES}
-    for row in importlib.import_module(MODULES[number]).measure(settings):
+    for row in comparison(number)(settings):
         unit = units[row.id, row.case]
         write([row], results)
         print(
@@ -82,7 +107,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         Exit status: 1 if a comparison failed.
     """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="+", default=list(MODULES), choices=list(MODULES), metavar="C1", help="some of them")
+    parser.add_argument("--only", nargs="+", default=NUMBERS, choices=NUMBERS, metavar="C1", help="some of them")
     parser.add_argument("--repetitions", type=int, default=7, help="pairs of each case (default 7)")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="of either side (default: the machine's cores)")
     parser.add_argument("--results", type=Path, default=RESULTS, help="file to append rows to")
@@ -90,7 +115,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--page", action="store_true", help="measure nothing; write the tables of README.md and docs/benchmarks.md"
     )
     parser.add_argument("--small", action="store_true", help="at a size at which nothing can be learned")
-    parser.add_argument("--here", choices=list(MODULES), help="measure this one in this process")
+    parser.add_argument("--here", choices=NUMBERS, help="measure this one in this process")
     options = parser.parse_args(arguments)
     settings, results = Settings(options.repetitions, options.threads, options.small), options.results.resolve()
     if options.page:

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.__main__ import ROOT, here, write_pages
+from benchmarks.__main__ import ROOT, comparison, here, write_pages
 from benchmarks.ratios import frame
-from benchmarks.ratios.catalogue import CASES, MODULES, Case
+from benchmarks.ratios.catalogue import CASES, NUMBERS, Case
 from benchmarks.ratios.frame import Took, Turns, take_turns
 from benchmarks.ratios.metarm_steps import Steps
 from benchmarks.ratios.reward_epochs import padded
@@ -113,7 +113,10 @@ def test_a_page_keeps_what_stands_outside_its_markers() -> None:
 
 
 def test_every_case_belongs_to_a_comparison_and_has_a_name_of_its_own() -> None:
-    assert {case.id for case in CASES} == set(MODULES) and len({case.place for case in CASES}) == len(CASES)
+    assert len({case.place for case in CASES}) == len(CASES)
+    assert len({comparison(number).__module__ for number in NUMBERS}) == len(NUMBERS), "each has its own"
+    with pytest.raises(ValueError, match="there is no comparison C0"):
+        comparison("C0")
 
 
 def test_readme_and_page_are_what_the_committed_rows_make(tmp_path: Path) -> None:

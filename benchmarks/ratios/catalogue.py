@@ -78,20 +78,5 @@ CASES = (
     Case("C11", "a late step of a million samples", "an early one", "1", 1.1),
     Case("C11", "memory after a million samples", "after some ten thousand", "1", 1.1, unit="MiB"),
 )
-MODULES = {
-    "C1": "benchmarks.ratios.ensembles",
-    "C2": "benchmarks.ratios.shared_prompts",
-    "C3": "benchmarks.ratios.reward_epochs",
-    "C4": "benchmarks.ratios.metarm_steps",
-    "C5": "benchmarks.ratios.rollouts",
-    "C6": "benchmarks.ratios.sync",
-    "C9": "benchmarks.ratios.checkpoints",
-    "C10": "benchmarks.ratios.strengths",
-    "C11": "benchmarks.ratios.driver",
-}
-"""What measures each; ``measure(settings)`` gives rows."""
-
-
-def ids() -> tuple[str, ...]:
-    """All ids, in order."""
-    return tuple(MODULES)
+NUMBERS = tuple(dict.fromkeys(case.id for case in CASES))
+"""All ids, in order."""
