@@ -20,6 +20,8 @@ from tokens.errors import UserError
 GIB = 1 << 30
 PROCESS = 3 * GIB // 4
 """What a process of ours holds before it holds a model: Python, torch, transformers (0.4 to 0.8 GiB seen)."""
+CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
+"""Widths of heads that vLLM 0.32's CPU attention has."""
 GPU_USABLE = 0.9
 """Share of a GPU's memory that a model may take, the rest left to activations of the allocator and the driver."""
 
@@ -140,6 +142,11 @@ def bundles(config: RunConfig, size: ModelSize) -> tuple[Bundle, ...]:
     members = config.scorer.num_members + judges
     if size.num_heads % parallel:
         raise UserError(f"rollout.tensor_parallel is {parallel} and the policy has {size.num_heads} heads: it must divide them")
+    if not shares.rollout.num_gpus and size.head_size not in CPU_HEAD_SIZES:
+        raise UserError(
+            f"the policy's heads are {size.head_size} wide (hidden_size / num_heads), and vLLM on CPUs computes attention for "
+            f"{', '.join(map(str, CPU_HEAD_SIZES))} only: take another sft.shape.num_heads, another model, or engines with GPUs"
+        )
     engine = "engine; its cache takes what is left" if shares.rollout.num_gpus else "engine"
     scoring = f"{members} reward models" + (f", {judges} of them held out" if judges else "")
     ensemble = (frozen_part(scoring, members * scorers.parameters, shares.scorer),)

@@ -13,7 +13,7 @@ import pytest
 from cluster.cli import main
 from cluster.load_config import load_config
 from cluster.model_sizes import model_size, reward_size, size_of_shape
-from cluster.plan import GIB, PROCESS, Bundle, Node, bundles, member_bundle, place, reward_bundles
+from cluster.plan import CPU_HEAD_SIZES, GIB, PROCESS, Bundle, Node, bundles, member_bundle, place, reward_bundles
 from policy.sft import make_model
 from sandbox.tokenizer import make_tokenizer
 from tests.cluster.command import ROOT, TINY
@@ -257,3 +257,16 @@ def test_plan_says_when_a_run_may_end_and_counts_its_judges(capsys: pytest.Captu
     assert "It ends sooner once 2 round(s) in a row bring no better judgement by held-out reward models (rounds.stop)." in said
     assert "4 held-out reward models are fitted at the start, on the pairs of 20% of the prompts" in said
     assert "6 reward models, 4 of them held out" in said
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # vLLM's import
+def test_heads_that_vllm_has_no_attention_for_on_cpus() -> None:
+    from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
+
+    assert tuple(CPUAttentionBackend.get_supported_head_sizes()) == CPU_HEAD_SIZES
+    config = load_config(TINY, ["--sft.shape.num_heads", "4"])
+    with pytest.raises(UserError, match=r"heads are 16 wide .* for 32, 64, .* only: take another sft\.shape\.num_heads"):
+        bundles(config, model_size(config))
+    rollout = config.resources.rollout.model_copy(update={"num_gpus": 1})
+    on_gpus = config.model_copy(update={"resources": config.resources.model_copy(update={"rollout": rollout})})
+    assert bundles(on_gpus, model_size(on_gpus))
