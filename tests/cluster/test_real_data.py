@@ -15,6 +15,8 @@ from evaluation.records import EvaluationRow, MetaRow, read_rows
 from tests.cluster.command import HELD_OUT_DOMAINS, ROOT, TINY, Command
 
 HH_TINY = ROOT / "configs" / "hh_tiny.yaml"
+ENOUGH = ("--evaluation.held_out_fraction", "0.4")
+"""A batch of so few pairs for the reward models that only judge."""
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +39,7 @@ def test_two_rounds_on_real_transcripts(command: Command, transcripts: Path) -> 
 
 
 def test_held_out_prompts_are_in_no_training_data(transcripts: Path, tmp_path: Path) -> None:
-    config = load_config(HH_TINY, ["--data.preferences", str(transcripts), "--data.max_pairs", "300"])
+    config = load_config(HH_TINY, ["--data.preferences", str(transcripts), "--data.max_pairs", "300", *ENOUGH])
     inputs = DataSource(config, tmp_path).load()
     held_out = {p.token_ids for p in inputs.eval_prompts}
     assert held_out and not held_out & {p.token_ids for p in (*inputs.policy_prompts, *inputs.meta_prompts)}
@@ -46,7 +48,7 @@ def test_held_out_prompts_are_in_no_training_data(transcripts: Path, tmp_path: P
 
 
 def test_prompts_of_their_own_do_not_bring_held_out_ones_back(transcripts: Path, tmp_path: Path) -> None:
-    words = ["--data.preferences", str(transcripts), "--data.max_pairs", "200"]
+    words = ["--data.preferences", str(transcripts), "--data.max_pairs", "200", *ENOUGH]
     defaults = DataSource(load_config(HH_TINY, words), tmp_path / "cache").load()
     rows = [{"prompt": p.text} for p in (*defaults.policy_prompts, *defaults.eval_prompts)]
     own = tmp_path / "prompts.jsonl"

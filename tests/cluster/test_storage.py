@@ -158,6 +158,7 @@ import sys
 from pathlib import Path
 from cluster.load_config import load_config
 from cluster.run_directory import RunDirectory
+from tests.cluster.judged import JUDGED
 
 with RunDirectory(load_config(Path(sys.argv[1]), ["--storage", sys.argv[2], "--scratch", sys.argv[3]])).open() as run:
     with run.draft(run.start_path) as draft:
