@@ -40,7 +40,7 @@ class Driver:
 
 @dataclass(frozen=True)
 class Played:
-    """What became of a cluster: the pools of its nodes before the run, whenever they changed, and at the end of the run."""
+    """What became of a cluster: the pools of its nodes before the run, whenever they changed, and when there were most."""
 
     before: tuple[str, ...]
     seen: list[tuple[str, ...]]
@@ -69,7 +69,7 @@ def play(cluster: Growing, directory: Path) -> Played:
     refused = drive(cluster, directory / "refused", *QUICKSTART, *TOO_MUCH)
     before = cluster.workers()
     run = drive(cluster, directory / "run", *QUICKSTART)
-    ended, during = time.monotonic(), cluster.workers()
+    ended, during = time.monotonic(), max(cluster.seen, key=len)  # at its end, while it writes its page, they may be gone already
     while cluster.workers() and time.monotonic() < ended + IDLE_S + 60:
         time.sleep(0.3)
     return Played(before, cluster.seen, during, run, refused, time.monotonic() - ended)
