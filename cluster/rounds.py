@@ -111,17 +111,26 @@ class Theme:
             if fresh:
                 self.warm_up(rollouts, rewards)
             update = self.wait("policy", self.roles.learner.update(rollouts, rewards.aggregated, bound, number))
-        self.metrics.policy(index, step, update | ages(rollouts, self.version), rewards, self.gold(rollouts))
-        self.look(index, step, rollouts, rewards, update)
+        golds = self.golds(rollouts)
+        gold = None if golds is None else sum(golds) / len(golds)
+        self.metrics.policy(index, step, update | ages(rollouts, self.version), rewards, gold)
+        self.look(index, step, rollouts, rewards, golds, update)
         self.metrics.sync(index, step, self.sync())
         work.record(f"step {step}", [], {"version": self.version})
 
-    def look(self, index: int, step: int, rollouts: Sequence[Rollout], rewards: Scores, update: Mapping[str, float]) -> None:
+    def look(
+        self,
+        index: int,
+        step: int,
+        rollouts: Sequence[Rollout],
+        rewards: Scores,
+        golds: Sequence[float] | None,
+        update: Mapping[str, float],
+    ) -> None:
         """Every ``evaluation.every_steps`` steps: signs of over-optimisation in the step's own rollouts."""
         every = self.config.evaluation.every_steps
         if every is None or (step + 1) % every:
             return
-        golds = None if self.inputs.gold is None else [self.inputs.gold(r.prompt.text, r.text) for r in rollouts]
         judged = self.wait("evaluate", self.roles.scorer.judge(rollouts)) if self.config.evaluation.num_held_out else None
         held_out = None if judged is None else (sum(judged.mean) / len(judged.mean), sum(judged.std) / len(judged.std))
         proxies = [row[0] for row in rewards.members]
@@ -280,11 +289,9 @@ class Theme:
         self.version += 1
         return self.roles.sync(self.wait, self.version)
 
-    def gold(self, rollouts: Sequence[Rollout]) -> float | None:
-        """Mean gold reward, where the truth is known."""
-        if self.inputs.gold is None:
-            return None
-        return sum(self.inputs.gold(r.prompt.text, r.text) for r in rollouts) / len(rollouts)
+    def golds(self, rollouts: Sequence[Rollout]) -> list[float] | None:
+        """The gold reward of each, where the truth is known."""
+        return None if self.inputs.gold is None else [self.inputs.gold(r.prompt.text, r.text) for r in rollouts]
 
     def evaluate(self, index: int, work: Stages) -> Judgement:
         """One response to each held-out prompt, judged against SFT's."""
