@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -121,10 +120,11 @@ def connected(config: RunConfig, console: Console) -> Iterator[bool]:
         True if the cluster is this machine alone and cannot grow.
 
     Raises:
-        UserError: if RAY_ADDRESS names a cluster that cannot be used; see ``cluster.preflight``.
+        UserError: if RAY_ADDRESS names a cluster that cannot be used; see ``cluster.preflight``; or if none can be started here.
     """
     import ray
 
+    from cluster.local_ray import start_local_ray
     from cluster.preflight import connect
 
     address = os.environ.get("RAY_ADDRESS")
@@ -132,9 +132,7 @@ def connected(config: RunConfig, console: Console) -> Iterator[bool]:
     if address:
         connect(address, config.resources.allow_open_dashboard, console.say)
     else:
-        # Idle workers that nobody would take: every role has an environment of its own.
-        os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
-        ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+        start_local_ray(console.say)
     listen()
     try:
         yield not address
