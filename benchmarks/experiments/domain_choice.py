@@ -34,7 +34,7 @@ from rm.domain_config import StrategyConfig
 RESULTS = ROOT / "benchmarks" / "results" / "domains_choice.jsonl"
 SEED = 1000
 """Of the choice; reported seeds begin at 0."""
-RATES = (0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
+RATES = (0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)
 """Learning rates, as multiples of the recipe's."""
 PLAIN = "grft-crft"
 CANDIDATES: Mapping[str, Mapping[str, StrategyConfig]] = {
