@@ -92,7 +92,8 @@ class Share(Section):
     threads: int = Field(1, ge=1)
     """torch threads of the process."""
     num_ranks: int = Field(1, ge=1)
-    """Processes that share the role's model (FSDP2): of the reward trainer and of the learner."""
+    """Processes of the role: reward trainer and learner share the model (FSDP2); scorers hold all members each and share the
+    rollouts out. Engines: see ``rollout.num_engines``."""
     dtype: Dtype = "float32"
     recompute_activations: bool = False
     """Learner and reward trainer: layers keep only their inputs for the backward pass. Less memory, about a third more time."""
@@ -156,7 +157,8 @@ class ResourcesConfig(Section):
         for name, share in (("rollout", self.rollout), ("reward", self.reward), ("scorer", self.scorer)):
             if share.offload:
                 raise ValueError(f"{name}.offload is true: only the learner has models that can wait; set it to false")
-        for name, share in (("rollout", self.rollout), ("scorer", self.scorer)):
-            if share.num_ranks > 1:
-                raise ValueError(f"{name}.num_ranks is {share.num_ranks}: only reward and learner can have several ranks")
+        if self.rollout.num_ranks > 1:
+            raise ValueError(
+                f"rollout.num_ranks is {self.rollout.num_ranks}: engines are counted by rollout.num_engines; set it to 1"
+            )
         return self

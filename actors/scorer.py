@@ -1,4 +1,4 @@
-"""The ensemble scorer: M reward models in one process that vote on rollouts."""
+"""The ensemble scorer: M reward models that vote on rollouts, in one process or in several that share the rollouts out."""
 
 from __future__ import annotations
 
@@ -25,6 +25,23 @@ if TYPE_CHECKING:
     from rm.people import People
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Raw:
+    """What the members in one process say of its share of a batch, before they vote.
+
+    Args:
+        ids: M members, ascending.
+        scores: a row of M for each rollout, in each member's own units; may be NaN or infinite.
+        moments: of each member on the calibration samples.
+        reloaded: members whose weights were found broken, and read again from their files.
+    """
+
+    ids: tuple[int, ...]
+    scores: tuple[tuple[float, ...], ...]
+    moments: tuple[Moments, ...]
+    reloaded: int = 0
 
 
 @dataclass(frozen=True)
@@ -70,9 +87,9 @@ class EnsembleScorer(Role):
 
     about = "scores responses with the reward ensemble"
 
-    def __init__(self, setup: ProcessSetup, config: ScorerConfig, guards: GuardsConfig) -> None:
+    def __init__(self, setup: ProcessSetup, config: ScorerConfig) -> None:
         super().__init__(setup)
-        self.config, self.guards = config, guards
+        self.config = config
         self.calibration: Sequence[Rollout] = ()
         self.members: dict[int, RewardModel] = {}
         self.moments: dict[int, Moments] = {}
@@ -193,60 +210,64 @@ class EnsembleScorer(Role):
         names = tuple(self.people[0].names[place] for place in told)
         return ByPerson(names, tuple(tuple(row) for row in scores[:, told].tolist()))
 
-    def score(self, rollouts: Sequence[Rollout], ids: Sequence[int]) -> Scores:
-        """Score rollouts with every member.
+    def score(self, rollouts: Sequence[Rollout], ids: Sequence[int]) -> Raw:
+        """Score rollouts with every member, or with every one that is held out.
 
         Args:
             rollouts: B of them.
-            ids: the members that there should be.
+            ids: the members that there should be: all at or above 0, or all below.
 
         Returns:
-            The scores.
+            What each says.
 
         Raises:
             RuntimeError: if there are others.
-            BadNumber: if more scores than ``guards.bad_scores`` allows are NaN or infinite, and ``scorer.min_members`` does not
-                allow to go on without their members.
         """
-        return self._scores(rollouts, ids, [member for member in self.members if member >= 0], self.config.aggregate)
-
-    def judge(self, rollouts: Sequence[Rollout], ids: Sequence[int]) -> Scores:
-        """Score rollouts with the members that are held out: nothing is trained by what they say.
-
-        Args:
-            rollouts: B of them.
-            ids: the held-out members that there should be.
-
-        Returns:
-            The scores; ``aggregated`` is their mean.
-
-        Raises:
-            RuntimeError: if there are others.
-            BadNumber: as ``score``.
-        """
-        return self._scores(rollouts, ids, [member for member in self.members if member < 0], "mean")
-
-    def _scores(self, rollouts: Sequence[Rollout], ids: Sequence[int], held: Sequence[int], rule: Aggregate) -> Scores:
         import torch
 
-        from rm.ensemble import aggregate, disagreement, fill, finite_members, normalise
-
-        order, before = sorted(held), self.reloaded
+        held_out, before = min(ids, default=0) < 0, self.reloaded
+        order = sorted(member for member in self.members if (member < 0) == held_out)
         if order != sorted(ids):
             raise RuntimeError(f"{self.setup.name} holds members {order} of the ensemble, expected {sorted(ids)}")
         raw = torch.stack([self._raw(member, rollouts) for member in order], dim=1)  # [B, M]
-        fewest = None if self.config.min_members is None else min(self.config.min_members, len(order))
-        kept = finite_members(raw, fewest, self.guards.bad_scores, rule)
-        moments = [self.moments[order[member]] for member in kept]
-        scores = normalise(raw[:, list(kept)], torch.tensor([m.mean for m in moments]), torch.tensor([m.std for m in moments]))
-        filled = fill(scores)
         self.tick(len(rollouts), len(rollouts), "scores")
-        return Scores(
-            tuple(order[member] for member in kept),
-            tuple(tuple(row) for row in filled.tolist()),
-            tuple(filled.mean(1).tolist()),
-            tuple(disagreement(scores).tolist()),
-            tuple(aggregate(scores, rule, self.config.std_coef).tolist()),
-            int((~raw.isfinite()).sum()),
-            self.reloaded - before,
-        )
+        moments = tuple(self.moments[member] for member in order)
+        return Raw(tuple(order), tuple(tuple(row) for row in raw.tolist()), moments, self.reloaded - before)
+
+
+def vote(shares: Sequence[Raw], config: ScorerConfig, guards: GuardsConfig, rule: Aggregate) -> Scores:
+    """The members' scores of a whole batch, normalised and made into one.
+
+    Args:
+        shares: of the batch, in its order; B rollouts in all.
+        config: of the scorer.
+        guards: of the run.
+        rule: what PPO is given: of ``rm.ensemble.aggregate``.
+
+    Returns:
+        The scores.
+
+    Raises:
+        BadNumber: if more scores than ``guards.bad_scores`` allows are NaN or infinite, and ``scorer.min_members`` does not
+            allow to go on without their members.
+    """
+    import torch
+
+    from rm.ensemble import aggregate, disagreement, fill, finite_members, normalise
+
+    ids, moments = shares[0].ids, shares[0].moments
+    raw = torch.tensor([row for share in shares for row in share.scores])  # [B, M]
+    fewest = None if config.min_members is None else min(config.min_members, len(ids))
+    kept = finite_members(raw, fewest, guards.bad_scores, rule)
+    units = [moments[member] for member in kept]
+    scores = normalise(raw[:, list(kept)], torch.tensor([m.mean for m in units]), torch.tensor([m.std for m in units]))
+    filled = fill(scores)
+    return Scores(
+        tuple(ids[member] for member in kept),
+        tuple(tuple(row) for row in filled.tolist()),
+        tuple(filled.mean(1).tolist()),
+        tuple(disagreement(scores).tolist()),
+        tuple(aggregate(scores, rule, config.std_coef).tolist()),
+        int((~raw.isfinite()).sum()),
+        sum(share.reloaded for share in shares),
+    )

@@ -11,6 +11,7 @@ rollout has on its way through the driver.
 from __future__ import annotations
 
 import argparse
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -102,12 +103,13 @@ class Layout:
     engines: int
     learner: int
     reward: int
+    scorers: int
     config: RunConfig
     plan: Plan
     times: Times
 
 
-def recipe(policy: Policy, gpus: int, engines: int, learner: int, reward: int) -> RunConfig:
+def recipe(policy: Policy, gpus: int, engines: int, learner: int, reward: int, scorers: int) -> RunConfig:
     """The config of a layout: configs/hh_70b.yaml with these sizes.
 
     Args:
@@ -116,6 +118,7 @@ def recipe(policy: Policy, gpus: int, engines: int, learner: int, reward: int) -
         engines: of the rollout pool.
         learner: ranks.
         reward: ranks of the reward trainer.
+        scorers: processes of the scorer.
     """
     rollouts = PROMPTS[gpus] * SAMPLES
     keys = {
@@ -138,23 +141,24 @@ def recipe(policy: Policy, gpus: int, engines: int, learner: int, reward: int) -
         "resources.learner.num_ranks": learner,
         "resources.learner.num_cpus": 4,
         "resources.reward.num_ranks": reward,
+        "resources.scorer.num_ranks": scorers,
     }
     words = [word for key, value in keys.items() for word in (f"--{key}", str(value))]
     return load_config(ROOT / "configs" / "hh_70b.yaml", words)
 
 
-def layouts(policy: Policy, gpus: int) -> Iterator[tuple[int, int, int]]:
-    """Engines, learner's ranks and reward trainer's ranks that use the GPUs, one being the scorer's.
+def layouts(policy: Policy, gpus: int) -> Iterator[tuple[int, int, int, int]]:
+    """Engines, learner's ranks, reward trainer's ranks and scorers that use the GPUs.
 
     Args:
         policy: its size.
         gpus: of the cluster.
     """
     for reward in (1, 2, 4, 8, 16):
-        for learner in (2**n for n in range(11)):
-            engines = (gpus - 1 - reward - learner) // policy.parallel
+        for learner, scorers in itertools.product((2**n for n in range(11)), repeat=2):
+            engines = (gpus - scorers - reward - learner) // policy.parallel
             if engines > 0 and (PROMPTS[gpus] * SAMPLES) % learner == 0:
-                yield min(engines, PROMPTS[gpus]), learner, reward
+                yield min(engines, PROMPTS[gpus]), learner, reward, scorers
 
 
 @cache
@@ -167,10 +171,10 @@ def best_layout(policy: Policy, gpus: int) -> Layout | None:
     """
     nodes = (Node(NODE_CPUS, NODE_GPUS, NODE_GIB * GIB, GPU_GIB * GIB),) * (gpus // NODE_GPUS)
     found: list[Layout] = []
-    for engines, learner, reward in layouts(policy, gpus):
-        config = recipe(policy, gpus, engines, learner, reward)
+    for engines, learner, reward, scorers in layouts(policy, gpus):
+        config = recipe(policy, gpus, engines, learner, reward, scorers)
         if (clock := clock_of(config, learner, reward)) is not None:
-            found.append(Layout(engines, learner, reward, config, Plan((), (), (), ()), clock.times()))
+            found.append(Layout(engines, learner, reward, scorers, config, Plan((), (), (), ()), clock.times()))
     for layout in sorted(found, key=lambda each: each.times.per_round):
         asked = placed(layout.config, bundles(layout.config, model_size(layout.config))).bundles
         if place([replace(bundle, host=0) for bundle in asked], nodes).shortfalls:
@@ -236,7 +240,7 @@ def of_size(policy: Policy, clusters: Sequence[int] = GPUS) -> list[tuple[str, .
             (
                 policy.name,
                 f"{gpus:,}",
-                f"{layout.engines:,} x {policy.parallel}, {layout.learner}, {layout.reward}, 1",
+                f"{layout.engines:,} x {policy.parallel}, {layout.learner}, {layout.reward}, {layout.scorers}",
                 _seconds(sampling),
                 _seconds(step["score"].seconds),
                 _seconds(step["policy: experience"].seconds + step["policy: update"].seconds),
@@ -273,7 +277,7 @@ def carried(policy: Policy) -> list[tuple[str, ...]]:
                 f"{rollouts:,}",
                 f"{rollouts * each / 1e6:,.0f} MB",
                 f"{3 * rollouts * each / seconds / 1e6:,.1f} MB/s",
-                f"{layout.engines + layout.learner + layout.reward + 1:,}",
+                f"{layout.engines + layout.learner + layout.reward + layout.scorers:,}",
                 f"{weights / 1e9:,.0f} GB",
                 f"{_reads(layout, policy) * weights / seconds / 1e9:,.1f} GB/s",
                 f"{4 * size.parameters / GIB:,.0f} GiB",
@@ -292,7 +296,7 @@ def _seconds(value: float) -> str:
 
 
 TIMES = (
-    "policy", "GPUs", "engines x GPUs, learner, reward, scorer", "sample", "score", "learn", "sync", "step, overlapped",
+    "policy", "GPUs", "engines x GPUs, learner, reward, scorers", "sample", "score", "learn", "sync", "step, overlapped",
     "reward model a round", "bounds the step", "loads into 2 TiB",
 )  # fmt: skip
 CARRIED = (

@@ -59,7 +59,9 @@ class VanillaPPO(Theme):
     def run(self) -> None:
         """Play every round that is not committed yet."""
         scorer = self.roles.scorer
-        self.roles = replace(self.roles, scorer=FirstMember(scorer.process, scorer.rota, scorer.holds))
+        self.roles = replace(
+            self.roles, scorer=FirstMember(scorer.processes, scorer.rota, scorer.holds, scorer.config, scorer.guards)
+        )
         self.recover(self.load_first)
         super().run()
 

@@ -135,7 +135,7 @@ def bundles(config: RunConfig, size: ModelSize) -> tuple[Bundle, ...]:
         size: of the policy; reward models and the critic have its shape unless ``reward.base`` gives them another.
 
     Returns:
-        The bundles: engines, reward trainer's ranks, scorer, learner's ranks.
+        The bundles: engines, reward trainer's ranks, scorers, learner's ranks.
     """
     shares, scorers = config.resources, reward_size(config, size)
     parallel, judges = config.rollout.tensor_parallel, config.evaluation.num_held_out
@@ -149,14 +149,18 @@ def bundles(config: RunConfig, size: ModelSize) -> tuple[Bundle, ...]:
         )
     engine = "engine; its cache takes what is left" if shares.rollout.num_gpus else "engine"
     scoring = f"{members} reward models" + (f", {judges} of them held out" if judges else "")
-    ensemble = (frozen_part(scoring, members * scorers.parameters, shares.scorer),)
+    whole = shares.scorer.model_copy(update={"num_ranks": 1})  # each of its processes holds all members
+    ensemble = (frozen_part(scoring, members * scorers.parameters, whole),)
     learner = learner_parts(config, size, scorers)
     loading = MASTER * max(size.parameters, scorers.parameters)
     saving = MASTER * size.parameters + 2 * MASTER * (size.parameters + scorers.parameters)
     return (
         *(_bundle("rollout", i, shares.rollout, engine_parts(config, size), engine) for i in range(config.rollout.num_engines)),
         *reward_bundles(config, scorers, config.meta.enabled),
-        _bundle("scorer", 0, shares.scorer, ensemble, ensemble[0].name, ensemble[0].bytes // members),
+        *(
+            _bundle("scorer", i, shares.scorer, ensemble, ensemble[0].name, ensemble[0].bytes // members)
+            for i in range(shares.scorer.num_ranks)
+        ),
         *(
             _bundle("learner", rank, shares.learner, learner, "policy, critic, AdamW, reference", loading if rank else saving)
             for rank in range(shares.learner.num_ranks)
@@ -212,7 +216,7 @@ def place(bundles_: Sequence[Bundle], nodes: Sequence[Node]) -> Plan:
 
 LESS = {
     "member": "each is trained in one process: set strength.members to lora, or name strengths in data.denoise.strength",
-    "scorer": "all members are in one process: lower scorer.num_members, or name a smaller model in reward.base",
+    "scorer": "every process of it holds all members: lower scorer.num_members, or name a smaller model in reward.base",
     "rollout": "raise rollout.tensor_parallel and resources.rollout.num_gpus with it",
     "reward": "raise resources.reward.num_ranks",
     "learner": "raise resources.learner.num_ranks",

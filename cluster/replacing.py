@@ -107,7 +107,7 @@ class Replacing:
         roles = {role_of(name)}
         if roles <= {"learner", "rollout"} and not self.separate:
             roles = {"learner", "rollout"}
-        elif "rollout" in roles:
+        elif roles & {"rollout", "scorer"}:
             return [name]
         return [other for other in self.processes if role_of(other) in roles]
 
@@ -185,7 +185,8 @@ class Replacing:
             return
         if role == "scorer":
             self._turn(role)
-            self._fitted(self.roles.scorer.process, self.roles.scorer.refit())
+            for name in names:
+                self._fitted(self.processes[name], self.roles.scorer.refit(self.processes[name]))
             return
         if role == "reward":
             for process, ref in self.roles.reward.regroup():

@@ -5,13 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from actors.fit_saves import FitSaves
 from actors.ranks import Meeting
 from actors.reward_trainer import Groups, RewardReport, Study
-from actors.scorer import ByPerson, Scores
+from actors.scorer import ByPerson, Raw, Scores, vote
 from actors.transfer import Parcels
 from cluster.parts import Again
 from cluster.pool import RolloutPool
@@ -19,7 +20,11 @@ from cluster.rota import Process, Rota
 from cluster.sync import Sync, together
 from cluster.waiting import Pending, Waiter, nothing
 from policy.config import DPOConfig
+from rm.config import Aggregate, ScorerConfig
+from tokens.guards import GuardsConfig
 from tokens.records import Pair, Rollout
+
+T = TypeVar("T")
 
 
 def only(answers: list[Any]) -> Any:
@@ -33,12 +38,32 @@ Submit = Callable[[Any], Any]
 
 def _ask(process: Process, submit: Submit) -> Pending[Any]:
     """A call that may be made again, of whoever is in the place then."""
+    return _ask_some([(process, submit)], only)
+
+
+def _ask_some(calls: Sequence[tuple[Process, Submit]], combine: Callable[[list[Any]], T]) -> Pending[T]:
+    """Calls that have nothing to do with each other: what a lost process had is asked again of whoever is in its place then.
+
+    Args:
+        calls: processes, and what each is asked for.
+        combine: makes the answer of theirs.
+    """
 
     def redo(who: str, parts: Collection[int]) -> dict[int, Again]:
-        return {0: Again(submit(process.actor), process.identity.name, process.identity.node, process.actor)}
+        again = {part: calls[part] for part in parts}
+        return {
+            part: Again(submit(process.actor), process.identity.name, process.identity.node, process.actor)
+            for part, (process, submit) in again.items()
+        }
 
-    identity = process.identity
-    return Pending((submit(process.actor),), (identity.name,), (identity.node,), only, (process.actor,), redo=redo)
+    return Pending(
+        tuple(submit(process.actor) for process, submit in calls),
+        tuple(process.identity.name for process, _ in calls),
+        tuple(process.identity.node for process, _ in calls),
+        combine,
+        tuple(process.actor for process, _ in calls),
+        redo=redo,
+    )
 
 
 def _ask_all(ranks: Sequence[Process], submit: Submit, again: bool) -> Pending[Any]:
@@ -137,50 +162,98 @@ class Ensemble:
 
 
 class ScorerHandle:
-    """The ensemble scorer.
+    """The ensemble scorer, in one process or several that hold the same members and share a batch out.
 
     Args:
-        process: of it.
+        processes: of it.
         rota: of the devices.
-        holds: what it was given; another process in its place is given the same.
+        holds: what each was given; another process in its place is given the same.
+        config: of the scorer.
+        guards: of the run.
     """
 
-    def __init__(self, process: Process, rota: Rota, holds: Ensemble) -> None:
-        self.process, self.rota, self.holds = process, rota, holds
+    def __init__(
+        self, processes: Sequence[Process], rota: Rota, holds: Ensemble, config: ScorerConfig, guards: GuardsConfig
+    ) -> None:
+        self.processes, self.rota, self.holds, self.config, self.guards = processes, rota, holds, config, guards
 
-    def refit(self) -> Any:
+    def refit(self, process: Process) -> Any:
         """Give a process that has just come all that it must hold.
 
         Returns:
             Reference of an answer that comes when it holds it.
         """
-        return self.process.actor.hold.remote(self.holds.calibration, dict(self.holds.members))
+        return process.actor.hold.remote(self.holds.calibration, dict(self.holds.members))
 
     def calibrate_on(self, rollouts: Sequence[Rollout]) -> Pending[None]:
         """Hand over the SFT policy's samples, before the members are loaded."""
         self.holds.calibration = rollouts
-        return _ask(self.process, lambda actor: actor.calibrate_on.remote(rollouts))
+        return self._ask_each(lambda actor: actor.calibrate_on.remote(rollouts))
 
     def load(self, member: int, model_dir: Path) -> Pending[None]:
         """Load or replace a member; 0 is r_k, and what is below 0 is held out: it judges, and pays nobody."""
         self.holds.members[member] = model_dir
         moves = self.rota.turn("scorer")
-        return moves.before(_ask(self.process, lambda actor: actor.load.remote(member, model_dir)))
+        return moves.before(self._ask_each(lambda actor: actor.load.remote(member, model_dir)))
 
     def score(self, rollouts: Sequence[Rollout]) -> Pending[Scores]:
-        """Score rollouts with every member that it was given, but for those held out."""
-        moves, ids = self.rota.turn("scorer"), tuple(member for member in self.holds.members if member >= 0)
-        return moves.before(_ask(self.process, lambda actor: actor.score.remote(rollouts, ids)))
+        """Score rollouts with every member that it was given, but for those held out.
+
+        The answer raises ``BadNumber`` where too many scores are not finite; see ``actors.scorer.vote``.
+        """
+        return self._vote(rollouts, tuple(member for member in self.holds.members if member >= 0), self.config.aggregate)
 
     def judge(self, rollouts: Sequence[Rollout]) -> Pending[Scores]:
-        """What the held-out members say of rollouts; there must be some."""
-        moves, ids = self.rota.turn("scorer"), tuple(member for member in self.holds.members if member < 0)
-        return moves.before(_ask(self.process, lambda actor: actor.judge.remote(rollouts, ids)))
+        """What the held-out members say of rollouts; there must be some. ``aggregated`` is their mean."""
+        return self._vote(rollouts, tuple(member for member in self.holds.members if member < 0), "mean")
 
     def by_person(self, rollouts: Sequence[Rollout]) -> Pending[ByPerson]:
         """What everybody says whose reward the reward model holds; it must be one of people."""
+
+        def combine(answers: list[ByPerson]) -> ByPerson:
+            return ByPerson(answers[0].names, tuple(row for answer in answers for row in answer.scores))
+
         moves = self.rota.turn("scorer")
-        return moves.before(_ask(self.process, lambda actor: actor.by_person.remote(rollouts)))
+        return moves.before(self._ask_shares(rollouts, lambda share, actor: actor.by_person.remote(share), combine))
+
+    def _vote(self, rollouts: Sequence[Rollout], ids: tuple[int, ...], rule: Aggregate) -> Pending[Scores]:
+        def combine(answers: list[Raw]) -> Scores:
+            return vote(answers, self.config, self.guards, rule)
+
+        moves = self.rota.turn("scorer")
+        return moves.before(self._ask_shares(rollouts, lambda share, actor: actor.score.remote(share, ids), combine))
+
+    def _ask_each(self, submit: Submit) -> Pending[None]:
+        """The same call to every process, made again of whoever is in a lost one's place."""
+        return _ask_some([(process, submit) for process in self.processes], only)
+
+    def _ask_shares(
+        self, rollouts: Sequence[Rollout], submit: Callable[[Sequence[Rollout], Any], Any], combine: Callable[[list[Any]], T]
+    ) -> Pending[T]:
+        """A call for each process's share of a batch."""
+        shares = zip(self.processes, shared_out(rollouts, len(self.processes)), strict=False)
+        return _ask_some([(process, partial(submit, share)) for process, share in shares], combine)
+
+
+def shared_out(rollouts: Sequence[Rollout], number: int) -> list[Sequence[Rollout]]:
+    """Rollouts in order, cut into shares of about as many tokens; those of one prompt that lie side by side stay together.
+
+    Args:
+        rollouts: B of them.
+        number: most shares.
+
+    Returns:
+        One to ``number`` shares, none of them empty unless there are no rollouts.
+    """
+    tokens = [len(rollout.prompt.token_ids) + len(rollout.response_ids) for rollout in rollouts]
+    total, passed, shares = sum(tokens), 0, [list[Rollout]()]
+    for at, rollout in enumerate(rollouts):
+        apart = at > 0 and rollout.prompt.id != rollouts[at - 1].prompt.id
+        if apart and passed * number >= total * len(shares) and len(shares) < number:
+            shares.append([])
+        shares[-1].append(rollout)
+        passed += tokens[at]
+    return list(shares)
 
 
 class LearnerHandle(Ranked):

@@ -247,13 +247,13 @@ class Stage:
         actors = [self._spawn(RolloutEngine, "rollout", i, "rollout", *engine) for i in range(config.rollout.num_engines)]
         shares = config.resources
         actors += self._trainers(base_dir, pairs, validation, config.reward)
-        actors.append(self._spawn(EnsembleScorer, "scorer", 0, "scorer", config.scorer, config.guards))
+        actors += [self._spawn(EnsembleScorer, "scorer", i, "scorer", config.scorer) for i in range(shares.scorer.num_ranks)]
         learner = (config.policy, config.rollout.temperature, sft_dir, config.seed, transfer, ptx, config.guards)
         actors += [self._spawn(PolicyLearner, "learner", i, "learner", *learner) for i in range(shares.learner.num_ranks)]
         counts = {
             "rollout": config.rollout.num_engines,
             "reward": shares.reward.num_ranks,
-            "scorer": 1,
+            "scorer": shares.scorer.num_ranks,
             "learner": shares.learner.num_ranks,
         }
         names = tuple(f"{role}-{i}" for role, count in counts.items() for i in range(count))
@@ -266,7 +266,7 @@ class Stage:
             return Roles(
                 pool,
                 RewardHandle(of["reward"], limit_s, rota),
-                ScorerHandle(of["scorer"][0], rota, Ensemble()),
+                ScorerHandle(of["scorer"], rota, Ensemble(), config.scorer, config.guards),
                 LearnerHandle(of["learner"], limit_s, rota),
                 processes,
                 rota,

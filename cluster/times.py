@@ -232,9 +232,10 @@ class Clock:
         return prefill, bounded("sample: responses", steps * computed, memory=steps * read / bandwidth)
 
     def score(self, name: str, rollouts: int) -> Phase:
-        """2 N T for each member, one after another in one process."""
-        share, lengths = self.config.resources.scorer, self.lengths
-        flops = self.config.scorer.num_members * rollouts * lengths.whole * token_flops(self.reward, lengths.whole)
+        """2 N T for each member, one after another; the processes share the rollouts out."""
+        share, lengths, scorer = self.config.resources.scorer, self.lengths, self.config.scorer
+        own = -(-rollouts // share.num_ranks)
+        flops = scorer.num_members * own * lengths.whole * token_flops(self.reward, lengths.whole)
         return bounded(name, flops / self.speeds.scoring(share.dtype))
 
     def experience(self, rollouts: int) -> Phase:

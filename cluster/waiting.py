@@ -241,7 +241,10 @@ class Waiter:
             bar.show(hearing.listen(self._speaking(pending, waiting), FINAL_S))
         self.seconds[phase] += time.perf_counter() - began
         self.record(Span(phase, DRIVER, self.round, self.step, since, time.time()))
-        return pending.combine([answers[slot] for slot in range(len(pending.refs))])
+        try:
+            return pending.combine([answers[slot] for slot in range(len(pending.refs))])
+        except BadNumber as bad:  # found in what all of them said together
+            raise self._place(parts_of(phase, pending)[pending.refs[-1]]).bad_number(bad, bad) from bad
 
     def _until_answered(
         self, phase: str, pending: Pending[Any], waiting: dict[Any, Part], answers: dict[int, Any], bar: Bar | None

@@ -10,11 +10,11 @@ SMALL, _, LARGE = POLICIES
 
 def test_the_smallest_layout_by_hand() -> None:
     layout = best_layout(SMALL, 8)
-    assert layout is not None and layout.engines + layout.learner + layout.reward + 1 <= 8
+    assert layout is not None and layout.engines + layout.learner + layout.reward + layout.scorers <= 8
     step = {phase.name: phase for phase in layout.times.step}
     tokens = PROMPTS[8] * SAMPLES * 1024
     flops = 2 * 6_476_271_616 + 2 * 32 * 4096 * 1024  # of a token: a reward model of 7B, and attention in its 32 layers
-    assert step["score"].seconds == MEMBERS * tokens * flops / (times.TFLOPS * 1e12 * times.SCORING_MFU)
+    assert step["score"].seconds == MEMBERS * tokens * flops / (layout.scorers * times.TFLOPS * 1e12 * times.SCORING_MFU)
     assert not layout.plan.shortfalls
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 TINY = Path(__file__).with_name("tiny.yaml")
 TWO_RANKS = ("--resources.learner.num_ranks", "2", "--resources.reward.num_ranks", "2")
+TWO_SCORERS = ("--resources.scorer.num_ranks", "2")
 COLOCATED = ("--resources.placement", "colocated")
 """On the CPU nothing moves, but all roles rest, wake and share bundles as they do on GPUs."""
 HELD_OUT_DOMAINS = (

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.command import COLOCATED, HELD_OUT_DOMAINS, TINY, TWO_RANKS, Command
+from tests.cluster.command import COLOCATED, HELD_OUT_DOMAINS, TINY, TWO_RANKS, TWO_SCORERS, Command
 
 COMPILERS = ("g++", "gcc", "c++", "cc", "clang", "clang++")
 
@@ -43,8 +43,8 @@ def tiny_run(command: Command) -> tuple[Path, subprocess.CompletedProcess[str]]:
 
 @pytest.fixture(scope="session")
 def ranks_run(command: Command) -> Path:
-    """One round with two ranks each of learner and reward trainer, colocated: the run directory."""
-    done = command("run", str(TINY), "--name", "tiny-ranks", "--rounds.num_rounds", "1", *TWO_RANKS, *COLOCATED)
+    """One round with two ranks each of learner and reward trainer and two scorers, colocated: the run directory."""
+    done = command("run", str(TINY), "--name", "tiny-ranks", "--rounds.num_rounds", "1", *TWO_RANKS, *TWO_SCORERS, *COLOCATED)
     assert done.returncode == 0, done.stdout + done.stderr
     return command.storage / "runs" / "tiny-ranks"
 

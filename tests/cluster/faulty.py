@@ -59,7 +59,7 @@ class Faulty(Theme):
         """A step with its faults; each comes once in a run."""
         for name, at, actor, fault in (
             ("engine", 0, self.roles.rollout.actors[0], break_engine),
-            ("scorer", 0, self.roles.scorer.process.actor, break_scorer),
+            ("scorer", 0, self.roles.scorer.processes[0].actor, break_scorer),
             ("learner", 1, self.roles.learner.ranks[0].actor, break_learner),
         ):
             mark = Path(self.directory.path / f"broken_{name}")

@@ -19,7 +19,7 @@ from actors.customize import ADAPTER, MODEL, StageJob, StageReport, run_stage
 from actors.process import ProcessSetup
 from actors.ranks import Rank
 from actors.reward_trainer import RewardTrainer
-from actors.scorer import EnsembleScorer
+from actors.scorer import EnsembleScorer, vote
 from cluster.config import RunConfig
 from cluster.console import Console
 from cluster.customize import Stages, _write, in_words, is_done
@@ -517,12 +517,10 @@ def test_the_processes_of_a_run_take_the_domains_as_they_are(material: dict[str,
     one = RewardModel.from_pretrained(export(found[0], tmp_path / "cache"), torch.float32)
     chosen, rejected = score_sequences(one, [((1, 5), (6, 2)), ((1, 5), (7, 2))], 2, 0).tolist()
     assert alone.fit(tmp_path / "one", 0, None, None).validation_accuracy == float(chosen > rejected)
-    scorer = EnsembleScorer.__ray_metadata__.modified_class(
-        setup, ScorerConfig(num_members=1, aggregate="primary"), GuardsConfig()
-    )
+    scorer = EnsembleScorer.__ray_metadata__.modified_class(setup, ScorerConfig(num_members=1, aggregate="primary"))
     scorer.calibrate_on(asked)
     scorer.load(0, place)
-    got = torch.tensor(scorer.score(asked, [0]).aggregated)
+    got = torch.tensor(vote([scorer.score(asked, [0])], ScorerConfig(), GuardsConfig(), "primary").aggregated)
     adapters = [(model.name, model.adapter) for model in found if model.adapter is not None]
     bank = open_bank(RewardModel.from_pretrained(found[0].backbone, torch.float32), adapters)
     domains = [rollout.prompt.domain for rollout in asked]

@@ -14,7 +14,7 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from actors.process import ProcessSetup
 from actors.reward_trainer import RewardTrainer
-from actors.scorer import EnsembleScorer
+from actors.scorer import EnsembleScorer, vote
 from cluster.baselines import BestOfN, theme_of
 from cluster.domain_models import with_domain_reward
 from cluster.for_people import BestOfNForPeople, ForPeople, golds_of, theme_for
@@ -130,9 +130,7 @@ def test_people_who_are_not_known_are_refused(features: Path, tmp_path: Path) ->
 def test_the_scorer_pays_the_group_and_knows_everybody(features: Path, tmp_path: Path) -> None:
     place = export_people(features, PeopleConfig(group="min", members=("user-000", "user-003")), tmp_path / "cache")
     setup = ProcessSetup("scorer-0", tmp_path / "log", torch.get_num_threads(), "cpu", "float32", 0, 1, False)
-    scorer = EnsembleScorer.__ray_metadata__.modified_class(
-        setup, ScorerConfig(num_members=1, aggregate="primary"), GuardsConfig()
-    )
+    scorer = EnsembleScorer.__ray_metadata__.modified_class(setup, ScorerConfig(num_members=1, aggregate="primary"))
     scorer.calibrate_on(rollouts())
     scorer.load(0, place)
     told = scorer.by_person(rollouts())
@@ -141,11 +139,16 @@ def test_the_scorer_pays_the_group_and_knows_everybody(features: Path, tmp_path:
     torch.testing.assert_close(z.mean(0), torch.zeros(4), atol=1e-5, rtol=0)
     torch.testing.assert_close(z.std(0, correction=0), torch.ones(4), atol=1e-4, rtol=0)
     lowest = z[:, [0, 3]].amin(1)
-    paid = torch.tensor(scorer.score(rollouts(), [0]).aggregated)
+    paid = torch.tensor(vote([scorer.score(rollouts(), [0])], ScorerConfig(), GuardsConfig(), "primary").aggregated)
     torch.testing.assert_close(paid, (lowest - lowest.mean()) / lowest.std(correction=0), atol=1e-4, rtol=1e-4)
     alone = export_people(features, PeopleConfig(mixture={"user-001": 2.0}), tmp_path / "cache")
     scorer.load(0, alone)  # another's reward in the same place: nobody of before is left
-    torch.testing.assert_close(torch.tensor(scorer.score(rollouts(), [0]).aggregated), z[:, 1], atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(
+        torch.tensor(vote([scorer.score(rollouts(), [0])], ScorerConfig(), GuardsConfig(), "primary").aggregated),
+        z[:, 1],
+        atol=1e-4,
+        rtol=1e-3,
+    )
 
 
 def test_the_reward_trainer_hands_people_on(features: Path, tmp_path: Path) -> None:

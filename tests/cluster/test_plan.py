@@ -126,6 +126,13 @@ def test_a_model_passes_through_its_machines_memory() -> None:
     assert hosts["learner-0"] == 4 * size.parameters + 8 * (size.parameters + critic), "the policy and both optimizers"
 
 
+def test_every_scorer_holds_all_members() -> None:
+    config, alone = (load_config(HH_7B, ["--resources.scorer.num_ranks", str(number)]) for number in (3, 1))
+    found, (one,) = ([b for b in bundles(each, model_size(each)) if b.role == "scorer"] for each in (config, alone))
+    assert [replace(b, name=one.name) for b in found] == [one] * 3
+    assert [b.name for b in found] == ["scorer-0", "scorer-1", "scorer-2"]
+
+
 def test_70b_fits_on_eight_nodes_of_eight_gpus(capsys: pytest.CaptureFixture[str]) -> None:
     nodes = ["plan", str(HH_70B), "--nodes", "8", "--node-cpus", "112", "--node-gpus", "8", "--node-memory-gib", "2048"]
     for memory in ("80", "141"):

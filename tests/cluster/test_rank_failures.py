@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import re
 import signal
@@ -20,11 +21,12 @@ from actors.process import STATUS_GROUP, ProcessSetup
 from actors.ranks import Rank
 from cluster.cli import main
 from cluster.console import Console
-from cluster.failures import RoleFailed
+from cluster.failures import BadNumbers, RoleFailed
 from cluster.roles import Ranked
 from cluster.rota import OwnDevices, Process
 from cluster.signals import EXIT_TERMINATED, listen
 from cluster.waiting import Pending, Waiter
+from tokens.guards import BadNumber
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::ResourceWarning")  # Ray's own
 
@@ -127,6 +129,18 @@ def test_what_a_role_raises_is_in_its_log_and_its_end_is_shown(pairs_of_ranks: l
     ):
         wait("start_roles", Pending((broken.identity.remote(),), ("scorer-0",), ("",), list))
     assert "in __init__" in (tmp_path / "logs" / "scorer-0.log").read_text()
+
+
+def test_a_number_that_only_all_answers_show_is_told_in_the_name_of_one_who_answered(local_ray: None, tmp_path: Path) -> None:
+    def found(answers: list[float]) -> None:
+        raise BadNumber("the mean of all shares", sum(answers))
+
+    wait = Waiter(Console(), tmp_path / "logs", 60)
+    wait.begin("round 2", 2)
+    shares = Pending((ray.put(1.0), ray.put(math.inf)), ("scorer-0", "scorer-1"), ("", ""), found)
+    with pytest.raises(BadNumbers, match=r"^scorer-1 .* failed in round 2, phase score: .*the mean of all shares is inf") as told:
+        wait("score", shares)
+    assert told.value.bad.value == math.inf and told.value.who == "scorer-1"
 
 
 @pytest.fixture

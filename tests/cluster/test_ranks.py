@@ -1,4 +1,4 @@
-"""A run in which reward trainer and learner are two processes each, and share their models."""
+"""A run in which reward trainer and learner are two processes each, and share their models, and two scorers share the work."""
 
 from __future__ import annotations
 
@@ -21,8 +21,12 @@ def run(ranks_run: Path) -> Path:
 
 def test_a_round_with_two_ranks_each(run: Path) -> None:
     processes = json.loads((run / "processes.json").read_text())
-    assert processes.keys() == {"driver", "rollout-0", "reward-0", "reward-1", "scorer-0", "learner-0", "learner-1"}
-    assert len({process["pid"] for process in processes.values()}) == 7
+    assert processes.keys() == {
+        "driver",
+        "rollout-0",
+        *(f"{role}-{i}" for role in ("reward", "scorer", "learner") for i in (0, 1)),
+    }
+    assert len({process["pid"] for process in processes.values()}) == 8
     entry = json.loads((run / "ledger.json").read_text())["rounds"][0]
     assert entry["reward"]["J_after"] > entry["reward"]["J_before"]
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
@@ -57,8 +61,8 @@ def test_one_process_each_goes_on_from_what_two_ranks_left(run: Path, command: C
 def test_shares_that_cannot_be_shared_are_refused() -> None:
     with pytest.raises(UserError, match=r"minibatch_size \(16\) is not a multiple of resources.learner.num_ranks \(3\)"):
         load_config(TINY, ["--resources.learner.num_ranks", "3"])
-    with pytest.raises(UserError, match="only reward and learner can have several ranks"):
-        load_config(TINY, ["--resources.scorer.num_ranks", "2"])
+    with pytest.raises(UserError, match=r"rollout\.num_ranks is 2: engines are counted by rollout\.num_engines"):
+        load_config(TINY, ["--resources.rollout.num_ranks", "2"])
 
 
 def test_placements_and_transfers_that_do_not_go_together_are_refused() -> None:

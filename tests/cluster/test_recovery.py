@@ -92,6 +92,8 @@ class Doing:
 
     def score(self, rollouts: Sequence[Any], ids: Sequence[int]) -> list[str]:
         self._work()
+        if rollouts:
+            self.held.append(f"scored {len(rollouts)}")
         return self.held
 
     def fit(self, *given: Any) -> str:
@@ -112,7 +114,7 @@ def machine() -> Iterator[None]:
 
 
 class Scene:
-    """A run of five such processes."""
+    """A run of such processes."""
 
     def __init__(self, directory: Path, deadline_s: float, faults: FaultsConfig) -> None:
         self.directory, self.faults = directory, list[Fault]()
@@ -206,6 +208,11 @@ class Scene:
             ray.kill(process.actor)
 
 
+def scored(scene: Scene, rollouts: Sequence[Rollout]) -> Any:
+    """What each scorer says of its share."""
+    return scene.wait("score", replace(scene.roles.scorer.score(rollouts), combine=list))
+
+
 @pytest.fixture(scope="module")
 def shared(machine: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
     made = Scene(tmp_path_factory.mktemp("scene"), 60.0, FaultsConfig(infrastructure=2))
@@ -275,15 +282,31 @@ def test_a_scorer_is_given_all_that_it_held_and_asked_again(scene: Scene) -> Non
         scene.wait("score", scorer.load(member, scene.directory / "draft" / str(member)))
     scorer.holds.committed(scene.directory / "draft", scene.directory / "round")
     died = scene.when_at_work("scorer-0", scene.send("scorer-0", signal.SIGKILL))
-    held: Any = scene.wait("score", scorer.score([]))
+    held = scored(scene, [])
     died.join()
-    assert held == ["calibrated", f"{scene.directory}/round/1=1", f"{scene.directory}/round/0=0"]
+    assert held == [["calibrated", f"{scene.directory}/round/1=1", f"{scene.directory}/round/0=0"]]
+
+
+def test_of_two_scorers_one_that_dies_scores_its_share_again_and_the_other_nothing(scene: Scene) -> None:
+    scorer = scene.roles.scorer
+    scene.wait("score", scorer.calibrate_on([]))
+    scene.wait("score", scorer.load(0, scene.directory / "0"))
+    batch = [Rollout(Prompt(name, "", (1, 2)), 0, (3,), "", (-1.0,), 0, True) for name in "aabb"]
+    died = scene.when_at_work("scorer-1", scene.send("scorer-1", signal.SIGKILL))
+    first, second = scored(scene, batch)
+    died.join()
+    assert first[-2:] != ["scored 2"] * 2 and first[-1] == "scored 2", "once"
+    assert [row.partition("=")[2] for row in second] == ["", *map(str, scorer.holds.members), ""], "the other is given them all"
+    assert second[-1] == "scored 2"
+    assert {event for event in scene.events() if event[0] == "lost"} == {("lost", "scorer-1")}
+    (alone,) = scored(scene, batch[:2])
+    assert alone[-2:] == ["scored 2"] * 2, "of a single prompt there is one share"
 
 
 def test_a_process_that_dies_while_nobody_asks_it_is_replaced_at_once(scene: Scene) -> None:
     scene.send("reward-0", signal.SIGKILL)()
     work = scene.when_at_work("scorer-0", lambda: time.sleep(3))
-    scene.wait("score", scene.roles.scorer.score([]))
+    scored(scene, [])
     work.join()
     assert scene.events()[0] == ("lost", "reward-0")
     fit = scene.roles.reward.fit(scene.directory, 0, None, None, None)
@@ -436,11 +459,11 @@ def test_processes_move_before_their_node_goes_and_the_learner_when_it_is_saved(
         return scene.wait("policy", scene.roles.learner.update([], [], None, 5))
 
     assert scene.recover(play) == [5] and len(played) == 2
-    while {process for event, process in scene.events() if event == "moved"} != {"learner-0", "scorer-0", "reward-0"}:
+    while {process for event, process in scene.events() if event == "moved"} != set(NAMES[2:]):
         assert time.monotonic() < deadline, scene.events()
         scene.wait("pass", Pending((ray.put(1),), ("driver",), ("",), list))
         time.sleep(0.05)
-    scene.until("scorer-0", "reward-0", "learner-0")
+    scene.until(*NAMES[2:])
     assert ("lost", "learner-0") not in scene.events()
     assert scene.incarnations() == before | {name: before[name] + 1 for name in NAMES[2:]}
     assert scene.process("learner-0").identity.node == node
@@ -535,4 +558,4 @@ def test_no_room_leaves_an_engines_place_empty_and_ends_the_run_for_others(share
     assert scene.sample(0) == WANTED
     scene.send("scorer-0", signal.SIGKILL)()
     with pytest.raises(GivenUp, match=r"scorer-0: it was not there again within faults\.restart_s = 2 s: 5 CPU asked"):
-        scene.wait("score", scene.roles.scorer.score([]))
+        scored(scene, [])

@@ -74,12 +74,12 @@ class Asked:
 
 
 class Scene:
-    """A run of five such processes, none of which ever answers by itself."""
+    """A run of such processes, none of which ever answers by itself."""
 
     def __init__(self, directory: Path, separate: bool, shared: bool = False) -> None:
         processes = [Process(Asked(), Identity(name, 1, "node")) for name in NAMES]
-        e0, e1, reward, scorer, learner = processes
-        of = {"rollout": [e0, e1], "reward": [reward], "scorer": [scorer], "learner": [learner]}
+        e0, e1, reward, *scorers, learner = processes
+        of = {"rollout": [e0, e1], "reward": [reward], "scorer": scorers, "learner": [learner]}
         rota: Rota = SharedDevice(of) if shared else OwnDevices()
         (self.pool, self.roles), self.ended = five_roles(processes, rota), list[Asked]()
         self.wait, self.faults = Waiter(Console(), directory, 60.0), list[Fault]()

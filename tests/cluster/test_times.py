@@ -86,6 +86,11 @@ def test_metarm_costs_one_plus_m() -> None:
     assert clock("--meta.order", "2", *one).train_reward().seconds == pytest.approx(2 * clock(*one).train_reward().seconds)
 
 
+def test_scorers_share_the_rollouts_out() -> None:
+    alone, four = clock().score("score", 258), clock("--resources.scorer.num_ranks", "4").score("score", 258)
+    assert four.seconds / alone.seconds == pytest.approx(65 / 258), "the fullest of them has 65"
+
+
 def test_ranks_on_several_nodes_wait_for_the_link() -> None:
     here = clock(recipe="hh_70b").update(256)
     across = clock(recipe="hh_70b", across=frozenset({"learner"})).update(256)
