@@ -42,10 +42,10 @@ def part(name: str, seconds: float, *rows: Row, **changes: Any) -> Part:
 
 
 def test_weights_that_multiply_by_hand_and_on_the_model() -> None:
-    by_hand = 2 * (32 * 32 + 32 * 16 + 32 * 16 + 32 * 32 + 3 * 32 * 64 + 2 * 32) + 32
-    assert SHAPES["tiny"] == Shape(32, 64, 2, 2, 1, 512) and SHAPES["tiny"].backbone == by_hand
-    assert multiplying(language_model("tiny", "cpu")) == by_hand + 32 * 512 == SHAPES["tiny"].with_logits
-    assert multiplying(critic("tiny", "cpu")) == by_hand + 32 == SHAPES["tiny"].with_score
+    by_hand = 2 * (64 * 64 + 64 * 32 + 64 * 32 + 64 * 64 + 3 * 64 * 96 + 2 * 64) + 64
+    assert SHAPES["tiny"] == Shape(64, 96, 2, 2, 1, 512) and SHAPES["tiny"].backbone == by_hand
+    assert multiplying(language_model("tiny", "cpu")) == by_hand + 64 * 512 == SHAPES["tiny"].with_logits
+    assert multiplying(critic("tiny", "cpu")) == by_hand + 64 == SHAPES["tiny"].with_score
     assert SHAPES["1B"].with_score == 973148160, "as the rows that were measured before have it"
 
 
@@ -147,11 +147,17 @@ def test_the_table_says_what_was_not_run_and_what_did_not_fit() -> None:
 def test_what_does_not_fit_into_the_budget_is_left_out_and_smaller_ones_behind_it_are_not(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    times = iter([0.0, 0.0, 0.0, 90.0, 90.0, 95.0, 95.0, 95.0])
-    parts = [part(name, seconds, Row("G1", name, seconds=1.0)) for name, seconds in (("first", 60), ("large", 50), ("small", 5))]
-    assert run(parts, CPU, tmp_path / "gpu.jsonl", 100.0, lambda: next(times)) == []
+    now = [0.0]
+
+    def slow(scene: Scene) -> Iterator[Row]:
+        now[0] += 90
+        yield Row("G1", "first", seconds=1.0)
+
+    parts = [part(name, seconds, Row("G1", name, seconds=1.0)) for name, seconds in (("first", 60), ("large", 8), ("small", 5))]
+    parts[0] = replace(parts[0], measure=slow)
+    assert run(parts, CPU, tmp_path / "gpu.jsonl", 100.0, lambda: now[0]) == []
     assert [case for _, case in read(tmp_path / "gpu.jsonl")[0]] == ["first", "small"]
-    assert "left out: G1 large: takes about 50 s, and 10 s are left" in capsys.readouterr().out
+    assert "left out: G1 large: takes about 12 s, and 10 s are left" in capsys.readouterr().out, "90 for 60, so 12 for 8"
 
 
 def test_out_of_memory_is_a_row_and_another_failure_is_told_and_costs_no_other_case(
@@ -222,7 +228,7 @@ def test_the_page_is_what_the_committed_rows_make(tmp_path: Path) -> None:
 
 def test_bytes_that_decoding_must_read_by_hand() -> None:
     shape = SHAPES["tiny"]
-    assert engine.cache_bytes(shape) == 2 * 2 * 16 * 2, "keys and values, layers, width of one head, bytes"
+    assert engine.cache_bytes(shape) == 2 * 2 * 32 * 2, "keys and values, layers, width of one head, bytes"
     weights, cached = 2 * shape.with_logits, engine.cache_bytes(shape)
     assert engine.decode_floor(shape, 3, [2, 1], 10.0) == pytest.approx((2 * weights + cached * (3 + 4 + 3)) / 10)
 

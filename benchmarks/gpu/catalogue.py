@@ -21,7 +21,7 @@ class Part:
     Args:
         places: ids and cases of the rows that it gives, in order.
         against: what the ratio of each is to; "" where there is none.
-        seconds: that it takes on an H200, about: what is begun must fit into what is left of the budget.
+        seconds: that it should take on an H200, a guess: what is begun must fit into what is left of the budget.
         measure: gives the rows.
         needs: torch alone, on any device; a GPU; or vLLM and Ray beside it (on the CPU too, where it is small).
     """

@@ -45,6 +45,7 @@ def scoring(size: str, scene: Scene) -> Iterator[Row]:
     ]
     models, trunk, adapted = [make() for _ in range(MEMBERS)], make(), make()
     drawn = torch.randn(MEMBERS, trunk.head.in_features, generator=torch.Generator().manual_seed(1))
+    drawn = drawn.to(dtype).float()  # the whole models' heads are of that type
     for member in range(MEMBERS):
         models[member].head.weight.data.copy_(drawn[member][None])
         add_lora(adapted, LoraConfig(rank=RANK, alpha=2 * RANK), seed=member, name=f"member{member}")
