@@ -15,7 +15,7 @@ import torch
 from benchmarks.gpu import engine, rounds
 from benchmarks.gpu.__main__ import BEGIN, PAGE, main, measure, missing, run, write_page
 from benchmarks.gpu.catalogue import NUMBERS, PARTS, Part
-from benchmarks.gpu.device import Device, Measured, Roofs, datasheet_flops, measure_roofs
+from benchmarks.gpu.device import Device, Measured, Roofs, datasheet_flops, find_device, measure_roofs
 from benchmarks.gpu.mismatch import compared
 from benchmarks.gpu.models import SHAPES, Shape, critic, forward_flops, language_model, multiplying, training_flops
 from benchmarks.gpu.reward import padded_tokens
@@ -282,6 +282,16 @@ def test_a_case_gives_its_rows_in_the_small(number: str, tmp_path: Path) -> None
         assert rows["G10", "checkpoint, 0.1B"]["figures"]["same_bits"] is True
     if number == "G3":
         assert rows["G3", "scoring by 4 heads, 1B"]["figures"]["scores_to"] < 1e-4
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("number", [number for number, each in enumerate(PARTS) if each.needs != "vllm"])
+def test_a_case_gives_its_rows_on_a_gpu(number: int, tmp_path: Path) -> None:
+    each = PARTS[number]
+    scene = Scene(find_device("cuda"), Settings(1, small=True))
+    assert run([each], scene, tmp_path / "gpu.jsonl", None, lambda: 0.0) == []
+    rows = read(tmp_path / "gpu.jsonl")[0]
+    assert tuple(rows) == each.places and all(line["peak_gib"] > 0 for line in rows.values())
 
 
 def test_a_ppo_step_gives_its_row_in_the_small(tmp_path: Path) -> None:
