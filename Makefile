@@ -9,7 +9,7 @@ unexport PYTHONDONTWRITEBYTECODE
 RUN = .venv/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help env env-cpu env-gpu quickstart test test-all check format bench reproduce chaos lock clean
+.PHONY: help env env-cpu env-gpu quickstart test test-all check format bench bench-gpu reproduce chaos lock clean
 
 help:
 	@echo "make quickstart   three rounds of iterated RLHF on this machine, and a report to look at"
@@ -18,6 +18,7 @@ help:
 	@echo "make check        lint, format, types, layers"
 	@echo "make format       put the code into its format"
 	@echo "make bench        how long our ways take beside what one would do instead (docs/benchmarks.md); BENCH=\"--only C1 C4\" takes some"
+	@echo "make bench-gpu    the same on one NVIDIA GPU: MFU, memory, how far from its limits; BENCH=\"--budget 500\" takes what fits into 500 s"
 	@echo "make reproduce    the papers' tables made again in the small (hours; goes on where it stopped)"
 	@echo "make chaos        every fault of docs/promises.md done to real runs (one to two hours on two cores)"
 	@echo "make env          the environment (the other verbs make it when it is missing)"
@@ -57,6 +58,9 @@ format: env
 
 bench: env
 	$(RUN) -m benchmarks $(BENCH)
+
+bench-gpu: env
+	$(RUN) -m benchmarks.gpu $(BENCH)
 
 reproduce: env
 	$(RUN) -m benchmarks.reproduce

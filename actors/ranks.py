@@ -10,7 +10,6 @@ from typing import Any
 import ray
 
 from actors.process import ProcessSetup, Role
-from tokens.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -85,6 +84,8 @@ class Rank(Role):
         import torch
 
         if self.setup.recompute_activations:
+            from tokens.recompute import recompute_layers
+
             recompute_layers(model)
         if self.ranks.size == 1:
             return model.to(self.setup.device)
@@ -101,22 +102,3 @@ def own_rank(setup: ProcessSetup) -> Rank:
         setup: of the process; equal for all of its tasks.
     """
     return Rank(setup)
-
-
-def recompute_layers(model: Any) -> None:
-    """Make every transformer layer keep only its input, and compute what lies between again in the backward pass.
-
-    Args:
-        model: of transformers, before it is sharded.
-
-    Raises:
-        UserError: if the architecture has no layers that can do so.
-    """
-    from torch.distributed._composable import checkpoint
-    from transformers.modeling_layers import GradientCheckpointingLayer
-
-    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
-    if not layers:
-        raise UserError(f"{type(model).__name__} has no layers that can recompute; set recompute_activations to false")
-    for layer in layers:
-        checkpoint(layer)

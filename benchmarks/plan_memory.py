@@ -76,11 +76,11 @@ def update_twice(config: RunConfig) -> None:
     import torch
     from transformers import LlamaForSequenceClassification
 
-    from actors.ranks import recompute_layers
     from policy.critic import Critic
     from policy.ppo import PPO
     from policy.sft import make_model
     from sandbox.tokenizer import make_tokenizer
+    from tokens.recompute import recompute_layers
     from tokens.records import Prompt, Rollout
 
     shape = config.sft.shape

@@ -17,6 +17,7 @@ from benchmarks.ratios.frame import Took, Turns, take_turns
 from benchmarks.ratios.metarm_steps import Steps
 from benchmarks.ratios.reward_epochs import padded
 from benchmarks.ratios.rows import RESULTS, Settings, read, row, write
+from benchmarks.ratios.scenery import reward_model
 from benchmarks.ratios.table import BEGIN, END, NOT_RUN, aim_of, amount, cells, met, put, shown, table
 
 TURNS = Turns({"ours": (Took(1.0, 0.5), Took(4.0, 0.5), Took(3.0, 0.5)), "other": (Took(2.0, 1.0),) * 3}, (0.5, 2.5, 1.0))
@@ -150,7 +151,7 @@ def test_the_longer_comparisons_too(number: str, tmp_path: Path) -> None:
 
 
 def test_a_metarm_step_and_a_deep_copy_leave_one_gradient_and_theta_as_it_was() -> None:
-    steps = Steps(8, 16, small=True)
+    steps = Steps(reward_model(small=True), 8, 16)
     before = [p.detach().clone() for p in steps.theta]
     assert steps.difference() < 1e-5
     for way in steps.ways().values():

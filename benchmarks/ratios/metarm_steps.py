@@ -24,6 +24,7 @@ from benchmarks.ratios.scenery import PAD, pairs, reward_model, sequences, weigh
 from benchmarks.strength_memory import Growth
 from rm.config import Order, RewardConfig
 from rm.metarm import metarm_gradient
+from rm.model import RewardModel
 from rm.objective import PreferenceObjective
 from rm.shifted import ShiftedSamples
 from tokens.ranks import ALONE
@@ -36,15 +37,16 @@ class Steps:
     """The ways to make a step, on one model and one batch.
 
     Args:
+        model: on its device.
         num_pairs: of the batch; a multiple of eight.
         length: tokens of every sequence.
-        small: whether the model is.
+        microbatch: sequences of a forward pass; None = all of the batch's.
     """
 
-    def __init__(self, num_pairs: int, length: int, small: bool) -> None:
-        self.model = reward_model(small)
+    def __init__(self, model: RewardModel, num_pairs: int, length: int, microbatch: int | None = None) -> None:
+        self.model = model
         self.theta = list(self.model.parameters())
-        self.reward, self.batch = RewardConfig(microbatch_size=2 * num_pairs), pairs(num_pairs, length)
+        self.reward, self.batch = RewardConfig(microbatch_size=microbatch or 2 * num_pairs), pairs(num_pairs, length)
         self.objective = PreferenceObjective(self.model, self.reward, PAD, ALONE, 0)
         whole = 2 * num_pairs // RESPONSES
         samples = sequences((whole + 1) * RESPONSES, length, length, seed=1)
@@ -115,7 +117,7 @@ class Steps:
 
 def measure(settings: Settings) -> Iterator[Row]:
     """Time, then memory."""
-    steps = Steps(8, 16, True) if settings.small else Steps(8, 64, False)
+    steps = Steps(reward_model(settings.small), 8, 16 if settings.small else 64)
     before = [p.detach().clone() for p in steps.theta]
     turns, difference = take_turns(steps.ways(), settings.repetitions), steps.difference()
     kept = sum(not torch.equal(a, b) for a, b in zip(before, steps.theta, strict=True))
@@ -157,7 +159,7 @@ def grows(way: str, settings: Settings) -> list[float]:
 def grow(way: str, repetitions: int, threads: int, small: bool) -> list[float]:
     """The same, in this process."""
     torch.set_num_threads(threads)
-    work, found = Steps(8, 16, small).ways()[way], []
+    work, found = Steps(reward_model(small), 8, 16).ways()[way], []
     for _ in range(repetitions + 1):
         with Growth() as growth:
             work()

@@ -116,19 +116,20 @@ def hardware(rows: Rows) -> str:
     return "; ".join(found) or NOT_RUN
 
 
-def put(text: str, made: str, number: int = 0) -> str:
+def put(text: str, made: str, number: int = 0, begin: str = BEGIN) -> str:
     """A page with what stands between its markers replaced.
 
     Args:
         text: the page.
         made: what is to stand there.
         number: which of the page's pairs of markers.
+        begin: the first marker of these pairs.
 
     Raises:
         ValueError: if the page has no such markers.
     """
-    parts = text.split(BEGIN)
+    parts = text.split(begin)
     if len(parts) < number + 2 or END not in parts[number + 1]:
-        raise ValueError(f"the page has no pair of markers number {number}: expected {BEGIN} and {END}")
+        raise ValueError(f"the page has no pair of markers number {number}: expected {begin} and {END}")
     parts[number + 1] = f"\n{made.strip()}\n{END}{parts[number + 1].split(END, 1)[1]}"
-    return BEGIN.join(parts)
+    return begin.join(parts)

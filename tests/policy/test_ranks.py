@@ -13,7 +13,6 @@ from safetensors.torch import load_file, save_file
 from torch import distributed, multiprocessing
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
-from actors.ranks import recompute_layers
 from policy.config import KLConfig, PolicyConfig
 from policy.critic import Critic
 from policy.lora import add_adapters
@@ -25,6 +24,7 @@ from tokens.lora import WithoutAdapters
 from tokens.offload import move_module
 from tokens.packing import PACKED
 from tokens.ranks import ALONE, Ranks
+from tokens.recompute import recompute_layers
 from tokens.records import Rollout
 
 CONFIG = PolicyConfig(

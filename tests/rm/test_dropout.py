@@ -7,12 +7,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from actors.ranks import recompute_layers
 from rm.batches import scores_of
 from rm.config import LoraConfig
 from rm.lora import add_lora
 from rm.model import RewardModel
 from rm.packing import PackedBatch
+from tokens.recompute import recompute_layers
 from tokens.records import SequenceBatch
 
 Start = Callable[..., RewardModel]

@@ -12,11 +12,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification
 
-from actors.ranks import recompute_layers
 from rm.config import LoraConfig
 from rm.lora import add_lora, load_adapter, save_adapter, use_adapter
 from rm.model import RewardModel
 from tokens.errors import UserError
+from tokens.recompute import recompute_layers
 from tokens.records import SequenceBatch
 
 Start = Callable[..., RewardModel]

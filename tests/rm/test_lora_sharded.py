@@ -10,12 +10,12 @@ import torch
 from safetensors.torch import load_file
 from torch import distributed, multiprocessing
 
-from actors.ranks import recompute_layers
 from rm.batches import Encoded, score_sequences, scores_and_features_of
 from rm.config import LoraConfig
 from rm.lora import add_lora, load_adapter, save_adapter
 from rm.model import RewardModel
 from tokens.ranks import ALONE, Ranks, full
+from tokens.recompute import recompute_layers
 
 PAD, BOS, EOS = 0, 1, 2
 

@@ -7,9 +7,9 @@ import torch
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from actors.ranks import recompute_layers
 from tokens.errors import UserError
 from tokens.logprobs import response_logprobs
+from tokens.recompute import recompute_layers
 from tokens.records import SequenceBatch
 
 
