@@ -15,6 +15,7 @@ from cluster.config import RunConfig
 from cluster.console import Console
 from cluster.denoising import check_strengths, ensure_strengths, in_words
 from cluster.inputs import Source, check_batches, check_stopping, open_source
+from cluster.lineage import Lineage, digests_of
 from cluster.model_sizes import model_size, reward_size
 from cluster.plan import Bundle, reward_bundles
 from cluster.preflight import check_nodes
@@ -135,6 +136,7 @@ class Training:
         finally:
             stage.close()
         write_pairs(inputs.training, draft)
+        Lineage(self.source.base_dir, digests_of(inputs.training)).write(draft)
         write_study(draft, study, twin, inputs.samples)
         for line in findings(study, twin):
             console.say(line)

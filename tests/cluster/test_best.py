@@ -19,6 +19,7 @@ import tokens.durable
 from cluster.best_directory import card_of, export
 from cluster.data_source import DataSource
 from cluster.hold import TakenOver
+from cluster.lineage import lineage_of
 from cluster.load_config import load_config
 from cluster.run_directory import RunDirectory
 from evaluation.best import best_of
@@ -173,6 +174,8 @@ def test_a_real_run_ends_by_itself_and_its_held_out_members_judge(pool_run: Tiny
     assert entry["evaluation"]["judge"] == "held_out" == read(run / "best" / "best.json")["judge"]
     models = [load_file(run / "start" / "held_out" / str(i) / "model.safetensors") for i in (0, 1)]
     assert any(not models[0][key].equal(models[1][key]) for key in models[0])
+    ours, judges = lineage_of(run / "rounds" / "round_000" / "reward"), lineage_of(run / "start" / "held_out" / "1")
+    assert ours is not None and judges is not None and ours.pairs and judges.pairs and not ours.pairs & judges.pairs
 
 
 def test_held_out_members_learn_from_pairs_that_nothing_else_learns_from(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, Bert
 
 from cluster.cli import main
 from cluster.inputs import open_source
+from cluster.lineage import digests_of, lineage_of
 from cluster.load_config import load_config
 from cluster.model_sizes import model_size, reward_size
 from cluster.reward_inputs import load_inputs
@@ -120,6 +121,9 @@ def test_the_model_loads_with_transformers_and_scores_as_recorded(tiny_reward: t
                 score = float(model(torch.tensor([ids])).logits)
             assert score == pytest.approx(recorded["original", row["id"]][side], abs=1e-5)
     assert {name for name, _ in recorded} == {"original", "held_out"} and len(recorded) == 40
+    kept = lineage_of(folder / "model")
+    assert kept is not None and kept.base == world.base_dir
+    assert kept.pairs == digests_of(world.preferences()[0]), "flipping a label makes no other pair"
 
 
 def test_what_was_measured_is_written_down(tiny_reward: tuple[Path, Any]) -> None:
