@@ -337,7 +337,7 @@ class Theme:
 
     def tell_best(self) -> None:
         """Which round is the best so far, and why the run ends, if it does."""
-        if self.directory.has_best:
+        if self.directory.best.is_kept(self.directory.ledger):
             self.console.say(f"  best: {best_of(self.directory.ledger).words()}")
         stopped = self.directory.why_stopped(self.directory.ledger)
         if stopped is not None and self.directory.num_committed < self.config.rounds.num_rounds:
