@@ -59,6 +59,12 @@ def test_a_run_leaves_its_best_policy_with_the_reason(tiny_run: TinyRun) -> None
     assert card["judge"] == "gold" and card["independent"] and card["stopped"] == "all 2 rounds are played (rounds.num_rounds)"
     assert [entry["ended"] for entry in state["rounds"]] == [None, card["stopped"]]
     assert state["rounds"][1]["best"] == {"round": card["round"], "gain": card["gain"], "why": card["why"]}
+    metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    for entry in state["rounds"]:  # what trackers and the dashboard are told of it
+        (told,) = [row for row in metrics if (row["phase"], row["round"]) == ("evaluation", entry["round"])]
+        number = -1 if entry["best"]["round"] is None else entry["best"]["round"]
+        assert (told["evaluation/best_round"], told["evaluation/best_gain"]) == (number, entry["best"]["gain"])
+        assert told["evaluation/alarms"] == len(entry["alarms"])
     assert f"{run}/best: {card['why']}" in " ".join(done.stdout.split())
     AutoModelForCausalLM.from_pretrained(run / "best")
     assert AutoTokenizer.from_pretrained(run / "best").pad_token_id is not None

@@ -23,11 +23,13 @@ from cluster.load_config import load_config
 from cluster.model_sizes import model_size, reward_size
 from cluster.reward_inputs import load_inputs
 from cluster.sandbox_source import SandboxSource
+from cluster.seeds import derive
 from evaluation.records import MetaRow, write_rows
 from preferences.denoise import read_pairs, undo
 from preferences.encode import encode_prompt, encode_response
 from preferences.strength import write_strengths
 from preferences.swap import as_table
+from rm.shifted import kept_back
 from tests.cluster.command import TINY, Command
 from tokens.records import Pair
 
@@ -171,6 +173,8 @@ def test_metarm_and_its_vanilla_twin(tiny_reward: tuple[Path, Any]) -> None:
     shifted = pq.read_table(folder / "shifted.parquet").to_pylist()
     assert [(row["prompt_id"], row["sample"]) for row in shifted[:4]] == [("p0", 0), ("p0", 1), ("p0", 2), ("p1", 0)]
     assert len(shifted) == 60
+    back = kept_back(20, derive(load_config(TINY).seed, "reward", 0))
+    assert {row["prompt_id"] for row in shifted if row["kept_back"]} == {f"p{place}" for place in back} and len(back) == 2
     assert any(abs(row["score_vanilla"] - row["score_metarm"]) > 1e-6 for row in shifted), "two different models"
     assert max(abs(row["score_vanilla"] - row["score_metarm"]) for row in shifted) < 1, "of one start and one order"
 
