@@ -4,9 +4,10 @@ The page runs no script and may load nothing, and every text is escaped: what a 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from evaluation.compare import WinTieLose
 from evaluation.compared_figures import compared_figures
 from evaluation.compared_runs import ComparedRun, config_differences, duel, read_runs, same_prompts, same_truth
 from evaluation.page import render_page, write_page
@@ -107,10 +108,10 @@ def comparison_headline(runs: Sequence[ComparedRun]) -> Headline:
         text = "Which run has the best round cannot be said: their judges differ."
         return Headline("warn", "Not judged side by side", text, f"Against SFT: {told}.")
     first, second = sorted(runs, key=_by_margin if one_judge else _by_gold)[:2]
-    outcome, ahead_of_sft = duel(first, second), one_judge
+    outcome, ahead_of_sft = _duel(runs, first, second), one_judge
     if outcome is not None and outcome.high < 0:  # the other one wins, whatever the two do to SFT
         first, second, ahead_of_sft = second, first, False
-        outcome = duel(first, second)
+        outcome = _duel(runs, first, second)
     margins = (_margin_of(first), _margin_of(second))
     if ahead_of_sft:
         text = f"{first.name} has the best round: round {first.best_round.index}, {margins[0]} against SFT."
@@ -189,6 +190,16 @@ def _duels(runs: Sequence[ComparedRun]) -> tuple[Duel, ...]:
                 margin = f"{o.margin:+z.2f} [{o.low:+z.2f}, {o.high:+z.2f}]"
                 found.append(Duel(_named(ours), _named(theirs), shares, margin))
     return tuple(found)
+
+
+def _duel(runs: Sequence[ComparedRun], first: ComparedRun, second: ComparedRun) -> WinTieLose | None:
+    """``duel`` by the numbers of the table: there the run that is named later is asked about the earlier one."""
+    if runs.index(first) > runs.index(second):
+        return duel(first, second)
+    found = duel(second, first)
+    if found is None:
+        return None
+    return replace(found, win=found.lose, lose=found.win, margin=-found.margin, low=-found.high, high=-found.low)
 
 
 def _by_margin(one: ComparedRun) -> float:

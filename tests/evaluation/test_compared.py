@@ -121,6 +121,9 @@ def test_the_gold_reward_has_the_last_word_where_margins_contradict_it_or_judges
         assert (told.kind, told.verdict) == ("good", "Told apart on the same prompts")
         assert f"Prompt by prompt {other.name} wins {outcome.win:.0%}" in told.detail and "win minus lose +" in told.detail
         assert "lose -0.90" in told.detail or other == fooled
+        swapped = comparison_headline(read_runs([other, plain]))
+        table = duel(*read_runs([other, plain])[::-1])  # as the page's table asks: the later run about the earlier one
+        assert table is not None and f"95% interval {-table.high:+.2f} to {-table.low:+.2f}" in swapped.detail
     real = make_run(name="real", gold=False)
     told = comparison_headline(read_runs([plain, real]))
     assert told.text == "Which run has the best round cannot be said: their judges differ."
