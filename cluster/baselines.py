@@ -73,9 +73,9 @@ class VanillaPPO(Theme):
         """r_0, without MetaRM; later rounds keep it, and have no fit to report."""
         return kept(self.directory.ledger["rounds"][0]["reward"]) if index else super().train_reward(index, work, shifted)
 
-    def score_shifted(self, work: Stages, shifted: Sequence[Rollout]) -> Scores:
+    def score_shifted(self, index: int, work: Stages, shifted: Sequence[Rollout]) -> Scores:
         """What r_0 says of S_0."""
-        return super().score_shifted(work, shifted) if shifted else NO_SCORES
+        return super().score_shifted(index, work, shifted) if shifted else NO_SCORES
 
     def start_policy(self, index: int, draft: Draft, scores: Scores) -> None:
         """The first round's start; later nothing starts: policy, critic, reference, optimizers and moments go on."""
@@ -167,7 +167,7 @@ class BestOfN(OneRound):
         judgement = replace(judgement, summary=judgement.summary | {"kl": kl})
         work.rows("samples.parquet", meta_rows(samples, scores, vanilla=None, gold=self.inputs.gold))
         work.rows("evaluation.parquet", judgement.rows)
-        self.metrics.evaluation(index, judgement.summary)
+        self.metrics.evaluation(index, judgement.summary | self.outcome(judgement))
         return judgement
 
 

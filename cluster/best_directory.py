@@ -13,13 +13,57 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from evaluation.best import RULE, Best
+from cluster.mirror import Ledger
+from evaluation.best import RULE, Best, best_of
 from tokens.durable import draft_directory, replace_directory, write_file
 from tokens.errors import UserError
 
 FOLDER, CARD = "best", "best.json"
 FORMAT = 1
 """Of best.json."""
+
+
+class BestDirectory:
+    """``best/`` of a run under way, made what the ledger says.
+
+    Args:
+        run: directory of the run.
+        baseline: ``rounds.baseline``.
+    """
+
+    def __init__(self, run: Path, baseline: str) -> None:
+        self.run, self.baseline = run, baseline
+        self.sft_dir: Path | None = None
+        """Where SFT's policy lies, which is the best until a round beats it; None = that is not known yet."""
+
+    @property
+    def path(self) -> Path:
+        """The policy of the best round; docs/best_round.md."""
+        return self.run / FOLDER
+
+    def is_kept(self, ledger: Ledger) -> bool:
+        """Whether there is a best policy to export: best of n picks among samples, and has none of its own.
+
+        Args:
+            ledger: of the run.
+        """
+        return ledger["start"] is not None and self.baseline != "best_of_n"
+
+    def keep(self, ledger: Ledger, stopped: str | None, may_move: Callable[[], None]) -> None:
+        """Export the best by a ledger, where there is one; errors as ``export``.
+
+        Args:
+            ledger: of the run.
+            stopped: as ``card_of``.
+            may_move: as ``export``.
+        """
+        if not self.is_kept(ledger):
+            return
+        best = best_of(ledger)
+        entry = ledger["start"] if best.round is None else ledger["rounds"][best.round]
+        name = policy_of(best)
+        policy = self.sft_dir if name is None else self.run / name
+        export(self.run, card_of(best, entry["evaluation"], stopped), policy, may_move)
 
 
 def policy_of(best: Best) -> str | None:

@@ -279,7 +279,7 @@ class DataSource(Source):
         from preferences.denoise import count_actions
 
         assert self._prompts is not None, "opened for reward models only"
-        (train, judging), dropped = self.for_judges(self.training(strengths)), dict(self.dropped)
+        (train, judging, judging_texts), dropped = self.for_judges(self.training(strengths)), dict(self.dropped)
         if strengths is None and not judging:
             pairs = tuple(self.pairs)
         else:
@@ -301,4 +301,5 @@ class DataSource(Source):
             stopping=self.stopping(),
             ptx=self._ptx,
             judging=judging,
+            judging_texts=judging_texts,
         )

@@ -30,6 +30,7 @@ from cluster.evaluate_judges import check_endpoints, models_of, open_judges, ver
 from cluster.evaluate_models import Contestant, Letter, Response, is_whole, sample
 from cluster.hold import locked
 from cluster.judges import Judge
+from cluster.own_judge import remarks_on
 from cluster.run_directory import now, space_errors, versions
 from cluster.storage import storage_root
 from evaluation.judgement_report import write_judgement_report
@@ -65,7 +66,8 @@ def evaluate(asked: Evaluating, console: Console) -> Path:
         stack.enter_context(space_errors(directory))
         hold = stack.enter_context(locked(directory))
         console.say(f"[bold]Rondo[/] A {comparison.a.path} against B {comparison.b.path} in {directory}")
-        for line in _remarks(comparison, judges):
+        notes = _remarks(comparison, judges)
+        for line in notes:
             console.say(f"[yellow]note:[/] {line}")
         hold.check()
         write_file(directory / "settings.json", json.dumps(comparison.settings, indent=1))
@@ -73,7 +75,7 @@ def evaluate(asked: Evaluating, console: Console) -> Path:
         answers = stack.enter_context(open_answers(directory / "answers.jsonl"))
         verdicts = {name: verdicts_of(name, judge, comparison, responses, answers, console) for name, judge in judges.items()}
         hold.check()
-        card = _write(directory, asked, comparison, responses, verdicts)
+        card = _write(directory, asked, comparison, responses, verdicts, notes)
     _say(card, console)
     console.say(f"Report: {write_judgement_report(directory)}")
     return directory
@@ -105,14 +107,9 @@ def _remarks(comparison: Comparison, judges: Mapping[str, Judge | Path]) -> list
     found = []
     if comparison.a.digest == comparison.b.digest:
         found.append("A and B are the same model: every prompt is a tie")
-    models = {name: models_of(judge) for name, judge in judges.items() if not isinstance(judge, Path)}
-    unseen = [one.letter for one in (comparison.a, comparison.b) if one.run is None]
-    trained = [name for name, paths in models.items() if paths]
-    if trained and unseen:
-        found.append(
-            f"which run made {' and '.join(unseen)} cannot be seen from where it lies: that {', '.join(trained)} had no part in "
-            "its training is taken on trust"
-        )
+    for name, judge in judges.items():
+        if not isinstance(judge, Path) and (models := models_of(judge)):
+            found += remarks_on(name, models, (comparison.a, comparison.b))
     return found
 
 
@@ -134,6 +131,7 @@ def _write(
     comparison: Comparison,
     responses: Mapping[Letter, Sequence[Response]],
     verdicts: Mapping[str, Sequence[Verdict]],
+    notes: Sequence[str],
 ) -> dict[str, Any]:
     """Write the judgements and, last, the card."""
     prompts = comparison.prompts
@@ -156,6 +154,7 @@ def _write(
         "tie": asked.tie,
         "judges": {name: card_of_judge(name, rows) for name in verdicts},
         "agreement": cards_of_agreement(rows),
+        "notes": list(notes),
         "versions": versions(),
     }
     write_file(directory / CARD, json.dumps(card, indent=1, ensure_ascii=False))

@@ -10,10 +10,11 @@ from cluster.asking import Answers, ask_in_both_orders
 from cluster.console import Console
 from cluster.endpoint_judge import EndpointJudge
 from cluster.evaluate_inputs import HUMAN, Comparison, Evaluating
-from cluster.evaluate_models import Letter, Response, refuse_own_judge
+from cluster.evaluate_models import Letter, Response
 from cluster.human_answers import WAITING, check_file, read_verdicts, write_questions
 from cluster.judges import FIRST, NONE, SECOND, TIE, EnsembleJudge, Judge, RewardJudge
 from cluster.open_judge import open_judge
+from cluster.own_judge import refuse_own_judge
 from evaluation.judgements import Choice, Verdict
 from preferences.formats import Texts
 from tokens.errors import UserError

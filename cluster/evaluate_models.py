@@ -9,8 +9,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import yaml
-
 from cluster.best_directory import FOLDER as BEST
 from cluster.console import Console
 from cluster.judges import digest_of
@@ -138,59 +136,6 @@ def encode(one: Contestant, texts: Sequence[str], templated: bool, max_new_token
             "another language than the model's. Give prompts that it was trained on"
         )
     return rows
-
-
-def refuse_own_judge(judge: str, models: Sequence[Path], contestants: Sequence[Contestant]) -> None:
-    """A reward model that trained a policy is no judge of it.
-
-    Args:
-        judge: its name.
-        models: directories of the judge's reward models.
-        contestants: the models that are compared.
-
-    Raises:
-        UserError: if one of them was made by a run that used one of these reward models, a copy of it, or one made of it.
-    """
-    for one in contestants:
-        if one.run is None:
-            continue
-        inside = [model for model in models if model.resolve().is_relative_to(one.run)]
-        used = _copies(_reward_models(one.run), models)
-        if inside or used:
-            raise UserError(
-                f"--judge {judge}: the run {one.run}, which made {one.letter}, learned from {(inside + used)[0]}: what it was "
-                "trained on cannot say whether it is better. Judge by reward models that no part of the run has seen "
-                "(`python -m cluster strength` or `reward` on pairs held out), or by another judge"
-            )
-
-
-def _reward_models(run: Path) -> list[Path]:
-    """Of a run: of each round, of the ensemble, and what they were made of."""
-    found = [path for pattern in ("rounds/*/reward", "rounds/*/members/*", "start/members/*") for path in run.glob(pattern)]
-    with suppress(OSError, KeyError, TypeError, yaml.YAMLError):
-        base = yaml.safe_load((run / "config.yaml").read_text())["reward"]["base"]
-        if base is not None and (Path(base) / "config.json").is_file():
-            found.append(Path(base))
-    return found
-
-
-def _copies(found: Sequence[Path], models: Sequence[Path]) -> list[Path]:
-    """Those of ``found`` that have the weights of one of the models; files are only read where their sizes are alike."""
-    from tokens.durable import digest_of_file
-
-    def weights(path: Path) -> list[Path]:
-        return sorted(path.glob("*.safetensors"))
-
-    def sizes(path: Path) -> tuple[int, ...]:
-        return tuple(file.stat().st_size for file in weights(path))
-
-    def digests(path: Path) -> tuple[str, ...]:
-        return tuple(map(digest_of_file, weights(path)))
-
-    judged = {sizes(model) for model in models} - {()}
-    alike = [path for path in found if sizes(path) in judged]
-    known = {digests(model) for model in models} if alike else set()
-    return [path for path in alike if digests(path) in known]
 
 
 def sample(

@@ -228,6 +228,9 @@ EVALUATION = _of_rows(
         "margin": "win - lose",
         "margin_low": "lower end of the margin's 95% interval",
         "margin_high": "upper end of it",
+        "alarms": "alarms of over-optimisation at the round's end",
+        "best_round": "the best round by then; -1 = SFT, which none beats",
+        "best_gain": "the best round's mean judgement less SFT's, units of the judge",
     },
     ("round",),
 )

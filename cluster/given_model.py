@@ -56,6 +56,27 @@ def model_directory(key: str, name: str, data: DataConfig) -> ModelDirectory:
     return check_model_directory(name, reward=True)
 
 
+def found_here(name: str) -> Path | None:
+    """Where a model lies that a config names, nobody asked: a directory, or what the hub's cache holds under a name.
+
+    Args:
+        name: a path, which may be relative to the working directory or begin with ~, or a name on the hub.
+
+    Returns:
+        The directory, absolute; None where it is not on this machine.
+    """
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return folder.absolute()
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(name, local_files_only=True))
+    except (HFValidationError, LocalEntryNotFoundError):
+        return None
+
+
 def given_base(name: str, config: RunConfig, policy: bool) -> GivenModel:
     """Check the model that ``reward.base`` names, as ``given_model``, and that it can become a reward model.
 

@@ -45,6 +45,7 @@ class Inputs:
         stopping: held-out pairs that early stopping goes by, where these are not ``validation``.
         ptx: texts of PPO's language-modelling loss; none where ``policy.ptx_coef`` is 0.
         judging: pairs that held-out reward models learn from, as they were given; none of them is in ``pairs``. May be none.
+        judging_texts: the same as text; None where there are none.
     """
 
     sft_dir: Path
@@ -61,6 +62,7 @@ class Inputs:
     stopping: dict[str, tuple[Pair, ...]]
     ptx: tuple[Example, ...]
     judging: tuple[Pair, ...] = ()
+    judging_texts: PreferenceSet | None = None
 
     @property
     def fingerprint(self) -> str:
@@ -144,14 +146,15 @@ class Source(ABC):
         mask = [name in fitting for name in train.rows["id"]]
         return denoised(self.config, train if all(mask) else train.with_table(as_table(train.rows).filter(mask)), strengths)
 
-    def for_judges(self, train: PreferenceSet) -> tuple[PreferenceSet, tuple[Pair, ...]]:
+    def for_judges(self, train: PreferenceSet) -> tuple[PreferenceSet, tuple[Pair, ...], PreferenceSet | None]:
         """Take out of D what only held-out reward models learn from (``evaluation.held_out_fraction`` of its prompts).
 
         Args:
             train: D, after ``data.denoise``.
 
         Returns:
-            The rest of D, and their pairs, encoded: with the labels as they were given. All of D and none without such models.
+            The rest of D, and their pairs, encoded and as text: with the labels as they were given. All of D and none without
+            such models.
 
         Raises:
             UserError: if there are fewer such pairs than a batch of ``reward.batch_size``, or nothing is left of D.
@@ -160,7 +163,7 @@ class Source(ABC):
 
         evaluation, size = self.config.evaluation, self.config.reward.batch_size
         if not evaluation.num_held_out:
-            return train, ()
+            return train, (), None
         raw, _ = self.preferences()
         rest, theirs = raw.split(evaluation.held_out_fraction, derive(self.config.seed, "held out"))
         ours = set(rest.rows["id"])
@@ -173,7 +176,7 @@ class Source(ABC):
                     f"leaves {number} pairs for {what}: at least a batch (reward.batch_size {size}) is needed. Give more pairs, "
                     "choose another held_out_fraction, or do without: evaluation.held_out_members 0, and another evaluation.judge"
                 )
-        return left, pairs
+        return left, pairs, theirs
 
     def validation_sets(self) -> dict[str, PreferenceSet]:
         """The held-out pairs by the name of their set: "original", and the two that a second labeller makes of them."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any
@@ -287,7 +287,11 @@ def monitored(
 
 
 def meta_rows(
-    shifted: Sequence[Rollout], scores: Scores, vanilla: int | None, gold: Callable[[str, str], float] | None
+    shifted: Sequence[Rollout],
+    scores: Scores,
+    vanilla: int | None,
+    gold: Callable[[str, str], float] | None,
+    back: Collection[int] = (),
 ) -> list[MetaRow]:
     """S_k as it is kept: every sample with what r_k, a reward model trained without MetaRM, and each member say of it.
 
@@ -296,10 +300,12 @@ def meta_rows(
         scores: of the ensemble.
         vanilla: the member that was trained without MetaRM; None = there is none.
         gold: the sandbox's truth; None where there is none.
+        back: places of the prompts that MetaRM's ascent never saw, as they come first in ``shifted``.
 
     Returns:
         One row per rollout.
     """
+    unseen = {name for place, name in enumerate(dict.fromkeys(rollout.prompt.id for rollout in shifted)) if place in back}
     column = scores.ids.index(vanilla) if vanilla in scores.ids else None
     return [
         MetaRow(
@@ -316,6 +322,7 @@ def meta_rows(
             members=scores.ids,
             member_scores=scores.members[i],
             gold=None if gold is None else gold(rollout.prompt.text, rollout.text),
+            kept_back=rollout.prompt.id in unseen,
         )
         for i, rollout in enumerate(shifted)
     ]

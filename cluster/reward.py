@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from cluster.config import RunConfig
 from cluster.console import Console
 from cluster.denoising import check_strengths, ensure_strengths, in_words
 from cluster.inputs import Source, check_batches, check_stopping, open_source
+from cluster.lineage import Lineage, digests_of
 from cluster.model_sizes import model_size, reward_size
 from cluster.plan import Bundle, reward_bundles
 from cluster.preflight import check_nodes
@@ -31,6 +32,7 @@ from cluster.waiting import Waiter
 from evaluation.records import MetaRow
 from preferences.denoise import write_pairs
 from rm.config import RewardConfig
+from rm.shifted import kept_back
 from tokens.durable import write_file
 
 NUM_FEATURED = 500
@@ -135,7 +137,8 @@ class Training:
         finally:
             stage.close()
         write_pairs(inputs.training, draft)
-        write_study(draft, study, twin, inputs.samples)
+        Lineage(self.source.base_dir, digests_of(inputs.training)).write(draft)
+        write_study(draft, study, twin, inputs.samples, kept_back(len(inputs.groups), derive(config.seed, "reward", 0)))
         for line in findings(study, twin):
             console.say(line)
         seconds = {phase: round(value, 3) for phase, value in wait.seconds.items()}
@@ -194,7 +197,7 @@ def findings(study: Study, twin: Study | None) -> list[str]:
     return lines
 
 
-def write_study(draft: Path, study: Study, twin: Study | None, samples: Sequence[MetaRow]) -> None:
+def write_study(draft: Path, study: Study, twin: Study | None, samples: Sequence[MetaRow], back: Collection[int]) -> None:
     """Write metrics.jsonl and the tables; those that would be empty are left out.
 
     Args:
@@ -202,6 +205,7 @@ def write_study(draft: Path, study: Study, twin: Study | None, samples: Sequence
         study: of the model.
         twin: of its vanilla twin; None without shifted samples.
         samples: S_k as recorded, in the order of the studies' scores.
+        back: places of the prompts that the ascent did not see.
     """
     report = study.report
     rows: list[dict[str, Any]] = [{"phase": "reward", "step": step, **row} for step, row in enumerate(report.steps, start=1)]
@@ -213,8 +217,15 @@ def write_study(draft: Path, study: Study, twin: Study | None, samples: Sequence
     if study.features:
         _write_table(draft / "features.parquet", [vars(row) for row in study.features])
     if twin is not None:
+        unseen = {name for place, name in enumerate(dict.fromkeys(row.prompt_id for row in samples)) if place in back}
         shifted = [
-            {"prompt_id": row.prompt_id, "sample": row.sample, "score_vanilla": vanilla, "score_metarm": metarm}
+            {
+                "prompt_id": row.prompt_id,
+                "sample": row.sample,
+                "score_vanilla": vanilla,
+                "score_metarm": metarm,
+                "kept_back": row.prompt_id in unseen,
+            }
             for row, vanilla, metarm in zip(samples, twin.shifted, study.shifted, strict=True)
         ]
         _write_table(draft / "shifted.parquet", shifted)

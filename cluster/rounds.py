@@ -92,7 +92,7 @@ class Theme:
             guard = Guard(self.config.guards, work.draft, index, self.metrics, self.console.say, self.refit)
             shifted = guard.trusting(SHIFTED, partial(self.sample_shifted, index, work))
             report = self.train_reward(index, work, shifted)
-            first = self.begin_policy(index, work, self.score_shifted(work, shifted))
+            first = self.begin_policy(index, work, self.score_shifted(index, work, shifted))
             with finishing():
                 for step in self.steps(first):
                     guard.step(step, partial(self.learn, index, work, step))
@@ -227,11 +227,19 @@ class Theme:
         with self.console.bar(f"ensemble member {member}", "pairs") as bar:
             return self.wait("reward", self.roles.reward.fit(place, seed, None, meta, saves), bar)
 
-    def score_shifted(self, work: Stages, shifted: Sequence[Rollout]) -> Scores:
+    def kept_back(self, index: int, shifted: Sequence[Rollout]) -> frozenset[int]:
+        """Places of the prompts of S_k that r_k's ascent did not see."""
+        from rm.shifted import kept_back
+
+        if not self.config.meta.enabled:
+            return frozenset()
+        return kept_back(len({rollout.prompt.id for rollout in shifted}), derive(self.config.seed, "reward", index))
+
+    def score_shifted(self, index: int, work: Stages, shifted: Sequence[Rollout]) -> Scores:
         """What r_k and a reward model without MetaRM say of S_k; PPO's reward moments start from it."""
         scores = work.scores("calibration", "calibration.json", partial(self.score, shifted))
         refitted = self.config.scorer.refresh == "each_round" and self.config.meta.enabled
-        rows = meta_rows(shifted, scores, vanilla=None if refitted else 1, gold=self.inputs.gold)
+        rows = meta_rows(shifted, scores, None if refitted else 1, self.inputs.gold, self.kept_back(index, shifted))
         work.rows("meta_rollouts.parquet", rows)
         return scores
 
@@ -300,7 +308,7 @@ class Theme:
             rollouts = work.rollouts("evaluation", "evaluation_rollouts.parquet", lambda: sample_for_judging(*given, bar))
             judgement = judge(*given, self.sft, bar, rollouts)
         work.rows("evaluation.parquet", judgement.rows)
-        self.metrics.evaluation(index, judgement.summary)
+        self.metrics.evaluation(index, judgement.summary | self.outcome(judgement))
         return judgement
 
     def commit(self, index: int, work: Stages, report: RewardReport, judgement: Judgement) -> None:
@@ -330,6 +338,13 @@ class Theme:
         if stop_asked():
             end(f"round {index + 1} is committed; the same command continues after it")
 
+    def outcome(self, judgement: Judgement) -> dict[str, float]:
+        """What the round's end will tell, in numbers: how many alarms, and the best round by then (-1 = SFT)."""
+        ledger = self.directory.ledger
+        best = best_of(ledger | {"rounds": [*ledger["rounds"], {"evaluation": judgement.summary}]})
+        number = -1.0 if best.round is None else float(best.round)
+        return {"alarms": float(len(self.alarms(judgement))), "best_round": number, "best_gain": best.gain}
+
     def alarms(self, judgement: Judgement) -> tuple[Alarm, ...]:
         """What a round's judgement should alarm about, beside those before it."""
         before = [entry["evaluation"] for entry in self.directory.ledger["rounds"]]
@@ -337,7 +352,7 @@ class Theme:
 
     def tell_best(self) -> None:
         """Which round is the best so far, and why the run ends, if it does."""
-        if self.directory.has_best:
+        if self.directory.best.is_kept(self.directory.ledger):
             self.console.say(f"  best: {best_of(self.directory.ledger).words()}")
         stopped = self.directory.why_stopped(self.directory.ledger)
         if stopped is not None and self.directory.num_committed < self.config.rounds.num_rounds:

@@ -82,7 +82,7 @@ def run(config: RunConfig, console: Console) -> Path:
             with connected(config, console) as fixed, space_errors(directory.path):
                 play(config, console, directory, source, strengths, asked, fixed)
         report = write_report(directory.path)
-        if directory.has_best:
+        if directory.best.is_kept(directory.ledger):
             tell_best(directory, console)
     console.say(f"Report: {report}")
     return report
@@ -101,11 +101,11 @@ def nothing_to_do(directory: RunDirectory) -> str:
 def tell_best(directory: RunDirectory, console: Console) -> None:
     """Where the best policy lies, and which one it is."""
     best = best_of(directory.ledger)
-    if not directory.best_path.is_dir():
+    if not directory.best.path.is_dir():
         console.say(f"Best: {best.words()}. It is not in {directory.path}: take the model that the run began with")
         return
     dependent = "" if best.independent else f". {JUDGE_NAMES[best.judge]} is what PPO was trained by: do not trust it alone"
-    console.say(f"Best: {directory.best_path}: {best.words()}{dependent}")
+    console.say(f"Best: {directory.best.path}: {best.words()}{dependent}")
 
 
 @contextlib.contextmanager

@@ -22,7 +22,7 @@ from typing import Any
 
 import yaml
 
-from cluster.best_directory import FOLDER, card_of, export, policy_of
+from cluster.best_directory import BestDirectory
 from cluster.config import RunConfig
 from cluster.differences import flat, refuse_differences
 from cluster.draft import Draft, Point, drop, point_of, remove, remove_partials, wrong_with
@@ -144,7 +144,7 @@ class RunDirectory:
         self.ledger: Ledger = {"format": FORMAT, "config_sha256": config_sha256(config), "start": None, "rounds": []}
         self.here = self.there = self.ledger
         self.hold = Hold(self.path, 0)  # nobody's: what is not open is not written to
-        self.sft_dir: Path | None = None
+        self.best = BestDirectory(self.path, config.rounds.baseline)
 
     def inspect(self) -> None:
         """Read the ledger if there is one, and its mirror; write nothing.
@@ -183,33 +183,17 @@ class RunDirectory:
         patience, min_delta = (None, 0.0) if rounds.stop is None else (rounds.stop.patience, rounds.stop.min_delta)
         return why_stopped(best.gains, best.judge, patience, min_delta, rounds.num_rounds)
 
-    @property
-    def has_best(self) -> bool:
-        """Whether there is a best policy to export: best of n picks among samples, and has none of its own."""
-        return self.ledger["start"] is not None and self.config.rounds.baseline != "best_of_n"
-
-    @property
-    def best_path(self) -> Path:
-        """The policy of the best round; docs/best_round.md."""
-        return self.path / FOLDER
-
     def begin_with(self, sft_dir: Path) -> None:
         """Know where SFT's policy lies, which is the best until a round beats it.
 
         Args:
             sft_dir: the SFT model, with its tokenizer.
         """
-        self.sft_dir = sft_dir
+        self.best.sft_dir = sft_dir
         self._keep_best()
 
     def _keep_best(self) -> None:
-        if not self.has_best:
-            return
-        best = best_of(self.ledger)
-        entry = self.ledger["start"] if best.round is None else self.ledger["rounds"][best.round]
-        name = policy_of(best)
-        policy = self.sft_dir if name is None else self.path / name
-        export(self.path, card_of(best, entry["evaluation"], self.why_stopped(self.ledger)), policy, self.hold.check)
+        self.best.keep(self.ledger, self.why_stopped(self.ledger), self.hold.check)
 
     @contextlib.contextmanager
     def open(self) -> Iterator[RunDirectory]:

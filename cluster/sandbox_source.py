@@ -159,7 +159,7 @@ class SandboxSource(Source):
             raise UserError(
                 f"the sandbox's prompts have up to {longest} tokens, data.max_prompt_tokens is {limits.max_prompt_tokens}"
             )
-        train, judging = self.for_judges(self.training(strengths))
+        train, judging, judging_texts = self.for_judges(self.training(strengths))
         pairs, dropped = self.encode_listing(train)
         return Inputs(
             sft_dir=self.sft_dir,
@@ -176,6 +176,7 @@ class SandboxSource(Source):
             stopping=self.stopping(),
             ptx=self._ptx,
             judging=judging,
+            judging_texts=judging_texts,
         )
 
 

@@ -12,6 +12,7 @@ from cluster.config import RunConfig
 from cluster.console import Console
 from cluster.inputs import Inputs
 from cluster.judging import Judgement, judge, meta_rows, sample_for_judging
+from cluster.lineage import HELD_OUT, Lineage, digests_of
 from cluster.metrics import Metrics
 from cluster.roles import Roles
 from cluster.run_directory import RunDirectory
@@ -22,9 +23,6 @@ from evaluation.records import EvaluationRow, MetaRow, read_rows
 from preferences.denoise import write_pairs
 from tokens.errors import UserError
 from tokens.records import Rollout
-
-HELD_OUT = "held_out"
-"""Of ``start/``: the reward models that only judge."""
 
 
 def begin(
@@ -71,6 +69,9 @@ def begin(
                 wait("evaluate", roles.scorer.load(0, draft / "members" / "0"))  # stands in until r_0 is there
             sft = judge(*given, None, rollouts=rollouts)
         write_pairs(inputs.training, draft.path)
+        Lineage(inputs.base_dir, digests_of(inputs.training)).write(draft.path)
+        if inputs.judging_texts is not None:
+            Lineage(inputs.base_dir, digests_of(inputs.judging_texts)).write(draft.path / HELD_OUT)
         work.rows("evaluation.parquet", sft.rows)
         scores = wait("evaluate", roles.scorer.score(rollouts))
         work.rows("sft_rollouts.parquet", meta_rows(rollouts, scores, vanilla=None, gold=inputs.gold))

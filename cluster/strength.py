@@ -13,6 +13,7 @@ import numpy as np
 from cluster.config import RunConfig
 from cluster.console import Console
 from cluster.inputs import Source, open_source
+from cluster.lineage import Lineage, digests_of
 from cluster.run import connected
 from cluster.run_directory import space_errors
 from cluster.storage import storage_root
@@ -93,6 +94,7 @@ def _measure(config: RunConfig, console: Console, directory: StrengthDirectory, 
         write_texts(
             directory.texts, parts, dict(zip(("train", "validation"), with_equal_columns(training, validation), strict=True))
         )
+    Lineage(source.base_dir, digests_of(training)).write(directory.path)
     reports = train(config, console, directory, source.base_dir, pairs.plain(), folds[kept])
     scored = score(config, console, directory, source.base_dir, parts, training)
     refuse_constant(read_strengths(directory.strengths))

@@ -10,7 +10,7 @@ import numpy as np
 
 from evaluation.compare import WinTieLose
 from evaluation.compared_runs import ComparedRun, duel
-from evaluation.curves import running_mean, spread, step_axis
+from evaluation.curves import MAX_TICKS, even_places, running_mean, spread, step_axis
 from evaluation.differences import gain
 from evaluation.panels import common_legend, panels
 from evaluation.records import EvaluationRow
@@ -107,7 +107,7 @@ def _outcomes(runs: Sequence[ComparedRun]) -> Drawing:
     return drawing(
         "outcomes",
         "Win, tie, lose against SFT",
-        "Each run against its own SFT policy, one response per held-out prompt. ★: its best round, by win minus lose.",
+        "Each run against its own SFT policy, one response per held-out prompt. ★: its best round, by its judge's mean.",
         0.6 + sum(0.45 + 0.27 * len(rounds) for rounds in shown),
         draw,
     )
@@ -250,10 +250,9 @@ def _stacked(ax: "Axes", labels: Sequence[str], shares: Sequence[tuple[float, fl
 def _rounds_axis(ax: "Axes", runs: Sequence[ComparedRun], first: int) -> None:
     """Ticks of SFT (0) and the rounds, which count from 0."""
     most = max(len(one.run.ledger.rounds) for one in runs)
-    shown = spread(range(first, most + 1), 6)
-    ax.set_xticks(shown, ["SFT" if x == 0 else f"round {x - 1}" if len(shown) < 5 else str(x - 1) for x in shown])
-    if len(shown) >= 5:
-        ax.set_xlabel("round")
+    shown = even_places(first, most, MAX_TICKS)
+    ax.set_xticks(shown, ["SFT" if x == 0 else str(x - 1) for x in shown])
+    ax.set_xlabel("round")
     ax.set_xlim(first - 0.3, most + 0.3)
     ax.grid(axis="x", visible=False)
 

@@ -4,11 +4,12 @@ The page runs no script and may load nothing, and every text is escaped: what a 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from evaluation.compare import WinTieLose
 from evaluation.compared_figures import compared_figures
-from evaluation.compared_runs import ComparedRun, config_differences, duel, read_runs, same_prompts
+from evaluation.compared_runs import ComparedRun, config_differences, duel, read_runs, same_prompts, same_truth
 from evaluation.page import render_page, write_page
 from evaluation.run_config import tie_of
 from evaluation.summary import Finding, Headline, findings, judge_in_words
@@ -87,8 +88,9 @@ def render_comparison(runs: Sequence[ComparedRun]) -> str:
 def comparison_headline(runs: Sequence[ComparedRun]) -> Headline:
     """Which run has the best round, and whether it can be told apart from the next one's.
 
-    The best rounds are ordered by win - lose against SFT. Whether the first of them is better than the second is asked directly,
-    prompt by prompt under the gold reward, where both were judged so.
+    The best rounds are ordered by win - lose against SFT where one judge says it of all of them, else by their gold reward; where
+    there is neither, none is called the best. Whether the first is better than the second is asked directly, prompt by prompt
+    under the gold reward, where both were judged so, and that has the last word.
 
     Source: ``evaluation.compare.win_tie_lose``.
 
@@ -96,24 +98,36 @@ def comparison_headline(runs: Sequence[ComparedRun]) -> Headline:
         runs: at least two.
 
     Returns:
-        The headline; ``good`` only where the interval of the direct comparison lies above 0.
+        The headline; ``good`` only where the interval of the direct comparison leaves 0 out.
 
     Padding contract: there is none.
     """
-    order = sorted(runs, key=lambda one: -(one.best_round.evaluation.margin or 0.0))
-    first, second = order[:2]
-    text = f"{first.name} has the best round: round {first.best_round.index}, {_margin_of(first)} against SFT."
-    next_one = f"Next is {second.name}, round {second.best_round.index}, with {_margin_of(second)}."
-    outcome = duel(first, second)
+    one_judge = len({one.best_round.evaluation.judge for one in runs}) == 1
+    if not one_judge and not all(same_truth(runs[0], one) for one in runs):
+        told = "; ".join(f"{_named(one)}: {_margin_of(one)} by {judge_in_words(one.best_round.evaluation.judge)}" for one in runs)
+        text = "Which run has the best round cannot be said: their judges differ."
+        return Headline("warn", "Not judged side by side", text, f"Against SFT: {told}.")
+    first, second = sorted(runs, key=_by_margin if one_judge else _by_gold)[:2]
+    outcome, ahead_of_sft = _duel(runs, first, second), one_judge
+    if outcome is not None and outcome.high < 0:  # the other one wins, whatever the two do to SFT
+        first, second, ahead_of_sft = second, first, False
+        outcome = _duel(runs, first, second)
+    margins = (_margin_of(first), _margin_of(second))
+    if ahead_of_sft:
+        text = f"{first.name} has the best round: round {first.best_round.index}, {margins[0]} against SFT."
+        detail = f"Next is {second.name}, round {second.best_round.index}, with {margins[1]}."
+    else:
+        text = f"By the gold reward {_round_of(first)} is ahead of {_round_of(second)}."
+        detail = f"Against SFT, each by its run's own judge: {first.name} {margins[0]}, {second.name} {margins[1]}."
     if outcome is None:
-        return Headline("warn", "Not judged side by side", text, f"{next_one} The two share no judge and prompts.")
-    direct = (
-        f"{next_one} Prompt by prompt the first wins {outcome.win:.0%} and loses {outcome.lose:.0%} of {outcome.num}: "
+        return Headline("warn", "Not judged side by side", text, f"{detail} The two share no judge and prompts.")
+    detail += (
+        f" Prompt by prompt {first.name} wins {outcome.win:.0%} and loses {outcome.lose:.0%} of {outcome.num}: "
         f"win minus lose {outcome.margin:+z.2f}, 95% interval {outcome.low:+z.2f} to {outcome.high:+z.2f}."
     )
     if outcome.low > 0:
-        return Headline("good", "Told apart on the same prompts", text, direct)
-    return Headline("warn", "Not told apart on the same prompts", text, direct)
+        return Headline("good", "Told apart on the same prompts", text, detail)
+    return Headline("warn", "Not told apart on the same prompts", text, detail)
 
 
 def comparison_findings(runs: Sequence[ComparedRun]) -> tuple[Finding, ...]:
@@ -176,6 +190,28 @@ def _duels(runs: Sequence[ComparedRun]) -> tuple[Duel, ...]:
                 margin = f"{o.margin:+z.2f} [{o.low:+z.2f}, {o.high:+z.2f}]"
                 found.append(Duel(_named(ours), _named(theirs), shares, margin))
     return tuple(found)
+
+
+def _duel(runs: Sequence[ComparedRun], first: ComparedRun, second: ComparedRun) -> WinTieLose | None:
+    """``duel`` by the numbers of the table: there the run that is named later is asked about the earlier one."""
+    if runs.index(first) > runs.index(second):
+        return duel(first, second)
+    found = duel(second, first)
+    if found is None:
+        return None
+    return replace(found, win=found.lose, lose=found.win, margin=-found.margin, low=-found.high, high=-found.low)
+
+
+def _by_margin(one: ComparedRun) -> float:
+    return -(one.best_round.evaluation.margin or 0.0)
+
+
+def _by_gold(one: ComparedRun) -> float:
+    return -(one.best_round.evaluation.gold or 0.0)
+
+
+def _round_of(one: ComparedRun) -> str:
+    return f"{one.name}'s round {one.best_round.index}"
 
 
 def _named(one: ComparedRun) -> str:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 Points = Sequence[tuple[int, int, float]]
 """(x, round, value), in the order of x."""
-MAX_POINTS = 400
+MAX_POINTS, MAX_TICKS = 400, 8
 
 Item = TypeVar("Item")
 
@@ -152,8 +152,26 @@ def step_axis(ax: "Axes", label: str) -> None:
     ax.xaxis.set_major_locator(MaxNLocator("auto", integer=True, min_n_ticks=1))
 
 
+def even_places(first: int, last: int, most: int) -> list[int]:
+    """Whole numbers at one distance from each other, for ticks: at most ``most`` and the first one.
+
+    Source: none needed.
+
+    Args:
+        first: the first place, which is always among them.
+        last: none lies beyond it.
+        most: at least 1.
+
+    Returns:
+        Ascending.
+
+    Padding contract: there is none.
+    """
+    return list(range(first, last + 1, max(1, -(-(last - first) // most))))
+
+
 def round_ticks(ax: "Axes", run: Run) -> None:
-    """Ticks that name SFT and the rounds, at most five of them.
+    """Ticks that name SFT and the rounds, evenly spaced.
 
     Source: none needed.
 
@@ -163,9 +181,10 @@ def round_ticks(ax: "Axes", run: Run) -> None:
 
     Padding contract: there is none.
     """
-    labels = list(enumerate(["SFT", *(f"round {r.index}" for r in run.ledger.rounds)]))
-    shown = spread(labels, 5)
-    ax.set_xticks([x for x, _ in shown], [label for _, label in shown])
+    rounds = run.ledger.rounds
+    shown = even_places(0, len(rounds), MAX_TICKS)
+    ax.set_xticks(shown, ["SFT" if x == 0 else str(rounds[x - 1].index) for x in shown])
+    ax.set_xlabel("round")
     ax.grid(axis="x", visible=False)
     ax.tick_params(axis="x", color=GRID)
 

@@ -13,11 +13,15 @@ from evaluation.records import EvaluationRow
 
 
 class OfPrompt(Protocol):
-    """A row that belongs to a prompt."""
+    """A row that belongs to a prompt of S_k."""
 
     @property
     def prompt_id(self) -> str:
         """Shared by the k responses of a prompt."""
+
+    @property
+    def kept_back(self) -> bool:
+        """Whether MetaRM's ascent never saw the prompt."""
 
 
 Sampled = TypeVar("Sampled", bound=OfPrompt)
@@ -76,6 +80,23 @@ def pair_differences(
         if value is not None:
             by_prompt.setdefault(row.prompt_id, []).append(value)
     return np.array([abs(a - b) for scores in by_prompt.values() for a, b in combinations(scores, 2)], dtype=np.float64)
+
+
+def unseen(rows: Sequence[Sampled]) -> tuple[Sequence[Sampled], bool]:
+    """The part of S_k that no ascent saw, which the paper's validation set of the meta dataset is.
+
+    Source: Secrets of RLHF Part II, the text at Figure 16.
+
+    Args:
+        rows: rollouts of S_k.
+
+    Returns:
+        It, and True; all rows and False where nothing was kept back, or that was not recorded.
+
+    Padding contract: there is none.
+    """
+    back = [row for row in rows if row.kept_back]
+    return (back, True) if back else (rows, False)
 
 
 def scaled(differences: "np.ndarray[tuple[int], np.dtype[np.float64]]") -> "np.ndarray[tuple[int], np.dtype[np.float64]]":

@@ -68,8 +68,9 @@ def _reward_by_round(run: Run) -> Drawing:
     """Gain over SFT of proxy, ensemble and gold, one point per round. Source: ``gain``."""
     kinds: list[tuple[str, str, Callable[[EvaluationRow], float]]] = [
         ("proxy", BLUE, lambda row: row.proxy),
-        ("ensemble", SKY, lambda row: row.ensemble_mean),
     ]
+    if any(len(row.member_scores) > 1 for row in run.round_rows[-1]):  # the mean of one member is the proxy
+        kinds.append(("ensemble", SKY, lambda row: row.ensemble_mean))
     if all(row.held_out is not None for rows in (run.start_rows, *run.round_rows) for row in rows):
         kinds.append(("held-out", GREEN, lambda row: row.held_out if row.held_out is not None else 0.0))
     if all(row.gold is not None for rows in (run.start_rows, *run.round_rows) for row in rows):
@@ -116,8 +117,8 @@ def _reward_by_step(run: Run) -> Drawing | None:
     return drawing(
         "reward-step",
         "Reward by step",
-        f"Means over each rollout batch (pale) and their running mean. Dotted lines part the rounds. {jump}Good: both rise, then "
-        "flatten.",
+        "Means over each rollout batch (pale, where a round has many) and their running mean. Dotted lines part the rounds. "
+        f"{jump}Good: both rise, then flatten.",
         TALL,
         draw,
     )

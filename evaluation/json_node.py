@@ -68,6 +68,13 @@ class JsonNode:
             raise UserError(f"{self._where}: {key!r} must be a list, got {type(value).__name__}")
         return len(value)
 
+    def texts(self, key: str) -> tuple[str, ...]:
+        """A list of strings."""
+        value = self.value(key)
+        if not isinstance(value, list) or not all(isinstance(entry, str) for entry in value):
+            raise UserError(f"{self._where}: {key!r} must be a list of strings, got {value!r}")
+        return tuple(value)
+
     def child_of_list(self, key: str, index: int) -> "JsonNode":
         """An object in a list."""
         value = self.value(key)

@@ -83,7 +83,7 @@ def _headline(judged: Sequence[JudgedBy]) -> Headline:
 
 def _findings(run: JudgementRun) -> list[Finding]:
     """What must be known before the numbers are believed."""
-    found = []
+    found = list(run.notes)
     for judge in run.judges:
         if judge.order is not None and judge.order.consistent is not None and 1 - judge.order.consistent > MOVED_BY_ORDER:
             found.append(

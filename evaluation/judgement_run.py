@@ -93,6 +93,8 @@ class JudgementRun:
         rows: [N].
         judges: one each.
         agreement: of each two judges that have prompts in common.
+        notes: what was told when they were asked, as of judges that share what they learned from with a policy; none in a file
+            from before they were kept.
     """
 
     directory: Path
@@ -100,6 +102,7 @@ class JudgementRun:
     rows: tuple[JudgementRow, ...]
     judges: tuple[JudgedBy, ...]
     agreement: tuple[tuple[str, str, Agreement], ...]
+    notes: tuple[str, ...] = ()
 
 
 def judged_by(judge: str, rows: Sequence[JudgementRow]) -> JudgedBy:
@@ -203,7 +206,8 @@ def read_judgement_run(directory: Path) -> JudgementRun:
     if not rows:
         raise UserError(f"{directory / JUDGEMENTS}: holds no prompt; remove it and run the same `evaluate` again")
     judges = tuple(judged_by(judge, rows) for judge in rows[0].verdicts)
-    return JudgementRun(directory, card, rows, judges, tuple(agreements(rows)))
+    notes = card.texts("notes") if card.has("notes") else ()
+    return JudgementRun(directory, card, rows, judges, tuple(agreements(rows)), notes)
 
 
 def _row(node: JsonNode) -> JudgementRow:

@@ -54,6 +54,11 @@ class Against:
     rounds: Places
 
     @property
+    def far(self) -> float:
+        """The largest distance from SFT, root of nats."""
+        return max((math.sqrt(kl) for kl, _ in (*self.steps, *self.rounds) if kl > 0), default=0.0)
+
+    @property
     def fitted(self) -> Overoptimisation | None:
         """Gao's curve, on both."""
         points = [*self.steps, *self.rounds]
@@ -125,11 +130,10 @@ def overoptimisation_figure(run: Run) -> Drawing | None:
             _dots(ax, line.steps, line.colour, small=True)
             _dots(ax, line.rounds, line.colour, small=False, label=line.name)
             curve = line.fitted
-            far = max((math.sqrt(kl) for kl, _ in (*line.steps, *line.rounds) if kl > 0), default=0.0)
             if curve is not None:
-                xs = np.linspace(0, far, NUM_CURVE)
+                xs = np.linspace(0, line.far, NUM_CURVE)
                 ax.plot(xs, [curve.at(float(x)) for x in xs], color=line.colour, linewidth=1.4)
-                if curve.peak is not None and curve.peak < far:
+                if curve.peak is not None and curve.peak < line.far:
                     ax.axvline(curve.peak, color=line.colour, linewidth=0.9, linestyle=":")
         ax.axhline(0, color=MUTED, linewidth=0.8)
         ax.set_xlabel("√KL from SFT (nats per response)")
@@ -137,11 +141,7 @@ def overoptimisation_figure(run: Run) -> Drawing | None:
         ax.set_xlim(left=0)
         ax.legend(loc="lower left", bbox_to_anchor=(0, 1.02), ncols=3)
 
-    words = [
-        f"{line.name} α {fit.alpha:z.2f}, β {fit.beta:z.2f}" + ("" if fit.peak is None else f", highest at √KL {fit.peak:.2g}")
-        for line in lines
-        if (fit := line.fitted) is not None
-    ]
+    words = [f"{line.name} α {fit.alpha:z.2f}, β {fit.beta:z.2f}, {_top(line, fit)}" for line in lines if (fit := line.fitted)]
     return drawing(
         "over-optimisation",
         "Reward by distance from SFT",
@@ -152,6 +152,11 @@ def overoptimisation_figure(run: Run) -> Drawing | None:
         draw,
         3.6,
     )
+
+
+def _top(line: Against, fit: Overoptimisation) -> str:
+    """Where a fitted curve is highest; how far beyond the run that would be says nothing."""
+    return f"highest at √KL {fit.peak:.2g}" if fit.peak is not None and fit.peak < line.far else "no top within the run"
 
 
 def _dots(ax: "Axes", points: Sequence[tuple[float, float]], colour: str, small: bool, label: str | None = None) -> None:
@@ -186,7 +191,8 @@ def signs_figure(run: Run) -> Drawing | None:
             for row in run.metrics
             if row.phase == "monitor" and f"monitor/{key}" in row.values
         ]
-        if told:
+        alone = key == "ensemble_std" and all(value == 0 for _, value in told)  # one member agrees with itself
+        if told and not alone:
             shown.append((title, colour, told, steps))
     if not any("self_bleu" in r.evaluation.numbers for r in run.ledger.rounds):
         return None
@@ -205,8 +211,8 @@ def signs_figure(run: Run) -> Drawing | None:
     return drawing(
         "signs",
         "Signs of over-optimisation",
-        "By distance from SFT (the leftmost dot): dots are the rounds' evaluations, small ones batches of rollouts "
-        "(evaluation.every_steps). Good: all stay near where SFT is. docs/monitor.md says what each means.",
+        "By distance from SFT (the leftmost dot): dots are the rounds' evaluations, small ones, if there are any, batches of "
+        "rollouts (evaluation.every_steps). Good: all stay near where SFT is. docs/monitor.md says what each means.",
         HEIGHT,
         draw,
         1.35 * len(shown) + 0.5,

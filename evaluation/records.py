@@ -93,6 +93,7 @@ class MetaRow:
         members: [M] numbers of the ensemble's members; none in a file from before they were kept.
         member_scores: [M] score of each, normalised likewise.
         gold: the sandbox's truth, None where there is none or it was not kept.
+        kept_back: True if its prompt is one that MetaRM's ascent never saw; False in a file from before that was kept.
 
     Raises:
         ValueError: if a number is not finite, ids and log-probabilities differ in number or are none, or members and their
@@ -112,6 +113,7 @@ class MetaRow:
     members: tuple[int, ...] = ()
     member_scores: tuple[float, ...] = ()
     gold: float | None = None
+    kept_back: bool = False
 
     def __post_init__(self) -> None:
         name = f"rollout {self.prompt_id}/{self.sample}"

@@ -98,6 +98,7 @@ def render(run: Run) -> str:
         findings=findings(run),
         tiles=_tiles(run),
         table=table,
+        best="" if run.ledger.rounds[-1].best_round is None else f"round {run.ledger.rounds[-1].best_round}",
         texts=list(zip([row[0] for row in table.rows], texts_of(run), strict=True)),
         meta=meta_tiles(run.ledger.rounds[-1].reward.numbers),
         meta_words=META_WORDS,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from evaluation.curves import legend, running_mean, step_axis
-from evaluation.differences import pair_differences
+from evaluation.differences import pair_differences, unseen
 from evaluation.embedding import FEWEST_FEATURED, embed, first_pairs, same_side_neighbours
 from evaluation.groups import FloatArray, calibration_bins, share
 from evaluation.meta_figure import META_CAPTION, META_HEIGHT, META_NARROW_HEIGHT, META_SERIES, META_TITLE, draw_meta, has_meta
@@ -236,13 +236,19 @@ def _differences(run: RewardRun) -> Plot | None:
     """Score differences on shifted samples without and with MetaRM: as they are, and in units of each model's own spread."""
     if not run.shifted:
         return None
-    raw = [pair_differences(run.shifted, score) for score in (lambda row: row.score_vanilla, lambda row: row.score_metarm)]
+    rows, back = unseen(run.shifted)
+    raw = [pair_differences(rows, score) for score in (lambda row: row.score_vanilla, lambda row: row.score_metarm)]
     if not len(raw[0]):
         return None
     spreads = [
-        float(np.std([row.score_vanilla for row in run.shifted])) or 1.0,
-        float(np.std([row.score_metarm for row in run.shifted])) or 1.0,
+        float(np.std([row.score_vanilla for row in rows])) or 1.0,
+        float(np.std([row.score_metarm for row in rows])) or 1.0,
     ]
+    where = (
+        f"on the prompts that the ascent never saw ({len(raw[0]):,} differences)"
+        if back
+        else "on all prompts: which ones the ascent never saw was not recorded"
+    )
     scaled = [values / unit for values, unit in zip(raw, spreads, strict=True)]
 
     def draw(figure: "Figure", narrow: bool) -> None:
@@ -262,8 +268,9 @@ def _differences(run: RewardRun) -> Plot | None:
         "fig16-differences",
         "Figure 16",
         "Shifted samples told apart",
-        "Score differences between the responses to one prompt, before and after MetaRM; dashed: mean. First as in the paper, "
-        "then in units of each model's own spread. Good: the mass moves right in both; in the first alone, scores only grew.",
+        f"Score differences between the responses to one prompt, before and after MetaRM, {where}; dashed: mean. First as in the "
+        "paper, then in units of each model's own spread. Good: the mass moves right in both; in the first alone, scores only "
+        "grew.",
         3.4,
         draw,
         4.4,

@@ -76,6 +76,8 @@ class ShiftedScore:
     sample: int
     score_vanilla: float
     score_metarm: float
+    kept_back: bool
+    """Whether its prompt is one that the ascent never saw; False in a file from before that was kept."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -224,14 +226,18 @@ def _features(path: Path) -> Features | None:
 def _shifted(path: Path) -> tuple[ShiftedScore, ...]:
     return tuple(
         ShiftedScore(
-            str(row["prompt_id"]), int(row["sample"]), _finite(path, row, "score_vanilla"), _finite(path, row, "score_metarm")
+            str(row["prompt_id"]),
+            int(row["sample"]),
+            _finite(path, row, "score_vanilla"),
+            _finite(path, row, "score_metarm"),
+            "kept_back" in row and bool(row["kept_back"]),
         )
-        for row in _rows(path, ("prompt_id", "sample", "score_vanilla", "score_metarm"))
+        for row in _rows(path, ("prompt_id", "sample", "score_vanilla", "score_metarm"), ("kept_back",))
     )
 
 
-def _rows(path: Path, columns: Sequence[str]) -> list[dict[str, Any]]:
-    """Rows of a Parquet file; none where there is no such file."""
+def _rows(path: Path, columns: Sequence[str], newer: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """Rows of a Parquet file, with the newer columns where it has them; none where there is no such file."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -242,7 +248,8 @@ def _rows(path: Path, columns: Sequence[str]) -> list[dict[str, Any]]:
             missing = [name for name in columns if name not in file.schema_arrow.names]
             if missing:
                 raise UserError(f"{path} has no column {', '.join(missing)}; it has {', '.join(file.schema_arrow.names)}")
-            rows: list[dict[str, Any]] = file.read(columns=list(columns)).to_pylist()
+            asked = [*columns, *(name for name in newer if name in file.schema_arrow.names)]
+            rows: list[dict[str, Any]] = file.read(columns=asked).to_pylist()
             return rows
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"{path} cannot be read as Parquet: {error}") from error

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from evaluation.curves import running_mean, spread, step_axis
-from evaluation.differences import pair_differences, scaled
+from evaluation.differences import pair_differences, scaled, unseen
 from evaluation.panels import common_legend, panels, percent
 from evaluation.run import Run, series
 from evaluation.svg import BLUE, GREY, SERIES, Drawing, drawing
@@ -17,7 +17,7 @@ from evaluation.svg import BLUE, GREY, SERIES, Drawing, drawing
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-MAX_PANELS, MAX_LINES, BINS = 4, 5, 20
+MAX_PANELS, MAX_LINES, BINS, FEW = 4, 5, 20, 200
 CLOSE = 0.2
 """Scaled differences below this are those that the paper's vanilla reward model crowds into."""
 CURVES = (
@@ -28,9 +28,9 @@ CURVES = (
 
 
 def scaled_differences(run: Run) -> Drawing | None:
-    """Distribution of the score differences on S_k by round, each reward model's own scaled to 0 to 1.
+    """Distribution of the score differences on what the ascent never saw of S_k by round, each reward model's scaled to 0 to 1.
 
-    Source: Secrets of RLHF Part II, Figure 16; ``evaluation.differences.scaled``.
+    Source: Secrets of RLHF Part II, Figure 16; ``evaluation.differences``, ``scaled`` and ``unseen``.
 
     Args:
         run: as read.
@@ -40,18 +40,31 @@ def scaled_differences(run: Run) -> Drawing | None:
 
     Padding contract: there is none.
     """
-    shown = [
+    parts = [unseen(rows) for rows in run.meta_rows]
+    back = all(recorded for _, recorded in parts)
+    rounds = [
+        (round_.index, part if back else rows)
+        for round_, rows, (part, _) in zip(run.ledger.rounds, run.meta_rows, parts, strict=True)
+    ]
+    found = [
         (
-            f"round {round_.index}",
+            f"round {index}",
             scaled(pair_differences(rows, lambda row: row.score_vanilla)),
             scaled(pair_differences(rows, lambda row: row.score_metarm)),
         )
-        for round_, rows in spread(tuple(zip(run.ledger.rounds, run.meta_rows, strict=True)), MAX_PANELS)
+        for index, rows in spread(rounds, MAX_PANELS)
     ]
-    shown = [(title, vanilla, meta) for title, vanilla, meta in shown if len(vanilla) and len(meta)]
+    shown = [(title, vanilla, meta) for title, vanilla, meta in found if len(vanilla) and len(meta)]
     if not shown:
         return None
-    edges = np.linspace(0, 1, BINS + 1)
+    fewest, most = min(len(meta) for _, _, meta in shown), max(len(meta) for _, _, meta in shown)
+    edges = np.linspace(0, 1, 1 + (BINS if fewest >= FEW else BINS // 2))
+    told = f"{most:,}" if fewest == most else f"{fewest:,} to {most:,}"
+    where = (
+        f"On the prompts of S_k that the ascent never saw, {told} differences a round"
+        if back
+        else "On all of S_k: which prompts the ascent never saw was not recorded in every round"
+    )
 
     def draw(figure: "Figure", narrow: bool) -> None:
         axes = panels(figure, len(shown), narrow, sharex=True, sharey=True)
@@ -70,8 +83,8 @@ def scaled_differences(run: Run) -> Drawing | None:
         "scaled-differences",
         "Score differences on S_k, scaled to 0 to 1",
         "As Figure 16 of Secrets of RLHF II: differences over all pairs of responses to one prompt, divided by the largest of "
-        "the same reward model, so that inflated scores do not count as better ones. All of S_k, the prompts that the ascent saw "
-        "included. Good: with MetaRM fewer are close to 0.",
+        f"the same reward model, so that inflated scores do not count as better ones. {where}. Good: with MetaRM fewer are close "
+        "to 0.",
         1.0 + 1.5 * lines,
         draw,
         1.0 + 1.35 * len(shown),

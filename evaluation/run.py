@@ -76,6 +76,8 @@ class Round:
     """What the round's end alarmed about."""
     best: str = ""
     """Which round was the best by then, and why; "" in a ledger from before that was told."""
+    best_round: int | None = None
+    """Its index; None = SFT, or such a ledger."""
 
 
 @dataclass(frozen=True)
@@ -260,7 +262,12 @@ def _round(node: JsonNode) -> Round:
         bad_steps=node.child("guards").numbers() if node.has("guards") else {},
         alarms=_alarms(node) if node.has("alarms") else (),
         best=node.child("best").string("why") if node.has("best") else "",
+        best_round=_best_round(node.child("best")) if node.has("best") else None,
     )
+
+
+def _best_round(node: JsonNode) -> int | None:
+    return None if node.value("round") is None else int(node.number("round"))
 
 
 def _alarms(node: JsonNode) -> tuple[Alarm, ...]:

@@ -66,10 +66,9 @@ class ShiftedSamples:
         self.model, self.reward, self.pad_id, self.ranks = model, reward, pad_id, ranks
         self.prompts_per_step = prompts_per_step
         self.duplicate_share = num_duplicates(groups) / sum(len(group) for group in groups)
-        order = torch.randperm(len(groups), generator=torch.Generator().manual_seed(seed + HELDOUT_SEED_OFFSET)).tolist()
-        num_heldout = max(1, int(HELDOUT_SHARE * len(groups))) if len(groups) > 1 else 0
-        self.heldout = [groups[i] for i in sorted(order[:num_heldout])]
-        self.groups = [groups[i] for i in sorted(order[num_heldout:])]
+        back = kept_back(len(groups), seed)
+        self.heldout = [group for place, group in enumerate(groups) if place in back]
+        self.groups = [group for place, group in enumerate(groups) if place not in back]
         self.batches = draw_groups(self.groups, prompts_per_step, seed + ORDER_SEED_OFFSET)
 
     def difference(self, groups: Sequence[Group], denominator: int | None = None) -> Tensor:
@@ -113,6 +112,24 @@ class ShiftedSamples:
         size, packing = self.reward.microbatch_size, self.reward.packing
         scores = score_sequences(self.model, distinct, size, self.pad_id, self.ranks, packing)
         return Separation.of(scores[index])
+
+
+def kept_back(num_prompts: int, seed: int) -> frozenset[int]:
+    """The prompts of S_k that no ascent sees: the validation set of the meta dataset.
+
+    Source: Secrets of RLHF Part II, the text at Figure 16, which shows score differences on one; the share is ours.
+
+    Args:
+        num_prompts: of S_k.
+        seed: of the fit.
+
+    Returns:
+        Their places, in the order in which the fit was given the prompts; none where there is one prompt.
+    """
+    if num_prompts < 2:
+        return frozenset()
+    order = torch.randperm(num_prompts, generator=torch.Generator().manual_seed(seed + HELDOUT_SEED_OFFSET)).tolist()
+    return frozenset(order[: max(1, int(HELDOUT_SHARE * num_prompts))])
 
 
 def num_duplicates(groups: Sequence[Group]) -> int:

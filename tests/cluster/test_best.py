@@ -19,6 +19,7 @@ import tokens.durable
 from cluster.best_directory import card_of, export
 from cluster.data_source import DataSource
 from cluster.hold import TakenOver
+from cluster.lineage import lineage_of
 from cluster.load_config import load_config
 from cluster.run_directory import RunDirectory
 from evaluation.best import best_of
@@ -58,6 +59,12 @@ def test_a_run_leaves_its_best_policy_with_the_reason(tiny_run: TinyRun) -> None
     assert card["judge"] == "gold" and card["independent"] and card["stopped"] == "all 2 rounds are played (rounds.num_rounds)"
     assert [entry["ended"] for entry in state["rounds"]] == [None, card["stopped"]]
     assert state["rounds"][1]["best"] == {"round": card["round"], "gain": card["gain"], "why": card["why"]}
+    metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    for entry in state["rounds"]:  # what trackers and the dashboard are told of it
+        (told,) = [row for row in metrics if (row["phase"], row["round"]) == ("evaluation", entry["round"])]
+        number = -1 if entry["best"]["round"] is None else entry["best"]["round"]
+        assert (told["evaluation/best_round"], told["evaluation/best_gain"]) == (number, entry["best"]["gain"])
+        assert told["evaluation/alarms"] == len(entry["alarms"])
     assert f"{run}/best: {card['why']}" in " ".join(done.stdout.split())
     AutoModelForCausalLM.from_pretrained(run / "best")
     assert AutoTokenizer.from_pretrained(run / "best").pad_token_id is not None
@@ -173,6 +180,8 @@ def test_a_real_run_ends_by_itself_and_its_held_out_members_judge(pool_run: Tiny
     assert entry["evaluation"]["judge"] == "held_out" == read(run / "best" / "best.json")["judge"]
     models = [load_file(run / "start" / "held_out" / str(i) / "model.safetensors") for i in (0, 1)]
     assert any(not models[0][key].equal(models[1][key]) for key in models[0])
+    ours, judges = lineage_of(run / "rounds" / "round_000" / "reward"), lineage_of(run / "start" / "held_out" / "1")
+    assert ours is not None and judges is not None and ours.pairs and judges.pairs and not ours.pairs & judges.pairs
 
 
 def test_held_out_members_learn_from_pairs_that_nothing_else_learns_from(tmp_path: Path) -> None:

@@ -154,6 +154,8 @@ def test_what_the_card_says(compared: Path, world: WorldFiles, noisy: Path, rewa
     ]
     page = (compared / "report.html").read_text("utf-8")
     assert "A wins" in page and "Cohen" in page and "<script" not in page
+    assert len(said["notes"]) == 2 and all("A and B cannot be seen from where it lies" in note for note in said["notes"])
+    assert read.notes == tuple(said["notes"]) and page.count("is taken on trust") == 2
 
 
 def test_the_mean_of_the_ensemble_judges(compared: Path, world: WorldFiles, reward_models: Path) -> None:

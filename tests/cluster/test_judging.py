@@ -62,5 +62,8 @@ def test_s_k_keeps_every_members_score_and_the_truth() -> None:
     assert {row.members for row in rows} == {(0, 2)}
     assert [(row.score_metarm, row.score_vanilla) for row in rows] == list(OURS.members)
     assert [row.gold for row in rows] == [1.0, -1.0, 0.05]
+    assert not any(row.kept_back for row in rows)
+    back = meta_rows(rollouts("yes", "no", "so"), OURS, vanilla=2, gold=None, back={1})
+    assert [row.kept_back for row in back] == [False, True, False]
     (real, *_) = meta_rows(rollouts("yes", "no", "so"), OURS, vanilla=1, gold=None)
     assert (real.gold, real.score_vanilla) == (None, None)

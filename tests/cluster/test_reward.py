@@ -18,15 +18,18 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, Bert
 
 from cluster.cli import main
 from cluster.inputs import open_source
+from cluster.lineage import digests_of, lineage_of
 from cluster.load_config import load_config
 from cluster.model_sizes import model_size, reward_size
 from cluster.reward_inputs import load_inputs
 from cluster.sandbox_source import SandboxSource
+from cluster.seeds import derive
 from evaluation.records import MetaRow, write_rows
 from preferences.denoise import read_pairs, undo
 from preferences.encode import encode_prompt, encode_response
 from preferences.strength import write_strengths
 from preferences.swap import as_table
+from rm.shifted import kept_back
 from tests.cluster.command import TINY, Command
 from tokens.records import Pair
 
@@ -120,6 +123,9 @@ def test_the_model_loads_with_transformers_and_scores_as_recorded(tiny_reward: t
                 score = float(model(torch.tensor([ids])).logits)
             assert score == pytest.approx(recorded["original", row["id"]][side], abs=1e-5)
     assert {name for name, _ in recorded} == {"original", "held_out"} and len(recorded) == 40
+    kept = lineage_of(folder / "model")
+    assert kept is not None and kept.base == world.base_dir
+    assert kept.pairs == digests_of(world.preferences()[0]), "flipping a label makes no other pair"
 
 
 def test_what_was_measured_is_written_down(tiny_reward: tuple[Path, Any]) -> None:
@@ -167,6 +173,8 @@ def test_metarm_and_its_vanilla_twin(tiny_reward: tuple[Path, Any]) -> None:
     shifted = pq.read_table(folder / "shifted.parquet").to_pylist()
     assert [(row["prompt_id"], row["sample"]) for row in shifted[:4]] == [("p0", 0), ("p0", 1), ("p0", 2), ("p1", 0)]
     assert len(shifted) == 60
+    back = kept_back(20, derive(load_config(TINY).seed, "reward", 0))
+    assert {row["prompt_id"] for row in shifted if row["kept_back"]} == {f"p{place}" for place in back} and len(back) == 2
     assert any(abs(row["score_vanilla"] - row["score_metarm"]) > 1e-6 for row in shifted), "two different models"
     assert max(abs(row["score_vanilla"] - row["score_metarm"]) for row in shifted) < 1, "of one start and one order"
 

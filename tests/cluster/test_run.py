@@ -56,7 +56,8 @@ def test_every_round_is_committed_with_what_the_issue_names(tiny_run: TinyRun) -
         AutoModelForCausalLM.from_pretrained(folder / "policy")
         AutoModelForSequenceClassification.from_pretrained(folder / "reward")
         assert len(read_rows(folder / "evaluation.parquet", EvaluationRow)) == 24
-        assert len(read_rows(folder / "meta_rollouts.parquet", MetaRow)) == 32 * 3
+        rows = read_rows(folder / "meta_rollouts.parquet", MetaRow)
+        assert len(rows) == 32 * 3 and sum(row.kept_back for row in rows) == 3 * 3, "a tenth of the prompts saw no ascent"
     assert entries[0]["policy_version"] == 2 and entries[1]["policy_version"] == 4
     assert {"config.yaml", "versions.json", "report.html", "tensorboard", "logs"} <= {path.name for path in run.iterdir()}
     assert json.loads((run / "versions.json").read_text())["vllm"] is not None

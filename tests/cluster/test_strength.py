@@ -25,6 +25,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from benchmarks import members
 from cluster.config import RunConfig
 from cluster.console import Console
+from cluster.lineage import lineage_of
 from cluster.load_config import load_config
 from cluster.sandbox_source import SandboxSource
 from cluster.strength import strength
@@ -163,6 +164,8 @@ def test_members_are_reward_models_that_differ_in_head_and_order(run: Done) -> N
     assert weights[0].keys() == weights[1].keys() and not weights[0]["score.weight"].equal(weights[1]["score.weight"])
     for member in (0, 1):
         AutoModelForSequenceClassification.from_pretrained(run.path / "members" / "0" / str(member))
+    kept = lineage_of(run.path / "members" / "0" / "1")
+    assert kept is not None and 0 < len(kept.pairs) <= (rows_of(run.path)["split"] == "train").sum()
 
 
 def test_the_card_says_what_it_cost_and_whether_it_found_the_wrong_labels(run: Done) -> None:
@@ -255,6 +258,9 @@ def test_strengths_then_a_reward_model_then_a_run_on_the_same_files(run: Done, c
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings(  # Ray Data's thread may still wait for blocks that nobody wants any more when Ray is shut down
+    "ignore:Exception in thread StreamingExecutor:pytest.PytestUnhandledThreadExceptionWarning"
+)
 def test_a_member_whose_scores_overflow_is_named_with_the_pair(run: Done) -> None:
     copy = run.path.with_name("tiny-overflow")
     shutil.copytree(run.path, copy)

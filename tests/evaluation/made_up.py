@@ -205,6 +205,7 @@ def make_reward_run(directory: Path, *, shifted: bool = True, features: bool = T
                 "sample": j,
                 "score_vanilla": base + 0.25 * rng.normal(),
                 "score_metarm": base + 0.6 * rng.normal(),
+                "kept_back": i % 10 == 3,
             }
             for i in range(100)
             for base in [rng.normal()]

@@ -97,6 +97,39 @@ def test_the_headline_names_the_best_and_asks_whether_it_is_told_apart(runs: tup
     assert "win minus lose +0.00" in alike.detail
 
 
+def test_the_gold_reward_has_the_last_word_where_margins_contradict_it_or_judges_differ(
+    make_run: RunMaker, plain: Path, lifted: Path, tmp_path: Path
+) -> None:
+    """``lifted`` wins prompt by prompt; its ledger is made to say that it lost against SFT, and then that others judged it."""
+    runs = read_runs([plain, lifted])
+    outcome = duel(runs[1], runs[0])
+    assert outcome is not None and outcome.low > 0, "the runs are too alike for this test"
+
+    def changed(name: str, **evaluation: object) -> Path:
+        copy = edited(lifted, tmp_path / name, lambda c: None)
+        ledger = json.loads((copy / "ledger.json").read_text())
+        for entry in ledger["rounds"]:
+            entry["evaluation"].update(evaluation, ensemble_mean=entry["evaluation"]["gold"])  # which takes the same round
+        (copy / "ledger.json").write_text(json.dumps(ledger))
+        return copy
+
+    behind = changed("behind", margin=-0.9, margin_low=-1.0, margin_high=-0.8)
+    fooled = changed("fooled", judge="ensemble")
+    for other in (behind, fooled):  # paths: their names are the runs'
+        told = comparison_headline(read_runs([plain, other]))
+        assert told.text.startswith(f"By the gold reward {other.name}'s round ") and "is ahead of plain's round" in told.text
+        assert (told.kind, told.verdict) == ("good", "Told apart on the same prompts")
+        assert f"Prompt by prompt {other.name} wins {outcome.win:.0%}" in told.detail and "win minus lose +" in told.detail
+        assert "lose -0.90" in told.detail or other == fooled
+        swapped = comparison_headline(read_runs([other, plain]))
+        table = duel(*read_runs([other, plain])[::-1])  # as the page's table asks: the later run about the earlier one
+        assert table is not None and f"95% interval {-table.high:+.2f} to {-table.low:+.2f}" in swapped.detail
+    real = make_run(name="real", gold=False)
+    told = comparison_headline(read_runs([plain, real]))
+    assert told.text == "Which run has the best round cannot be said: their judges differ."
+    assert "by the gold reward" in told.detail and told.kind == "warn"
+
+
 def test_config_differences(plain: Path, tmp_path: Path) -> None:
     other = edited(plain, tmp_path / "other", lambda c: c.update(name="x", policy={"kl": {"coef": 0.2}}, seed=None))
     (other / "versions.json").write_text(json.dumps({"rondo": "0.2.0", "python": "3.11.2", "git_commit": None}))

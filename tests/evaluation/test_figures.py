@@ -11,13 +11,13 @@ import pytest
 from scipy import stats
 from scipy.spatial.distance import pdist
 
-from evaluation.curves import running_mean, spread
-from evaluation.differences import gain, pair_differences, scaled
+from evaluation.curves import even_places, running_mean, spread
+from evaluation.differences import gain, pair_differences, scaled, unseen
 from evaluation.figures import all_figures
 from evaluation.for_whom import person_rows
 from evaluation.monitor_figures import distances, overoptimisation_figure, signs_figure
 from evaluation.people_figure import people_figure
-from evaluation.round_figures import curves_by_round, perplexity
+from evaluation.round_figures import curves_by_round, perplexity, scaled_differences
 from evaluation.run import MetricRow, Run, read_run
 from evaluation.svg import Drawing, themed
 
@@ -67,6 +67,8 @@ def test_running_mean_and_spread() -> None:
     assert running_mean([1.0, 2.0], 1) == [1.0, 2.0]
     assert spread(range(100), 4) == [0, 33, 66, 99]
     assert spread([1, 2], 4) == [1, 2]
+    assert even_places(0, 6, 8) == [0, 1, 2, 3, 4, 5, 6] and even_places(1, 1, 8) == [1]
+    assert even_places(0, 20, 8) == [0, 3, 6, 9, 12, 15, 18] and even_places(1, 100, 8) == [1, 14, 27, 40, 53, 66, 79, 92]
 
 
 def test_scaled_differences_forget_the_scale_and_keep_the_shape() -> None:
@@ -75,6 +77,25 @@ def test_scaled_differences_forget_the_scale_and_keep_the_shape() -> None:
     np.testing.assert_array_equal(scaled(7.0 * raw), scaled(raw))
     assert scaled(np.zeros(3)).tolist() == [0.0, 0.0, 0.0]
     assert scaled(np.zeros(0)).tolist() == []
+
+
+def test_figure_16_is_of_the_prompts_that_the_ascent_never_saw(run: Run) -> None:
+    def figure(*backs: set[str]) -> Drawing:
+        rows = tuple(
+            tuple(replace(row, kept_back=row.prompt_id in back) for row in of_round)
+            for of_round, back in zip(run.meta_rows, backs, strict=True)
+        )
+        found = scaled_differences(replace(run, meta_rows=rows))
+        assert found is not None
+        return found
+
+    num = len(run.meta_rows)
+    prompts = sorted({row.prompt_id for row in run.meta_rows[-1]})
+    few, none = figure(*[set(prompts[:3])] * num), figure(*[set[str]()] * num)
+    assert "On the prompts of S_k that the ascent never saw, 30 differences a round." in few.caption  # 3 prompts, 5 responses
+    assert "not recorded in every round" in none.caption and few.wide != none.wide
+    assert figure(*[set(prompts[:3])] * (num - 1), set()).caption == none.caption
+    assert unseen(run.meta_rows[-1]) == (run.meta_rows[-1], False)
 
 
 def test_perplexity_is_that_of_the_tokens() -> None:

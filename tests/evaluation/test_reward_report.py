@@ -82,6 +82,16 @@ def test_sets_and_numbers_over_training(reward_run: Path) -> None:
     assert len(run.steps) == 188
 
 
+def test_figure_16_is_of_the_prompts_that_the_ascent_never_saw(bare: Path, tmp_path: Path) -> None:
+    run = make_reward_run(tmp_path / "shifted", features=False)
+    plot = next(plot for plot in reward_plots(read_reward_run(run)) if plot.name == "fig16-differences")
+    assert "the ascent never saw (100 differences)" in plot.caption  # 10 prompts of 5 responses
+    table = pq.read_table(run / "shifted.parquet")
+    pq.write_table(table.drop_columns(["kept_back"]), run / "shifted.parquet")
+    plot = next(plot for plot in reward_plots(read_reward_run(run)) if plot.name == "fig16-differences")
+    assert "on all prompts: which ones the ascent never saw was not recorded" in plot.caption
+
+
 def test_without_validation_it_says_so(bare: Path) -> None:
     text = Page(write_preference_report(bare).read_text("utf-8")).text
     assert "Not measured" in text and "fitted without validation pairs" in text

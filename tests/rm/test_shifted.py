@@ -15,7 +15,7 @@ from rm.batches import Encoded, scores_of
 from rm.config import RewardConfig
 from rm.losses import difference_loss
 from rm.model import RewardModel
-from rm.shifted import ShiftedSamples, num_duplicates
+from rm.shifted import ShiftedSamples, kept_back, num_duplicates
 from rm.spread import Separation
 from tokens.errors import UserError
 from tokens.ranks import ALONE, Ranks
@@ -51,6 +51,15 @@ def count_rows(model: RewardModel) -> list[int]:
     rows: list[int] = []
     model.register_forward_hook(lambda module, args, output: rows.append(len(args[0])))
     return rows
+
+
+def test_who_is_kept_back_is_known_from_number_and_seed(make_model: MakeModel) -> None:
+    groups = samples(40, k=2, words=2)
+    found = shifted(make_model("mean"), groups, seed=5)
+    back = kept_back(40, 5)
+    assert [groups[place] for place in sorted(back)] == found.heldout and len(back) == 4
+    assert [group for place, group in enumerate(groups) if place not in back] == found.groups
+    assert kept_back(40, 6) != back and len(kept_back(2, 5)) == 1 and not kept_back(1, 5)
 
 
 def test_repeated_responses_are_scored_once_and_count_as_before(make_model: MakeModel) -> None:
