@@ -116,7 +116,7 @@ class Scene:
     def empty_scorer(self) -> None:
         """As it comes to a run: without the members of another one."""
         self.roles.scorer.holds.members.clear()
-        ray.get(self.roles.scorer.process.actor.__ray_call__.remote(lambda scorer: scorer.members.clear()))
+        ray.get(self.roles.scorer.processes[0].actor.__ray_call__.remote(lambda scorer: scorer.members.clear()))
 
 
 @pytest.fixture(scope="module")
