@@ -1,7 +1,7 @@
 """The phases of a round that a run has committed, done again: one after another, each by the bare functions.
 
 No Ray, no other process but vLLM's, no journal, nothing synced to disk; models are loaded and inputs read before a phase's clock
-starts. Seconds of sampling are counted for as many tokens as the round's own phase sampled.
+starts. The engine samples from the SFT policy, and its seconds are counted for as many tokens as the round sampled.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from cluster.recorded import read_rollouts, read_scores
 from cluster.rounds import Theme
 from cluster.sampling import draw
 from cluster.seeds import derive
-from evaluation.records import MetaRow, read_rows
+from evaluation.records import EvaluationRow, MetaRow, read_rows
 from policy.critic import Critic
 from policy.library import load
 from policy.ppo import PPO
@@ -43,7 +43,7 @@ class BareRound:
     Args:
         theme: of the run, which kept the rollouts of its steps.
         index: of the round.
-        engine: vLLM, holding nothing of it yet.
+        engine: vLLM with the SFT policy.
     """
 
     def __init__(self, theme: Theme, index: int, engine: BareEngine) -> None:
@@ -69,8 +69,8 @@ class BareRound:
         self.sft = load(self.inputs.sft_dir, torch.float32).eval()
         self.ppo = self._ppo()
         self.judged = theme.sft.rollouts
-        self.sampled: list[list[int]] = []
-        engine.take(self.inputs.sft_dir if self.before is None else self.before / "policy")
+        self.asking, self.sampled = 0.0, 0
+        engine.forget()
 
     @property
     def reward_seed(self) -> int:
@@ -107,27 +107,30 @@ class BareRound:
         }  # fmt: skip
 
     def seconds(self) -> dict[str, float]:
-        """Of each phase, by the run's own names."""
+        """Of each phase, by the run's own names; what of it was sampling, for as many tokens as the round sampled then."""
         found: dict[str, float] = {}
         for name, phase in self.phases().items():
-            self.sampled = []
+            self.asking, self.sampled = 0.0, 0
             began = time.perf_counter()
             phase()
-            found[name] = (time.perf_counter() - began) * self._as_many_tokens(name)
+            whole = time.perf_counter() - began
+            found[name] = whole + (self.asking * (self._tokens(name) / self.sampled - 1.0) if self.sampled else 0.0)
         return found
 
-    def _as_many_tokens(self, phase: str) -> float:
-        """The round's tokens over those sampled here."""
-        rounds = {"sample_meta": self.shifted, "sample": [rollout for step in self.steps for rollout in step]}
-        if phase not in rounds:
-            return 1.0
-        return sum(len(r.response_ids) for r in rounds[phase]) / sum(map(len, self.sampled))
+    def _tokens(self, phase: str) -> int:
+        """That the round sampled in a phase."""
+        if phase == "evaluate":
+            return sum(row.num_tokens for row in read_rows(self.place / "evaluation.parquet", EvaluationRow))
+        steps = self.steps if phase == "sample" else [self.shifted]
+        return sum(len(rollout.response_ids) for step in steps for rollout in step)
 
     def _ask(self, prompts: Sequence[Prompt], samples: int, seed: int) -> list[list[int]]:
         times = occurrences(prompts)
         requests = [(p.token_ids, prompt_seed(seed, p.id, before)) for p, before in zip(prompts, times, strict=True)]
+        began = time.perf_counter()
         answer = self.engine.sample(requests, samples)
-        self.sampled += answer
+        self.asking += time.perf_counter() - began
+        self.sampled += sum(map(len, answer))
         return answer
 
     def sample_shifted(self) -> None:
@@ -135,8 +138,7 @@ class BareRound:
         meta, seed = self.config.meta, self.config.seed
         number = min(meta.num_prompts, len(self.inputs.meta_prompts))
         prompts = draw(seed, self.inputs.meta_prompts, 0, number, "meta", self.index)
-        answer = self._ask(prompts, meta.samples_per_prompt, derive(seed, "meta", self.index))
-        self.same = sum(tuple(a) == b.response_ids for a, b in zip(answer, self.shifted, strict=True))
+        self._ask(prompts, meta.samples_per_prompt, derive(seed, "meta", self.index))
 
     def fit_reward(self) -> None:
         """r_k on D and S_k, and its scores of the validation pairs."""
@@ -160,7 +162,7 @@ class BareRound:
             score_sequences(member, given, self.config.scorer.batch_size, self.pad)
 
     def sample(self) -> None:
-        """The steps' rollouts, by the weights that the round began with."""
+        """The steps' rollouts."""
         policy, seed = self.config.policy, self.config.seed
         for step in range(len(self.steps)):
             first = step * policy.prompts_per_step
@@ -204,10 +206,7 @@ class BareRound:
         """How near all this came to what the round left."""
         policy = load(self.place / "policy", torch.float32)
         gaps = [farthest(self.ppo.policy, policy), farthest(self.reward, self.members[0])]
-        return (
-            f"weights as the round's: policy to {gaps[0]:.0e}, reward model to {gaps[1]:.0e}; {self.same} of "
-            f"{len(self.shifted)} samples of S_k the same"
-        )
+        return f"weights as the round's: policy to {gaps[0]:.0e}, reward model to {gaps[1]:.0e}"
 
 
 def farthest(one: nn.Module, other: nn.Module) -> float:

@@ -3,8 +3,7 @@
     python -m benchmarks.ratios.bare_vllm SETTINGS
 
 SETTINGS is JSON: ``folder`` of the model, ``context_length``, ``limit`` of tokens of a response, ``temperature``, ``threads``. A
-request of {"requests", "samples"} asks for so many responses to each of (ids, seed); {"weights"} gives it the weights of another
-directory, or of none, and empties the prefix cache.
+request of {"requests", "samples"} asks for so many responses to each of (ids, seed); null empties the prefix cache.
 """
 
 from __future__ import annotations
@@ -40,16 +39,16 @@ class BareEngine:
         }  # fmt: skip
         command = [sys.executable, "-m", "benchmarks.ratios.bare_vllm", json.dumps(given)]
         self.child = Child("vLLM", command, os.environ | engine_environment(setup, False))
-        self.take(None)
+        self.forget()
 
     def sample(self, requests: Sequence[tuple[Sequence[int], int]], samples: int) -> list[list[int]]:
         """Responses to all requests (ids, seed), so many each."""
         answer: list[list[int]] = self.child.ask({"requests": requests, "samples": samples})
         return answer
 
-    def take(self, weights: Path | None) -> None:
-        """Empty the prefix cache, and take the weights of a directory where one is given."""
-        self.child.ask({"weights": None if weights is None else str(weights)})
+    def forget(self) -> None:
+        """Empty the prefix cache."""
+        self.child.ask(None)
 
     def end(self) -> None:
         """Let it end."""
@@ -69,11 +68,9 @@ def serve(folder: str, context_length: int, limit: int, temperature: float, thre
         enable_chunked_prefill=False, max_num_batched_tokens=2048,
     )  # fmt: skip
     for line in sys.stdin:
-        asked: dict[str, Any] = json.loads(line)
+        asked: dict[str, Any] | None = json.loads(line)
         answer: list[list[int]] = []
-        if "weights" in asked:
-            if asked["weights"] is not None:
-                llm.collective_rpc("reload_weights", kwargs={"weights_path": asked["weights"]})
+        if asked is None:
             llm.reset_prefix_cache()
         else:
             params = [
