@@ -108,10 +108,10 @@ def trainer(
     made = PPOTrainer(
         args=arguments,
         processing_class=tokenizer,
-        model=AutoModelForCausalLM.from_pretrained(policy, dtype=torch.float32),
-        ref_model=AutoModelForCausalLM.from_pretrained(policy, dtype=torch.float32),
-        reward_model=AutoModelForSequenceClassification.from_pretrained(reward, dtype=torch.float32),
-        value_model=AutoModelForSequenceClassification.from_pretrained(reward, dtype=torch.float32),
+        model=AutoModelForCausalLM.from_pretrained(policy, dtype=torch.float32, use_safetensors=True),
+        ref_model=AutoModelForCausalLM.from_pretrained(policy, dtype=torch.float32, use_safetensors=True),
+        reward_model=AutoModelForSequenceClassification.from_pretrained(reward, dtype=torch.float32, use_safetensors=True),
+        value_model=AutoModelForSequenceClassification.from_pretrained(reward, dtype=torch.float32, use_safetensors=True),
         train_dataset=Dataset.from_dict({"input_ids": prompts}),
         callbacks=[turns],
     )
