@@ -44,6 +44,10 @@ def comparison(number: str) -> Callable[[Settings], Iterator[Row]]:
             from benchmarks.ratios.rollouts import measure
         case "C6":
             from benchmarks.ratios.sync import measure
+        case "C7":
+            from benchmarks.ratios.ppo_steps import measure
+        case "C8":
+            from benchmarks.ratios.whole_rounds import measure
         case "C9":
             from benchmarks.ratios.checkpoints import measure
         case "C10":

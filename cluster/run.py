@@ -26,6 +26,7 @@ from evaluation.timeline import Span
 from tokens.errors import UserError
 
 if TYPE_CHECKING:
+    from cluster.rounds import Theme
     from cluster.telemetry import Telemetry
 
 
@@ -187,6 +188,34 @@ def play(
     fixed: bool,
 ) -> None:
     """Place the roles, make what must be made first, and play the rounds."""
+    with opened(config, console, directory, source, strengths, asked, fixed) as theme:
+        theme.run()
+
+
+@contextlib.contextmanager
+def opened(
+    config: RunConfig,
+    console: Console,
+    directory: RunDirectory,
+    source: Source,
+    strengths: str | None,
+    asked: Sequence[Bundle],
+    fixed: bool,
+) -> Iterator[Theme]:
+    """Place the roles, make what must be made first, and put everything where the next round begins.
+
+    Args:
+        config: of the run.
+        console: shows it.
+        directory: of the run, locked.
+        source: what it learns from.
+        strengths: what ``data.denoise`` goes by; None where it does nothing.
+        asked: the processes, and what each needs.
+        fixed: as ``connected`` gives it.
+
+    Returns:
+        The run under way, for as long as the context lasts; then every process ends.
+    """
     from cluster.baselines import theme_of
     from cluster.failures import RoleFailed
     from cluster.for_people import theme_for
@@ -246,7 +275,7 @@ def play(
         stands = (directory.num_committed, None if directory.point is None else directory.point.place)
         batches = sampling(config, inputs.policy_prompts, roles.rollout, wait)
         theme = theme_for(config, theme_of(config))
-        theme(config, directory, inputs, roles, batches, wait, console, metrics, sft, version, stands, recover).run()
+        yield theme(config, directory, inputs, roles, batches, wait, console, metrics, sft, version, stands, recover)
     except RoleFailed as failure:
         telemetry.failed(failure.who)
         raise

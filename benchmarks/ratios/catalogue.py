@@ -38,6 +38,7 @@ class Case:
 HEADS, LORA = "1 / M: one backbone for all", "1: every member's activations are its own"
 SHARED = "(P + k R) / (k (P + R)): the prompt once"
 REAL = "as fast a pass over the real tokens alone"
+PPO = "none computed"
 MEMCPY, COPY = "a copy in memory", "a copy in memory, which a write in the background would need"
 CASES = (
     Case("C1", "4 heads on one backbone score", "4 models, one after another", HEADS, 1.1 / 4),
@@ -66,14 +67,19 @@ CASES = (
     Case("C6", "new weights into a running engine", "one call per tensor", MEMCPY, 0.1),
     Case("C6", "new weights, against a restart", "saving them and starting an engine", MEMCPY),
     Case("C6", "new weights, against memcpy", "copying them once in memory", "1", 5.0),
+    Case("C7", "PPO step", "TRL 1.12.0's PPOTrainer at its defaults", PPO, 0.5),
+    Case("C7", "PPO step, against TRL's best", "the same, microbatches as large as ours", PPO, 0.5),
+    Case("C8", "a round of the quickstart", "its phases alone, one after another", "1", 1.5),
     Case("C9", "checkpoint", "torch.save in place", COPY, 0.2),
     Case("C9", "checkpoint, against one that is synced", "torch.save in place, and fsync", COPY),
     Case("C10", "strengths of all pairs", "a plain loop over the members", "1", 1 / 0.9),
+    Case("C10", "memory of 100,000 pairs", "after the first tenth", "1", 1.1, unit="MiB"),
     Case("C11", "64 rollout actors", "the time that they sleep", "1", 1 / 0.95),
     Case("C11", "16 rollout actors", "the time that they sleep", "1", 1 / 0.95),
     Case("C11", "4 rollout actors", "the time that they sleep", "1", 1 / 0.95),
     Case("C11", "1 rollout actor", "the time that it sleeps", "1", 1 / 0.95),
     Case("C11", "empty step", "as many calls of Ray and nothing else", "1", aim_seconds=0.1),
+    Case("C11", "empty round", "as many calls of Ray and nothing else", "1", aim_seconds=0.1),
     Case("C11", "a round's prompts from a million", "shuffling a million once", "1", 1.5),
     Case("C11", "a late step of a million samples", "an early one", "1", 1.1),
     Case("C11", "memory after a million samples", "after some ten thousand", "1", 1.1, unit="MiB"),

@@ -1,7 +1,8 @@
 """C11: what the driver adds to its roles' work. Rollout actors that sleep, a learner that does nothing, the run's own scheduling.
 
 1. Actors that sleep for a second each, asked at once: how long until the driver has all their samples, against that second.
-2. A PPO step in which nobody has anything to do (sample, update, send, load), against as many calls of Ray and nothing else.
+2. A PPO step in which nobody has anything to do (sample, update, send, load), and a whole round of that kind, committed, each
+   against as many calls of Ray and nothing else.
 3. The prompts of a round's steps, drawn from a million, against shuffling a million once.
 4. A million samples, step by step: a late step against an early one, and the driver's memory at the end and near the beginning.
 """
@@ -23,6 +24,7 @@ import ray
 
 from actors.process import Identity
 from actors.transfer import Parcels
+from benchmarks.ratios.empty_round import empty_rounds
 from benchmarks.ratios.engines import local_ray, prompts
 from benchmarks.ratios.frame import Took, Turns, of_all_processes, take_turns
 from benchmarks.ratios.rows import Row, Settings, row
@@ -37,7 +39,7 @@ from tokens.records import Prompt, Rollout
 
 SLEEP_S, PROMPTS, SAMPLES = 1.0, 8, 4
 """Seconds that an actor sleeps for a batch; prompts of it; responses to each."""
-COUNTS = {False: (1, 4, 16, 64), True: (1, 2)}
+COUNTS = {False: (1, 4, 16, 64), True: (1, 4)}
 """Actors."""
 STEPS, PROMPTS_PER_STEP = 20, 64
 MANY = {False: (1_000_000, 250), True: (1_000, 4)}
@@ -105,6 +107,7 @@ def measure(settings: Settings) -> Iterator[Row]:
         stage = Stage(Path(logs))
         pool = stage.grow(1, 0.0)
         yield empty_step(stage, pool, settings)
+        yield empty_round(settings)
         yield from through(stage, pool, settings)
         stage.end()
         stage = Stage(Path(logs))
@@ -136,6 +139,13 @@ def empty_step(stage: Stage, pool: FixedPool, settings: Settings) -> Row:
     turns = take_turns(ways, max(settings.repetitions, 20 if not settings.small else 1), of_all_processes)
     few = replace(settings, repetitions=len(turns.load))
     return row(("C11", "empty step"), turns, ("driver", "calls"), few, 1.0, "the same calls")
+
+
+def empty_round(settings: Settings) -> Row:
+    """Nobody has anything to do in a whole round, from S_k to its commit."""
+    with TemporaryDirectory() as name, empty_rounds(Path(name), OPTIONS) as (play, calls):
+        turns = take_turns({"driver": play, "calls": calls}, settings.repetitions, of_all_processes)
+    return row(("C11", "empty round"), turns, ("driver", "calls"), settings, 1.0, "the same calls")
 
 
 def drawing(settings: Settings) -> Row:

@@ -9,23 +9,19 @@ requests. Neither keeps keys and values of an earlier turn.
 from __future__ import annotations
 
 import contextlib
-import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import ray
 import torch
 
 from actors.config import RolloutConfig
-from actors.process import Identity, ProcessSetup, engine_environment
+from actors.process import Identity
 from actors.rollout import prompt_seed
 from actors.transfer import STORED, lay_out
-from benchmarks.ratios.engines import Saved, gap, local_ray, prompts, saved_model, start_engine
+from benchmarks.ratios.bare_vllm import BareEngine
+from benchmarks.ratios.engines import gap, local_ray, prompts, saved_model, start_engine
 from benchmarks.ratios.frame import Took, Turns, of_all_processes, take_turns
 from benchmarks.ratios.rows import Row, Settings, row
 from cluster.console import Console
@@ -65,82 +61,17 @@ def generate(model: Any, asked: Sequence[Prompt], limit: int, batch: int) -> lis
     return lengths
 
 
-class Bare:
-    """vLLM in a process of its own, which is told what to do on its standard input.
-
-    Args:
-        saved: the model.
-        shape: of it.
-        limit: tokens of a response.
-        threads: of the process.
-    """
-
-    def __init__(self, saved: Saved, shape: ModelShape, limit: int, threads: int) -> None:
-        setup = ProcessSetup("bare", saved.folder / "log", threads, "cpu", "float32", 0, 1, False)
-        words = [str(saved.folder), str(shape.context_length), str(limit), str(threads)]
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.ratios.rollouts", *words],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            cwd=Path(__file__).resolve().parents[2],
-            env=os.environ | engine_environment(setup, False),
-        )
-        self.ask(None)  # it is ready
-
-    def ask(self, requests: Sequence[tuple[Sequence[int], int]] | None) -> list[list[int]]:
-        """Responses of all requests (ids, seed), k each; None empties the prefix cache."""
-        assert self.process.stdin is not None and self.process.stdout is not None
-        print(json.dumps(requests), file=self.process.stdin, flush=True)
-        for line in self.process.stdout:
-            if line.startswith("["):  # vLLM prints what it likes before
-                answer: list[list[int]] = json.loads(line)
-                return answer
-        raise RuntimeError("vLLM's process ended")
-
-    def end(self) -> None:
-        """Let it end."""
-        assert self.process.stdin is not None and self.process.stdout is not None
-        self.process.stdin.close()
-        self.process.wait(60)
-        self.process.stdout.close()
-
-
-def serve(folder: str, context_length: int, limit: int, threads: int) -> None:
-    """What the process of ``Bare`` does."""
-    torch.set_num_threads(threads)
-    from vllm import LLM, SamplingParams
-
-    llm = LLM(
-        model=folder, dtype="float32", max_model_len=context_length, enforce_eager=True, logprobs_mode="processed_logprobs",
-        generation_config="vllm", enable_prefix_caching=True, seed=0, kv_cache_memory_bytes=RolloutConfig().kv_cache_mib << 20,
-        enable_chunked_prefill=False, max_num_batched_tokens=2048,
-    )  # fmt: skip
-    for line in sys.stdin:
-        requests = json.loads(line)
-        answer: list[list[int]] = []
-        if requests is None:
-            llm.reset_prefix_cache()
-        else:
-            params = [
-                SamplingParams(n=SAMPLES, temperature=1.0, max_tokens=limit, seed=seed, logprobs=0, detokenize=False)
-                for _, seed in requests
-            ]
-            found = llm.generate([{"prompt_token_ids": ids} for ids, _ in requests], params, use_tqdm=False)
-            answer = [list(sample.token_ids) for output in found for sample in output.outputs]
-        print(json.dumps(answer), flush=True)
-
-
 def measure(settings: Settings) -> Iterator[Row]:
     """Against both."""
     (number, length, limit), shape = SIZES[settings.small], SHAPES[settings.small]
     asked = prompts(number, length, WORDS)
     with saved_model(shape, WORDS) as saved, local_ray(), contextlib.ExitStack() as stack:
-        engine = start_engine(saved, RolloutConfig(temperature=1.0, max_new_tokens=limit), shape.context_length, settings.threads)
+        config = RolloutConfig(temperature=1.0, max_new_tokens=limit)
+        engine = start_engine(saved, config, shape.context_length, settings.threads)
         pool = FixedPool([Process(engine, Identity("rollout-0", 0, ""))], OwnDevices())
         wait = Waiter(Console(), saved.folder, 600.0, lambda span: None)
         wait.begin("round 0", 0)
-        bare = Bare(saved, shape, limit, settings.threads)
+        bare = BareEngine(saved.folder, saved.folder, shape.context_length, config, settings.threads)
         stack.callback(bare.end)
         requests = [(prompt.token_ids, prompt_seed(0, prompt.id)) for prompt in asked]
         weights = lay_out(saved.model.named_parameters(), STORED.chunk_bytes)
@@ -152,16 +83,16 @@ def measure(settings: Settings) -> Iterator[Row]:
             if way == "ours":
                 ray.get(engine.load.remote(weights, 0))  # which empties the prefix cache
             elif way == "bare":
-                bare.ask(None)
+                bare.forget()
 
         ways: dict[str, Callable[[], object]] = {
             "ours": sample,
-            "bare": partial(bare.ask, requests),
+            "bare": partial(bare.sample, requests, SAMPLES),
             "whole": partial(generate, saved.model, asked, limit, number * SAMPLES),
             "batches": partial(generate, saved.model, asked, limit, BATCH),
         }
         turns = take_turns(ways, settings.repetitions, of_all_processes, prepare)
-        rollouts, theirs = sample(), bare.ask(requests)
+        rollouts, theirs = sample(), bare.sample(requests, SAMPLES)
         lengths = {
             "ours": [len(r.response_ids) for r in rollouts],
             "bare": [len(ids) for ids in theirs],
@@ -186,7 +117,3 @@ def per_thousand(turns: Turns, tokens: dict[str, int]) -> Turns:
         share = 1000 / tokens[way]
         scaled[way] = tuple(Took(share * each.wall, share * each.cpu) for each in took)
     return Turns(scaled, turns.load)
-
-
-if __name__ == "__main__":
-    serve(sys.argv[1], *map(int, sys.argv[2:]))

@@ -21,6 +21,7 @@ from actors.config import ResourcesConfig, Share
 from actors.strength_scorer import ScoringJob
 from benchmarks.ratios.engines import local_ray
 from benchmarks.ratios.frame import of_all_processes, take_turns
+from benchmarks.ratios.many_strengths import measure_memory
 from benchmarks.ratios.rows import Row, Settings, row
 from benchmarks.ratios.scenery import plain_scores
 from benchmarks.strength_memory import WORDS, make_up
@@ -38,17 +39,17 @@ SIZES = {False: (5000, 10), True: (20, 2)}
 """Pairs and members."""
 
 
-def save_members(folder: Path, number: int) -> None:
-    """Tiny reward models of random weights, and the tokenizer beside the first of them."""
+def save_members(folder: Path, number: int, hidden_size: int = 64) -> None:
+    """Tiny reward models of random weights, each with the tokenizer beside it."""
     from sandbox.tokenizer import make_tokenizer
 
     tokenizer = make_tokenizer(WORDS)
     for member in range(number):
         torch.manual_seed(member)
         config = LlamaConfig(
-            vocab_size=len(tokenizer), hidden_size=64, intermediate_size=128, num_hidden_layers=1, num_attention_heads=2,
-            max_position_embeddings=256, pad_token_id=tokenizer.pad_token_id, bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
+            vocab_size=len(tokenizer), hidden_size=hidden_size, intermediate_size=2 * hidden_size, num_hidden_layers=1,
+            num_attention_heads=2, max_position_embeddings=256, pad_token_id=tokenizer.pad_token_id,
+            bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
         )  # fmt: skip
         config.num_labels = 1
         RewardModel(LlamaForSequenceClassification(config), "last", (tokenizer.eos_token_id,)).save_pretrained(
@@ -101,7 +102,7 @@ def loop(job: ScoringJob, num_parts: int) -> Tensor:
 
 
 def measure(settings: Settings) -> Iterator[Row]:
-    """One case."""
+    """Two cases."""
     number, members = SIZES[settings.small]
     share = Share(num_cpus=1, threads=settings.threads)
     with TemporaryDirectory() as name, local_ray():
@@ -123,3 +124,4 @@ def measure(settings: Settings) -> Iterator[Row]:
         turns = take_turns(ways, few.repetitions, of_all_processes)
     figures = {"pairs": number, "members": members, "pairs_per_second": round(number / turns.seconds("pool"))}
     yield row(("C10", "strengths of all pairs"), turns, ("pool", "loop"), few, 1.0, f"scores to {differing:.0e}", **figures)
+    yield measure_memory(settings)
