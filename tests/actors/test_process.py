@@ -1,4 +1,4 @@
-"""The context that models are computed in."""
+"""The context that models are computed in, and the environment of a role's process."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from actors.process import ProcessSetup, Role
+from actors.process import ProcessSetup, Role, engine_environment, environment
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -29,3 +29,11 @@ def test_a_step_within_the_context_is_seen_by_the_next_forward_pass(dtype: str, 
             torch.autograd.backward(y)
             optimizer.step()
     assert seen == [4.0, 2.0, 0.0]
+
+
+def test_threads_of_every_role_sleep_soon_and_the_hub_is_asked_only_where_that_is_allowed(tmp_path: Path) -> None:
+    setup = ProcessSetup("learner-0", tmp_path / "log", 3, "cpu", "float32", 0, 1, False)
+    for of in (environment, engine_environment):
+        closed, opened = of(setup, False), of(setup, True)
+        assert (closed["OMP_NUM_THREADS"], closed["GOMP_SPINCOUNT"]) == ("3", "10000")
+        assert closed.items() - opened.items() == {("HF_HUB_OFFLINE", "1")}
