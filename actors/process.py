@@ -196,7 +196,8 @@ STATUS_GROUP = {"status": 1, "vigil": 1}
 SPINS = "10000"
 """How often a thread of torch looks for the others before it sleeps. By default it looks for milliseconds, and takes a busy
 machine's cores from those that it waits for: a small training step with two threads beside two busy processes took 914 ms, so
-197 ms; on an idle machine it takes as long as before (8 to 12 ms), where sleeping at once (OMP_WAIT_POLICY=PASSIVE) took 16 to 40."""
+197 ms; on an idle machine it takes as long as before (8 to 12 ms), where sleeping at once (OMP_WAIT_POLICY=PASSIVE) took 16 to
+40."""
 
 
 def environment(setup: ProcessSetup, allow_hub: bool) -> dict[str, str]:
