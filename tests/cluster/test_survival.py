@@ -13,9 +13,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tests.cluster.command import ROOT, TINY, TWO_RANKS, Command
+from tests.cluster.command import ROOT, TINY, TWO_RANKS, TWO_SCORERS, Command
 
-ONE_ROUND = ("--rounds.num_rounds", "1", "--rounds.checkpoint_every", "1", *TWO_RANKS)
+ONE_ROUND = ("--rounds.num_rounds", "1", "--rounds.checkpoint_every", "1", *TWO_RANKS, *TWO_SCORERS)
 """As ``ranks_run``, but with checkpoints, and every process in a bundle of its own."""
 TIMED = ("time", "sample/seconds", "sample/tokens_per_second", "sync/seconds", "sync/bytes_per_second")
 
@@ -116,7 +116,7 @@ def test_the_outcome_does_not_depend_on_who_died(command: Command, ranks_run: Pa
         run.end()
         ids = run.ids()
     assert {name: ids[name]["incarnation"] for name in ids if name != "driver"} == {
-        "rollout-0": 2, "scorer-0": 2, "reward-0": 2, "reward-1": 2, "learner-0": 2, "learner-1": 2,
+        "rollout-0": 2, "scorer-0": 2, "scorer-1": 1, "reward-0": 2, "reward-1": 2, "learner-0": 2, "learner-1": 2,
     }  # fmt: skip
     lost = [row["process"] for row in run.faults() if row["event"] == "lost"]
     assert lost == ["reward-1", "rollout-0", "scorer-0", "learner-1"]
