@@ -49,12 +49,12 @@ def _ask_some(calls: Sequence[tuple[Process, Submit]], combine: Callable[[list[A
         combine: makes the answer of theirs.
     """
 
+    def asked_again(part: int) -> Again:
+        process, submit = calls[part]
+        return Again(submit(process.actor), process.identity.name, process.identity.node, process.actor)
+
     def redo(who: str, parts: Collection[int]) -> dict[int, Again]:
-        again = {part: calls[part] for part in parts}
-        return {
-            part: Again(submit(process.actor), process.identity.name, process.identity.node, process.actor)
-            for part, (process, submit) in again.items()
-        }
+        return {part: asked_again(part) for part in parts}
 
     return Pending(
         tuple(submit(process.actor) for process, submit in calls),

@@ -80,8 +80,12 @@ def run(config: RunConfig, console: Console) -> Path:
             for warning in warnings(config):
                 console.say(f"[yellow]note[/] {warning}")
             strengths = ensure_strengths(config, console)
-            with connected(config, console) as fixed, space_errors(directory.path):
-                play(config, console, directory, source, strengths, asked, fixed)
+            with (
+                connected(config, console) as fixed,
+                space_errors(directory.path),
+                opened(config, console, directory, source, strengths, asked, fixed) as theme,
+            ):
+                theme.run()
         report = write_report(directory.path)
         if directory.best.is_kept(directory.ledger):
             tell_best(directory, console)
@@ -176,20 +180,6 @@ def telemetry_of(config: RunConfig, directory: RunDirectory, asked: Sequence[Bun
     telemetry.set("rondo_steps_per_round", config.policy.steps_per_round)
     telemetry.follow("rondo_rounds_committed", lambda: directory.num_committed)
     return telemetry
-
-
-def play(
-    config: RunConfig,
-    console: Console,
-    directory: RunDirectory,
-    source: Source,
-    strengths: str | None,
-    asked: Sequence[Bundle],
-    fixed: bool,
-) -> None:
-    """Place the roles, make what must be made first, and play the rounds."""
-    with opened(config, console, directory, source, strengths, asked, fixed) as theme:
-        theme.run()
 
 
 @contextlib.contextmanager
