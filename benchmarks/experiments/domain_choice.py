@@ -1,13 +1,13 @@
 """Which coefficients and learning rates the recipes of domains have: chosen on seeds and queries that no result is reported on.
 
     python -m benchmarks.experiments.domain_choice sandbox [--reported 5] [--KEY VALUE ...]
-    python -m benchmarks.experiments.domain_choice dsp --cache DIRECTORY [--reported 3] [--KEY VALUE ...]
+    python -m benchmarks.experiments.domain_choice dsp --cache DIRECTORY [--base encoder] [--reported 3] [--KEY VALUE ...]
 
 In the sandbox: a world of a seed that `benchmarks.experiments.domains` does not report. On dsp: the queries that none of the
 reported seeds holds out, split anew; written to --cache. First the learning rates of both stages, as multiples of the recipe's,
-by general fine-tuning and then the domain alone; at the best of them the coefficients of imitation, L2-to-start and elastic
-weight consolidation, each by the mean of general and domain accuracy at the end. Prints every candidate and appends all of
-them to benchmarks/results/domains_choice.jsonl; the recipes are then changed by hand.
+by general fine-tuning and then the domain alone; at the best of them the coefficients of imitation (a decoder's only),
+L2-to-start and elastic weight consolidation, each by the mean of general and domain accuracy at the end. Prints every candidate
+and appends all of them to benchmarks/results/domains_choice.jsonl; the recipes are then changed by hand.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from cluster.run_directory import versions
 from evaluation.domains import Outcome, outcomes, read_domain_run
 from preferences.load import load_preferences
 from preferences.queries import DSP_PROMPT
+from rm.checkpoints import kind_of
 from rm.domain_config import StrategyConfig
 
 RESULTS = ROOT / "benchmarks" / "results" / "domains_choice.jsonl"
@@ -106,20 +107,24 @@ def main(arguments: Sequence[str] | None = None, results: Path = RESULTS) -> dic
     parser.add_argument("what", choices=tuple(RECIPES))
     parser.add_argument("--cache", type=Path, default=None, help="dsp: where models and the remaining queries are kept")
     parser.add_argument("--reported", type=int, default=None, help="seeds that are reported (default: 5, dsp 3)")
+    parser.add_argument("--base", choices=("decoder", "encoder"), default="decoder", help="dsp: which model to choose for")
     options, overrides = parser.parse_known_args(arguments)
     config = load_config(RECIPES[options.what], overrides)
     if options.what == "dsp":
         if options.cache is None:
             parser.error("dsp needs --cache, where models and queries are kept")
         config = with_seed(without_reported(config, options.reported or 3, options.cache / "choice"), SEED)
-        base = dsp_bases(config, options.cache / "choice", (), ("decoder",))["decoder"]
+        base = dsp_bases(config, options.cache / "choice", (), (options.base,))[options.base]
     else:
         config = with_seed(config, SEED)
         base = sandbox_bases(config, ("plain",))["plain"]
     plain = {PLAIN: StrategyConfig()}
+    name, id_ = "choice", f"domains-choice-{options.what}"
+    if base is not None and kind_of(base) == "encoder":  # it has no head to imitate with
+        name, id_ = f"{name} {options.base}", f"{id_}-{options.base}"
 
     def fitted(rate: float, strategies: Mapping[str, StrategyConfig]) -> dict[str, Outcome]:
-        own = on_base(at_rate(config, rate, strategies), "choice", base)
+        own = on_base(at_rate(config, rate, strategies), name, base)
         fit_here(own)
         directory = customize(own, Console())
         return {outcome.strategy: outcome for outcome in outcomes(read_domain_run(directory))}
@@ -127,7 +132,8 @@ def main(arguments: Sequence[str] | None = None, results: Path = RESULTS) -> dic
     found: dict[str, dict[str, Outcome]] = {"rate": {f"{rate:g}": fitted(rate, plain)[PLAIN] for rate in RATES}}
     rate = max(found["rate"], key=lambda name: accuracy(found["rate"][name]))
     every = fitted(float(rate), plain | {name: each for of in CANDIDATES.values() for name, each in of.items()})
-    found |= {kind: {name: every[name] for name in of} for kind, of in CANDIDATES.items()}
+    fits = {kind: {name: every[name] for name in of if name in every} for kind, of in CANDIDATES.items()}
+    found |= {kind: of for kind, of in fits.items() if of}
     best = {kind: max(of, key=lambda name: accuracy(of[name])) for kind, of in found.items()}
     results.parent.mkdir(exist_ok=True)
     with results.open("a") as file:
@@ -136,7 +142,7 @@ def main(arguments: Sequence[str] | None = None, results: Path = RESULTS) -> dic
                 mark = "*" if best[kind] == name else " "
                 print(f"{mark} {kind:<10} {name:<16} mean {accuracy(outcome):.3f}, domain {outcome.domain.value:.3f}")
                 row = {
-                    "id": f"domains-choice-{options.what}", "kind": kind, "candidate": name, "chosen": best[kind] == name,
+                    "id": id_, "kind": kind, "candidate": name, "chosen": best[kind] == name,
                     "accuracy": accuracy(outcome), "domain": outcome.domain.value, "seed": SEED, "versions": versions(),
                 }  # fmt: skip
                 file.write(json.dumps(row) + "\n")
