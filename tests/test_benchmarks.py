@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from benchmarks import members, strength_memory
-from benchmarks.faults.writes import Kept
+from benchmarks.faults.writes import STATE_BYTES, Kept
 from benchmarks.ratios import checkpoints
 from benchmarks.ratios.catalogue import CASES
 from benchmarks.ratios.rows import Settings
@@ -44,7 +44,7 @@ def test_older_rows_of_members_are_rows_of_one_seed() -> None:
 
 
 def test_a_file_that_was_cut_short_is_told_from_a_checkpoint_that_was(tmp_path: Path) -> None:
-    with mmap.mmap(-1, 1) as state:
+    with mmap.mmap(-1, STATE_BYTES) as state:
         plain, kept = checkpoints.InPlace(tmp_path / "plain", state), Kept(tmp_path / "kept", state)
         for each in (plain, kept):
             each.write(1)

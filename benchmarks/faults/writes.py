@@ -19,6 +19,13 @@ from benchmarks.faults.record import Record
 from cluster.draft import Draft
 
 OUTSIDE, INSIDE = 0, 1
+STATE_BYTES = 2
+MOMENTS = (0.1, 2.6)
+"""When a process is killed, in usual writes from its start: its first one takes longer, and some should come through."""
+SHORTEST_S = 0.05
+"""What a write is taken to need at least when a moment is drawn: a fork does not write at once."""
+FRUITLESS = 10
+"""After so many times the kills that are wanted it is an error that no write came through between them."""
 FILES: Sequence[tuple[str, int]] = (
     ("policy/model.safetensors", 600_000), ("critic/model.safetensors", 600_000), ("learner.safetensors", 2_400_000),
 )  # fmt: skip
@@ -58,30 +65,30 @@ def readable(place: Path) -> int:
     return int(numbers.pop())
 
 
-def killed(write: Callable[[int], None], first: int, delay_s: float, state: mmap.mmap) -> bool:
+def killed(write: Callable[[int], None], first: int, delay_s: float, state: mmap.mmap) -> tuple[bool, int]:
     """Let a fork write again and again, and kill it.
 
     Args:
         write: writes number n.
         first: number of the first write.
         delay_s: until it is killed.
-        state: shared with it.
+        state: shared with it: whether it is inside a write, and how many came through.
 
     Returns:
-        Whether it was inside a write.
+        Whether it was inside a write, and how many came through before.
     """
-    state[0] = OUTSIDE
+    state[:] = bytes((OUTSIDE, 0))
     child = os.fork()
     if child == 0:
         number = first
         while True:
             write(number)
-            state[0] = OUTSIDE
+            state[:] = bytes((OUTSIDE, min(255, number + 1 - first)))
             number += 1
     time.sleep(delay_s)
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
-    return state[0] == INSIDE
+    return state[0] == INSIDE, state[1]
 
 
 class Kept:
@@ -89,7 +96,7 @@ class Kept:
 
     Args:
         folder: of the draft; made.
-        state: that says whether a write is under way.
+        state: two bytes that say whether a write is under way, and how many came through.
     """
 
     what = "checkpoint"
@@ -165,7 +172,7 @@ def writes(record: Record, storage: Path, kills: int, seed: int = 0) -> None:
     for kind in (Kept, KeptModel):
         place = storage / "writes" / kind.what.replace(" ", "_")
         shutil.rmtree(place, ignore_errors=True)
-        with mmap.mmap(-1, 1) as state:
+        with mmap.mmap(-1, STATE_BYTES) as state:
             counts = kill_writes(kind(place, state), kills // 2, random.Random(seed))
         record.write("writes", {"what": kind.what, **counts, "seed": seed})
         print(f"     {kind.what}: {counts['inside']} SIGKILLs inside writes, {counts['unreadable']} unreadable", flush=True)
@@ -188,17 +195,15 @@ def kill_writes(kept: Kept, kills: int, rng: random.Random) -> dict[str, float]:
     kept.write(2)
     usual, latest = time.perf_counter() - began, 2
     counts = {"inside": 0, "outside": 0, "unreadable": 0, "came_through": 2}
-    while counts["inside"] < kills:
-        inside = killed(kept.write, latest + 1, rng.uniform(0.1, 1.6) * usual, kept.state)
+    while counts["inside"] < kills or counts["came_through"] == 2:
+        if counts["inside"] >= FRUITLESS * kills:
+            raise RuntimeError("no write came through between the kills: they did not hit what they are meant for")
+        inside, came_through = killed(kept.write, latest + 1, rng.uniform(*MOMENTS) * max(usual, SHORTEST_S), kept.state)
         counts["inside" if inside else "outside"] += 1
+        counts["came_through"] += came_through
         try:
-            found = kept.read()
+            latest = max(latest, kept.read())
         except (ValueError, OSError) as error:
             counts["unreadable"] += 1
             print(f"     unreadable after a kill: {error}", flush=True)
-            continue
-        counts["came_through"] += max(0, found - latest)
-        latest = max(latest, found)
-    if latest == 2:
-        raise RuntimeError("no write came through between the kills: they did not hit what they are meant for")
     return {**counts, "one_write_s": usual}

@@ -23,7 +23,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from benchmarks.faults.writes import FILES, INSIDE, Kept, kill_writes
+from benchmarks.faults.writes import FILES, INSIDE, STATE_BYTES, Kept, kill_writes
 from benchmarks.ratios.frame import take_turns
 from benchmarks.ratios.rows import Row, Settings, row
 from cluster.draft import Draft
@@ -117,7 +117,7 @@ def unreadable(folder: Path, kills: int) -> dict[str, int]:
     """How many of so many SIGKILLs inside a write left nothing that can be read, by the way of writing."""
     found: dict[str, int] = {}
     for name, kind in (("checkpoint", Kept), ("torch.save", InPlace)):
-        with mmap.mmap(-1, 1) as state:
+        with mmap.mmap(-1, STATE_BYTES) as state:
             found[name] = int(kill_writes(kind(folder / name, state), kills, random.Random(0))["unreadable"])
     return found
 

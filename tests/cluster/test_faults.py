@@ -22,7 +22,7 @@ from benchmarks.faults.observer import Observer
 from benchmarks.faults.play import Run
 from benchmarks.faults.record import Outcome
 from benchmarks.faults.strikes import Strike, Struck, after, redone, strike, told, writing
-from benchmarks.faults.writes import Kept, kill_writes, write_state
+from benchmarks.faults.writes import STATE_BYTES, Kept, kill_writes, write_state
 from cluster.load_config import load_config
 from tests.cluster.command import TINY, Command
 
@@ -200,5 +200,5 @@ def test_work_done_again_is_put_down_to_the_loss_that_took_the_round_back() -> N
 
 
 def test_kills_that_hit_a_process_that_does_nothing_are_not_counted(tmp_path: Path) -> None:
-    with mmap.mmap(-1, 1) as state, pytest.raises(RuntimeError, match="no write came through"):
+    with mmap.mmap(-1, STATE_BYTES) as state, pytest.raises(RuntimeError, match="no write came through"):
         kill_writes(Hanging(tmp_path / "draft", state), 2, random.Random(0))
