@@ -68,7 +68,7 @@ def start_engine(saved: Saved, config: RolloutConfig, context_length: int, threa
 
 
 def gap(model: PreTrainedModel, rollouts: Sequence[Rollout]) -> float:
-    """Largest difference of one sampled token's log-prob between the engine that sampled it and transformers, nats."""
+    """Largest difference of a sampled token's log-prob between the engine (temperature 1) that drew it and transformers, nats."""
     batch = SequenceBatch.from_ids([r.prompt.token_ids for r in rollouts], [r.response_ids for r in rollouts], 0)
     with torch.no_grad():
         ours = response_logprobs(model, batch)[batch.response_mask]

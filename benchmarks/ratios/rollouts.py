@@ -74,7 +74,7 @@ def measure(settings: Settings) -> Iterator[Row]:
         bare = BareEngine(saved.folder, saved.folder, shape.context_length, config, settings.threads)
         stack.callback(bare.end)
         requests = [(prompt.token_ids, prompt_seed(0, prompt.id)) for prompt in asked]
-        weights = lay_out(saved.model.named_parameters(), STORED.chunk_bytes)
+        weights = lay_out(saved.model.state_dict().items(), STORED.chunk_bytes)
 
         def sample() -> list[Rollout]:
             return wait("sample", pool.sample(asked, SAMPLES, 0, 0))

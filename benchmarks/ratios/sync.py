@@ -44,7 +44,7 @@ class Ways:
     def __init__(self, saved: Saved, engine: Any, context_length: int, threads: int) -> None:
         self.saved, self.engine, self.context_length, self.threads = saved, engine, context_length, threads
         self.versions = count(1)
-        self.weights = list(saved.model.named_parameters())
+        self.weights = list(saved.model.state_dict().items())  # as a learner sends them: vLLM wants tied weights by both names
         self.copies = [torch.empty_like(tensor) for _, tensor in self.weights]
 
     def ours(self) -> None:
@@ -67,6 +67,12 @@ class Ways:
             for copy, (_, tensor) in zip(self.copies, self.weights, strict=True):
                 copy.copy_(tensor)
 
+    def change(self) -> None:
+        """Let the learner have other weights than any engine was ever given."""
+        with torch.no_grad():
+            for parameter in self.saved.model.parameters():
+                parameter.mul_(1.25)
+
     def restart(self) -> None:
         """Save, and start another engine with it."""
         self.saved.model.save_pretrained(self.saved.folder)
@@ -77,13 +83,15 @@ def measure(settings: Settings) -> Iterator[Row]:
     """Against each."""
     shape = SHAPES[settings.small]
     with saved_model(shape, WORDS) as saved, local_ray():
-        engine = start_engine(saved, RolloutConfig(max_new_tokens=16), shape.context_length, settings.threads)
+        engine = start_engine(saved, RolloutConfig(max_new_tokens=16, temperature=1.0), shape.context_length, settings.threads)
         ways = Ways(saved, engine, shape.context_length, settings.threads)
         quick = take_turns(
             {"ours": ways.ours, "per tensor": ways.per_tensor, "memcpy": ways.memcpy}, settings.repetitions, of_all_processes
         )
         few = replace(settings, repetitions=min(RESTARTS, settings.repetitions))
         slow = take_turns({"ours": ways.ours, "restart": ways.restart}, few.repetitions, of_all_processes)
+        ways.change()
+        ways.ours()
         rollouts = ray.get(engine.sample.remote(prompts(4, 8, WORDS), 4, 0, 0))
         equality = f"the engine's log-probs to {gap(saved.model, rollouts):.0e} nats"
         num_bytes = sum(tensor.nbytes for _, tensor in ways.weights)
