@@ -116,6 +116,7 @@ def refuse_idle(config: RunConfig, command: str, more: Mapping[str, tuple[object
         "contrastive.method": (reward.contrastive.method, "none"),
         "dropout": (reward.dropout, 0),
         "packing": (reward.packing, False),
+        "backward_size": (reward.backward_size, None),
         "patience": (reward.patience, None),
         "evaluate_every": (reward.evaluate_every, None),
     }

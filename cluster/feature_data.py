@@ -64,6 +64,7 @@ def check_settings(config: RunConfig) -> None:
         "reward.contrastive.method": (reward.contrastive.method, "none"),
         "reward.dropout": (reward.dropout, 0),
         "reward.lora.dropout": (reward.lora.dropout, 0),
+        "reward.backward_size": (reward.backward_size, None),
         "reward.patience": (reward.patience, None),
         "reward.evaluate_every": (reward.evaluate_every, None),
         "meta.samples": (config.meta.samples, None),

@@ -57,7 +57,7 @@ def settings(config: RunConfig) -> dict[str, Any]:
     if not adapted:
         tree["reward"]["lora"] = {"rank": 0}
     if not (dropped or (adapted and member.lora.dropout > 0)):
-        for key in ("microbatch_size", "packing"):
+        for key in ("microbatch_size", "backward_size", "packing"):
             del tree["reward"][key]
     shares = {"reward": config.resources.reward, "scorer": config.resources.scorer}
     tree["resources"] = {role: {"dtype": share.dtype} for role, share in shares.items()}

@@ -3,7 +3,7 @@
 Letters: B sequences.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
 import torch
@@ -19,6 +19,17 @@ TokenIds = tuple[int, ...]
 _Row = TypeVar("_Row")
 Encoded = tuple[TokenIds, TokenIds]
 """Prompt ids and response ids of one sequence."""
+
+
+def by_length(rows: Sequence[_Row], length: Callable[[_Row], int], size: int) -> list[list[_Row]]:
+    """Rows in parts of at most ``size``, those of like length together."""
+    order = sorted(rows, key=length)
+    return [order[start : start + size] for start in range(0, len(order), size)]
+
+
+def pair_length(pair: Pair) -> int:
+    """Tokens of the longer of a pair's two sequences."""
+    return len(pair.prompt_ids) + max(len(pair.chosen_ids), len(pair.rejected_ids))
 
 
 def score_sequences(

@@ -86,12 +86,24 @@ class RewardConfig(Section):
     """AdamW's denominator term."""
     microbatch_size: int = Field(32, ge=1)
     """Sequences per forward pass, those of like length together. Changes speed, not the result."""
+    backward_size: int | None = Field(None, ge=2)
+    """Sequences of a step whose activations are held at one time: gradients of such parts are added up, like lengths together, a
+    pair or a prompt's k samples undivided. null = all of a step. Changes memory and speed, not the result but for rounding."""
     weight_decay: float = Field(0.0, ge=0)
     """Decoupled weight decay."""
     warmup_ratio: float = Field(0.1, ge=0, lt=1)
     """Share of the steps over which the learning rate rises; it then falls linearly to 0."""
     max_grad_norm: float = Field(1.0, gt=0)
     """Global gradient norm is clipped to this."""
+
+    @model_validator(mode="after")
+    def _one_backward_pass(self) -> "RewardConfig":
+        if self.backward_size is not None and self.contrastive.method != "none":
+            raise ValueError(
+                f"backward_size is {self.backward_size}, and contrastive.method {self.contrastive.method} compares all rows of a "
+                "step with each other: leave backward_size null, or lower batch_size"
+            )
+        return self
 
     @model_validator(mode="after")
     def _shape_is_of_the_base(self) -> "RewardConfig":

@@ -24,11 +24,15 @@ from tokens.errors import UserError
 from tokens.guards import BadNumber
 from tokens.ranks import ALONE, Ranks, shard_like
 
+Loss = Callable[[], Tensor] | Sequence[Callable[[], Tensor]]
+"""Returns a scalar that depends on the parameters; or several such functions, of terms that sum to the loss: each has a backward
+pass of its own, so that no more than one term's activations are held."""
+
 
 def metarm_gradient(
     parameters: Iterable[nn.Parameter],
-    ascend: Callable[[], Tensor],
-    descend: Callable[[], Tensor],
+    ascend: Loss,
+    descend: Loss,
     eta: float,
     *,
     order: Order = 1,
@@ -54,8 +58,8 @@ def metarm_gradient(
 
     Args:
         parameters: theta; those that need no gradient are left alone.
-        ascend: returns J, a scalar that depends on the parameters.
-        descend: returns L, likewise.
+        ascend: returns J, or its terms.
+        descend: returns L, or its terms.
         eta: ascent step size, >= 0.
         order: 2 only on one rank, and with operations that can be differentiated twice.
         direction: "descent" moves to theta - eta * gJ; "random" moves as far as the ascent would, along a direction drawn for
@@ -81,17 +85,23 @@ def metarm_gradient(
         )
     theta = _trainable(parameters)
     at_theta = heldout() if heldout is not None else None
-    difference, ascent = _gradient(theta, [ascend], "the difference loss J", ranks)
+    of_difference, of_preference = _terms(ascend), _terms(descend)
+    difference, ascent = _gradient(theta, of_difference, "the difference loss J", ranks)
     towards, signed = _towards(ascent, eta, direction, generator)
     with _displaced(theta, towards, signed) as (displacement, scale):
         with torch.no_grad():
-            ascended = float(ranks.sum(ascend().detach())) if measure else None
+            ascended = sum(float(ranks.sum(term().detach())) for term in of_difference) if measure else None
         at_theta_prime = heldout() if heldout is not None else None
-        loss, gradient = _gradient(theta, [descend], "the preference loss L at theta'", ranks)
+        loss, gradient = _gradient(theta, of_preference, "the preference loss L at theta'", ranks)
     alignment, ascent_norm = _alignment(gradient, ascent)
     if order == 2:
-        for slope, curved in zip(gradient, hessian_product(ascend, theta, gradient), strict=True):
-            slope.add_(curved, alpha=signed)
+        first, *others = of_difference
+        curved = hessian_product(first, theta, gradient)
+        for term in others:
+            for whole, part in zip(curved, hessian_product(term, theta, gradient), strict=True):
+                whole.add_(part)
+        for slope, product in zip(gradient, curved, strict=True):
+            slope.add_(product, alpha=signed)
     norm = _norm(gradient)
     if not math.isfinite(norm):
         raise BadNumber("the gradient norm through theta' of the preference loss L at theta'", norm)
@@ -113,8 +123,8 @@ def metarm_gradient(
 
 def joint_gradient(
     parameters: Iterable[nn.Parameter],
-    ascend: Callable[[], Tensor],
-    descend: Callable[[], Tensor],
+    ascend: Loss,
+    descend: Loss,
     coef: float,
     *,
     heldout: Callable[[], Separation] | None = None,
@@ -128,8 +138,8 @@ def joint_gradient(
 
     Args:
         parameters: theta; those that need no gradient are left alone.
-        ascend: returns J, a scalar that depends on the parameters.
-        descend: returns L, likewise.
+        ascend: returns J, or its terms.
+        descend: returns L, or its terms.
         coef: lambda, >= 0.
         heldout: called at theta, without gradient.
         ranks: that share the parameters; J and L are then each rank's part of a sum, and all ranks must call this.
@@ -143,8 +153,8 @@ def joint_gradient(
     """
     theta = _trainable(parameters)
     at_theta = heldout() if heldout is not None else None
-    difference, ascent = _gradient(theta, [ascend], "the difference loss J", ranks)
-    loss, gradient = _gradient(theta, [descend], "the preference loss L", ranks)
+    difference, ascent = _gradient(theta, _terms(ascend), "the difference loss J", ranks)
+    loss, gradient = _gradient(theta, _terms(descend), "the preference loss L", ranks)
     alignment, ascent_norm = _alignment(gradient, ascent)
     for parameter, slope, spread in zip(theta, gradient, ascent, strict=True):
         parameter.grad = slope.add_(spread, alpha=-coef)
@@ -196,6 +206,10 @@ def ascend_in_place(
     towards, signed = _towards(ascent, eta, direction, generator)
     _move(theta, towards, signed)
     return eta * _norm(ascent)
+
+
+def _terms(loss: Loss) -> Sequence[Callable[[], Tensor]]:
+    return [loss] if callable(loss) else loss
 
 
 def _check_eta(eta: float) -> None:

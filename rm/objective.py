@@ -3,13 +3,14 @@
 Letters: N pairs of the batch, H features.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from rm.batches import pair_sequences, scores_and_features_of, scores_of, share_rows
+from rm.batches import by_length, pair_length, pair_sequences, scores_and_features_of, scores_of, share_rows
 from rm.config import RewardConfig
 from rm.contrastive_term import ContrastiveTerm, check_contrastive
 from rm.losses import pair_accuracy, preference_loss
@@ -87,20 +88,39 @@ class PreferenceObjective:
         Returns:
             A scalar, nats per pair.
         """
-        with self._own_masks():
-            return self._of_scores(batch) if self._term is None else self._of_views(batch, self._term)
+        (whole,) = self._terms(batch, None)
+        return whole()
 
-    def _of_scores(self, batch: Sequence[Pair]) -> Tensor:
+    def terms(self, batch: Sequence[Pair]) -> list[Callable[[], Tensor]]:
+        """L as terms that sum to it, of ``reward.backward_size`` sequences each; one where that is null.
+
+        Args:
+            batch: N pairs, the same on every rank.
+
+        Returns:
+            Functions to be called one after another, all of them before the next batch; each gives what a call gives of its term.
+        """
+        return self._terms(batch, self.reward.backward_size)
+
+    def _terms(self, batch: Sequence[Pair], most: int | None) -> list[Callable[[], Tensor]]:
+        self.accuracy = torch.zeros((), device=self._device)
+        parts = [list(batch)] if most is None else by_length(batch, pair_length, most // 2 * self.ranks.size)
+        return [partial(self._of_part, part, len(batch)) for part in parts]
+
+    def _of_part(self, pairs: Sequence[Pair], denominator: int) -> Tensor:
+        with self._own_masks():
+            return self._of_scores(pairs, denominator) if self._term is None else self._of_views(pairs, self._term)
+
+    def _of_scores(self, batch: Sequence[Pair], denominator: int) -> Tensor:
         shared = share_rows(batch, self.ranks)
         with self.model.dropout(self.reward.dropout):
             scores = scores_of(self.model, pair_sequences(shared), self.pad_id, self.reward.microbatch_size, self.reward.packing)
         own = self.ranks.num_own(len(batch))
         if not own:
-            self.accuracy = torch.zeros((), device=scores.device)
             return 0 * scores.sum()
         chosen, rejected = (half[:own] for half in scores.chunk(2))  # [own] each
-        self.accuracy = pair_accuracy(chosen, rejected) * (own / len(batch))
-        return _preference_loss(chosen, rejected, shared[:own], len(batch))
+        self.accuracy = self.accuracy + pair_accuracy(chosen, rejected) * (own / denominator)
+        return _preference_loss(chosen, rejected, shared[:own], denominator)
 
     def _of_views(self, batch: Sequence[Pair], term: ContrastiveTerm) -> Tensor:
         sequences, size, packing = pair_sequences(batch), self.reward.microbatch_size, self.reward.packing

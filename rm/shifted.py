@@ -12,7 +12,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from rm.batches import Encoded, draw_groups, score_sequences, scores_of, share_rows
+from rm.batches import Encoded, by_length, draw_groups, score_sequences, scores_of, share_rows
 from rm.config import RewardConfig
 from rm.losses import difference_loss
 from rm.model import RewardModel
@@ -93,14 +93,31 @@ class ShiftedSamples:
             return 0 * scores.sum()
         return difference_loss(scores[index.to(scores.device)][:num_own], denominator or len(groups))
 
+    def terms(self, groups: Sequence[Group]) -> list[Callable[[], Tensor]]:
+        """J on some prompts as terms that sum to it, of ``reward.backward_size`` sequences each; one where that is null.
+
+        Args:
+            groups: m prompts, the same on every rank.
+
+        Returns:
+            Functions to be called one after another.
+        """
+        return self._terms(groups, len(groups))
+
+    def _terms(self, groups: Sequence[Group], denominator: int) -> list[Callable[[], Tensor]]:
+        most, parts = self.reward.backward_size, [list(groups)]
+        if most is not None:
+            parts = by_length(groups, _longest, max(1, most // len(groups[0])) * self.ranks.size)
+        return [partial(self.difference, part, denominator) for part in parts]
+
     def parts(self) -> Iterator[Callable[[], Tensor]]:
-        """J over all prompts that may be ascended on, as terms of m prompts each; their sum is J.
+        """J over all prompts that may be ascended on, as terms of m prompts each or fewer; their sum is J.
 
         Returns:
             Functions to be called one after another.
         """
         for start in range(0, len(self.groups), self.prompts_per_step):
-            yield partial(self.difference, self.groups[start : start + self.prompts_per_step], len(self.groups))
+            yield from self._terms(self.groups[start : start + self.prompts_per_step], len(self.groups))
 
     def measure(self) -> Separation:
         """J and the scale-free spread of the prompts kept back, without gradient; communicates where there are several ranks.
@@ -142,6 +159,10 @@ def num_duplicates(groups: Sequence[Group]) -> int:
         How many, over all prompts.
     """
     return sum(len(group) - len(set(group)) for group in groups)
+
+
+def _longest(group: Group) -> int:
+    return max(len(prompt) + len(response) for prompt, response in group)
 
 
 def _distinct(groups: Sequence[Group]) -> tuple[list[Encoded], Tensor]:

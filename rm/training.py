@@ -294,18 +294,20 @@ class _Fit:
         )
 
     def _plain(self, index: int, batch: Sequence[Pair]) -> tuple[float, None, int]:
-        loss = self.objective(batch)
-        value = float(self.ranks.sum(loss.detach()))
-        if not math.isfinite(value):
-            raise BadNumber("the preference loss", value)
-        torch.autograd.backward(loss)
+        value = 0.0
+        for term in self.objective.terms(batch):
+            loss = term()
+            value += float(self.ranks.sum(loss.detach()))
+            if not math.isfinite(value):
+                raise BadNumber("the preference loss", value)
+            torch.autograd.backward(loss)
         return value, None, 0
 
     def _meta(self, shifted: ShiftedSamples, index: int, batch: Sequence[Pair]) -> tuple[float, MetaStep, int]:
         groups = next(shifted.batches)
         due = index % MEASURE_EVERY == 0 or index == self.num_steps - 1
         heldout = shifted.measure if due and shifted.heldout else None
-        losses = (self.theta, lambda: shifted.difference(groups), lambda: self.objective(batch))
+        losses = (self.theta, shifted.terms(groups), self.objective.terms(batch))
         if self.meta.objective == "joint":
             step = joint_gradient(*losses, self.meta.joint_coef, heldout=heldout, ranks=self.ranks)
         else:

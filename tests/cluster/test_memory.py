@@ -66,6 +66,9 @@ def test_a_rank_of_the_reward_trainer() -> None:
     layer = 2 * (13 * 100 + 4 * 200)
     assert parts["activations"] == 40 * 1024 * 2 * 100 * 2 + 2 * 8 * 1024 * layer
     assert "MetaRM's copies" not in of(reward_parts(seven(), SIZE, metarm=False))
+    divided = of(reward_parts(seven(reward__backward_size=4), SIZE, metarm=True))  # of each rank, k samples undivided
+    at_once = max(4, seven().meta.samples_per_prompt)
+    assert divided["activations"] == at_once * 1024 * 2 * 100 * 2 + 2 * min(8, at_once) * 1024 * layer
     adapters = of(reward_parts(seven(reward__lora__rank=8), SIZE, metarm=False))
     assert adapters["backbone"] == 2_000_000 and adapters["adapter weights"] == 8 * 2 * (4 * 200 + 3 * 300) * 4 // 2
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad
 
-from rm.config import Direction
+from rm.config import Direction, Order
 from rm.losses import bradley_terry_loss, difference_loss
 from rm.metarm import ascend_in_place, joint_gradient, metarm_gradient
 from rm.model import RewardModel
@@ -314,6 +314,24 @@ def test_a_random_direction_goes_as_far_as_the_ascent_and_elsewhere_each_time() 
     assert torch.equal(torch.get_rng_state(), before)
     with pytest.raises(ValueError, match="generator"):
         step(None)
+
+
+@pytest.mark.parametrize("order", [1, 2])
+def test_losses_may_come_as_terms(order: Order) -> None:
+    problem = Problem()
+    whole = metarm_gradient(problem.model.parameters(), problem.ascend, problem.descend, 0.7, order=order, measure=True)
+    expected = gradients(problem.model)
+    ascend = [lambda rows=rows: difference_loss(problem.model(rows), 4) for rows in problem.shifted.split(1)]
+    pairs = zip(problem.chosen.split(3), problem.rejected.split(3), strict=True)
+    descend = [lambda c=c, r=r: bradley_terry_loss(problem.model(c), problem.model(r), 7) for c, r in pairs]
+    step = metarm_gradient(problem.model.parameters(), ascend, descend, 0.7, order=order, measure=True)
+    torch.testing.assert_close(gradients(problem.model), expected, rtol=0, atol=1e-12)
+    for name in ("loss", "difference", "difference_ascended", "displacement", "gradient_norm", "alignment_cos"):
+        assert getattr(step, name) == pytest.approx(getattr(whole, name), abs=1e-12), name
+    joint_gradient(problem.model.parameters(), problem.ascend, problem.descend, 0.7)
+    expected = gradients(problem.model)
+    joint_gradient(problem.model.parameters(), ascend, descend, 0.7)
+    torch.testing.assert_close(gradients(problem.model), expected, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("coef", [0.0, 0.7])

@@ -16,6 +16,7 @@ from rm.contrastive import simcse_loss, swav_loss
 from rm.losses import bradley_terry_loss, pair_accuracy, preference_loss
 from rm.model import RewardModel
 from rm.objective import DROPOUT_SEED_OFFSET, PreferenceObjective
+from tests.rm.toy import count_rows
 from tokens.errors import UserError
 from tokens.ranks import ALONE, Ranks
 from tokens.records import Pair
@@ -88,6 +89,46 @@ def test_the_parts_of_two_ranks_sum_to_the_whole(make_model: MakeModel, num_pair
     parts = [PreferenceObjective(model, RewardConfig(), PAD, Ranks(rank, 2, mesh), 5) for rank in range(2)]
     torch.testing.assert_close(sum(part(pairs) for part in parts), loss, rtol=0, atol=1e-6)
     assert sum(float(part.accuracy) for part in parts) == pytest.approx(float(whole.accuracy))
+
+
+@pytest.mark.parametrize(("most", "sizes"), [(None, [18]), (2, [2] * 9), (5, [4, 4, 4, 4, 2]), (100, [18])])
+def test_terms_sum_to_the_loss_and_hold_no_more_sequences_than_asked_for(
+    make_model: MakeModel, most: int | None, sizes: list[int]
+) -> None:
+    model, pairs = make_model("mean", dtype=torch.float64), weighted(toy_pairs(9))
+    whole = objective(model)
+    loss = whole(pairs)
+    expected = gradients(model, loss)
+    rows = count_rows(model)
+    of_pairs, seen = objective(model, backward_size=most), []
+    terms = []
+    for term in of_pairs.terms(pairs):
+        terms.append(term())
+        seen.append(sum(rows))
+        rows.clear()
+    assert seen == sizes
+    torch.testing.assert_close(sum(terms), loss, rtol=0, atol=1e-12)
+    torch.testing.assert_close(sum(gradients(model, term) for term in terms), expected, rtol=0, atol=1e-12)
+    assert float(of_pairs.accuracy) == pytest.approx(float(whole.accuracy))
+
+
+@pytest.mark.parametrize("num_pairs", [1, 7])
+def test_two_ranks_make_as_many_terms_of_as_many_sequences(make_model: MakeModel, num_pairs: int) -> None:
+    model, pairs = make_model("mean"), weighted(toy_pairs(num_pairs))
+    mesh, reward = cast(DeviceMesh, SimpleNamespace(size=lambda: 2)), RewardConfig(backward_size=4)
+    loss, rows = objective(model)(pairs), count_rows(model)
+    parts, passes = [], []
+    for rank in range(2):
+        rows.clear()
+        parts += [term() for term in PreferenceObjective(model, reward, PAD, Ranks(rank, 2, mesh), 5).terms(pairs)]
+        passes.append(list(rows))
+    assert passes[0] == passes[1] and max(passes[0]) <= 4
+    torch.testing.assert_close(sum(parts), loss, rtol=0, atol=1e-6)
+
+
+def test_what_compares_all_rows_cannot_be_divided() -> None:
+    with pytest.raises(ValueError, match=r"backward_size is 8, and contrastive\.method simcse compares all rows"):
+        RewardConfig(backward_size=8, contrastive=contrast("simcse"))
 
 
 # Contrastive

@@ -17,6 +17,7 @@ from rm.losses import difference_loss
 from rm.model import RewardModel
 from rm.shifted import ShiftedSamples, kept_back, num_duplicates
 from rm.spread import Separation
+from tests.rm.toy import count_rows
 from tokens.errors import UserError
 from tokens.ranks import ALONE, Ranks
 
@@ -44,13 +45,6 @@ def gradient(model: RewardModel, value: Tensor) -> Tensor:
     model.zero_grad()
     torch.autograd.backward(value)
     return torch.cat([p.grad.reshape(-1) for p in model.parameters() if p.grad is not None])
-
-
-def count_rows(model: RewardModel) -> list[int]:
-    """Filled with the number of sequences of each forward pass from now on."""
-    rows: list[int] = []
-    model.register_forward_hook(lambda module, args, output: rows.append(len(args[0])))
-    return rows
 
 
 def test_who_is_kept_back_is_known_from_number_and_seed(make_model: MakeModel) -> None:
@@ -107,6 +101,24 @@ def test_the_parts_add_up_to_j_of_all_that_are_not_kept_back(make_model: MakeMod
     flat = [sequence for group in data.groups for sequence in group]
     whole = difference_loss(scores_of(model, flat, PAD, 100).view(11, 3))
     assert float(sum(parts).detach()) == pytest.approx(float(whole.detach()), abs=1e-12)  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(("most", "sizes"), [(None, [33]), (2, [3] * 11), (7, [6] * 5 + [3])])
+def test_terms_sum_to_j_and_divide_no_prompt(make_model: MakeModel, most: int | None, sizes: list[int]) -> None:
+    model = make_model("mean", dtype=torch.float64)
+    data = shifted(model, samples(12), m=11)
+    data.reward = RewardConfig(backward_size=most)
+    whole = data.difference(data.groups)
+    expected, rows = gradient(model, whole), count_rows(model)
+    terms, seen = [], []
+    for term in data.terms(data.groups):
+        terms.append(term())
+        seen.append(sum(rows))
+        rows.clear()
+    assert sum(seen) == sum(len(set(group)) for group in data.groups)
+    assert [most_of >= held > 0 for most_of, held in zip(sizes, seen, strict=True)] == [True] * len(sizes)
+    assert float(sum(terms).detach()) == pytest.approx(float(whole.detach()), abs=1e-12)  # type: ignore[union-attr]
+    torch.testing.assert_close(sum(gradient(model, term) for term in terms), expected, rtol=0, atol=1e-12)
 
 
 def test_what_is_measured_is_kept_back(make_model: MakeModel) -> None:

@@ -42,6 +42,16 @@ def test_eta_zero_is_vanilla_and_sees_the_pairs_in_the_same_order(make_model: Ma
     assert torch.equal(weights(vanilla), weights(zero))
 
 
+@pytest.mark.parametrize("with_meta", [False, True])
+def test_a_fit_whose_steps_are_divided_ends_where_one_that_is_not_ends(make_model: MakeModel, with_meta: bool) -> None:
+    whole, divided = make_model("mean"), make_model("mean")
+    meta = shifted() if with_meta else None
+    _, steps = fit(whole, toy_pairs(20), meta)
+    _, others = fit(divided, toy_pairs(20), meta, reward={"backward_size": 4})
+    assert [step.accuracy for step in others] == pytest.approx([step.accuracy for step in steps])
+    torch.testing.assert_close(weights(divided), weights(whole), rtol=0, atol=1e-5)
+
+
 def test_eta_changes_the_weights_and_raises_j_at_the_ascended_ones(make_model: MakeModel) -> None:
     pairs = toy_pairs(20)
     vanilla, model = make_model("mean"), make_model("mean")

@@ -60,3 +60,10 @@ def ascended_on(meta: Sequence[Sequence[Encoded]], m: int = 4, seed: int = 5) ->
 
 def weights(model: RewardModel) -> Tensor:
     return torch.cat([p.detach().reshape(-1) for p in model.parameters()])
+
+
+def count_rows(model: RewardModel) -> list[int]:
+    """Filled with the number of sequences of each forward pass from now on."""
+    rows: list[int] = []
+    model.register_forward_hook(lambda module, args, output: rows.append(len(args[0])))
+    return rows
