@@ -60,9 +60,10 @@ def score_sequences(
     """
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-    shared = None if packing or ranks.size > 1 else shared_passes(sequences, batch_size)
-    if shared is not None and model.shares_prompts(max(len(prompt) + len(response) for prompt, response in sequences)):
-        return _score_shared(model, sequences, shared, pad_id)
+    share = not packing and ranks.size == 1
+    if share and _shared(model, sequences, batch_size) is not None:
+        with torch.no_grad():
+            return scores_of(model, sequences, pad_id, batch_size, share=True).to("cpu", torch.get_default_dtype())
     order = list(range(len(sequences)))
     if not packing:
         order.sort(key=lambda i: -(len(sequences[i][0]) + len(sequences[i][1])))
@@ -79,31 +80,21 @@ def score_sequences(
     return scores
 
 
-def _score_shared(
-    model: RewardModel, sequences: Sequence[Encoded], passes: Sequence[Sequence[Sequence[int]]], pad_id: int
-) -> Tensor:
-    """[B] on the CPU, each prompt's work done once."""
-    device = next(model.parameters()).device
-    scores = torch.zeros(len(sequences))
-    with torch.no_grad():
-        for rows in passes:
-            batch = SharedBatch.of([[sequences[i] for i in row] for row in rows], pad_id)
-            scores[[i for row in rows for i in row]] = model(batch.to(device)).to("cpu", scores.dtype)
-    return scores
-
-
 def share_rows(rows: Sequence[_Row], ranks: Ranks) -> list[_Row]:
     """The rows that this rank works on; see ``Ranks.share``."""
     return [rows[i] for i in ranks.share(torch.arange(len(rows))).tolist()]
 
 
-def scores_of(model: RewardModel, sequences: Sequence[Encoded], pad_id: int, microbatch: int, packing: bool = False) -> Tensor:
+def scores_of(
+    model: RewardModel, sequences: Sequence[Encoded], pad_id: int, microbatch: int, packing: bool = False, share: bool = False
+) -> Tensor:
     """[B] scores in the order given, with gradient; like lengths share a forward pass, so that little is spent on padding.
 
     With ``packing`` unlike lengths do, which fill rows better. The number of forward passes depends on B and ``microbatch``
-    only, so that ranks with equally many sequences make equally many.
+    only, so that ranks with equally many sequences make equally many. Not so with ``share``, which lets responses stand behind
+    their common prompt (``rm.shared_prompts``) where the model allows it and it saves work: for one rank, without ``packing``.
     """
-    return scores_and_features_of(model, sequences, pad_id, microbatch, packing)[0]
+    return scores_and_features_of(model, sequences, pad_id, microbatch, packing, share)[0]
 
 
 def features_of(model: RewardModel, sequences: Sequence[Encoded], pad_id: int, microbatch: int, packing: bool = False) -> Tensor:
@@ -112,20 +103,41 @@ def features_of(model: RewardModel, sequences: Sequence[Encoded], pad_id: int, m
 
 
 def scores_and_features_of(
-    model: RewardModel, sequences: Sequence[Encoded], pad_id: int, microbatch: int, packing: bool = False
+    model: RewardModel, sequences: Sequence[Encoded], pad_id: int, microbatch: int, packing: bool = False, share: bool = False
 ) -> tuple[Tensor, Tensor]:
     """[B] scores and [B, H] features of the same forward passes, in the order given, with gradient; batched as ``scores_of``."""
     device = next(model.parameters()).device
-    order = sorted(range(len(sequences)), key=lambda i: len(sequences[i][0]) + len(sequences[i][1]))
-    passes = -(-len(order) // microbatch)
-    taken = [order[number::passes] if packing else order[number * microbatch :][:microbatch] for number in range(passes)]
-    parts: list[tuple[Tensor, Tensor]] = []
-    for rows in taken:
-        batch = SequenceBatch.from_ids([sequences[i][0] for i in rows], [sequences[i][1] for i in rows], pad_id)
-        parts.append(model((PackedBatch.of(batch) if packing else batch).to(device), both=True))
-    back = torch.tensor([i for rows in taken for i in rows]).argsort().to(device)
+    taken, parts = [], []
+    for rows, batch in _passes(model, sequences, pad_id, microbatch, packing, share):
+        taken += rows
+        parts.append(model(batch.to(device), both=True))
+    back = torch.tensor(taken).argsort().to(device)
     scores, features = (torch.cat(column)[back] for column in zip(*parts, strict=True))
     return scores, features
+
+
+def _passes(
+    model: RewardModel, sequences: Sequence[Encoded], pad_id: int, microbatch: int, packing: bool, share: bool
+) -> Iterator[tuple[list[int], SequenceBatch | PackedBatch | SharedBatch]]:
+    """The indices of each forward pass's sequences, and their batch."""
+    shared = _shared(model, sequences, microbatch) if share and not packing else None
+    if shared is not None:
+        for together in shared:
+            yield [i for row in together for i in row], SharedBatch.of([[sequences[i] for i in row] for row in together], pad_id)
+        return
+    order = sorted(range(len(sequences)), key=lambda i: len(sequences[i][0]) + len(sequences[i][1]))
+    passes = -(-len(order) // microbatch)
+    for number in range(passes):
+        rows = order[number::passes] if packing else order[number * microbatch :][:microbatch]
+        batch = SequenceBatch.from_ids([sequences[i][0] for i in rows], [sequences[i][1] for i in rows], pad_id)
+        yield rows, PackedBatch.of(batch) if packing else batch
+
+
+def _shared(model: RewardModel, sequences: Sequence[Encoded], batch_size: int) -> list[list[list[int]]] | None:
+    """Passes of rows behind common prompts; None where the model does not allow it, or it saves too little."""
+    passes = shared_passes(sequences, batch_size)
+    longest = max((len(prompt) + len(response) for prompt, response in sequences), default=0)
+    return passes if passes is not None and model.shares_prompts(longest) else None
 
 
 def pair_sequences(pairs: Sequence[Pair]) -> list[Encoded]:

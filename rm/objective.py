@@ -58,6 +58,7 @@ class PreferenceObjective:
         """What else the last batch reports, by its name in the metrics; empty without a contrastive loss."""
         self._device = next(model.parameters()).device
         self.masks: torch.Generator = torch.Generator().manual_seed(seed + DROPOUT_SEED_OFFSET)
+        self._shares = ranks.size == 1 and not (reward.dropout or reward.lora.dropout)  # else a pair's masks would agree in part
         self._term: ContrastiveTerm | None = None
         if reward.contrastive.method != "none":
             prototype_seed = seed + PROTOTYPE_SEED_OFFSET
@@ -114,7 +115,9 @@ class PreferenceObjective:
     def _of_scores(self, batch: Sequence[Pair], denominator: int) -> Tensor:
         shared = share_rows(batch, self.ranks)
         with self.model.dropout(self.reward.dropout):
-            scores = scores_of(self.model, pair_sequences(shared), self.pad_id, self.reward.microbatch_size, self.reward.packing)
+            scores = scores_of(
+                self.model, pair_sequences(shared), self.pad_id, self.reward.microbatch_size, self.reward.packing, self._shares
+            )
         own = self.ranks.num_own(len(batch))
         if not own:
             return 0 * scores.sum()

@@ -22,7 +22,7 @@ def response_sequences(queries: Sequence[Query]) -> list[Encoded]:
 
 def score_responses(model: RewardModel, queries: Sequence[Query], pad_id: int, microbatch: int) -> Tensor:
     """[R] scores, query by query, with gradient."""
-    return scores_of(model, response_sequences(queries), pad_id, microbatch)
+    return scores_of(model, response_sequences(queries), pad_id, microbatch, share=True)
 
 
 @dataclass(frozen=True)

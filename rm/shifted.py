@@ -87,7 +87,8 @@ class ShiftedSamples:
         distinct, index = _distinct(own)
         longest = max(len(_distinct(share_rows(groups, replace(self.ranks, rank=r)))[0]) for r in range(self.ranks.size))
         distinct += distinct[-1:] * (longest - len(distinct))  # FSDP2 wants equally many forward passes on all ranks
-        scores = scores_of(self.model, distinct, self.pad_id, self.reward.microbatch_size, self.reward.packing)
+        size, packing, share = self.reward.microbatch_size, self.reward.packing, self.ranks.size == 1
+        scores = scores_of(self.model, distinct, self.pad_id, size, packing, share)
         num_own = self.ranks.num_own(len(groups))
         if not num_own:
             return 0 * scores.sum()

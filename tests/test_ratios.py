@@ -21,12 +21,13 @@ from benchmarks.ratios.child import MARK, Child
 from benchmarks.ratios.frame import Took, Turns, take_turns
 from benchmarks.ratios.metarm_steps import Steps
 from benchmarks.ratios.ppo_steps import SHAPES, WORDS, save_endless, shares
-from benchmarks.ratios.reward_epochs import padded
+from benchmarks.ratios.reward_epochs import work
 from benchmarks.ratios.rows import RESULTS, Settings, read, row, write
 from benchmarks.ratios.scenery import reward_model
 from benchmarks.ratios.table import BEGIN, END, NOT_RUN, aim_of, amount, cells, met, put, shown, table
 from benchmarks.ratios.trl_environment import NotMade, trl_python
 from sandbox.tokenizer import SPECIALS
+from tokens.records import Pair
 
 TURNS = Turns({"ours": (Took(1.0, 0.5), Took(4.0, 0.5), Took(3.0, 0.5)), "other": (Took(2.0, 1.0),) * 3}, (0.5, 2.5, 1.0))
 CASE = Case("C1", "ours", "the other", "a half", 0.6)
@@ -234,6 +235,10 @@ def test_a_metarm_step_and_a_deep_copy_leave_one_gradient_and_theta_as_it_was() 
     assert all(torch.equal(a, b) for a, b in zip(before, steps.theta, strict=True)), "the learning rate is 0"
 
 
-def test_tokens_that_ours_computes_by_hand() -> None:
-    assert padded([3, 5, 2, 9], 2) == (3 + 3) + (9 + 9), "2 and 3, 5 and 9"
-    assert padded([3, 5, 2, 9, 4, 1], 2) == (3 + 3) + (9 + 9) + (4 + 4), "the last step has one pair"
+def test_tokens_that_ours_needs_and_computes_by_hand() -> None:
+    def of(prompt: int, *lengths: tuple[int, int]) -> list[Pair]:
+        return [Pair(f"p{i}", (3 + i,) * prompt, (20,) * a, (21,) * b) for i, (a, b) in enumerate(lengths)]
+
+    assert work(of(6, (1, 2), (3, 1)), 2) == (9 + 10, 9 + 10), "a prompt before both of its responses, a pair to a pass"
+    assert work(of(6, (1, 2), (3, 1)), 4) == (9 + 10, 10 + 10), "both pairs in one pass, as wide as the wider"
+    assert work(of(1, (2, 4), (1, 8), (3, 1)), 2) == (7 + 10 + 5, (3 + 3) + (9 + 9) + (4 + 4)), "the last step has one pair"

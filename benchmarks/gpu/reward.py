@@ -34,6 +34,7 @@ from rm.lora import add_lora
 from rm.losses import bradley_terry_loss
 from rm.model import RewardModel
 from rm.objective import PreferenceObjective
+from rm.shared_prompts import row_width, shared_passes
 from tokens.ranks import ALONE
 from tokens.records import Pair, SequenceBatch
 
@@ -99,6 +100,15 @@ def padded_tokens(batch: Sequence[Pair]) -> int:
     return sum(len(part) * max(part) for part in parts)
 
 
+def shared_tokens(model: RewardModel, batch: Sequence[Pair]) -> int:
+    """Tokens that our step needs: those of both sequences, the prompt once where it stands before both."""
+    given = pair_sequences(batch)
+    passes = shared_passes(given, MICROBATCH)
+    if passes is None or not model.shares_prompts(max(len(prompt) + len(response) for prompt, response in given)):
+        return tokens_of(list(batch))
+    return sum(row_width([given[i] for i in row]) for rows in passes for row in rows)
+
+
 def layouts(size: str, number: int, scene: Scene) -> Iterator[Row]:
     """The three layouts on one model.
 
@@ -117,11 +127,12 @@ def layouts(size: str, number: int, scene: Scene) -> Iterator[Row]:
             differing = float((got - plain_scores(steps.model, batch)).abs().max())
         found = measured(kind, ways | {"as they come": steps.as_they_come}, scene.settings.repetitions)
     tokens, padded = tokens_of(list(batch)), padded_tokens(batch)
-    flops = training_flops(multiplying(steps.model), tokens)
-    figures = {"tokens": tokens, "of_padded": tokens / padded, "scores_to": differing}
+    shared = shared_tokens(steps.model, batch)
     for layout in steps.objectives:
-        place = ("G1", f"reward step, {size}, {layout}")
-        yield row(place, found, layout, "as they come", tokens / padded, flops, **figures)
+        place, needed = ("G1", f"reward step, {size}, {layout}"), tokens if layout == "packed" else shared
+        flops = training_flops(multiplying(steps.model), needed)
+        figures = {"tokens": tokens, "needed": needed, "of_padded": needed / padded, "scores_to": differing}
+        yield row(place, found, layout, "as they come", needed / padded, flops, **figures)
 
 
 def whole(size: str, case: str, number: int, length: int, recompute: bool, rank: int, scene: Scene) -> Iterator[Row]:

@@ -23,6 +23,7 @@ from rm.batches import pair_sequences, score_sequences
 from rm.config import MetaConfig, RewardConfig
 from rm.losses import bradley_terry_loss
 from rm.model import RewardModel
+from rm.shared_prompts import row_width, shared_passes
 from rm.training import fit_reward_model
 from tokens.records import Pair
 
@@ -104,26 +105,36 @@ def measure(settings: Settings) -> Iterator[Row]:
         turns = take_turns(ways, settings.repetitions, prepare=prepare)
     losses = {way: validation_loss(RewardModel(model.eval(), "last", (1,)), validation) for way, model in models.items()}
     words = ", ".join(f"{way} {loss:.4f}" for way, loss in losses.items())
-    lengths = [len(p.prompt_ids) + len(r) for p in train for r in (p.chosen_ids, p.rejected_ids)]
-    share = sum(lengths) / padded(lengths, BATCH)
+    needed, computed = work(train, BATCH)
+    share = needed / computed
     for case, other in (("a reward model's epoch", "defaults"), ("a reward model's epoch, against TRL's best", "best")):
         limit = turns.ratio("ours", other).middle * share
         equality = f"validation loss {before:.4f} before; {words}"
-        yield row(("C3", case), turns, ("ours", other), settings, limit, equality, real_of_computed_tokens=round(share, 3))
+        yield row(("C3", case), turns, ("ours", other), settings, limit, equality, needed_of_computed_tokens=round(share, 3))
 
 
-def padded(lengths: Sequence[int], batch: int) -> int:
-    """Tokens that ours computes in the mean: each batch of pairs in microbatches of like lengths.
+def work(pairs: Sequence[Pair], batch: int) -> tuple[int, int]:
+    """Tokens that an epoch of ours needs, a prompt once for its two responses, and those that its passes compute, in the mean.
 
     Args:
-        lengths: of chosen and rejected in turn.
+        pairs: of the epoch.
         batch: pairs of a step, and sequences of a forward pass.
+
+    Returns:
+        Both.
     """
-    total = 0
-    for begin in range(0, len(lengths), 2 * batch):
-        of_step = sorted(lengths[begin : begin + 2 * batch])
-        total += sum(max(of_step[i : i + batch]) * len(of_step[i : i + batch]) for i in range(0, len(of_step), batch))
-    return total
+    needed = computed = 0
+    for start in range(0, len(pairs), batch):
+        sequences = pair_sequences(pairs[start : start + batch])
+        needed += sum(len(p.prompt_ids) + len(p.chosen_ids) + len(p.rejected_ids) for p in pairs[start : start + batch])
+        shared = shared_passes(sequences, batch)
+        if shared is not None:
+            passes = [[row_width([sequences[i] for i in row]) for row in rows] for rows in shared]
+        else:
+            lengths = sorted(len(prompt) + len(response) for prompt, response in sequences)
+            passes = [lengths[i : i + batch] for i in range(0, len(lengths), batch)]
+        computed += sum(max(widths) * len(widths) for widths in passes)
+    return needed, computed
 
 
 def _call(ready: dict[str, Callable[[], object]], way: str) -> object:

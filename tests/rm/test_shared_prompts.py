@@ -8,7 +8,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from rm import batches, shared_prompts
-from rm.batches import score_sequences
+from rm.batches import score_sequences, scores_of
 from rm.config import Pooling
 from rm.model import RewardModel
 from rm.shared_prompts import SharedBatch, row_width, sees_as_it_is_told, shared_passes
@@ -82,6 +82,24 @@ def test_prompts_are_computed_once(start: Start) -> None:
     model.model.base_model.embed_tokens.register_forward_hook(lambda module, args, out: seen.append(args[0].numel()))
     score_sequences(model, [(LONG, (20, EOS))] * 8, 8, PAD)
     assert seen == [len(LONG) + 8 * 2]
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen2", "gpt2", "mixtral", "opt"])
+def test_gradients_are_those_of_sequences_alone(start: Start, name: str) -> None:
+    model = start(name)
+    assert model.shares_prompts(10)
+    weights = torch.tensor([1.0, -2.0, 0.5, 3.0, -1.5])
+
+    def gradient(share: bool) -> torch.Tensor:
+        model.zero_grad()
+        (scores_of(model, SEQUENCES, PAD, 3, share=share) * weights).sum().backward()  # type: ignore[no-untyped-call]
+        return torch.cat([p.grad.reshape(-1) for p in model.parameters() if p.grad is not None])
+
+    alone, seen = gradient(False), list[int]()
+    model.model.base_model.get_input_embeddings().register_forward_hook(lambda module, args, out: seen.append(args[0].numel()))
+    shared = gradient(True)
+    assert sum(seen) < sum(len(prompt) + len(response) for prompt, response in SEQUENCES)
+    torch.testing.assert_close(shared, alone, rtol=0, atol=1e-5 * float(alone.abs().max()))
 
 
 @pytest.mark.parametrize("name", ["gemma2", "bert", "distilbert"])

@@ -68,8 +68,8 @@ def test_repeated_responses_are_scored_once_and_count_as_before(make_model: Make
     rows = count_rows(model)
     once = data.difference(groups)
     assert sum(rows) == len(set(flat))
-    assert float(once.detach()) == pytest.approx(float(all_scored.detach()), abs=1e-12)
-    torch.testing.assert_close(gradient(model, once), expected, rtol=0, atol=1e-12)
+    assert float(once.detach()) == pytest.approx(float(all_scored.detach()), abs=1e-8)
+    torch.testing.assert_close(gradient(model, once), expected, rtol=0, atol=1e-8)  # Llama's norms round to float32
 
 
 def test_j_of_all_alike_is_its_least_and_has_no_gradient(make_model: MakeModel) -> None:
