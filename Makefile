@@ -9,7 +9,7 @@ unexport PYTHONDONTWRITEBYTECODE
 RUN = .venv/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help env env-cpu env-gpu quickstart test test-all check format bench bench-gpu reproduce chaos lock clean
+.PHONY: help env env-cpu env-gpu quickstart test test-all check format bench bench-gpu profile reproduce chaos lock clean
 
 help:
 	@echo "make quickstart   three rounds of iterated RLHF on this machine, and a report to look at"
@@ -19,6 +19,7 @@ help:
 	@echo "make format       put the code into its format"
 	@echo "make bench        how long our ways take beside what one would do instead (docs/benchmarks.md); BENCH=\"--only C1 C4\" takes some"
 	@echo "make bench-gpu    the same on one NVIDIA GPU: MFU, memory, how far from its limits; BENCH=\"--budget 500\" takes what fits into 500 s"
+	@echo "make profile      a flame graph of a run's start and second round, by py-spy (docs/benchmarks.md)"
 	@echo "make reproduce    the papers' tables made again in the small (hours; goes on where it stopped)"
 	@echo "make chaos        every fault of docs/promises.md done to real runs (one to two hours on two cores)"
 	@echo "make env          the environment (the other verbs make it when it is missing)"
@@ -61,6 +62,13 @@ bench: env
 
 bench-gpu: env
 	$(RUN) -m benchmarks.gpu $(BENCH)
+
+# The first round makes the world and fills the caches of what is compiled; it is not looked at. PROFILE takes options of the run.
+profile: env
+	rm -rf $(RONDO_STORAGE)/runs/profile
+	$(RUN) -m cluster run configs/quickstart.yaml --name profile --rounds.num_rounds 1 $(PROFILE)
+	.venv/bin/py-spy record --subprocesses --rate 50 --output $(RONDO_STORAGE)/runs/profile/flame.svg -- \
+		$(RUN) -m cluster run configs/quickstart.yaml --name profile --rounds.num_rounds 2 $(PROFILE)
 
 reproduce: env
 	$(RUN) -m benchmarks.reproduce

@@ -241,4 +241,4 @@ def test_tokens_that_ours_needs_and_computes_by_hand() -> None:
 
     assert work(of(6, (1, 2), (3, 1)), 2) == (9 + 10, 9 + 10), "a prompt before both of its responses, a pair to a pass"
     assert work(of(6, (1, 2), (3, 1)), 4) == (9 + 10, 10 + 10), "both pairs in one pass, as wide as the wider"
-    assert work(of(1, (8, 8), (8, 8), (4, 4)), 2) == (17 + 17 + 9, 4 * 9 + 2 * 5), "too little to save; the last step has one pair"
+    assert work(of(1, (8, 8), (8, 8), (4, 4)), 2) == (17 + 17 + 9, 4 * 9 + 2 * 5), "too little to save; the last step has a pair"
