@@ -65,25 +65,26 @@ class SharedBatch:
         together = [sequence for row in rows for sequence in row]
         batch = SequenceBatch.from_ids([prompt for prompt, _ in together], [response for _, response in together], pad_id)
         width = max(row_width(row) for row in rows)
-        ids, positions = (torch.full((len(rows), width), fill) for fill in (pad_id, 0))
-        owner = torch.full((len(rows), width), -1)  # 0 the prompt, 1.. the responses, -1 padding
-        places = torch.zeros(batch.input_ids.shape, dtype=torch.int64)
-        number = 0
+        longest = batch.input_ids.shape[1]
+        # Lists first: a tensor operation for each piece takes longer than its numbers.
+        ids, positions, owner, places = ([] for _ in range(4))
         for at, row in enumerate(rows):
             prompt = row[0][0]
-            ids[at, : len(prompt)], owner[at, : len(prompt)] = torch.tensor(prompt), 0
-            positions[at, : len(prompt)] = torch.arange(len(prompt))
-            start = len(prompt)
+            # 0 is the prompt, 1.. the responses
+            own_ids, own_positions, owners = [*prompt], [*range(len(prompt))], [0] * len(prompt)
+            first = at * width
             for index, (own_prompt, response) in enumerate(row, start=1):
                 if own_prompt != prompt:
                     raise ValueError(f"row {at} has sequences of several prompts: expected one")
-                end = start + len(response)
-                ids[at, start:end], owner[at, start:end] = torch.tensor(response, dtype=torch.int64), index
-                positions[at, start:end] = len(prompt) + torch.arange(len(response))
-                places[number, : len(prompt)] = at * width + torch.arange(len(prompt))
-                places[number, len(prompt) : len(prompt) + len(response)] = at * width + torch.arange(start, end)
-                number, start = number + 1, end
-        return cls(ids, positions, _sees(owner), places, batch)
+                start, end = first + len(own_ids), first + len(own_ids) + len(response)
+                places.append(_filled([*range(first, first + len(prompt)), *range(start, end)], longest, 0))
+                own_ids += response
+                own_positions += range(len(prompt), len(prompt) + len(response))
+                owners += [index] * len(response)
+            ids.append(_filled(own_ids, width, pad_id))
+            positions.append(_filled(own_positions, width, 0))
+            owner.append(_filled(owners, width, -1))
+        return cls(torch.tensor(ids), torch.tensor(positions), _sees(torch.tensor(owner)), torch.tensor(places), batch)
 
     def unpack(self, hidden: Tensor) -> Tensor:
         """Hidden states as if every sequence had a row of its own.
@@ -103,6 +104,10 @@ class SharedBatch:
 
     def __len__(self) -> int:
         return len(self.sequences)
+
+
+def _filled(numbers: list[int], length: int, fill: int) -> list[int]:
+    return numbers + [fill] * (length - len(numbers))
 
 
 def _sees(owner: Tensor) -> Tensor:

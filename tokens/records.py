@@ -219,9 +219,8 @@ class SequenceBatch:
             raise ValueError(f"need as many prompts as responses and at least one, got {len(prompts)} and {len(responses)}")
         lengths = [(len(p), len(p) + len(r)) for p, r in zip(prompts, responses, strict=True)]
         width = max(end for _, end in lengths)
-        input_ids = torch.full((len(prompts), width), pad_id, dtype=torch.int64)
-        for row, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
-            input_ids[row, : lengths[row][1]] = torch.tensor([*prompt, *response], dtype=torch.int64)
+        rows = zip(prompts, responses, lengths, strict=True)
+        input_ids = torch.tensor([[*p, *r, *[pad_id] * (width - end)] for p, r, (_, end) in rows], dtype=torch.int64)
         positions = torch.arange(width)
         starts = torch.tensor([start for start, _ in lengths])[:, None]
         ends = torch.tensor([end for _, end in lengths])[:, None]
