@@ -329,8 +329,8 @@ def reward_parts(config: RunConfig, size: ModelSize, metarm: bool) -> tuple[Part
     copies = (frozen_part("MetaRM's copies", 2 * trained, share, "float32"),) if metarm else ()  # theta, the ascent's direction
     held = max(2 * views * reward.batch_size, shifted)
     if reward.backward_size is not None:  # of each rank; a pair or a prompt's k samples are not divided
-        held = min(held, share.num_ranks * max(2, reward.backward_size, meta.samples_per_prompt if metarm else 2))
-    kept = activations(size, share, held, longest, min(reward.microbatch_size, held))
+        held = min(held, share.num_ranks * max(reward.backward_size, meta.samples_per_prompt if metarm else 2))
+    kept = activations(size, share, held, longest, reward.microbatch_size)
     name = "adapter" if reward.lora.rank else "reward model"
     return (*frozen, *trained_parts(name, trained, share), *copies, *_working(size, trained, share, kept))
 

@@ -181,7 +181,9 @@ def _check(config: RunConfig, names: Sequence[str] | None, seeds: int) -> list[s
 
 def _settings(config: RunConfig) -> dict[str, Any]:
     """What a fit depends on beside the strengths, which belong to their own config and data."""
-    reward = _plain(config.reward).model_dump(mode="json", exclude={"start", "base", "microbatch_size", "backward_size"})
+    masked = config.reward.dropout or config.reward.lora.dropout  # each part of a step has masks of its own
+    left_out = {"start", "base", "microbatch_size"} | (set() if masked else {"backward_size"})
+    reward = _plain(config.reward).model_dump(mode="json", exclude=left_out)
     denoise = config.data.denoise.model_dump(mode="json", exclude={"method", "strength"})
     flat = {f"reward.{key}": value for key, value in reward.items()}
     return flat | {f"data.denoise.{key}": value for key, value in denoise.items()}

@@ -19,6 +19,8 @@ TokenIds = tuple[int, ...]
 _Row = TypeVar("_Row")
 Encoded = tuple[TokenIds, TokenIds]
 """Prompt ids and response ids of one sequence."""
+Shared = list[list[int]]
+"""Of a forward pass: the sequences of each row, by their indices."""
 
 
 def by_length(rows: Sequence[_Row], length: Callable[[_Row], int], size: int) -> list[list[_Row]]:
@@ -60,10 +62,9 @@ def score_sequences(
     """
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-    share = not packing and ranks.size == 1
-    if share and _shared(model, sequences, batch_size) is not None:
-        with torch.no_grad():
-            return scores_of(model, sequences, pad_id, batch_size, share=True).to("cpu", torch.get_default_dtype())
+    shared = None if packing or ranks.size > 1 else _shared(model, sequences, batch_size)
+    if shared is not None:
+        return _score_shared(model, sequences, shared, pad_id)
     order = list(range(len(sequences)))
     if not packing:
         order.sort(key=lambda i: -(len(sequences[i][0]) + len(sequences[i][1])))
@@ -77,6 +78,16 @@ def score_sequences(
             for start in range(0, len(own), batch_size)
         ]
     scores[order] = ranks.gather(torch.cat(parts), len(order)).to("cpu", scores.dtype)
+    return scores
+
+
+def _score_shared(model: RewardModel, sequences: Sequence[Encoded], passes: Sequence[Shared], pad_id: int) -> Tensor:
+    """[B] on the CPU, each prompt's work done once."""
+    device = next(model.parameters()).device
+    scores = torch.zeros(len(sequences))
+    with torch.no_grad():
+        for rows, batch in _shared_batches(sequences, passes, pad_id):
+            scores[rows] = model(batch.to(device)).to("cpu", scores.dtype)
     return scores
 
 
@@ -122,8 +133,7 @@ def _passes(
     """The indices of each forward pass's sequences, and their batch."""
     shared = _shared(model, sequences, microbatch) if share and not packing else None
     if shared is not None:
-        for together in shared:
-            yield [i for row in together for i in row], SharedBatch.of([[sequences[i] for i in row] for row in together], pad_id)
+        yield from _shared_batches(sequences, shared, pad_id)
         return
     order = sorted(range(len(sequences)), key=lambda i: len(sequences[i][0]) + len(sequences[i][1]))
     passes = -(-len(order) // microbatch)
@@ -133,7 +143,14 @@ def _passes(
         yield rows, PackedBatch.of(batch) if packing else batch
 
 
-def _shared(model: RewardModel, sequences: Sequence[Encoded], batch_size: int) -> list[list[list[int]]] | None:
+def _shared_batches(
+    sequences: Sequence[Encoded], passes: Sequence[Shared], pad_id: int
+) -> Iterator[tuple[list[int], SharedBatch]]:
+    for together in passes:
+        yield [i for row in together for i in row], SharedBatch.of([[sequences[i] for i in row] for row in together], pad_id)
+
+
+def _shared(model: RewardModel, sequences: Sequence[Encoded], batch_size: int) -> list[Shared] | None:
     """Passes of rows behind common prompts; None where the model does not allow it, or it saves too little."""
     passes = shared_passes(sequences, batch_size)
     longest = max((len(prompt) + len(response) for prompt, response in sequences), default=0)

@@ -233,7 +233,8 @@ class _Shifted(_Plain):
         flat = [sequence for group in groups for sequence in group]
 
         def ascend() -> Tensor:
-            return difference_loss(scores_of(self.model, flat, self.pad_id, self.reward.microbatch_size).view(len(groups), -1))
+            scores = scores_of(self.model, flat, self.pad_id, self.reward.microbatch_size, share=True)
+            return difference_loss(scores.view(len(groups), -1))
 
         def descend_on() -> Tensor:
             losses = {name: self.upper(name, queries) for name, queries in batches.items()}

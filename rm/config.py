@@ -88,7 +88,8 @@ class RewardConfig(Section):
     """Sequences per forward pass, those of like length together. Changes speed, not the result."""
     backward_size: int | None = Field(None, ge=2)
     """Sequences of a step whose activations are held at one time: gradients of such parts are added up, like lengths together, a
-    pair or a prompt's k samples undivided. null = all of a step. Changes memory and speed, not the result but for rounding."""
+    pair or a prompt's k samples undivided. null = all of a step. Changes memory and speed, and under dropout, whose masks every
+    part draws anew, the result."""
     weight_decay: float = Field(0.0, ge=0)
     """Decoupled weight decay."""
     warmup_ratio: float = Field(0.1, ge=0, lt=1)

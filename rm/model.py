@@ -250,7 +250,7 @@ class RewardModel(nn.Module):
             sequences = [((a, b), response) for response in ((a, a, b), (b,), (b, a))]
             device = next(self.model.parameters()).device
             alone = SequenceBatch.from_ids([prompt for prompt, _ in sequences], [response for _, response in sequences], a)
-            with torch.no_grad(), self._dropout.at(None):
+            with torch.no_grad(), torch.autocast(device.type, enabled=False), self._dropout.at(None):
                 got, wanted = (self._pooled(batch.to(device)).float() for batch in (SharedBatch.of([sequences], a), alone))
             close = max(1e-3, 8 * torch.finfo(self.model.dtype).eps) * float(wanted.abs().max())
             self._can_share = torch.allclose(got, wanted, rtol=0, atol=close)

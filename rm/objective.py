@@ -33,8 +33,8 @@ class PreferenceObjective:
     view from the other rows. It keeps what the fit reports beside the loss.
 
     Masks are drawn from the objective's own seed: the global generators of the CPU and of the devices are left as they were.
-    Every call draws new ones. They depend on ``microbatch_size``, ``packing`` and the number of ranks; without dropout nothing
-    does.
+    Every call draws new ones. They depend on ``microbatch_size``, ``backward_size``, ``packing`` and the number of ranks; without
+    dropout nothing does.
 
     Source: Secrets of RLHF Part II, Eqs 2, 5, 6 (preferences), 7-9 and section 3.1 (the total).
 
@@ -110,7 +110,10 @@ class PreferenceObjective:
 
     def _of_part(self, pairs: Sequence[Pair], denominator: int) -> Tensor:
         with self._own_masks():
-            return self._of_scores(pairs, denominator) if self._term is None else self._of_views(pairs, self._term)
+            if self._term is None:
+                return self._of_scores(pairs, denominator)
+            assert denominator == len(pairs), "RewardConfig refuses to divide a batch whose rows are compared"
+            return self._of_views(pairs, self._term)
 
     def _of_scores(self, batch: Sequence[Pair], denominator: int) -> Tensor:
         shared = share_rows(batch, self.ranks)

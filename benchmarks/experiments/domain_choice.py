@@ -29,7 +29,6 @@ from cluster.run_directory import versions
 from evaluation.domains import Outcome, outcomes, read_domain_run
 from preferences.load import load_preferences
 from preferences.queries import DSP_PROMPT
-from rm.checkpoints import kind_of
 from rm.domain_config import StrategyConfig
 
 RESULTS = ROOT / "benchmarks" / "results" / "domains_choice.jsonl"
@@ -110,18 +109,20 @@ def main(arguments: Sequence[str] | None = None, results: Path = RESULTS) -> dic
     parser.add_argument("--base", choices=("decoder", "encoder"), default="decoder", help="dsp: which model to choose for")
     options, overrides = parser.parse_known_args(arguments)
     config = load_config(RECIPES[options.what], overrides)
+    name, id_, encoder = "choice", f"domains-choice-{options.what}", options.base == "encoder"
+    if encoder:
+        name, id_ = f"{name} {options.base}", f"{id_}-{options.base}"
     if options.what == "dsp":
         if options.cache is None:
             parser.error("dsp needs --cache, where models and queries are kept")
         config = with_seed(without_reported(config, options.reported or 3, options.cache / "choice"), SEED)
         base = dsp_bases(config, options.cache / "choice", (), (options.base,))[options.base]
     else:
+        if encoder:
+            parser.error("the sandbox has no encoder: --base encoder goes with dsp")
         config = with_seed(config, SEED)
         base = sandbox_bases(config, ("plain",))["plain"]
     plain = {PLAIN: StrategyConfig()}
-    name, id_ = "choice", f"domains-choice-{options.what}"
-    if base is not None and kind_of(base) == "encoder":  # it has no head to imitate with
-        name, id_ = f"{name} {options.base}", f"{id_}-{options.base}"
 
     def fitted(rate: float, strategies: Mapping[str, StrategyConfig]) -> dict[str, Outcome]:
         own = on_base(at_rate(config, rate, strategies), name, base)
@@ -132,17 +133,17 @@ def main(arguments: Sequence[str] | None = None, results: Path = RESULTS) -> dic
     found: dict[str, dict[str, Outcome]] = {"rate": {f"{rate:g}": fitted(rate, plain)[PLAIN] for rate in RATES}}
     rate = max(found["rate"], key=lambda name: accuracy(found["rate"][name]))
     every = fitted(float(rate), plain | {name: each for of in CANDIDATES.values() for name, each in of.items()})
-    fits = {kind: {name: every[name] for name in of if name in every} for kind, of in CANDIDATES.items()}
+    fits = {kind: {each: every[each] for each in of if each in every} for kind, of in CANDIDATES.items()}
     found |= {kind: of for kind, of in fits.items() if of}
     best = {kind: max(of, key=lambda name: accuracy(of[name])) for kind, of in found.items()}
     results.parent.mkdir(exist_ok=True)
     with results.open("a") as file:
         for kind, of in found.items():
-            for name, outcome in of.items():
-                mark = "*" if best[kind] == name else " "
-                print(f"{mark} {kind:<10} {name:<16} mean {accuracy(outcome):.3f}, domain {outcome.domain.value:.3f}")
+            for candidate, outcome in of.items():
+                mark = "*" if best[kind] == candidate else " "
+                print(f"{mark} {kind:<10} {candidate:<16} mean {accuracy(outcome):.3f}, domain {outcome.domain.value:.3f}")
                 row = {
-                    "id": id_, "kind": kind, "candidate": name, "chosen": best[kind] == name,
+                    "id": id_, "kind": kind, "candidate": candidate, "chosen": best[kind] == candidate,
                     "accuracy": accuracy(outcome), "domain": outcome.domain.value, "seed": SEED, "versions": versions(),
                 }  # fmt: skip
                 file.write(json.dumps(row) + "\n")

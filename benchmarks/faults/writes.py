@@ -202,7 +202,10 @@ def kill_writes(kept: Kept, kills: int, rng: random.Random) -> dict[str, float]:
         counts["inside" if inside else "outside"] += 1
         counts["came_through"] += came_through
         try:
-            latest = max(latest, kept.read())
+            found = kept.read()
+            if came_through and found < latest + came_through:
+                raise RuntimeError(f"write {latest + came_through} had come through, and {found} is what is there after the kill")
+            latest = max(latest, found)
         except (ValueError, OSError) as error:
             counts["unreadable"] += 1
             print(f"     unreadable after a kill: {error}", flush=True)

@@ -123,7 +123,7 @@ def layouts(size: str, number: int, scene: Scene) -> Iterator[Row]:
     ways: dict[str, Callable[[], object]] = {name: partial(steps.ours, name) for name in steps.objectives}
     with computing(kind):
         with torch.no_grad():
-            got = scores_of(steps.model, pair_sequences(batch), PAD, MICROBATCH)
+            got = scores_of(steps.model, pair_sequences(batch), PAD, MICROBATCH, share=True)
             differing = float((got - plain_scores(steps.model, batch)).abs().max())
         found = measured(kind, ways | {"as they come": steps.as_they_come}, scene.settings.repetitions)
     tokens, padded = tokens_of(list(batch)), padded_tokens(batch)

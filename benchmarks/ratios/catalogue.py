@@ -37,7 +37,7 @@ class Case:
 
 HEADS, LORA = "1 / M: one backbone for all", "1: every member's activations are its own"
 SHARED = "(P + k R) / (k (P + R)): the prompt once"
-REAL = "as fast a pass over the real tokens alone"
+REAL = "as fast a pass over the tokens that are needed, a prompt once"
 PPO = "none computed"
 MEMCPY, COPY = "a copy in memory", "a copy in memory, which a write in the background would need"
 CASES = (

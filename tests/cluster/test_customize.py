@@ -404,6 +404,9 @@ def test_what_customize_does_not_use_is_refused(material: dict[str, Any], tmp_pa
     lora = config.reward.model_copy(update={"lora": config.reward.lora.model_copy(update={"rank": 4})})
     with pytest.raises(UserError, match=r"no use for reward.lora.rank 4"):
         check_settings(config.model_copy(update={"reward": lora}))
+    divided = config.reward.model_copy(update={"backward_size": 8})
+    with pytest.raises(UserError, match=r"no use for reward.backward_size 8"):
+        check_settings(config.model_copy(update={"reward": divided}))
 
 
 def test_a_given_reward_model_is_not_trained(material: dict[str, Any], tmp_path: Path) -> None:

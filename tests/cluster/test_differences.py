@@ -46,6 +46,7 @@ def overridden(*overrides: str) -> dict[str, object]:
     "overrides",
     [
         ("--reward.microbatch_size", "4"),
+        ("--reward.backward_size", "4"),
         ("--reward.packing", "true"),
         ("--data.allow_hub", "true"),
         ("--reward.lora.alpha", "3"),
@@ -68,6 +69,7 @@ def test_strengths_do_not_depend_on_speed_or_on_what_is_not_used(overrides: tupl
         ((), ("--reward.dropout", "0.1")),
         ((), ("--strength.folds", "2")),
         (("--reward.dropout", "0.1"), ("--reward.microbatch_size", "4")),
+        (("--reward.dropout", "0.1"), ("--reward.backward_size", "4")),
         (("--reward.dropout", "0.1"), ("--reward.packing", "true")),
         (("--strength.members", "lora"), ("--reward.lora.alpha", "3")),
         (("--strength.members", "lora"), ("--strength.lora_rank", "2")),

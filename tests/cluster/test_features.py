@@ -191,6 +191,7 @@ def test_what_features_refuses(material: Path, tmp_path: Path, capsys: pytest.Ca
     assert "there are 6 raters and features.held_out_raters is 5" in said("--features.held_out_raters", "5")
     assert "shared is true and d is 2" in said("--features.shared", "true")
     assert "features has no use for reward.dropout 0.1" in said("--reward.dropout", "0.1")
+    assert "features has no use for reward.backward_size 8" in said("--reward.backward_size", "8")
     bare = written(tmp_path / "bare.jsonl", [{k: v for k, v in row.items() if k != "rater"} for row in labels(20)])
     assert "no column 'rater'" in said("--data.preferences", str(bare))
     few = written(tmp_path / "few.jsonl", [*labels(20), labels(1)[0] | {"rater": "gil"}])

@@ -84,6 +84,14 @@ def test_prompts_are_computed_once(start: Start) -> None:
     assert seen == [len(LONG) + 8 * 2]
 
 
+def test_the_trial_is_not_rounded_by_autocast(start: Start) -> None:
+    model, seen = start("llama"), list[torch.dtype]()
+    model.model.base_model.layers[0].mlp.register_forward_hook(lambda module, args, out: seen.append(out.dtype))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert model.shares_prompts(10)
+    assert set(seen) == {torch.float32}
+
+
 @pytest.mark.parametrize("name", ["llama", "qwen2", "gpt2", "mixtral", "opt"])
 def test_gradients_are_those_of_sequences_alone(start: Start, name: str) -> None:
     model = start(name)

@@ -12,7 +12,7 @@ from rm.config import MetaConfig, RewardConfig
 from rm.records import RewardStep
 from rm.training import fit_reward_model, learning_rate_factor
 from rm.validation import score_sets
-from tests.rm.toy import BOS, EOS, PAD, MakeModel, ascended_on, fit, response, shifted, toy_pairs, weights
+from tests.rm.toy import BOS, EOS, PAD, MakeModel, ascended_on, count_rows, fit, response, shifted, toy_pairs, weights
 from tokens.errors import UserError
 from tokens.records import SequenceBatch
 
@@ -46,8 +46,10 @@ def test_eta_zero_is_vanilla_and_sees_the_pairs_in_the_same_order(make_model: Ma
 def test_a_fit_whose_steps_are_divided_ends_where_one_that_is_not_ends(make_model: MakeModel, with_meta: bool) -> None:
     whole, divided = make_model("mean"), make_model("mean")
     meta = shifted() if with_meta else None
+    at_once = [count_rows(model) for model in (whole, divided)]
     _, steps = fit(whole, toy_pairs(20), meta)
     _, others = fit(divided, toy_pairs(20), meta, reward={"backward_size": 4})
+    assert [max(rows) for rows in at_once] == [16, 4], "8 pairs, and 2"
     assert [step.accuracy for step in others] == pytest.approx([step.accuracy for step in steps])
     torch.testing.assert_close(weights(divided), weights(whole), rtol=0, atol=1e-5)
 
