@@ -131,8 +131,8 @@ def empty_rounds(folder: Path, options: dict[str, Any]) -> Iterator[tuple[Callab
             metrics.span(span)
 
         wait = Waiter(console, directory.logs, config.resources.deadline_s, record)
-        roles = roles_of(options, config)
-        for process in roles.processes:
+        roles, others = roles_of(options, config), roles_of(options, config)  # calls alone put the version back
+        for process in (*roles.processes, *others.processes):
             closing.callback(ray.kill, process.actor)
         directory.begin_with(sft_dir)
         sft, version = begin(config, directory, inputs, roles, wait, console, metrics)
@@ -141,7 +141,7 @@ def empty_rounds(folder: Path, options: dict[str, Any]) -> Iterator[tuple[Callab
         theme = Theme(
             config, directory, inputs, roles, batches, wait, console, metrics, sft, version, (0, None), nobody_leaves
         )  # fmt: skip
-        yield lambda: theme.play(directory.num_committed), partial(calls, roles)
+        yield lambda: theme.play(directory.num_committed), partial(calls, others)
 
 
 class Quiet(Console):
