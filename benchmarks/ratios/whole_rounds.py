@@ -29,7 +29,8 @@ SMALL = (
     "--world.num_texts", "600", "--world.num_pairs", "64", "--world.num_validation_pairs", "32", "--world.num_prompts", "64",
     "--world.num_eval_prompts", "16", "--sft.shape.hidden_size", "64", "--sft.shape.num_heads", "2",
     "--sft.shape.intermediate_size", "96", "--meta.num_prompts", "16", "--policy.steps_per_round", "2",
-    "--policy.prompts_per_step", "16", "--policy.minibatch_size", "16", "--evaluation.num_prompts", "8",
+    "--policy.prompts_per_step", "16", "--policy.minibatch_size", "16", "--policy.microbatch_size", "16",
+    "--evaluation.num_prompts", "8",
 )  # fmt: skip
 """What makes a quickstart small."""
 

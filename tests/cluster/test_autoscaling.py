@@ -20,7 +20,8 @@ SMALL = {
     "sft": {"batch_size": 64} | {f"shape.{key}": n for key, n in (("hidden_size", 64), ("num_layers", 2), ("num_heads", 2))},
     "meta": {"num_prompts": 32},
     "scorer": {"num_members": 2},
-    "policy": {"steps_per_round": 1, "prompts_per_step": 16, "minibatch_size": 16, "critic_warmup_steps": 0},
+    "policy": {"steps_per_round": 1, "critic_warmup_steps": 0}
+    | dict.fromkeys(("prompts_per_step", "minibatch_size", "microbatch_size"), 16),
     "evaluation": {"num_prompts": 24},
 }
 SHORT = [word for section, keys in SMALL.items() for key, value in keys.items() for word in (f"--{section}.{key}", str(value))]
