@@ -62,7 +62,7 @@ def score_sequences(
     """
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-    shared = None if packing or ranks.size > 1 else _shared(model, sequences, batch_size)
+    shared = None if packing or ranks.size > 1 else passes_behind_prompts(model, sequences, batch_size)
     if shared is not None:
         return _score_shared(model, sequences, shared, pad_id)
     order = list(range(len(sequences)))
@@ -131,7 +131,7 @@ def _passes(
     model: RewardModel, sequences: Sequence[Encoded], pad_id: int, microbatch: int, packing: bool, share: bool
 ) -> Iterator[tuple[list[int], SequenceBatch | PackedBatch | SharedBatch]]:
     """The indices of each forward pass's sequences, and their batch."""
-    shared = _shared(model, sequences, microbatch) if share and not packing else None
+    shared = passes_behind_prompts(model, sequences, microbatch) if share and not packing else None
     if shared is not None:
         yield from _shared_batches(sequences, shared, pad_id)
         return
@@ -150,7 +150,7 @@ def _shared_batches(
         yield [i for row in together for i in row], SharedBatch.of([[sequences[i] for i in row] for row in together], pad_id)
 
 
-def _shared(model: RewardModel, sequences: Sequence[Encoded], batch_size: int) -> list[Shared] | None:
+def passes_behind_prompts(model: RewardModel, sequences: Sequence[Encoded], batch_size: int) -> list[Shared] | None:
     """Passes of rows behind common prompts; None where the model does not allow it, or it saves too little."""
     passes = shared_passes(sequences, batch_size)
     longest = max((len(prompt) + len(response) for prompt, response in sequences), default=0)

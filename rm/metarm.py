@@ -121,6 +121,30 @@ def metarm_gradient(
     )
 
 
+def backward(terms: Iterable[Callable[[], Tensor]], name: str, ranks: Ranks) -> float:
+    """Add the gradient of a sum of terms to ``.grad``, one backward pass each.
+
+    Args:
+        terms: functions that return scalars, each rank's part of a sum; all ranks must call this.
+        name: of the sum, for messages.
+        ranks: that share the parameters.
+
+    Returns:
+        The sum, over all ranks.
+
+    Raises:
+        BadNumber: if it is not finite.
+    """
+    value = 0.0
+    for term in terms:
+        found = term()
+        value += float(ranks.sum(found.detach()))
+        if not math.isfinite(value):
+            raise BadNumber(name, value)
+        torch.autograd.backward(found)
+    return value
+
+
 def joint_gradient(
     parameters: Iterable[nn.Parameter],
     ascend: Loss,
@@ -230,14 +254,8 @@ def _gradient(
     """Value and gradient of a sum of terms, one backward pass each; leaves every ``.grad`` empty."""
     for parameter in theta:
         parameter.grad = None
-    value = 0.0
     try:
-        for term in terms:
-            term_value = term()
-            value += float(ranks.sum(term_value.detach()))
-            if not math.isfinite(value):
-                raise BadNumber(name, value)
-            torch.autograd.backward(term_value)
+        value = backward(terms, name, ranks)
         gradient = [torch.zeros_like(p) if p.grad is None else p.grad for p in theta]
     finally:
         for parameter in theta:

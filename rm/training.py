@@ -18,7 +18,7 @@ from torch.distributed.tensor import DTensor
 from rm.batches import Encoded, pair_batches
 from rm.config import MetaConfig, RewardConfig
 from rm.descent import adamw, check_weights, descend, within
-from rm.metarm import ascend_in_place, joint_gradient, metarm_gradient
+from rm.metarm import ascend_in_place, backward, joint_gradient, metarm_gradient
 from rm.model import RewardModel
 from rm.objective import PreferenceObjective
 from rm.records import MetaFit, MetaStep, RewardFit, RewardStep, last_quarter
@@ -294,14 +294,7 @@ class _Fit:
         )
 
     def _plain(self, index: int, batch: Sequence[Pair]) -> tuple[float, None, int]:
-        value = 0.0
-        for term in self.objective.terms(batch):
-            loss = term()
-            value += float(self.ranks.sum(loss.detach()))
-            if not math.isfinite(value):
-                raise BadNumber("the preference loss", value)
-            torch.autograd.backward(loss)
-        return value, None, 0
+        return backward(self.objective.terms(batch), "the preference loss", self.ranks), None, 0
 
     def _meta(self, shifted: ShiftedSamples, index: int, batch: Sequence[Pair]) -> tuple[float, MetaStep, int]:
         groups = next(shifted.batches)

@@ -27,14 +27,14 @@ from benchmarks.gpu.models import (
     training_flops,
 )
 from benchmarks.gpu.rows import Row, Scene, row
-from rm.batches import pair_sequences, scores_of
+from rm.batches import pair_sequences, passes_behind_prompts, scores_of
 from rm.config import LoraConfig, RewardConfig
 from rm.descent import adamw, descend
 from rm.lora import add_lora
 from rm.losses import bradley_terry_loss
 from rm.model import RewardModel
 from rm.objective import PreferenceObjective
-from rm.shared_prompts import row_width, shared_passes
+from rm.shared_prompts import row_width
 from tokens.ranks import ALONE
 from tokens.records import Pair, SequenceBatch
 
@@ -103,8 +103,8 @@ def padded_tokens(batch: Sequence[Pair]) -> int:
 def shared_tokens(model: RewardModel, batch: Sequence[Pair]) -> int:
     """Tokens that our step needs: those of both sequences, the prompt once where it stands before both."""
     given = pair_sequences(batch)
-    passes = shared_passes(given, MICROBATCH)
-    if passes is None or not model.shares_prompts(max(len(prompt) + len(response) for prompt, response in given)):
+    passes = passes_behind_prompts(model, given, MICROBATCH)
+    if passes is None:
         return tokens_of(list(batch))
     return sum(row_width([given[i] for i in row]) for rows in passes for row in rows)
 

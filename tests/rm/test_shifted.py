@@ -58,6 +58,7 @@ def test_who_is_kept_back_is_known_from_number_and_seed(make_model: MakeModel) -
 
 def test_repeated_responses_are_scored_once_and_count_as_before(make_model: MakeModel) -> None:
     model = make_model("mean", dtype=torch.float64)
+    model._can_share = False  # Llama's norms round to float32: behind a shared prompt sums agree to 1e-8 only
     groups = samples(5, k=6, words=2)
     flat = [sequence for group in groups for sequence in group]
     assert num_duplicates(groups) == 30 - len(set(flat)) >= 5
@@ -68,8 +69,8 @@ def test_repeated_responses_are_scored_once_and_count_as_before(make_model: Make
     rows = count_rows(model)
     once = data.difference(groups)
     assert sum(rows) == len(set(flat))
-    assert float(once.detach()) == pytest.approx(float(all_scored.detach()), abs=1e-8)
-    torch.testing.assert_close(gradient(model, once), expected, rtol=0, atol=1e-8)  # Llama's norms round to float32
+    assert float(once.detach()) == pytest.approx(float(all_scored.detach()), abs=1e-12)
+    torch.testing.assert_close(gradient(model, once), expected, rtol=0, atol=1e-12)
 
 
 def test_j_of_all_alike_is_its_least_and_has_no_gradient(make_model: MakeModel) -> None:
