@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,9 +30,13 @@ from cluster.waiting import POLL_S
 from tokens.errors import UserError
 
 if TYPE_CHECKING:
+    from ray.data import Dataset
+
     from preferences.sets import PreferenceSet
 
 SCORER_LOGS = "scorer-*.log"
+LEAVE_S = 30.0
+"""Seconds that the thread which asks Ray Data gets to end."""
 
 
 @dataclass(frozen=True)
@@ -206,7 +211,7 @@ def stream(config: RunConfig, console: Console, job: ScoringJob, parts: Sequence
     room, begun = room_for_tasks(console.say, "a scorer", share, config.resources.wait_limit_s), False
     try:
         with errors_to(logs / "ray-data.log"):
-            for row in _polled(rows.iter_rows, 2 * job.num_workers):
+            for row in _polled(rows.iter_rows, 2 * job.num_workers, partial(_stop, rows)):
                 obey_termination()
                 begun = begun or row is not None or set(logs.glob(SCORER_LOGS)) != before
                 room.look(waiting=not begun)
@@ -218,12 +223,22 @@ def stream(config: RunConfig, console: Console, job: ScoringJob, parts: Sequence
         raise RoleFailed(f"scoring failed: {type(error).__name__}: {error}. Logs: {logs}") from error
 
 
-def _polled(rows: Callable[[], Iterable[dict[str, Any]]], room: int) -> Iterator[dict[str, Any] | None]:
+def _stop(rows: Dataset) -> None:
+    """End what a dataset executes, if it does. Ray Data has no public way, and its thread must not outlive the driver's Ray."""
+    executor = rows._current_executor
+    if executor is not None:
+        executor.shutdown(force=True)
+
+
+def _polled(rows: Callable[[], Iterable[dict[str, Any]]], room: int, stop: Callable[[], None]) -> Iterator[dict[str, Any] | None]:
     """The rows as they come, and None whenever half a second has passed without one: who waits can look around.
+
+    Whoever leaves finds the thread at its end: one that still asked Ray after ``ray.shutdown`` would end the whole process.
 
     Args:
         rows: gives them; called, and waited for, in a thread of its own.
         room: rows that may lie ready.
+        stop: ends ``rows`` early, whatever it waits for; called again until it has.
     """
     ready: queue.Queue[tuple[dict[str, Any] | None, BaseException | None]] = queue.Queue(room)
     left = threading.Event()
@@ -239,7 +254,8 @@ def _polled(rows: Callable[[], Iterable[dict[str, Any]]], room: int) -> Iterator
             end = error
         ready.put((None, end))
 
-    threading.Thread(target=fetch, name="scores", daemon=True).start()
+    thread = threading.Thread(target=fetch, name="scores", daemon=True)
+    thread.start()
     try:
         while True:
             try:
@@ -254,9 +270,13 @@ def _polled(rows: Callable[[], Iterable[dict[str, Any]]], room: int) -> Iterator
             yield row
     finally:
         left.set()
-        with contextlib.suppress(queue.Empty):  # so that the thread, should it wait for a place, comes to see that nobody reads
-            while True:
-                ready.get_nowait()
+        deadline = time.monotonic() + LEAVE_S
+        while thread.is_alive() and time.monotonic() < deadline:
+            with contextlib.suppress(queue.Empty):  # the thread may wait for a place
+                while True:
+                    ready.get_nowait()
+            stop()
+            thread.join(timeout=0.1)
 
 
 @contextlib.contextmanager

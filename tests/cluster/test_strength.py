@@ -286,6 +286,7 @@ def test_what_is_wrong_with_a_member_is_the_users_error(run: Done) -> None:
     save_file(kept, weights, metadata={"format": "pt"})
     with pytest.raises(UserError, match=r"members/0/1\b.*score\.weight"):
         measure(*MEMBERS, "--name", "tiny-broken")
+    assert not [thread for thread in threading.enumerate() if thread.name == "scores"], "it would end the process by asking Ray"
 
 
 def test_an_encoder_scores_with_the_tokens_that_it_was_trained_with(command: Command, tmp_path: Path) -> None:

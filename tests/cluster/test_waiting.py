@@ -174,7 +174,7 @@ def test_rows_are_polled(monkeypatch: pytest.MonkeyPatch) -> None:
 
     seen: list[dict[str, Any] | None] = []
     with pytest.raises(OSError, match="broken"):
-        seen.extend(_polled(rows, 2))
+        seen.extend(_polled(rows, 2, lambda: None))
     assert [row for row in seen if row] == [{"part": 0}, {"part": 1}] and seen.count(None) >= 2
 
     def endless() -> Iterator[dict[str, Any]]:
@@ -185,10 +185,28 @@ def test_rows_are_polled(monkeypatch: pytest.MonkeyPatch) -> None:
             closed.set()
 
     closed.clear()
-    polled = _polled(endless, 2)
+    polled = _polled(endless, 2, lambda: None)
     assert next(polled) == {"part": 0}
     polled.close()
-    assert closed.wait(5), "nobody reads, so nothing is fetched any more"
+    assert closed.is_set() and not _fetching(), "nobody reads, so nothing is fetched any more"
+
+
+def test_who_leaves_rows_that_do_not_come_stops_them() -> None:
+    stopped = threading.Event()
+
+    def silent() -> Iterator[dict[str, Any]]:
+        yield {"part": 0}
+        stopped.wait()
+
+    polled = _polled(silent, 2, stopped.set)
+    assert next(polled) == {"part": 0}
+    with pytest.raises(UserError, match="refused"):
+        polled.throw(UserError("refused"))
+    assert stopped.is_set() and not _fetching(), "no thread is left that could ask Ray after its end"
+
+
+def _fetching() -> bool:
+    return any(thread.name == "scores" for thread in threading.enumerate())
 
 
 def test_a_member_that_is_dead_in_one_fold_is_found(tmp_path: Path) -> None:
