@@ -86,6 +86,7 @@ def serve(storage: str, number: int, size: int, threads: int) -> None:
     pairs = PreferenceSet(Dataset.from_parquet(f"{storage}/pairs.parquet", cache_dir=cache), "made up", "explicit")
     parts = plan_parts([("train", pairs, np.zeros(number, dtype=np.int64), np.ones(number, dtype=bool))], size)
     with directory.open(), local_ray():
+        directory.logs.mkdir(exist_ok=True)
         members = directory.members(0)
         if not directory.texts.is_file():
             save_members(members, 1, hidden_size=16)
