@@ -3,7 +3,7 @@
 Letters: B sequences.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeVar
 
 import torch
@@ -21,6 +21,8 @@ Encoded = tuple[TokenIds, TokenIds]
 """Prompt ids and response ids of one sequence."""
 Shared = list[list[int]]
 """Of a forward pass: the sequences of each row, by their indices."""
+Pass = tuple[list[int], SequenceBatch | PackedBatch | SharedBatch]
+"""Indices of a forward pass's sequences, and their batch."""
 
 
 def by_length(rows: Sequence[_Row], length: Callable[[_Row], int], size: int) -> list[list[_Row]]:
@@ -62,9 +64,8 @@ def score_sequences(
     """
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-    shared = None if packing or ranks.size > 1 else passes_behind_prompts(model, sequences, batch_size)
-    if shared is not None:
-        return _score_shared(model, sequences, shared, pad_id)
+    if ranks.size == 1:
+        return score_passes(model, lay_out(model, sequences, batch_size, pad_id, packing, share=True), len(sequences))
     order = list(range(len(sequences)))
     if not packing:
         order.sort(key=lambda i: -(len(sequences[i][0]) + len(sequences[i][1])))
@@ -81,12 +82,21 @@ def score_sequences(
     return scores
 
 
-def _score_shared(model: RewardModel, sequences: Sequence[Encoded], passes: Sequence[Shared], pad_id: int) -> Tensor:
-    """[B] on the CPU, each prompt's work done once."""
+def score_passes(model: RewardModel, passes: Iterable[Pass], number: int) -> Tensor:
+    """Scores without gradient of what ``lay_out`` laid out, for this model or another of its architecture.
+
+    Args:
+        model: on its device.
+        passes: of all sequences.
+        number: B.
+
+    Returns:
+        [B] on the CPU, in the order that the sequences were given in.
+    """
     device = next(model.parameters()).device
-    scores = torch.zeros(len(sequences))
+    scores = torch.zeros(number)
     with torch.no_grad():
-        for rows, batch in _shared_batches(sequences, passes, pad_id):
+        for rows, batch in passes:
             scores[rows] = model(batch.to(device)).to("cpu", scores.dtype)
     return scores
 
@@ -119,7 +129,7 @@ def scores_and_features_of(
     """[B] scores and [B, H] features of the same forward passes, in the order given, with gradient; batched as ``scores_of``."""
     device = next(model.parameters()).device
     taken, parts = [], []
-    for rows, batch in _passes(model, sequences, pad_id, microbatch, packing, share):
+    for rows, batch in lay_out(model, sequences, microbatch, pad_id, packing, share):
         taken += rows
         parts.append(model(batch.to(device), both=True))
     back = torch.tensor(taken).argsort().to(device)
@@ -127,27 +137,34 @@ def scores_and_features_of(
     return scores, features
 
 
-def _passes(
-    model: RewardModel, sequences: Sequence[Encoded], pad_id: int, microbatch: int, packing: bool, share: bool
-) -> Iterator[tuple[list[int], SequenceBatch | PackedBatch | SharedBatch]]:
-    """The indices of each forward pass's sequences, and their batch."""
-    shared = passes_behind_prompts(model, sequences, microbatch) if share and not packing else None
+def lay_out(
+    model: RewardModel, sequences: Sequence[Encoded], size: int, pad_id: int, packing: bool = False, share: bool = False
+) -> Iterator[Pass]:
+    """The forward passes that compute all sequences, laid out one by one as they are asked for.
+
+    Args:
+        model: that computes them; decides whether responses may stand behind their prompt.
+        sequences: B of (prompt ids, response ids); may be none.
+        size: sequences of a pass, >= 1.
+        pad_id: id written at padding.
+        packing: True puts a pass's sequences one after another, and unlike lengths together, which fill rows better.
+        share: True lets responses stand behind their common prompt, without ``packing``, where it saves work.
+
+    Returns:
+        Of each pass, the sequences' indices and their batch, on the CPU.
+    """
+    shared = passes_behind_prompts(model, sequences, size) if share and not packing else None
     if shared is not None:
-        yield from _shared_batches(sequences, shared, pad_id)
+        for together in shared:
+            yield [i for row in together for i in row], SharedBatch.of([[sequences[i] for i in row] for row in together], pad_id)
         return
-    order = sorted(range(len(sequences)), key=lambda i: len(sequences[i][0]) + len(sequences[i][1]))
-    passes = -(-len(order) // microbatch)
+    # the longest first: what is too much for the memory shows at once
+    order = sorted(range(len(sequences)), key=lambda i: -(len(sequences[i][0]) + len(sequences[i][1])))
+    passes = -(-len(order) // size)
     for number in range(passes):
-        rows = order[number::passes] if packing else order[number * microbatch :][:microbatch]
+        rows = order[number::passes] if packing else order[number * size :][:size]
         batch = SequenceBatch.from_ids([sequences[i][0] for i in rows], [sequences[i][1] for i in rows], pad_id)
         yield rows, PackedBatch.of(batch) if packing else batch
-
-
-def _shared_batches(
-    sequences: Sequence[Encoded], passes: Sequence[Shared], pad_id: int
-) -> Iterator[tuple[list[int], SharedBatch]]:
-    for together in passes:
-        yield [i for row in together for i in row], SharedBatch.of([[sequences[i] for i in row] for row in together], pad_id)
 
 
 def passes_behind_prompts(model: RewardModel, sequences: Sequence[Encoded], batch_size: int) -> list[Shared] | None:

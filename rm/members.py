@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from rm.batches import Encoded, score_sequences
+from rm.batches import Encoded, lay_out, score_passes
 from rm.config import MemberKind, Pooling, RewardConfig
 from rm.heads import feature_differences, fit_heads, sequence_features
 from rm.lora import add_lora, load_adapter, save_adapter, use_adapter
@@ -161,9 +161,10 @@ class FullMembers:
 
     def scores(self, sequences: Sequence[Encoded], batch_size: int, pad_id: int) -> Tensor:
         """See ``Members``."""
+        passes = [*lay_out(self.models[0], sequences, batch_size, pad_id, share=True)]  # once for all
         columns = []
         for model in self.models:
-            columns.append(score_sequences(model.to(self.device), sequences, batch_size, pad_id))
+            columns.append(score_passes(model.to(self.device), passes, len(sequences)))
             model.to("cpu")
         return torch.stack(columns, dim=1)
 
@@ -181,10 +182,11 @@ class LoraMembers:
 
     def scores(self, sequences: Sequence[Encoded], batch_size: int, pad_id: int) -> Tensor:
         """See ``Members``."""
+        passes = [*lay_out(self.model, sequences, batch_size, pad_id, share=True)]
         columns = []
         for member in range(self.num_members):
             use_adapter(self.model, _adapter(member))
-            columns.append(score_sequences(self.model, sequences, batch_size, pad_id))
+            columns.append(score_passes(self.model, passes, len(sequences)))
         return torch.stack(columns, dim=1)
 
 

@@ -293,7 +293,7 @@ class RewardModel(nn.Module):
             hidden = batch.unpack(self._hidden(batch.input_ids, None, batch.position_ids))
             return pool(hidden, batch.sequences, self.pooling, self.eos_ids)
         if isinstance(batch, SharedBatch):
-            hidden = batch.unpack(self._hidden(batch.input_ids, batch.mask, batch.position_ids))
+            hidden = batch.unpack(self._hidden(batch.input_ids, batch.mask(), batch.position_ids))
             return pool(hidden, batch.sequences, self.pooling, self.eos_ids)
         batch = left_aligned(batch)
         if self.pooled_here:

@@ -35,14 +35,14 @@ class SharedBatch:
     Args:
         input_ids: [R, W] int64.
         position_ids: [R, W] int64; a response's go on from the prompt's.
-        mask: [R, 1, W, W] bool, True where a position (third) sees another (fourth); padding sees itself.
+        owner: [R, W] int64, whose token it is: 0 the prompt's, 1.. the responses', -1 at padding.
         places: [B, T] int64, where in the flattened rows each position of ``sequences`` lies; 0 at its padding.
         sequences: the same sequences, padded; the poolings read its ids and masks.
     """
 
     input_ids: Tensor
     position_ids: Tensor
-    mask: Tensor
+    owner: Tensor
     places: Tensor
     sequences: SequenceBatch
 
@@ -84,7 +84,17 @@ class SharedBatch:
             ids.append(_filled(own_ids, width, pad_id))
             positions.append(_filled(own_positions, width, 0))
             owner.append(_filled(owners, width, -1))
-        return cls(torch.tensor(ids), torch.tensor(positions), _sees(torch.tensor(owner)), torch.tensor(places), batch)
+        return cls(torch.tensor(ids), torch.tensor(positions), torch.tensor(owner), torch.tensor(places), batch)
+
+    def mask(self) -> Tensor:
+        """[R, 1, W, W] bool, made where the batch is: True where a position (third) sees another (fourth), that is what comes
+        before it of the same owner or of the prompt, and itself; padding sees itself.
+        """
+        width = self.owner.shape[1]
+        same = self.owner[:, :, None] == self.owner[:, None, :]
+        prompt = (self.owner[:, None, :] == 0) & (self.owner[:, :, None] >= 0)
+        earlier = torch.ones(width, width, dtype=torch.bool, device=self.owner.device).tril()
+        return (((same | prompt) & earlier) | torch.eye(width, dtype=torch.bool, device=self.owner.device))[:, None]
 
     def unpack(self, hidden: Tensor) -> Tensor:
         """Hidden states as if every sequence had a row of its own.
@@ -99,8 +109,8 @@ class SharedBatch:
 
     def to(self, device: torch.device | str) -> SharedBatch:
         """The same batch on ``device``."""
-        ids, positions, mask = (x.to(device) for x in (self.input_ids, self.position_ids, self.mask))
-        return SharedBatch(ids, positions, mask, self.places.to(device), self.sequences.to(device))
+        ids, positions, owner = (x.to(device) for x in (self.input_ids, self.position_ids, self.owner))
+        return SharedBatch(ids, positions, owner, self.places.to(device), self.sequences.to(device))
 
     def __len__(self) -> int:
         return len(self.sequences)
@@ -108,15 +118,6 @@ class SharedBatch:
 
 def _filled(numbers: list[int], length: int, fill: int) -> list[int]:
     return numbers + [fill] * (length - len(numbers))
-
-
-def _sees(owner: Tensor) -> Tensor:
-    """[R, 1, W, W]: earlier positions of the same owner, or of the prompt; oneself always."""
-    width = owner.shape[1]
-    same = owner[:, :, None] == owner[:, None, :]
-    prompt = (owner[:, None, :] == 0) & (owner[:, :, None] >= 0)
-    earlier = torch.ones(width, width, dtype=torch.bool).tril()
-    return (((same | prompt) & earlier) | torch.eye(width, dtype=torch.bool))[:, None]
 
 
 def row_width(row: Sequence[Encoded]) -> int:

@@ -25,7 +25,7 @@ def test_who_sees_whom_by_hand() -> None:
     batch = SharedBatch.of([[((3, 4), (5, 6)), ((3, 4), (7,))], [((8,), (9,))]], PAD)
     assert batch.input_ids.tolist() == [[3, 4, 5, 6, 7], [8, 9, 0, 0, 0]]
     assert batch.position_ids.tolist() == [[0, 1, 2, 3, 2], [0, 1, 0, 0, 0]]
-    assert batch.mask[:, 0].int().tolist() == [
+    assert batch.mask()[:, 0].int().tolist() == [
         [[1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [1, 1, 1, 0, 0], [1, 1, 1, 1, 0], [1, 1, 0, 0, 1]],
         [[1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [0, 0, 1, 0, 0], [0, 0, 1, 1, 0], [0, 0, 1, 1, 1]],
     ]
