@@ -30,7 +30,7 @@ from typing import Any
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from cluster.run_directory import versions
+from cluster.versions import versions
 from rm.batches import Encoded, score_sequences
 from rm.config import LoraConfig
 from rm.domain_bank import GroupedBank, MixedBank, open_bank

@@ -27,8 +27,8 @@ from scipy.stats import spearmanr
 from cluster.config import RunConfig
 from cluster.console import Console
 from cluster.load_config import load_config
-from cluster.run_directory import versions
 from cluster.strength import strength
+from cluster.versions import versions
 from preferences.strength import Strengths, read_strengths
 from rm.config import MemberKind
 

@@ -38,9 +38,9 @@ from cluster.load_config import load_config
 from cluster.pool import RolloutPool
 from cluster.roles import LearnerHandle, together
 from cluster.rota import OwnDevices, Process
-from cluster.run_directory import versions
 from cluster.sampling import Sampling, sampling
 from cluster.storage import storage_root
+from cluster.versions import versions
 from cluster.waiting import Waiter
 from evaluation.timeline import DRIVER, Span, read_timeline
 from evaluation.timeline_figure import draw_spans, phases_of

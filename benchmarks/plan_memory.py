@@ -27,7 +27,7 @@ from benchmarks.strength_memory import Growth
 from cluster.config import RunConfig
 from cluster.memory import learner_parts
 from cluster.model_sizes import model_size, reward_size
-from cluster.run_directory import versions
+from cluster.versions import versions
 from policy.config import PolicyConfig, SFTConfig
 from preferences.config import DataConfig
 from tokens.shape import ModelShape

@@ -26,10 +26,10 @@ from statistics import fmean
 
 from cluster.config import RunConfig
 from cluster.load_config import load_config
-from cluster.run_directory import versions
 from cluster.sandbox_source import SandboxSource
 from cluster.seeds import derive
 from cluster.storage import storage_root
+from cluster.versions import versions
 from evaluation.compare import mean_interval, win_tie_lose
 from sandbox.world import World
 

@@ -28,7 +28,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cluster.run_directory import versions
+from cluster.versions import versions
 
 if TYPE_CHECKING:
     from preferences.sets import PreferenceSet

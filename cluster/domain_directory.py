@@ -22,8 +22,9 @@ from cluster.config import RunConfig
 from cluster.differences import flat, refuse_differences
 from cluster.domain_models import FOLDER, digest_of
 from cluster.hold import LOCK, Hold
-from cluster.run_directory import config_text, made_and_locked, versions
+from cluster.run_directory import config_text, made_and_locked
 from cluster.storage import storage_root
+from cluster.versions import versions
 from rm.domain_config import StrategyConfig
 from tokens.durable import write_file
 from tokens.errors import UserError

@@ -31,8 +31,9 @@ from cluster.evaluate_models import Contestant, Letter, Response, is_whole, samp
 from cluster.hold import locked
 from cluster.judges import Judge
 from cluster.own_judge import remarks_on
-from cluster.run_directory import now, space_errors, versions
+from cluster.run_directory import now, space_errors
 from cluster.storage import storage_root
+from cluster.versions import versions
 from evaluation.judgement_report import write_judgement_report
 from evaluation.judgement_run import CARD, FORMAT, JUDGEMENTS, KIND, JudgementRow, card_of_judge, cards_of_agreement
 from evaluation.judgements import Verdict

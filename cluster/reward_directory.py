@@ -16,8 +16,9 @@ import yaml
 from cluster.config import RunConfig
 from cluster.differences import flat, refuse_differences
 from cluster.hold import LOCK, Hold
-from cluster.run_directory import config_text, is_there, made_and_locked, versions
+from cluster.run_directory import config_text, is_there, made_and_locked
 from cluster.storage import storage_root
+from cluster.versions import versions
 from tokens.durable import commit_directory, write_file
 from tokens.errors import UserError
 

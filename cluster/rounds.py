@@ -20,13 +20,14 @@ from cluster.judging import Judgement, judge, meta_rows, monitored, parity_bound
 from cluster.metrics import Metrics
 from cluster.recovery import Recovery
 from cluster.roles import Roles
-from cluster.run_directory import RunDirectory, now, versions
+from cluster.run_directory import RunDirectory, now
 from cluster.sampling import Sampling, ages, draw
 from cluster.seeds import derive
 from cluster.signals import end, finishing, stop_asked
 from cluster.stages import Stages
 from cluster.start import resume
 from cluster.sync import Sync
+from cluster.versions import versions
 from cluster.waiting import Waiter
 from evaluation.alarms import Alarm, alarms
 from evaluation.best import best_of

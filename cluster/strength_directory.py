@@ -24,8 +24,9 @@ from typing import Any
 from cluster.config import RunConfig
 from cluster.differences import flat, refuse_differences
 from cluster.hold import LOCK, Hold
-from cluster.run_directory import config_text, is_there, made_and_locked, space_errors, versions
+from cluster.run_directory import config_text, is_there, made_and_locked, space_errors
 from cluster.storage import storage_root
+from cluster.versions import versions
 from rm.member_settings import member_settings
 from tokens.durable import write_file
 from tokens.errors import UserError

@@ -25,7 +25,7 @@ from cluster.config import RunConfig
 from cluster.console import Console
 from cluster.customize import customize
 from cluster.load_config import load_config
-from cluster.run_directory import versions
+from cluster.versions import versions
 from evaluation.domains import Outcome, outcomes, read_domain_run
 from preferences.load import load_preferences
 from preferences.queries import DSP_PROMPT

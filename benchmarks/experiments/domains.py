@@ -37,7 +37,7 @@ from cluster.config import RunConfig
 from cluster.console import Console
 from cluster.customize import customize
 from cluster.load_config import load_config
-from cluster.run_directory import versions
+from cluster.versions import versions
 from evaluation.domain_figures import domain_plots
 from evaluation.domain_report import table_text, write_domain_report
 from evaluation.domains import DOMAIN_STAGE, outcomes, read_domain_run

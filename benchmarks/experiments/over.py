@@ -25,9 +25,9 @@ from typing import Any
 from benchmarks.experiments.common import RESULTS, ROOT
 from benchmarks.seeds import judge
 from cluster.load_config import load_config
-from cluster.run_directory import versions
 from cluster.sandbox_source import SandboxSource
 from cluster.storage import storage_root
+from cluster.versions import versions
 from evaluation.best import best_of
 
 RECIPE = ROOT / "configs" / "over.yaml"

@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from benchmarks.experiments.reading import compared, drawn_for_a_reader, sheet
-from cluster.run_directory import versions
+from cluster.versions import versions
 from evaluation.compare import mean_interval
 from policy.config import SFTConfig
 from preferences.config import DataConfig

@@ -13,7 +13,7 @@ from typing import Any
 
 from benchmarks.faults.cells import CELLS
 from benchmarks.faults.invariants import HELD, Held
-from cluster.run_directory import versions
+from cluster.versions import versions
 
 SHOWN, CELL = 160, 110
 """Characters of an invariant that does not hold, and of other words, in the table."""

@@ -38,7 +38,7 @@ class Case:
 HEADS, LORA = "1 / M: one backbone for all", "1: every member's activations are its own"
 SHARED = "(P + k R) / (k (P + R)): the prompt once"
 REAL = "as fast a pass over the tokens that are needed, a prompt once"
-PPO = "none computed"
+PPO = "the matrix products of its linear layers alone"
 MEMCPY, COPY = "a copy in memory", "a copy in memory, which a write in the background would need"
 CASES = (
     Case("C1", "4 heads on one backbone score", "4 models, one after another", HEADS, 1.1 / 4),

@@ -12,7 +12,7 @@ import json
 import os
 import statistics
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -128,6 +128,38 @@ def child(python: Path, theme: Theme, reward: Path, case: str, folder: Path, set
     return Child(f"TRL ({case})", command, {**os.environ, "TRL_EXPERIMENTAL_SILENCE": "1"})
 
 
+def products(settings: Settings) -> Callable[[], None]:
+    """The matrix products of a step's linear layers and nothing else, a microbatch at a time: no step of these models takes less.
+
+    That is a forward pass of all tokens for each of sampling, reward, policy, reference and values, and a forward and a backward
+    pass of policy and critic in each epoch; a language model's head at the responses alone.
+    """
+    number, length, response = SIZES[settings.small]
+    shape = SHAPES[settings.small]
+    hidden, inner = shape.hidden_size, shape.intermediate_size
+    body = [(hidden, hidden)] * 4 + [(hidden, inner)] * 2 + [(inner, hidden)]
+    size = min(32, number)
+    rows, read = size * (length + response), size * response
+    layers = [(rows, *each) for _ in range(shape.num_layers) for each in body]
+    head = (read, hidden, WORDS + len(SPECIALS))
+    # sampling, policy, reference read words; reward and critic do not
+    forward = 3 * [*layers, head] + 2 * layers
+    learnt = EPOCHS * [*layers, head, *layers]
+    given = {each: (torch.randn(each[:2]), torch.randn(each[1:])) for each in {*layers, head}}
+
+    def multiply() -> None:
+        for _ in range(number // size):
+            for each in (*forward, *learnt):
+                given[each][0] @ given[each][1]
+            for each in learnt:
+                left, right = given[each]
+                out = torch.empty(each[0], each[2]).fill_(1.0)
+                out @ right.T  # the gradient of what came in
+                left.T @ out  # of the weights
+
+    return multiply
+
+
 def learning_share(theme: Theme, reward: Path, rollouts: Sequence[Rollout], repetitions: int) -> float:
     """Which part of an update the log-probs and values before it are, measured on the update alone, in this process."""
     policy, reference = (LlamaForCausalLM.from_pretrained(theme.inputs.sft_dir, dtype=torch.float32) for _ in range(2))
@@ -185,7 +217,7 @@ def measure(settings: Settings) -> Iterator[Row]:
             seconds.append(took | {"record": time.perf_counter() - start - sum(took.values())})
 
         turns = take_turns(
-            {"ours": ours, **{case: partial(other.ask, None) for case, other in others.items()}},
+            {"ours": ours, **{case: partial(other.ask, None) for case, other in others.items()}, "products": products(settings)},
             settings.repetitions,
             of_all_processes,
         )
@@ -194,7 +226,8 @@ def measure(settings: Settings) -> Iterator[Row]:
         before = learning_share(theme, reward, rollouts, min(3, settings.repetitions))
     figures = shares(seconds[1:], before) | {"response_tokens": number * response}
     for case, words in (("PPO step", "defaults"), ("PPO step, against TRL's best", "best")):
-        yield row(("C7", case), turns, ("ours", words), settings, None, equality, **figures)
+        limit = turns.ratio("products", words).middle
+        yield row(("C7", case), turns, ("ours", words), settings, limit, equality, **figures)
 
 
 def shares(seconds: Sequence[dict[str, float]], before: float) -> dict[str, float]:

@@ -10,7 +10,8 @@ from typing import Any
 
 from benchmarks.faults.record import machine
 from benchmarks.ratios.frame import Turns
-from cluster.run_directory import now, versions
+from cluster.run_directory import now
+from cluster.versions import versions
 
 RESULTS = Path(__file__).resolve().parents[1] / "results" / "bench.jsonl"
 

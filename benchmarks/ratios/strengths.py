@@ -1,8 +1,8 @@
 """C10: all pairs scored by all members of a strength ensemble: Ray Data's pool of processes against a plain loop.
 
 The loop runs in this process: it reads the same file part by part, encodes, and has transformers score with one member after
-another, in batches of like lengths, with as many threads as the pool's one process has. The pool's time is from the first call to
-the last part, the start of its process included.
+another, in batches of like lengths, with all threads; the pool has as many processes, of one thread each. Its time is from the
+first call to the last part, the start of its processes included.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ def loop(job: ScoringJob, num_parts: int) -> Tensor:
 def measure(settings: Settings) -> Iterator[Row]:
     """Two cases."""
     number, members = SIZES[settings.small]
-    share = Share(num_cpus=1, threads=settings.threads)
+    share = Share(num_cpus=1, threads=1)
     with TemporaryDirectory() as name, local_ray():
         folder = Path(name)
         save_members(folder, members)
@@ -116,7 +116,7 @@ def measure(settings: Settings) -> Iterator[Row]:
         job = ScoringJob(
             setup=setup_of(share, "scorer", folder / "logs"), texts=folder / "texts.parquet", number=NUMBER, templated=False,
             kind="full", base=folder / "0", members=folder, num_members=members, pooling="last", batch_size=BATCH,
-            attempts=folder / "attempts", num_workers=1,
+            attempts=folder / "attempts", num_workers=settings.threads,
         )  # fmt: skip
         few = Settings(min(TURNS, settings.repetitions), settings.threads, settings.small)
         differing = float((pool(config, job, num_parts) - loop(job, num_parts)).abs().max())

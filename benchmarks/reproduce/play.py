@@ -17,9 +17,9 @@ from benchmarks.reproduce.arms import Arm
 from benchmarks.seeds import answers
 from cluster.config import RunConfig
 from cluster.load_config import load_config
-from cluster.run_directory import versions
 from cluster.sandbox_source import SandboxSource
 from cluster.storage import storage_root
+from cluster.versions import versions
 from evaluation.best import best_of
 from evaluation.best_of_n import pick_best
 from evaluation.compare import win_tie_lose
