@@ -32,14 +32,38 @@ def draw(seed: int, prompts: Sequence[Prompt], start: int, number: int, name: st
     for lap in range(start // len(prompts), (start + number - 1) // len(prompts) + 1):
         first = lap * len(prompts)
         order = _order(derive(seed, name, "prompts", index, lap), len(prompts))
-        drawn += [prompts[at] for at in order[max(0, start - first) : start + number - first]]
+        drawn += [prompts[at] for at in order.places(max(0, start - first), start + number - first)]
     return drawn
 
 
-@lru_cache(maxsize=4)  # a round's steps draw from one order: made for each, a million prompts took half a second of every step
-def _order(seed: int, number: int) -> array[int]:
-    """Places 0 to number - 1, shuffled."""
-    return array("I", random.Random(seed).sample(range(number), number))
+class Order:
+    """Places 0 to number - 1, shuffled as ``random.Random(seed).sample(range(number), number)`` shuffles them, but only as far as
+    somebody has asked: a round needs a few thousand of what may be millions.
+
+    Args:
+        seed: of the order.
+        number: of places.
+    """
+
+    def __init__(self, seed: int, number: int) -> None:
+        self._random, self._number = random.Random(seed), number
+        self._drawn = array("L")
+        self._moved: dict[int, int] = {}
+        """What lies at a place from which something was taken: what lay last."""
+
+    def places(self, start: int, end: int) -> array[int]:
+        """Those from ``start`` on, before ``end`` or the last."""
+        for drawn in range(len(self._drawn), min(end, self._number)):
+            last = self._number - drawn - 1
+            at = self._random.randrange(last + 1)
+            self._drawn.append(self._moved[at] if at in self._moved else at)
+            self._moved[at] = self._moved.pop(last, last)
+        return self._drawn[start:end]
+
+
+@lru_cache(maxsize=4)  # a round's steps draw from one order
+def _order(seed: int, number: int) -> Order:
+    return Order(seed, number)
 
 
 class Batches:

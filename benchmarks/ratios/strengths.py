@@ -7,6 +7,8 @@ first call to the last part, the start of its processes included.
 
 from __future__ import annotations
 
+import statistics
+import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -73,9 +75,14 @@ def write_pairs(folder: Path, number: int) -> int:
     return len(parts)
 
 
-def pool(config: RunConfig, job: ScoringJob, num_parts: int) -> Tensor:
-    """[2 N, M], part by part: chosen, then rejected."""
-    rows = sorted(stream(config, Console(), job, range(num_parts)), key=lambda each: int(each["part"]))
+def pool(config: RunConfig, job: ScoringJob, num_parts: int, firsts: list[float]) -> Tensor:
+    """[2 N, M], part by part: chosen, then rejected; ``firsts`` gets the seconds until the first part was there."""
+    began, rows = time.perf_counter(), []
+    for each in stream(config, Console(), job, range(num_parts)):
+        if not rows:
+            firsts.append(time.perf_counter() - began)
+        rows.append(each)
+    rows.sort(key=lambda each: int(each["part"]))
     both = [np.asarray(each[side]).reshape(-1, job.num_members) for each in rows for side in ("chosen", "rejected")]
     return torch.from_numpy(np.concatenate(both))
 
@@ -119,9 +126,13 @@ def measure(settings: Settings) -> Iterator[Row]:
             attempts=folder / "attempts", num_workers=settings.threads,
         )  # fmt: skip
         few = Settings(min(TURNS, settings.repetitions), settings.threads, settings.small)
-        differing = float((pool(config, job, num_parts) - loop(job, num_parts)).abs().max())
-        ways = {"pool": partial(pool, config, job, num_parts), "loop": partial(loop, job, num_parts)}
+        firsts: list[float] = []
+        differing = float((pool(config, job, num_parts, firsts) - loop(job, num_parts)).abs().max())
+        ways = {"pool": partial(pool, config, job, num_parts, firsts), "loop": partial(loop, job, num_parts)}
         turns = take_turns(ways, few.repetitions, of_all_processes)
-    figures = {"pairs": number, "members": members, "pairs_per_second": round(number / turns.seconds("pool"))}
+    figures = {
+        "pairs": number, "members": members, "pairs_per_second": round(number / turns.seconds("pool")),
+        "seconds_to_first_part": round(statistics.median(firsts), 1), "parts": num_parts,
+    }  # fmt: skip
     yield row(("C10", "strengths of all pairs"), turns, ("pool", "loop"), few, 1.0, f"scores to {differing:.0e}", **figures)
     yield measure_memory(settings)

@@ -129,6 +129,8 @@ def test_the_order_of_a_lap_is_a_shuffle_of_all_whether_or_not_it_was_made_befor
     for _ in range(2):
         order = random.Random(derive(5, "meta", "prompts", 2, 0)).sample(many, len(many))
         assert draw(5, many, 30, 40, "meta", 2) == order[30:70]
+        pieces = [prompt for start in range(0, 100, 7) for prompt in draw(5, many, start, min(7, 100 - start), "meta", 2)]
+        assert pieces == order
     assert draw(5, many[:50], 0, 50, "meta", 2) == random.Random(derive(5, "meta", "prompts", 2, 0)).sample(many[:50], 50)
 
 
