@@ -14,7 +14,6 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from rm.config import Direction, Order
 from rm.records import MetaStep
@@ -22,7 +21,7 @@ from rm.second_order import hessian_product
 from rm.spread import Separation
 from tokens.errors import UserError
 from tokens.guards import BadNumber
-from tokens.ranks import ALONE, Ranks, shard_like
+from tokens.ranks import ALONE, Ranks, full, shard_like
 
 Loss = Callable[[], Tensor] | Sequence[Callable[[], Tensor]]
 """Returns a scalar that depends on the parameters; or several such functions, of terms that sum to the loss: each has a backward
@@ -86,14 +85,14 @@ def metarm_gradient(
     theta = _trainable(parameters)
     at_theta = heldout() if heldout is not None else None
     of_difference, of_preference = _terms(ascend), _terms(descend)
-    difference, ascent = _gradient(theta, of_difference, "the difference loss J", ranks)
+    difference, ascent, ascent_norm = _gradient(theta, of_difference, "the difference loss J", ranks)
     towards, signed = _towards(ascent, eta, direction, generator)
     with _displaced(theta, towards, signed) as (displacement, scale):
         with torch.no_grad():
             ascended = sum(float(ranks.sum(term().detach())) for term in of_difference) if measure else None
         at_theta_prime = heldout() if heldout is not None else None
-        loss, gradient = _gradient(theta, of_preference, "the preference loss L at theta'", ranks)
-    alignment, ascent_norm = _alignment(gradient, ascent)
+        loss, gradient, norm = _gradient(theta, of_preference, "the preference loss L at theta'", ranks)
+    alignment = _alignment(gradient, ascent, norm * ascent_norm)
     if order == 2:
         first, *others = of_difference
         curved = hessian_product(first, theta, gradient)
@@ -102,9 +101,9 @@ def metarm_gradient(
                 whole.add_(part)
         for slope, product in zip(gradient, curved, strict=True):
             slope.add_(product, alpha=signed)
-    norm = _norm(gradient)
-    if not math.isfinite(norm):
-        raise BadNumber("the gradient norm through theta' of the preference loss L at theta'", norm)
+        norm = _norm(gradient)
+        if not math.isfinite(norm):
+            raise BadNumber("the gradient norm through theta' of the preference loss L at theta'", norm)
     for parameter, slope in zip(theta, gradient, strict=True):
         parameter.grad = slope
     return MetaStep(
@@ -177,9 +176,9 @@ def joint_gradient(
     """
     theta = _trainable(parameters)
     at_theta = heldout() if heldout is not None else None
-    difference, ascent = _gradient(theta, _terms(ascend), "the difference loss J", ranks)
-    loss, gradient = _gradient(theta, _terms(descend), "the preference loss L", ranks)
-    alignment, ascent_norm = _alignment(gradient, ascent)
+    difference, ascent, ascent_norm = _gradient(theta, _terms(ascend), "the difference loss J", ranks)
+    loss, gradient, norm = _gradient(theta, _terms(descend), "the preference loss L", ranks)
+    alignment = _alignment(gradient, ascent, norm * ascent_norm)
     for parameter, slope, spread in zip(theta, gradient, ascent, strict=True):
         parameter.grad = slope.add_(spread, alpha=-coef)
     return MetaStep(
@@ -226,10 +225,10 @@ def ascend_in_place(
     """
     _check_eta(eta)
     theta = _trainable(parameters)
-    _, ascent = _gradient(theta, parts, "the difference loss J of all shifted samples", ranks)
+    _, ascent, norm = _gradient(theta, parts, "the difference loss J of all shifted samples", ranks)
     towards, signed = _towards(ascent, eta, direction, generator)
     _move(theta, towards, signed)
-    return eta * _norm(ascent)
+    return eta * norm
 
 
 def _terms(loss: Loss) -> Sequence[Callable[[], Tensor]]:
@@ -250,8 +249,8 @@ def _trainable(parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:
 
 def _gradient(
     theta: Sequence[nn.Parameter], terms: Iterable[Callable[[], Tensor]], name: str, ranks: Ranks
-) -> tuple[float, list[Tensor]]:
-    """Value and gradient of a sum of terms, one backward pass each; leaves every ``.grad`` empty."""
+) -> tuple[float, list[Tensor], float]:
+    """Value, gradient, and the gradient's norm, of a sum of terms, one backward pass each; leaves every ``.grad`` empty."""
     for parameter in theta:
         parameter.grad = None
     try:
@@ -263,7 +262,7 @@ def _gradient(
     norm = _norm(gradient)
     if not math.isfinite(norm):
         raise BadNumber(f"the gradient norm of {name}", norm)
-    return value, gradient
+    return value, gradient, norm
 
 
 def _towards(
@@ -302,21 +301,18 @@ def _move(theta: Sequence[nn.Parameter], direction: Sequence[Tensor], size: floa
             parameter.add_(tensor, alpha=size)
 
 
-def _alignment(gradient: Sequence[Tensor], ascent: Sequence[Tensor]) -> tuple[float, float]:
-    """cos(-gL, gJ), and ||gJ||."""
-    ascent_norm = _norm(ascent)
-    norms = ascent_norm * _norm(gradient)
-    dot = sum(_dot(g, a) for g, a in zip(gradient, ascent, strict=True))
-    return (-dot / norms if norms > 0 else 0.0), ascent_norm
+def _alignment(gradient: Sequence[Tensor], ascent: Sequence[Tensor], norms: float) -> float:
+    """cos(-gL, gJ), where ``norms`` is the product of their norms."""
+    parts = [(g.to(_wide(g)) * a.to(_wide(g))).sum(dtype=torch.float64) for g, a in zip(gradient, ascent, strict=True)]
+    dot = float(full(torch.stack(parts).sum()))
+    return -dot / norms if norms > 0 else 0.0
 
 
 def _norm(tensors: Iterable[Tensor]) -> float:
-    """Over all tensors and ranks; the tensors may be made one at a time."""
-    return math.sqrt(sum(_dot(tensor, tensor) for tensor in tensors))
+    """Over all tensors and ranks, at least in float32; the tensors may be made one at a time, and a device is waited for once."""
+    norms = [torch.linalg.vector_norm(tensor, dtype=_wide(tensor)) for tensor in tensors]
+    return float(full(torch.linalg.vector_norm(torch.stack(norms))))
 
 
-def _dot(left: Tensor, right: Tensor) -> float:
-    """Inner product, at least float32 inside, summed in float64 and over ranks."""
-    wide = torch.promote_types(left.dtype, torch.float32)
-    part = (left.to(wide) * right.to(wide)).sum(dtype=torch.float64)
-    return float(part.full_tensor() if isinstance(part, DTensor) else part)
+def _wide(tensor: Tensor) -> torch.dtype:
+    return torch.promote_types(tensor.dtype, torch.float32)

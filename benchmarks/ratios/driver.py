@@ -164,7 +164,7 @@ def drawing(settings: Settings) -> Row:
     number = len(drawn())
     turns = take_turns({"driver": drawn, "shuffle": shuffled}, settings.repetitions)
     place = ("C11", "a round's prompts from a million")
-    return row(place, turns, ("driver", "shuffle"), settings, 1.0, f"{number} prompts drawn in {STEPS} steps")
+    return row(place, turns, ("driver", "shuffle"), settings, None, f"{number} prompts drawn in {STEPS} steps")
 
 
 def through(stage: Stage, pool: FixedPool, settings: Settings) -> Iterator[Row]:
