@@ -63,12 +63,9 @@ bench: env
 bench-gpu: env
 	$(RUN) -m benchmarks.gpu $(BENCH)
 
-# The first round makes the world and fills the caches of what is compiled; it is not looked at. PROFILE takes options of the run.
+# PROFILE takes options of the run.
 profile: env
-	rm -rf $(RONDO_STORAGE)/runs/profile
-	$(RUN) -m cluster run configs/quickstart.yaml --name profile --rounds.num_rounds 1 $(PROFILE)
-	.venv/bin/py-spy record --subprocesses --rate 50 --output $(RONDO_STORAGE)/runs/profile/flame.svg -- \
-		$(RUN) -m cluster run configs/quickstart.yaml --name profile --rounds.num_rounds 2 $(PROFILE)
+	$(RUN) -m benchmarks.flames $(PROFILE)
 
 reproduce: env
 	$(RUN) -m benchmarks.reproduce

@@ -58,6 +58,8 @@ class Order:
             at = self._random.randrange(last + 1)
             self._drawn.append(self._moved[at] if at in self._moved else at)
             self._moved[at] = self._moved.pop(last, last)
+        if len(self._drawn) == self._number:
+            self._moved.clear()
         return self._drawn[start:end]
 
 

@@ -10,7 +10,6 @@ import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -210,8 +209,11 @@ def stream(config: RunConfig, console: Console, job: ScoringJob, parts: Sequence
     before = set(logs.glob(SCORER_LOGS))
     room, begun = room_for_tasks(console.say, "a scorer", share, config.resources.wait_limit_s), False
     try:
-        with errors_to(logs / "ray-data.log"):
-            for row in _polled(rows.iter_rows, 2 * job.num_workers, partial(_stop, rows)):
+        with (
+            errors_to(logs / "ray-data.log"),
+            contextlib.closing(_polled(rows.iter_rows, 2 * job.num_workers, _stopper(rows))) as polled,
+        ):
+            for row in polled:
                 obey_termination()
                 begun = begun or row is not None or set(logs.glob(SCORER_LOGS)) != before
                 room.look(waiting=not begun)
@@ -223,14 +225,31 @@ def stream(config: RunConfig, console: Console, job: ScoringJob, parts: Sequence
         raise RoleFailed(f"scoring failed: {type(error).__name__}: {error}. Logs: {logs}") from error
 
 
-def _stop(rows: Dataset) -> None:
-    """End what a dataset executes, if it does. Ray Data has no public way, and its thread must not outlive the driver's Ray."""
-    executor = rows._current_executor
-    if executor is not None:
-        executor.shutdown(force=True)
+def _stopper(rows: Dataset) -> Callable[[], None]:
+    """What ends the execution of a dataset, whether or not anything has come of it yet.
+
+    Ray Data has no public way, and says who executes only once the first block is there: whoever is made is noted here.
+    """
+    executors: list[Any] = []
+    create = rows._create_executor
+
+    def noted() -> Any:
+        executors.append(create())
+        return executors[-1]
+
+    def stop() -> None:
+        for executor in executors:
+            executor.shutdown(force=True)
+            if executor.is_alive():
+                executor.join(LEAVE_S)  # a thread, which asks Ray as well
+
+    rows._create_executor = noted  # type: ignore[method-assign]
+    return stop
 
 
-def _polled(rows: Callable[[], Iterable[dict[str, Any]]], room: int, stop: Callable[[], None]) -> Iterator[dict[str, Any] | None]:
+def _polled(
+    rows: Callable[[], Iterable[dict[str, Any]]], room: int, stop: Callable[[], None]
+) -> Generator[dict[str, Any] | None, None, None]:
     """The rows as they come, and None whenever half a second has passed without one: who waits can look around.
 
     Whoever leaves finds the thread at its end: one that still asked Ray after ``ray.shutdown`` would end the whole process.

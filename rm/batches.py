@@ -94,10 +94,13 @@ def score_passes(model: RewardModel, passes: Iterable[Pass], number: int) -> Ten
         [B] on the CPU, in the order that the sequences were given in.
     """
     device = next(model.parameters()).device
-    scores = torch.zeros(number)
+    scores, taken, parts = torch.zeros(number), list[int](), list[Tensor]()
     with torch.no_grad():
         for rows, batch in passes:
-            scores[rows] = model(batch.to(device)).to("cpu", scores.dtype)
+            taken += rows
+            parts.append(model(batch.to(device)))
+    if parts:
+        scores[taken] = torch.cat(parts).to("cpu", scores.dtype)  # at the end: a device is not waited for between passes
     return scores
 
 

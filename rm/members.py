@@ -161,7 +161,8 @@ class FullMembers:
 
     def scores(self, sequences: Sequence[Encoded], batch_size: int, pad_id: int) -> Tensor:
         """See ``Members``."""
-        passes = [*lay_out(self.models[0], sequences, batch_size, pad_id, share=True)]  # once for all
+        first = self.models[0].to(self.device)  # where it is tried whether responses may share a prompt
+        passes = [*lay_out(first, sequences, batch_size, pad_id, share=True)]  # once for all
         columns = []
         for model in self.models:
             columns.append(score_passes(model.to(self.device), passes, len(sequences)))

@@ -86,7 +86,7 @@ def metarm_gradient(
     at_theta = heldout() if heldout is not None else None
     of_difference, of_preference = _terms(ascend), _terms(descend)
     difference, ascent, ascent_norm = _gradient(theta, of_difference, "the difference loss J", ranks)
-    towards, signed = _towards(ascent, eta, direction, generator)
+    towards, signed = _towards(ascent, ascent_norm, eta, direction, generator)
     with _displaced(theta, towards, signed) as (displacement, scale):
         with torch.no_grad():
             ascended = sum(float(ranks.sum(term().detach())) for term in of_difference) if measure else None
@@ -226,7 +226,7 @@ def ascend_in_place(
     _check_eta(eta)
     theta = _trainable(parameters)
     _, ascent, norm = _gradient(theta, parts, "the difference loss J of all shifted samples", ranks)
-    towards, signed = _towards(ascent, eta, direction, generator)
+    towards, signed = _towards(ascent, norm, eta, direction, generator)
     _move(theta, towards, signed)
     return eta * norm
 
@@ -266,7 +266,7 @@ def _gradient(
 
 
 def _towards(
-    ascent: list[Tensor], eta: float, direction: Direction, generator: torch.Generator | None
+    ascent: list[Tensor], norm: float, eta: float, direction: Direction, generator: torch.Generator | None
 ) -> tuple[list[Tensor], float]:
     """Where theta' lies from theta, and the step size with its sign."""
     if direction == "descent":
@@ -276,7 +276,7 @@ def _towards(
     if generator is None:
         raise ValueError("a random direction needs a generator of its own, got none")
     drawn = [shard_like(torch.randn(g.shape, generator=generator).to(g.dtype), g).to(g.device) for g in ascent]
-    ratio = _norm(ascent) / _norm(drawn)
+    ratio = norm / _norm(drawn)
     for tensor in drawn:
         tensor.mul_(ratio)
     return drawn, eta
@@ -311,7 +311,7 @@ def _alignment(gradient: Sequence[Tensor], ascent: Sequence[Tensor], norms: floa
 def _norm(tensors: Iterable[Tensor]) -> float:
     """Over all tensors and ranks, at least in float32; the tensors may be made one at a time, and a device is waited for once."""
     norms = [torch.linalg.vector_norm(tensor, dtype=_wide(tensor)) for tensor in tensors]
-    return float(full(torch.linalg.vector_norm(torch.stack(norms))))
+    return float(full(torch.linalg.vector_norm(torch.stack(norms), dtype=torch.float64)))
 
 
 def _wide(tensor: Tensor) -> torch.dtype:

@@ -48,9 +48,9 @@ def saved_model(shape: ModelShape, num_words: int) -> Iterator[Saved]:
 
 
 @contextlib.contextmanager
-def local_ray() -> Iterator[None]:
+def local_ray(num_cpus: int = 2) -> Iterator[None]:
     """A Ray of this machine's own, for as long as the context lasts."""
-    ray.init(address="local", include_dashboard=False, log_to_driver=False, num_cpus=2)
+    ray.init(address="local", include_dashboard=False, log_to_driver=False, num_cpus=num_cpus)
     try:
         yield
     finally:

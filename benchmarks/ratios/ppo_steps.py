@@ -129,7 +129,7 @@ def child(python: Path, theme: Theme, reward: Path, case: str, folder: Path, set
 
 
 def products(settings: Settings) -> Callable[[], None]:
-    """The matrix products of a step's linear layers and nothing else, a microbatch at a time: no step of these models takes less.
+    """The matrix products of a step's linear layers, a microbatch at a time: no step that makes these passes takes less.
 
     That is a forward pass of all tokens for each of sampling, reward, policy, reference and values, and a forward and a backward
     pass of policy and critic in each epoch; a language model's head at the responses alone.

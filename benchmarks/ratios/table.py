@@ -17,7 +17,7 @@ BEGIN, END = "<!-- made by `python -m benchmarks --page` -->", "<!-- end of what
 def amount(value: float, unit: str) -> str:
     """With its unit; seconds in what reads best."""
     if unit != "s":
-        return f"{value:.3g} {unit}"
+        return f"{value:,.0f} {unit}" if value >= 1000 else f"{value:.3g} {unit}"
     for size, name in ((1.0, "s"), (1e-3, "ms")):
         if value >= size:
             return f"{value / size:.3g} {name}"

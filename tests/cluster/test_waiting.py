@@ -26,7 +26,7 @@ from cluster.load_config import load_config
 from cluster.model_sizes import model_size
 from cluster.plan import bundles
 from cluster.stage import Stage
-from cluster.strength_scores import _polled, refuse_constant_fold
+from cluster.strength_scores import _polled, _stopper, refuse_constant_fold
 from cluster.waiting import Pending, Room, Waiter
 from preferences.strength import write_strengths
 from tests.actors.test_labels import CASES, SPOT
@@ -191,22 +191,43 @@ def test_rows_are_polled(monkeypatch: pytest.MonkeyPatch) -> None:
     assert closed.is_set() and not _fetching(), "nobody reads, so nothing is fetched any more"
 
 
-def test_who_leaves_rows_that_do_not_come_stops_them() -> None:
+@pytest.mark.parametrize("number", [0, 1])
+def test_who_leaves_rows_that_do_not_come_stops_them(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cluster.strength_scores.POLL_S", 0.05)
     stopped = threading.Event()
 
     def silent() -> Iterator[dict[str, Any]]:
-        yield {"part": 0}
+        yield from [{"part": 0}] * number
         stopped.wait()
 
     polled = _polled(silent, 2, stopped.set)
-    assert next(polled) == {"part": 0}
+    assert next(polled) == ({"part": 0} if number else None)
     with pytest.raises(UserError, match="refused"):
         polled.throw(UserError("refused"))
     assert stopped.is_set() and not _fetching(), "no thread is left that could ask Ray after its end"
 
 
+def test_a_pool_of_ray_data_that_gets_no_room_is_ended(machine: None) -> None:
+    from ray.data import ActorPoolStrategy
+
+    holder = Holder.remote()
+    assert ray.get(holder.here.remote())
+    rows = ray.data.from_items([{"part": 0}]).map_batches(Never, compute=ActorPoolStrategy(size=1), num_cpus=1)
+    polled = _polled(rows.iter_rows, 2, _stopper(rows))
+    assert next(polled) is None and _fetching()
+    began = time.monotonic()
+    polled.close()
+    assert time.monotonic() - began < 20 and not _fetching()
+    ray.kill(holder)
+
+
+class Never:
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        raise AssertionError("it has no room")
+
+
 def _fetching() -> bool:
-    return any(thread.name == "scores" for thread in threading.enumerate())
+    return any(thread.name == "scores" or "StreamingExecutor" in thread.name for thread in threading.enumerate())
 
 
 def test_a_member_that_is_dead_in_one_fold_is_found(tmp_path: Path) -> None:
