@@ -258,9 +258,6 @@ def test_strengths_then_a_reward_model_then_a_run_on_the_same_files(run: Done, c
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings(  # Ray Data's thread may still wait for blocks that nobody wants any more when Ray is shut down
-    "ignore:Exception in thread StreamingExecutor:pytest.PytestUnhandledThreadExceptionWarning"
-)
 def test_a_member_whose_scores_overflow_is_named_with_the_pair(run: Done) -> None:
     copy = run.path.with_name("tiny-overflow")
     shutil.copytree(run.path, copy)
