@@ -134,7 +134,7 @@ class RewardTrainer(Rank):
         super().__init__(setup)
         from transformers import AutoTokenizer
 
-        from rm.domain_bank import ADAPTERS
+        from rm.domain_config import ADAPTERS
 
         self.pairs, self.validation = pairs, {name: pairs for name, pairs in validation.items() if pairs}
         self.reward, self.meta = reward, meta

@@ -146,7 +146,8 @@ class EnsembleScorer(Role):
         log.info("%s: member %d is %s, %s", self.setup.name, member, model_dir, self.moments[member])
 
     def _read(self, member: int) -> None:
-        from rm.domain_bank import ADAPTERS, open_bank
+        from rm.domain_bank import open_bank
+        from rm.domain_config import ADAPTERS
         from rm.model import RewardModel
         from rm.people import WHO, People
 

@@ -15,7 +15,7 @@ from actors.customize import ADAPTER, MODEL, REPORT
 from cluster.config import RunConfig
 from cluster.differences import flat
 from cluster.run_directory import is_there
-from rm.domain_bank import ADAPTERS
+from rm.domain_config import ADAPTERS
 from tokens.durable import commit_directory
 from tokens.errors import UserError
 

@@ -287,7 +287,8 @@ def check_domains(config: RunConfig, source: Source) -> None:
     Raises:
         UserError: also if a domain has fewer than two evaluation prompts, whose samples its unit is measured on.
     """
-    from rm.domain_bank import ADAPTERS, check_names
+    from rm.domain_bank import check_names
+    from rm.domain_config import ADAPTERS
     from rm.people import WHO, People
 
     if config.scorer.reward_model is None or config.reward.base is None:

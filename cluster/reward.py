@@ -32,7 +32,6 @@ from cluster.waiting import Waiter
 from evaluation.records import MetaRow
 from preferences.denoise import write_pairs
 from rm.config import RewardConfig
-from rm.shifted import kept_back
 from tokens.durable import write_file
 
 NUM_FEATURED = 500
@@ -112,6 +111,8 @@ class Training:
         Returns:
             The card.
         """
+        from rm.shifted import kept_back
+
         config, console = self.config, self.console
         wait = Waiter(console, self.logs, config.resources.deadline_s)
         wait.begin("reward")

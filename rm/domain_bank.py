@@ -24,8 +24,6 @@ from rm.model import RewardModel
 from tokens.errors import UserError
 from tokens.records import SequenceBatch
 
-ADAPTERS = "domains"
-"""Folder of a backbone's directory that holds adapters by the domain's name."""
 HEADS, UPS, DOWNS = "domain_heads", "domain_ups", "domain_downs"
 """Buffers of the backbone that hold the adapters of a ``MixedBank``, so that they move with it."""
 _PREFIX = "domain_"

@@ -14,6 +14,8 @@ from tokens.section import Section
 
 NAME = r"[A-Za-z0-9][A-Za-z0-9_+-]{0,39}"
 """Of domains, general sets and strategies: they become names of files and of adapters."""
+ADAPTERS = "domains"
+"""Folder of a backbone's directory that holds adapters by the domain's name."""
 
 
 class GeneralStageConfig(Section):

@@ -40,6 +40,15 @@ def test_config_loads_nothing_heavy() -> None:
     assert not loaded & {"ray", "vllm", "torch", "transformers", "trl", "datasets", "pyarrow", "matplotlib", "scipy", "numpy"}
 
 
+def test_the_driver_leaves_transformers_for_later() -> None:
+    """It imports the models' code without scipy and scikit-learn (``actors.process.import_transformers``), seconds of a core."""
+    loaded = loaded_after_import(
+        ["cluster.cli", "cluster.run", "cluster.rounds", "cluster.start", "cluster.recovery", "cluster.reward"]
+    )
+    assert "torch" in loaded
+    assert not loaded & {"vllm", "transformers", "scipy", "sklearn", "matplotlib"}
+
+
 def lint_imports(root: Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-c", "from importlinter.cli import lint_imports_command as c; c()", "--no-cache"]
     return subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=300)

@@ -33,7 +33,8 @@ from evaluation.domain_report import write_domain_report
 from evaluation.domains import outcomes, pareto, read_domain_run
 from rm.batches import score_sequences
 from rm.config import MetaConfig, ScorerConfig
-from rm.domain_bank import ADAPTERS, open_bank
+from rm.domain_bank import open_bank
+from rm.domain_config import ADAPTERS
 from rm.model import RewardModel
 from sandbox.tokenizer import make_tokenizer
 from sandbox.world import World

@@ -11,7 +11,8 @@ from benchmarks.experiments.domain_fits import fit_here
 from cluster.domain_models import find_domain, find_domains
 from cluster.load_config import load_config
 from rm.batches import score_sequences
-from rm.domain_bank import ADAPTERS, open_bank
+from rm.domain_bank import open_bank
+from rm.domain_config import ADAPTERS
 from rm.model import RewardModel
 from tests.cluster.command import TINY, Command
 
