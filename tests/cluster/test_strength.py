@@ -30,6 +30,7 @@ from cluster.load_config import load_config
 from cluster.sandbox_source import SandboxSource
 from cluster.strength import strength
 from cluster.strength_parts import fold_of
+from cluster.strength_scores import errors_to
 from preferences.denoise import read_pairs, undo
 from preferences.encode import encode_prompt, encode_response
 from preferences.strength import read_strengths
@@ -188,7 +189,15 @@ def test_the_terminal_shows_members_speed_and_a_table_and_no_noise(run: Done) ->
     assert "num_ranks is 2 and plays no part here: each member is trained whole in one process" in run.printed
     for words in ("member-0: 128 pairs", "member-1: 128 pairs", "train 2 of 2 fits", "score pairs", "pairs/s", "AUROC"):
         assert words in run.printed, run.printed
-    assert "core_worker" not in run.printed and "core_worker" in (run.path / "logs" / "ray-data.log").read_text()
+    assert "core_worker" not in run.printed and (run.path / "logs" / "ray-data.log").is_file()
+
+
+def test_what_ray_writes_to_standard_error_goes_to_a_file(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Ray says some things once a process: a run may have nothing in the file."""
+    with errors_to(tmp_path / "ray-data.log"):
+        os.write(2, b"core_worker.cc: noise\n")
+    os.write(2, b"ours\n")
+    assert (tmp_path / "ray-data.log").read_text() == "core_worker.cc: noise\n" and capfd.readouterr().err == "ours\n"
 
 
 def test_the_same_command_again_scores_only_what_is_missing(run: Done) -> None:
