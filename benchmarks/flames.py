@@ -18,7 +18,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import psutil
 
@@ -188,20 +188,9 @@ def _role_of(process: psutil.Process) -> str | None:
 
 
 def _spy(pid: int, out: Path) -> subprocess.Popen[bytes]:
-    words: list[Any] = [
-        Path(sys.executable).with_name("py-spy"),
-        "record",
-        "--pid",
-        pid,
-        "--rate",
-        RATE,
-        "--format",
-        "raw",
-        "--function",
-    ]
-    return subprocess.Popen(
-        [*map(str, words), "--output", str(out)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL
-    )
+    words = f"record --pid {pid} --rate {RATE} --format raw --function --output".split()
+    command = [str(Path(sys.executable).with_name("py-spy")), *words, str(out)]
+    return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -56,16 +56,14 @@ class Order:
         for drawn in range(len(self._drawn), min(end, self._number)):
             last = self._number - drawn - 1
             at = self._random.randrange(last + 1)
-            self._drawn.append(self._moved[at] if at in self._moved else at)
+            self._drawn.append(self._moved.get(at, at))
             self._moved[at] = self._moved.pop(last, last)
         if len(self._drawn) == self._number:
             self._moved.clear()
         return self._drawn[start:end]
 
 
-@lru_cache(maxsize=4)  # a round's steps draw from one order
-def _order(seed: int, number: int) -> Order:
-    return Order(seed, number)
+_order = lru_cache(maxsize=4)(Order)  # a round's steps draw from one order
 
 
 class Batches:

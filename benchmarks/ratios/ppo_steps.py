@@ -107,7 +107,7 @@ def config_of(folder: Path, settings: Settings) -> RunConfig:
             "rollout": {"temperature": TEMPERATURE, "max_new_tokens": response},
             "policy": {
                 "steps_per_round": 10_000, "prompts_per_step": number, "epochs": EPOCHS, "minibatch_size": number,
-                "microbatch_size": min(32, number), "lr": LR, "critic_lr": LR, "critic_warmup_steps": 0,
+                "microbatch_size": min(MICROBATCH["best"], number), "lr": LR, "critic_lr": LR, "critic_warmup_steps": 0,
             },
             "evaluation": {"num_prompts": JUDGED, "judge": "ensemble"},
             "rounds": {"num_rounds": 1, "checkpoint_every": None},
@@ -138,7 +138,7 @@ def products(settings: Settings) -> Callable[[], None]:
     shape = SHAPES[settings.small]
     hidden, inner = shape.hidden_size, shape.intermediate_size
     body = [(hidden, hidden)] * 4 + [(hidden, inner)] * 2 + [(inner, hidden)]
-    size = min(32, number)
+    size = min(MICROBATCH["best"], number)
     rows, read = size * (length + response), size * response
     layers = [(rows, *each) for _ in range(shape.num_layers) for each in body]
     head = (read, hidden, WORDS + len(SPECIALS))
