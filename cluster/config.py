@@ -11,7 +11,7 @@ from cluster.rounds_config import RoundsConfig
 from cluster.store_uri import check_storage_name
 from evaluation.config import EvaluationConfig
 from policy.config import DPOConfig, PolicyConfig, SFTConfig
-from preferences.config import DataConfig
+from preferences.config import DataConfig, FreshConfig
 from rm.bilevel_config import GeneralizeConfig
 from rm.config import MetaConfig, RewardConfig, ScorerConfig, StrengthConfig
 from rm.domain_config import CustomizeConfig
@@ -54,6 +54,7 @@ class RunConfig(Section):
     rounds: RoundsConfig = RoundsConfig()
     world: WorldConfig = WorldConfig()
     data: DataConfig = DataConfig()
+    fresh: FreshConfig = FreshConfig()
     sft: SFTConfig = SFTConfig()
     reward: RewardConfig = RewardConfig()
     meta: MetaConfig = MetaConfig()
@@ -208,6 +209,36 @@ class RunConfig(Section):
                     f"{key} is {got!r} and scorer.reward_model {given}: that reward model is taken as it is, "
                     f"and none is trained; set {key} to {wanted!r}, or scorer.reward_model to null"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _fresh_pairs_can_be_had(self) -> "RunConfig":
+        fresh, meta = self.fresh, self.meta
+        if not fresh.num_pairs:
+            return self
+        asked, given = f"fresh.num_pairs is {fresh.num_pairs}", self.scorer.reward_model
+        if self.rounds.baseline != "none":
+            raise ValueError(
+                f"{asked} and rounds.baseline {self.rounds.baseline}, which trains no reward model after its start: set "
+                "fresh.num_pairs to 0, or rounds.baseline to none"
+            )
+        if given is not None:
+            raise ValueError(
+                f"{asked} and scorer.reward_model {given}, which is taken as it is: no reward model is trained that could learn "
+                "from them; set fresh.num_pairs to 0, or scorer.reward_model to null"
+            )
+        if fresh.judge in ("gold", "annotators") and self.data.preferences != "sandbox":
+            raise ValueError(
+                f"fresh.judge is {fresh.judge} and data.preferences {self.data.preferences}: it knows the sandbox's prompts "
+                "only; set fresh.judge to reward:DIR, ensemble:DIR or openai:BASE_URL#MODEL"
+            )
+        most = meta.num_prompts * (meta.samples_per_prompt // 2)
+        if fresh.num_pairs > most:
+            raise ValueError(
+                f"{asked}, and S_k makes {most} pairs at most: meta.num_prompts is {meta.num_prompts}, "
+                f"meta.samples_per_prompt {meta.samples_per_prompt}, and no sample is in two pairs; raise one of these, or lower "
+                "fresh.num_pairs"
+            )
         return self
 
     @model_validator(mode="after")

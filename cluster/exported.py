@@ -222,6 +222,7 @@ EVALUATION = _of_rows(
         "length_correlation": "correlation of length and r_k's score there",
         "repetition_correlation": "correlation of repetition and r_k's score there",
         "reward_accuracy": "share of fresh pairs that r_k ranks as the truth does, of its response and SFT's; in the sandbox",
+        "fresh_accuracy": "share of freshly labelled pairs that the last round's reward model ranks so; with fresh.num_pairs",
         "win": "share of held-out prompts on which the policy beats SFT",
         "tie": "share on which neither does",
         "lose": "share on which SFT beats it",

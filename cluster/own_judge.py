@@ -12,6 +12,7 @@ from cluster.best_directory import held_by
 from cluster.evaluate_models import Contestant
 from cluster.given_model import found_here
 from cluster.lineage import HELD_OUT, START, lineage_of
+from cluster.open_judge import find_members
 from tokens.errors import UserError
 
 JUDGES = Path(START) / HELD_OUT
@@ -115,11 +116,20 @@ def _base(run: Path) -> Path | str | None:
     return found_here(str(name)) or str(name)
 
 
+def _labellers(run: Path) -> list[Path]:
+    """Reward models that labelled fresh pairs for a run (``fresh.judge``), where they are still found."""
+    with suppress(OSError, KeyError, TypeError, yaml.YAMLError, UserError):
+        kind, _, places = str(yaml.safe_load((run / "config.yaml").read_text())["fresh"]["judge"]).partition(":")
+        found = find_members(places) if kind == "ensemble" else [Path(places).expanduser()] if kind == "reward" else []
+        return [place / "model" if (place / "card.json").is_file() else place for place in found]
+    return []
+
+
 def _reward_models(run: Path) -> list[Path]:
-    """Of a run: of each round, of the ensemble, and what they were made of."""
+    """Of a run: of each round, of the ensemble, what they were made of, and what labelled pairs for them."""
     found = [path for pattern in ("rounds/*/reward", "rounds/*/members/*", "start/members/*") for path in run.glob(pattern)]
     base = _base(run)
-    return [*found, base] if isinstance(base, Path) else found
+    return [*found, *([base] if isinstance(base, Path) else []), *_labellers(run)]
 
 
 def _copies(found: Sequence[Path], models: Sequence[Path]) -> list[Path]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -14,8 +14,10 @@ from actors.scorer import Scores
 from cluster.config import RunConfig
 from cluster.console import Console
 from cluster.draft import Draft, Point
+from cluster.fresh import FRESH, in_words, label, learnt_from, share_right
 from cluster.guarding import EVALUATED, SHIFTED, Guard, counts, moved, until_good
 from cluster.inputs import Inputs
+from cluster.judges import Judge
 from cluster.judging import Judgement, judge, meta_rows, monitored, parity_bound, sample_for_judging
 from cluster.metrics import Metrics
 from cluster.recovery import Recovery
@@ -31,13 +33,14 @@ from cluster.versions import versions
 from cluster.waiting import Waiter
 from evaluation.alarms import Alarm, alarms
 from evaluation.best import best_of
+from evaluation.records import FreshRow, read_rows, write_rows
 from evaluation.table import round_table
-from tokens.records import Rollout
+from tokens.records import Pair, Rollout
 
 CHOICES = (
     "reward.start", "policy.start", "policy.reference", "policy.critic_start", "scorer.refresh", "scorer.aggregate",
     "meta.enabled", "meta.prompts", "policy.prompts", "policy.kl.controller", "policy.max_lag",
-    "reward.base", "meta.order", "meta.deploy", "meta.objective", "meta.direction", "data.denoise.method",
+    "reward.base", "meta.order", "meta.deploy", "meta.objective", "meta.direction", "data.denoise.method", "fresh.carry",
 )  # fmt: skip
 """What is carried from round to round and what starts anew; each is written into the ledger."""
 
@@ -60,6 +63,7 @@ class Theme:
         stands: round that the roles stand at, and where the learner's state of it lies (None: as the round finds it); None while
             they move, and where that has failed.
         recover: makes good what is lost in something that goes on where it was left.
+        labeller: compares samples of each round's policy; None = nobody does.
     """
 
     config: RunConfig
@@ -74,6 +78,7 @@ class Theme:
     version: int
     stands: tuple[int, Path | None] | None
     recover: Recovery
+    labeller: Judge | None = None
 
     choices: ClassVar[tuple[str, ...]] = CHOICES
 
@@ -200,9 +205,35 @@ class Theme:
 
         return work.rollouts("shifted", "shifted.parquet", sample)
 
+    def label(self, index: int, work: Stages, shifted: Sequence[Rollout]) -> tuple[Pair, ...] | None:
+        """Have pairs of S_k compared, and look how many r_{k-1} would have ranked so.
+
+        Returns:
+            What r_k learns from; None = D.
+        """
+        if self.labeller is None:
+            return None
+        if work.draft.done(FRESH) is None:
+            labels = label(self.config, self.labeller, self.directory.path, index, shifted, self.console)
+            right = None
+            if index:
+                self.wait("score", self.roles.scorer.load(0, self.directory.round_path(index - 1) / "reward"))
+                right = share_right(labels.rows, shifted, [members[0] for members in self.score(shifted).members])
+            write_rows(work.draft.partial(FRESH), labels.rows)
+            work.record(FRESH, [FRESH], {**labels.counts, "accuracy": right})
+        places = [*(self.directory.round_path(before) for before in range(index)), work.draft.path]
+        learnt = learnt_from(self.config, self.inputs.pairs, [read_rows(place / FRESH, FreshRow) for place in places])
+        self.console.say(f"  {in_words(self.fresh(work), len(learnt))}")
+        return learnt
+
+    def fresh(self, work: Stages) -> Mapping[str, Any]:
+        """What came of labelling; nothing where nobody does."""
+        done = work.draft.done(FRESH)
+        return {} if done is None else done.facts
+
     def train_reward(self, index: int, work: Stages, shifted: Sequence[Rollout]) -> RewardReport:
-        """r_k: MetaRM on D and S_k; it becomes member 0 of the ensemble."""
-        config = self.config
+        """r_k: MetaRM on D and S_k, with fresh labels where somebody gives them; it becomes member 0 of the ensemble."""
+        config, pairs = self.config, self.label(index, work, shifted)
         last = self.directory.round_path(index - 1) / "reward" if index else None
         previous = last if config.reward.start == "previous" else None
         meta = shifted if config.meta.enabled else None
@@ -210,7 +241,7 @@ class Theme:
         def fit(place: Path, saves: FitSaves | None) -> RewardReport:
             with self.console.bar("reward model", "pairs") as bar:
                 seed = derive(config.seed, "reward", index)
-                report = self.wait("reward", self.roles.reward.fit(place, seed, previous, meta, saves), bar)
+                report = self.wait("reward", self.roles.reward.fit(place, seed, previous, meta, saves, pairs), bar)
             self.metrics.reward(index, report)
             return report
 
@@ -218,15 +249,22 @@ class Theme:
         self.wait("score", self.roles.scorer.load(0, work.draft / "reward"))
         if config.scorer.refresh == "each_round":
             for member in range(1, config.scorer.num_members):
-                work.fit(f"member {member}", f"members/{member}", partial(self.fit_member, member, meta))
+                work.fit(f"member {member}", f"members/{member}", partial(self.fit_member, member, meta, pairs))
                 self.wait("score", self.roles.scorer.load(member, work.draft / "members" / str(member)))
         return report
 
-    def fit_member(self, member: int, meta: Sequence[Rollout] | None, place: Path, saves: FitSaves | None) -> RewardReport:
+    def fit_member(
+        self,
+        member: int,
+        meta: Sequence[Rollout] | None,
+        pairs: Sequence[Pair] | None,
+        place: Path,
+        saves: FitSaves | None,
+    ) -> RewardReport:
         """A further member of the ensemble."""
         seed = derive(self.config.seed, "member", member)
         with self.console.bar(f"ensemble member {member}", "pairs") as bar:
-            return self.wait("reward", self.roles.reward.fit(place, seed, None, meta, saves), bar)
+            return self.wait("reward", self.roles.reward.fit(place, seed, None, meta, saves, pairs), bar)
 
     def kept_back(self, index: int, shifted: Sequence[Rollout]) -> frozenset[int]:
         """Places of the prompts of S_k that r_k's ascent did not see."""
@@ -308,6 +346,8 @@ class Theme:
             given = (self.config, self.inputs, self.roles, self.wait, self.version)
             rollouts = work.rollouts("evaluation", "evaluation_rollouts.parquet", lambda: sample_for_judging(*given, bar))
             judgement = judge(*given, self.sft, bar, rollouts)
+        if self.labeller is not None:
+            judgement = replace(judgement, summary={**judgement.summary, "fresh_accuracy": self.fresh(work)["accuracy"]})
         work.rows("evaluation.parquet", judgement.rows)
         self.metrics.evaluation(index, judgement.summary | self.outcome(judgement))
         return judgement
@@ -326,6 +366,7 @@ class Theme:
             "alarms": [vars(alarm) for alarm in self.alarms(judgement)],
             "dropped": self.inputs.dropped,
             "denoised": self.inputs.denoised,
+            **({"fresh": self.fresh(work)} if self.labeller is not None else {}),
             "guards": counts(work.draft),
             "git_commit": versions()["git_commit"],
         }

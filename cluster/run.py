@@ -13,6 +13,7 @@ from cluster.console import Console
 from cluster.denoising import check_strengths, ensure_strengths, in_words
 from cluster.disk import check_space
 from cluster.domain_models import with_domain_reward
+from cluster.fresh import open_labeller
 from cluster.inputs import Source, check_batches, check_domains, check_judges, check_stopping, open_source
 from cluster.judging import comparable
 from cluster.model_sizes import model_size
@@ -26,6 +27,7 @@ from evaluation.timeline import Span
 from tokens.errors import UserError
 
 if TYPE_CHECKING:
+    from cluster.judges import Judge
     from cluster.rounds import Theme
     from cluster.telemetry import Telemetry
 
@@ -72,18 +74,19 @@ def run(config: RunConfig, console: Console) -> Path:
         size = model_size(config.model_copy(update={"sft": there}))
         check_space(config, directory.root, size, directory.num_committed, directory.ledger["start"] is not None)
         asked = bundles(config, size)
-    with directory.open():
+    with contextlib.ExitStack() as closing, directory.open():
         console.say(f"[bold]Rondo[/] run {config.name} in {directory.path}")
         if source is None:
             console.say(nothing_to_do(directory))
         else:
             for warning in warnings(config):
                 console.say(f"[yellow]note[/] {warning}")
+            labeller = open_labeller(config, source, closing)
             strengths = ensure_strengths(config, console)
             with (
                 connected(config, console) as fixed,
                 space_errors(directory.path),
-                opened(config, console, directory, source, strengths, asked, fixed) as theme,
+                opened(config, console, directory, source, strengths, asked, fixed, labeller) as theme,
             ):
                 theme.run()
         report = write_report(directory.path)
@@ -191,6 +194,7 @@ def opened(
     strengths: str | None,
     asked: Sequence[Bundle],
     fixed: bool,
+    labeller: Judge | None = None,
 ) -> Iterator[Theme]:
     """Place the roles, make what must be made first, and put everything where the next round begins.
 
@@ -202,6 +206,7 @@ def opened(
         strengths: what ``data.denoise`` goes by; None where it does nothing.
         asked: the processes, and what each needs.
         fixed: as ``connected`` gives it.
+        labeller: who labels fresh pairs; None where nobody does.
 
     Returns:
         The run under way, for as long as the context lasts; then every process ends.
@@ -265,7 +270,7 @@ def opened(
         stands = (directory.num_committed, None if directory.point is None else directory.point.place)
         batches = sampling(config, inputs.policy_prompts, roles.rollout, wait)
         theme = theme_for(config, theme_of(config))
-        yield theme(config, directory, inputs, roles, batches, wait, console, metrics, sft, version, stands, recover)
+        yield theme(config, directory, inputs, roles, batches, wait, console, metrics, sft, version, stands, recover, labeller)
     except RoleFailed as failure:
         telemetry.failed(failure.who)
         raise

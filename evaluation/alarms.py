@@ -98,15 +98,20 @@ def _proxy_up_judge_down(start: Evaluation, rounds: Sequence[Evaluation]) -> Ala
 
 
 def _reward_model_blind(start: Evaluation, rounds: Sequence[Evaluation]) -> Alarm | None:
-    right = _number(rounds[-1], "reward_accuracy")
-    if right is None or right >= BLIND:
-        return None
-    return Alarm(
-        "reward_model_blind",
-        f"the reward model ranks {right:.0%} of the policy's own responses right against SFT's (chance: 50%)",
-        "What it pays says little about these texts: label pairs of the current policy's samples, turn on MetaRM "
-        "(meta.enabled), or stop here",
-    )
+    said = {
+        "reward_accuracy": "the reward model ranks {:.0%} of the policy's own responses right against SFT's (chance: 50%)",
+        "fresh_accuracy": "the last round's reward model ranks {:.0%} of the fresh pairs as they are labelled (chance: 50%)",
+    }
+    for name, words in said.items():
+        right = _number(rounds[-1], name)
+        if right is not None and right < BLIND:
+            return Alarm(
+                "reward_model_blind",
+                words.format(right),
+                "What it pays says little about these texts: have pairs of the current policy's samples labelled "
+                "(fresh.num_pairs), turn on MetaRM (meta.enabled), or stop here",
+            )
+    return None
 
 
 def _disagreement_grows(start: Evaluation, rounds: Sequence[Evaluation]) -> Alarm | None:

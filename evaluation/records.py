@@ -1,5 +1,5 @@
-"""The Parquet files of a round: responses that were judged, what they are worth to whom, the rollouts of S_k, and those that PPO
-learns from.
+"""The Parquet files of a round: responses that were judged, what they are worth to whom, the rollouts of S_k, pairs of them that
+somebody labelled, and those that PPO learns from.
 
 Letters: N rows, M ensemble members, T response tokens.
 """
@@ -198,7 +198,40 @@ class PersonRow:
         _all_finite(f"what {self.name!r} gains", [value for value in given if value is not None])
 
 
-Row = TypeVar("Row", EvaluationRow, MetaRow, RolloutRow, PersonRow)
+@dataclass(frozen=True)
+class FreshRow:
+    """Two samples of a round's policy that somebody compared: a preference pair, which every command reads as one.
+
+    Args:
+        id: unique in its run.
+        prompt_id: of the prompt.
+        prompt: as text.
+        domain: or "".
+        chosen: the better response, as text.
+        rejected: the other.
+        prompt_ids: ids of the prompt.
+        chosen_ids: ids of the better response.
+        rejected_ids: ids of the other.
+        chosen_sample: index of the better response among the k of its prompt.
+        rejected_sample: of the other.
+        judge: who said so.
+    """
+
+    id: str
+    prompt_id: str
+    prompt: str
+    domain: str
+    chosen: str
+    rejected: str
+    prompt_ids: tuple[int, ...]
+    chosen_ids: tuple[int, ...]
+    rejected_ids: tuple[int, ...]
+    chosen_sample: int
+    rejected_sample: int
+    judge: str
+
+
+Row = TypeVar("Row", EvaluationRow, MetaRow, RolloutRow, PersonRow, FreshRow)
 
 
 def write_rows(path: Path, rows: Sequence[Row]) -> None:
@@ -239,7 +272,7 @@ def read_rows(path: Path, kind: type[Row]) -> tuple[Row, ...]:
 
     Args:
         path: the file.
-        kind: ``EvaluationRow``, ``MetaRow``, ``RolloutRow`` or ``PersonRow``.
+        kind: ``EvaluationRow``, ``MetaRow``, ``RolloutRow``, ``PersonRow`` or ``FreshRow``.
 
     Returns:
         N rows, in the order written; each has checked itself. A column that ``kind`` has a default for may be absent.
@@ -270,7 +303,7 @@ def read_rows(path: Path, kind: type[Row]) -> tuple[Row, ...]:
     return tuple(kind(**(row | {name: tuple(row[name]) for name in lists})) for row in table.to_pylist())
 
 
-def _schema(kind: type[EvaluationRow] | type[MetaRow] | type[RolloutRow] | type[PersonRow]) -> "pa.Schema":
+def _schema(kind: type[EvaluationRow | MetaRow | RolloutRow | PersonRow | FreshRow]) -> "pa.Schema":
     """The Arrow schema of a kind of row: made of its annotations; only what may be None is nullable."""
     import pyarrow as pa
 

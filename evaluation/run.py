@@ -72,6 +72,8 @@ class Round:
     dropped: str  # JSON
     bad_steps: Mapping[str, float]
     """PPO steps whose numbers went wrong, by what was done about them; empty in a ledger from before there were such."""
+    fresh: Mapping[str, float]
+    """What came of labelling samples: "labelled", "accuracy" of the last reward model ...; empty where nobody did."""
     alarms: tuple[Alarm, ...] = ()
     """What the round's end alarmed about."""
     best: str = ""
@@ -260,6 +262,7 @@ def _round(node: JsonNode) -> Round:
         evaluation=_evaluation(node.child("evaluation")),
         dropped=json.dumps(node.value("dropped"), indent=2, ensure_ascii=False, sort_keys=True),
         bad_steps=node.child("guards").numbers() if node.has("guards") else {},
+        fresh=node.child("fresh").finite() if node.has("fresh") else {},
         alarms=_alarms(node) if node.has("alarms") else (),
         best=node.child("best").string("why") if node.has("best") else "",
         best_round=_best_round(node.child("best")) if node.has("best") else None,

@@ -141,6 +141,12 @@ def _bad_steps(r: Round) -> str:
     return ", ".join(found) or NOTHING
 
 
+def _fresh(r: Round) -> str:
+    if "labelled" not in r.fresh:
+        return NOTHING
+    return f"{r.fresh['labelled']:.0f}" + (f", {r.fresh['accuracy']:.0%} so" if "accuracy" in r.fresh else "")
+
+
 _COLUMNS = (
     _Column("", "SFT is the start"),
     _Column("win / tie / lose", "Share of held-out prompts, against SFT", of_round=lambda r: _outcome(r.evaluation)),
@@ -163,6 +169,11 @@ _COLUMNS = (
     _Column("ended", "Share of responses that end by themselves", lambda e: _share(e.finished)),
     _Column(
         "RM acc.", "Accuracy of the reward model on validation pairs", of_round=lambda r: _share(r.reward.validation_accuracy)
+    ),
+    _Column(
+        "fresh",
+        "Pairs of the round's own samples that were labelled, and how many of them the reward model of the round before ranks so",
+        of_round=_fresh,
     ),
     _Column(
         "bad steps",

@@ -1,13 +1,14 @@
-"""Where the preference pairs come from, and what is done to those that look wrong."""
+"""Where the preference pairs come from, what is done to those that look wrong, and who labels new ones."""
 
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from tokens.paths import PathText
+from tokens.paths import PathText, check_path
 from tokens.section import Section
 
 DenoiseMethod = Literal["none", "flip", "soft", "margin", "flip+margin", "soft+margin", "drop"]
+Carry = Literal["all", "sample", "latest"]
 
 
 class DenoiseConfig(Section):
@@ -73,5 +74,47 @@ class DataConfig(Section):
             raise ValueError(
                 f"validation and preferences are both {self.preferences!r}, split {self.split!r}: nothing would be held out. "
                 "Name another data set or another validation_split, or set validation to null"
+            )
+        return self
+
+
+class FreshConfig(Section):
+    """Fresh labels: in every round, pairs of the current policy's own samples that somebody compares. docs/fresh.md."""
+
+    num_pairs: int = Field(0, ge=0)
+    """Pairs of S_k's samples that are labelled each round, for r_k to learn from; 0 = none."""
+    judge: str | None = Field(None, pattern=r"^(gold|annotators|(reward|ensemble|openai):.+)$")
+    """Who labels them: reward:DIR, ensemble:DIR or openai:BASE_URL#MODEL; in the sandbox also annotators, who err as those of D
+    do, and gold, which does not."""
+    carry: Carry = "all"
+    """What r_k learns from. all: D and the fresh pairs of every round so far. sample: as many pairs of these as D has, drawn anew
+    each round. latest: the round's own fresh pairs alone."""
+    concurrency: int = Field(8, ge=1)
+    """Requests to an endpoint in flight."""
+    timeout_s: float = Field(60.0, gt=0)
+    """How long one request may take."""
+    retries: int = Field(5, ge=0)
+    """How often one request is tried again after a refused connection, a timeout, status 408, 409, 429 or 5xx."""
+    max_tokens: int = Field(16, ge=1)
+    """Longest reply of an endpoint."""
+
+    @field_validator("judge")
+    @classmethod
+    def _named_by_paths_and_urls(cls, judge: str | None) -> str | None:
+        kind, _, place = (judge or "").partition(":")
+        for part in place.split(",") if kind in ("reward", "ensemble", "openai") else ():
+            check_path(part)
+        return judge
+
+    @model_validator(mode="after")
+    def _somebody_labels(self) -> "FreshConfig":
+        if (self.num_pairs > 0) != (self.judge is not None):
+            raise ValueError(
+                f"num_pairs is {self.num_pairs} and judge {self.judge}: fresh pairs need somebody who labels them; set both, or "
+                "num_pairs to 0 and judge to null"
+            )
+        if not self.num_pairs and self.carry != "all":
+            raise ValueError(
+                f"carry is {self.carry} and num_pairs 0: there are no fresh pairs to carry; set num_pairs, or carry to all"
             )
         return self

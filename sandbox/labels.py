@@ -83,11 +83,41 @@ def annotate(pairs: Sequence[tuple[Candidate, Candidate]], config: WorldConfig, 
     flips = set(rng.sample(range(len(pairs)), round(config.flip_rate * len(pairs))))
     labelled = []
     for index, (first, second) in enumerate(pairs):
-        prefers_first = rng.random() < _sigmoid(config.annotator_beta * (first.gold - second.gold))
+        prefers_first = prefers(first.gold - second.gold, config, rng)
         flipped = index in flips
         chosen, rejected = (first, second) if prefers_first != flipped else (second, first)
         labelled.append(_pair(f"train-{index:05d}", chosen, rejected, flipped, "train"))
     return labelled
+
+
+def prefers(gap: float, config: WorldConfig, rng: Random) -> bool:
+    """What an annotator answers, before anything is turned round: P(True) = sigmoid(beta * gap).
+
+    Source: Bradley and Terry 1952.
+
+    Args:
+        gap: gold reward of the first response less that of the second.
+        config: has beta.
+        rng: of the answer.
+
+    Returns:
+        True = the first is better.
+    """
+    return rng.random() < _sigmoid(config.annotator_beta * gap)
+
+
+def answers(gap: float, config: WorldConfig, rng: Random) -> bool:
+    """What becomes of one answer by itself: ``prefers``, turned round with probability ``flip_rate``.
+
+    Args:
+        gap: as in ``prefers``.
+        config: has beta and the rate.
+        rng: of the answer.
+
+    Returns:
+        True = the label says that the first is better.
+    """
+    return prefers(gap, config, rng) != (rng.random() < config.flip_rate)
 
 
 def truth(pairs: Sequence[tuple[Candidate, Candidate]], split: str) -> list[LabelledPair]:

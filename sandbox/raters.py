@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
 
-from sandbox.labels import LabelledPair
+from sandbox.labels import LabelledPair, answers
 from sandbox.world import World
 
 
@@ -57,8 +56,7 @@ def rate(world: World, pairs: Sequence[LabelledPair], user: str, rng: Random | N
                 continue
             prefers_first = gap > 0
         else:
-            chance = 0.5 * (1 + math.tanh(world.config.annotator_beta * gap / 2))
-            prefers_first = (rng.random() < chance) != (rng.random() < world.config.flip_rate)
+            prefers_first = answers(gap, world.config, rng)
         chosen, rejected = (first, second) if prefers_first else (second, first)
         rated.append(RatedPair(f"{pair.id}-{user}", pair.prompt, chosen, rejected, pair.domain, user))
     return rated

@@ -73,6 +73,10 @@ ARMS: Mapping[str, Arm] = {
     "all members retrained": _ablation("--scorer.refresh", "each_round"),
     "M = 1": _ablation("--scorer.num_members", "1", "--scorer.aggregate", "primary"),
     "M = 6": _ablation("--scorer.num_members", "6"),
+    **{
+        f"fresh labels, {carry}": _ablation("--fresh.num_pairs", "192", "--fresh.judge", "annotators", "--fresh.carry", carry)
+        for carry in ("all", "sample", "latest")
+    },
     "6 PPO steps a round": _ablation("--policy.steps_per_round", "6"),
     "24 PPO steps a round": _ablation("--policy.steps_per_round", "24"),
 }

@@ -171,6 +171,10 @@ def claims(rows: Sequence[Row]) -> str:
           for flips in ("0%", "25%") for rule in ("mean", "worst case", "mean - std")),
         ("Wolf et al.: a policy that starts from SFT each round is the robust choice (gold of the last round)",
          paired(rows, "policy starts from SFT", "iterated", lambda row: last(row)["gold"]), True),
+        ("Ours: 192 fresh labels a round, those of all rounds carried on, beat none (gold of the last round)",
+         paired(rows, "fresh labels, all", "iterated", lambda row: last(row)["gold"]), True),
+        ("Wolf et al.: how labels are carried on matters; those of all rounds beat the newest alone (gold of the last round)",
+         paired(rows, "fresh labels, all", "fresh labels, latest", lambda row: last(row)["gold"]), True),
     ]  # fmt: skip
     lines = [
         (words, interval_text(found) if len(found) > 1 else NOT_RUN, f"{len(found)}", verdict(found, above))

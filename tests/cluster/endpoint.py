@@ -18,7 +18,8 @@ BUSY_TIMES = 9
 class Endpoint(ThreadingHTTPServer):
     """The first word of a prompt says how the server answers; ``asked`` counts questions, ``keys`` the Authorization headers.
 
-    ``down``: nothing is answered; ``down_after``: nothing after so many questions.
+    ``down``: nothing is answered; ``down_after``: nothing after so many questions; ``by_length``: to prompts without a rule the
+    longer response is the better one.
     """
 
     daemon_threads = True
@@ -28,7 +29,7 @@ class Endpoint(ThreadingHTTPServer):
         self.asked: Counter[str] = Counter()
         self.keys: Counter[str] = Counter()
         self.lock = threading.Lock()
-        self.down = False
+        self.down = self.by_length = False
         self.down_after: int | None = None
         self.busiest = self.busy = 0
 
@@ -90,7 +91,8 @@ class Handler(BaseHTTPRequestHandler):
             return self._send(200, completion("Tie."))
         if rule == "nothing":
             return self._send(200, completion("A") | {"choices": []})
-        good = "A" if first.startswith("good") else "B"
+        second = question.split("[Response B]\n")[1].split("\n\n[")[0].strip()
+        good = "A" if (len(first) > len(second) if self.server.by_length else first.startswith("good")) else "B"
         bad = "B" if good == "A" else "A"
         replies = {"first": "A", "garbage": "I like both. A bit.", "bad": bad, "wordy": f"The better response is **{good}**."}
         time.sleep(0.01)

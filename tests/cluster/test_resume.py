@@ -17,6 +17,7 @@ import ray
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from cluster.console import Console
+from cluster.fresh import AnnotatorJudge
 from cluster.inputs import Inputs, open_source
 from cluster.journal import Entry, Journal
 from cluster.load_config import load_config
@@ -32,6 +33,7 @@ from cluster.sampling import sampling
 from cluster.stage import Stage
 from cluster.start import begin
 from cluster.waiting import Waiter
+from sandbox.world import World
 from tests.cluster.command import TINY, Command
 from tests.cluster.straight import Straight
 
@@ -40,7 +42,7 @@ OPTIONS = [
     "--policy.steps_per_round", "3", "--policy.kl.controller", "adaptive", "--policy.kl.target", "0.5",
     "--policy.kl.horizon", "100", "--policy.reference", "previous", "--policy.critic_start", "previous",
     "--reward.start", "previous", "--scorer.refresh", "each_round", "--policy.prompts_per_step", "8",
-    "--meta.num_prompts", "8", "--evaluation.num_prompts", "8",
+    "--meta.num_prompts", "8", "--evaluation.num_prompts", "8", "--fresh.num_pairs", "6", "--fresh.judge", "annotators",
 ]  # fmt: skip
 """Two rounds in which as much as can be goes on from round to round."""
 CLOCKS = ("time", "sample/seconds", "sample/tokens_per_second", "sync/seconds", "sync/bytes_per_second")
@@ -104,7 +106,7 @@ class Scene:
                     stands = (directory.num_committed, None if point is None else point.place)
                     batches = sampling(config, self.inputs.policy_prompts, self.roles.rollout, wait)
                     given = (config, directory, self.inputs, self.roles, batches, wait, console, metrics, sft, version, stands)
-                    theme = Theme(*given, Straight())  # type: ignore[arg-type]
+                    theme = Theme(*given, Straight(), AnnotatorJudge(World(config.world), config.seed))  # type: ignore[arg-type]
                     for _ in range(2):
                         try:
                             theme.run()
@@ -165,7 +167,17 @@ def files(run: Path) -> dict[str, bytes]:
 def test_it_was_cut_off_at_every_stage(runs: tuple[Path, Path, Cuts]) -> None:
     for index in (0, 1):
         keys = {key for draft, key in runs[2].seen if draft == f".round_{index:03d}.partial"}
-        stages = {"begun", "shifted", "reward", "member 1", "calibration", "meta_rollouts.parquet", "checkpoint 2", "trained"}
+        stages = {
+            "begun",
+            "shifted",
+            "fresh.parquet",
+            "reward",
+            "member 1",
+            "calibration",
+            "meta_rollouts.parquet",
+            "checkpoint 2",
+            "trained",
+        }
         steps = {f"{name} {step}" for name in ("rollouts", "scores", "step") for step in range(3)}
         assert keys == stages | steps | {"evaluation", "evaluation.parquet"}
     assert {key for draft, key in runs[2].seen if draft == ".start.partial"} >= {"member 1", "evaluation", "sft_rollouts.parquet"}

@@ -1,0 +1,205 @@
+"""Fresh labels: in every round somebody compares samples of the current policy, and r_k learns from what was said."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from cluster.asking import ask_in_both_orders, open_answers
+from cluster.config import RunConfig
+from cluster.console import Console
+from cluster.endpoint_judge import EndpointJudge
+from cluster.endpoint_options import EndpointOptions
+from cluster.inputs import Source
+from cluster.judges import FIRST, SECOND, Answer, Judge
+from cluster.open_judge import open_judge
+from cluster.seeds import derive
+from evaluation.records import FreshRow
+from preferences.formats import Texts
+from preferences.fresh import carried, choose_twos
+from preferences.labels import combine
+from sandbox.labels import answers
+from sandbox.world import World
+from tokens.errors import UserError
+from tokens.records import Pair, Rollout
+
+FRESH = "fresh.parquet"
+"""Of a round: the pairs that were labelled in it."""
+ANSWERS = "fresh.answers.jsonl"
+"""Of a run: every answer, so that nobody is asked twice."""
+ANNOTATORS = "annotators"
+
+
+class AnnotatorJudge:
+    """The sandbox's annotators: right as often as those who labelled D, and of one opinion whatever is shown first.
+
+    Args:
+        world: whose ``annotator_beta`` and ``flip_rate`` are used.
+        seed: of their errors.
+    """
+
+    batch_size = 1024
+    template = None
+
+    def __init__(self, world: World, seed: int) -> None:
+        self.world, self.seed = world, seed
+        digest = hashlib.sha256(f"{world.config.model_dump_json()}{seed}".encode()).hexdigest()
+        self.name = f"{ANNOTATORS}:{digest}"
+
+    def compare(self, prompts: Sequence[str], firsts: Sequence[str], seconds: Sequence[str]) -> list[Answer]:
+        """See ``Judge``."""
+        return [self._answer(*texts) for texts in zip(prompts, firsts, seconds, strict=True)]
+
+    def _answer(self, prompt: str, first: str, second: str) -> int:
+        one, other = sorted((first, second))
+        rng = Random(derive(self.seed, ANNOTATORS, prompt, one, other))
+        better = answers(self.world.gold(prompt, one) - self.world.gold(prompt, other), self.world.config, rng)
+        return FIRST if better == (one == first) else SECOND
+
+
+def open_labeller(config: RunConfig, source: Source, stack: ExitStack) -> Judge | None:
+    """Who labels fresh pairs, checked: an endpoint is asked for one token.
+
+    Args:
+        config: of the run.
+        source: of its pairs.
+        stack: closes connections.
+
+    Returns:
+        The judge; None where nothing is labelled.
+
+    Raises:
+        UserError: if it cannot be asked.
+    """
+    fresh = config.fresh
+    if fresh.judge is None:
+        return None
+    if fresh.judge == ANNOTATORS:
+        return AnnotatorJudge(World(config.world), config.seed)
+    options = EndpointOptions(fresh.concurrency, fresh.timeout_s, fresh.retries, fresh.max_tokens)
+    templated = source.ready and source.preferences()[0].templated
+    judge = open_judge(fresh.judge, config, templated, options, stack)
+    if isinstance(judge, EndpointJudge):
+        judge.check()
+    return judge
+
+
+@dataclass(frozen=True)
+class Labels:
+    """What came of asking.
+
+    Args:
+        rows: the labelled pairs.
+        counts: by name: "wanted", "compared" (two samples of a prompt with different texts), "labelled", "undecided" (the judge
+            changed its mind with the order, or did not say), "not_asked" (more than it can take).
+    """
+
+    rows: list[FreshRow]
+    counts: dict[str, int]
+
+
+def label(config: RunConfig, judge: Judge, place: Path, index: int, shifted: Sequence[Rollout], console: Console) -> Labels:
+    """Ask about pairs of S_k, in both orders.
+
+    Args:
+        config: of the run.
+        judge: who is asked.
+        place: directory of the run, where answers are kept.
+        index: of the round.
+        shifted: S_k.
+        console: shows how far it is.
+
+    Returns:
+        The labels.
+
+    Raises:
+        UserError: if no pair got a label.
+        JudgeFailed: if the judge cannot go on; its answers so far are kept.
+    """
+    twos = choose_twos(shifted, config.fresh.num_pairs, derive(config.seed, "fresh", index))
+    if not twos:
+        raise UserError(
+            f"round {index}: no two samples of a prompt differ, so that there is nothing to compare for fresh.num_pairs "
+            f"{config.fresh.num_pairs}: the policy writes one response to each prompt. Go back to best/, or raise "
+            "rollout.temperature"
+        )
+    texts = [Texts(first.prompt.text, first.text, second.text) for first, second in twos]
+    with open_answers(place / ANSWERS) as known:
+        forward, backward, not_asked = ask_in_both_orders(texts, judge, known, console)
+    rows = [
+        _row(f"round_{index:03d}-{number:05d}", *(two if said == FIRST else two[::-1]), judge.name)
+        for number, (two, *both) in enumerate(zip(twos, forward.tolist(), backward.tolist(), strict=True))
+        if (said := combine(*both)) in (FIRST, SECOND)
+    ]
+    if not rows:
+        raise UserError(
+            f"round {index}: the judge {config.fresh.judge} labelled none of {len(twos)} fresh pairs: it changed its mind "
+            f"with the order, or did not say. What it said is in {place / ANSWERS}. Ask another judge (fresh.judge), or set "
+            "fresh.num_pairs to 0"
+        )
+    counts = {"wanted": config.fresh.num_pairs, "compared": len(twos), "labelled": len(rows)}
+    undecided = len(twos) - len(rows) - len(not_asked)
+    return Labels(rows, counts | {"undecided": undecided, "not_asked": len(not_asked)})
+
+
+def _row(name: str, chosen: Rollout, rejected: Rollout, judge: str) -> FreshRow:
+    return FreshRow(
+        id=name,
+        prompt_id=chosen.prompt.id,
+        prompt=chosen.prompt.text,
+        domain=chosen.prompt.domain,
+        chosen=chosen.text,
+        rejected=rejected.text,
+        prompt_ids=chosen.prompt.token_ids,
+        chosen_ids=chosen.response_ids,
+        rejected_ids=rejected.response_ids,
+        chosen_sample=chosen.sample,
+        rejected_sample=rejected.sample,
+        judge=judge,
+    )
+
+
+def learnt_from(config: RunConfig, pairs: Sequence[Pair], rounds: Sequence[Sequence[FreshRow]]) -> tuple[Pair, ...]:
+    """What the reward model of the last of some rounds learns from.
+
+    Args:
+        config: of the run.
+        pairs: D.
+        rounds: fresh pairs of each round so far.
+    """
+    fresh = [[Pair(row.id, row.prompt_ids, row.chosen_ids, row.rejected_ids, row.domain) for row in rows] for rows in rounds]
+    return carried(pairs, fresh, config.fresh.carry, derive(config.seed, "fresh", "carried", len(rounds)))
+
+
+def share_right(rows: Sequence[FreshRow], shifted: Sequence[Rollout], scores: Sequence[float]) -> float:
+    """How many of the fresh pairs a reward model ranks as they are labelled; equal scores count half.
+
+    Args:
+        rows: the pairs; at least one.
+        shifted: S_k, which they were chosen from.
+        scores: of each of these.
+    """
+    by_sample = {(rollout.prompt.id, rollout.sample): score for rollout, score in zip(shifted, scores, strict=True)}
+    gaps = [by_sample[row.prompt_id, row.chosen_sample] - by_sample[row.prompt_id, row.rejected_sample] for row in rows]
+    return sum(0.5 if gap == 0 else float(gap > 0) for gap in gaps) / len(gaps)
+
+
+def in_words(facts: Mapping[str, Any], learnt: int) -> str:
+    """What came of labelling, for the console.
+
+    Args:
+        facts: counts of ``Labels``, and "accuracy": what ``share_right`` says of the reward model before; None in round 0.
+        learnt: pairs that the round's reward model learns from.
+    """
+    counted = {"undecided": "undecided", "not_asked": "not asked about"}
+    without = ", ".join(f"{facts[name]:,} {words}" for name, words in counted.items() if facts[name])
+    before = "" if facts["accuracy"] is None else f"; the last round's reward model ranks {facts['accuracy']:.0%} of them so"
+    return (
+        f"fresh labels: {facts['labelled']:,} of {facts['compared']:,} pairs{f' ({without})' if without else ''}{before}. "
+        f"The reward model learns from {learnt:,} pairs"
+    )
