@@ -30,7 +30,7 @@ ON_RAY = tuple(
         "cluster/test_job", "cluster/test_survival", "cluster/test_strength", "cluster/test_reward", "cluster/test_ranks",
         "cluster/test_dashboard", "cluster/test_baselines", "cluster/test_rank_failures", "cluster/test_recovery",
         "actors/test_pool", "cluster/test_study", "actors/test_rollout", "cluster/test_features", "cluster/test_people",
-        "cluster/test_generalize", "cluster/test_ask",
+        "cluster/test_generalize", "cluster/test_ask", "cluster/test_fresh",
     )
 )  # fmt: skip
 """The other files that take half a minute or more on a real Ray, the longest first. One that is missing here comes sooner."""

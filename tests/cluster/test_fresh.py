@@ -161,13 +161,20 @@ def test_a_labeller_that_is_not_there_is_refused_before_anything_starts(command:
         open_labeller(config, open_source(config, tmp_path), stack)
 
 
-def test_a_run_is_labelled_by_an_endpoint_in_every_round(command: Command) -> None:
+def test_a_run_is_labelled_by_an_endpoint_in_every_round_and_goes_on_where_that_failed(command: Command) -> None:
     with serve() as endpoint:
-        endpoint.by_length = True
+        endpoint.by_length, endpoint.down_after = True, 15
         keys = ("--fresh.num_pairs", "20", "--fresh.judge", f"openai:{endpoint.url}#m", "--fresh.carry", "sample")
-        done = command("run", str(TINY), "--name", "labelled", *keys)
+        asking = ("run", str(TINY), "--name", "labelled", *keys, "--fresh.retries", "0", "--fresh.concurrency", "2")
+        failed = command(*asking)
+        said = " ".join((failed.stdout + failed.stderr).split())
+        assert failed.returncode == 1 and "500" in said and "answers (40 are needed) are kept in" in said, said
+        before = endpoint.asked.total()
+        endpoint.down, endpoint.down_after = False, None
+        done = command(*asking)
         asked = endpoint.asked.total()
     assert done.returncode == 0, done.stdout + done.stderr
+    assert "15 of" in " ".join(done.stdout.split()) and "answers are there from an earlier call" in done.stdout
     run = command.storage / "runs" / "labelled"
     entries = json.loads((run / "ledger.json").read_text())["rounds"]
     labelled = 0
@@ -182,7 +189,7 @@ def test_a_run_is_labelled_by_an_endpoint_in_every_round(command: Command) -> No
         assert entry["choices"]["fresh.carry"] == "sample"
         pairs = load_preferences(DataConfig(preferences=str(run / "rounds" / f"round_{index:03d}" / FRESH)))
         assert list(pairs.rows["chosen"]) == [row.chosen for row in rows], "every command reads it as preference data"
-    assert asked == 2 * labelled
+    assert asked == 2 * labelled + before - 15, "nobody was asked twice, but for what was not answered"
     metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     steps = [row["round"] for row in metrics if row["phase"] == "reward"]
     assert steps.count(0) == steps.count(1) == 128 // 16, "a sample has as many pairs as D"
