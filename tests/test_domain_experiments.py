@@ -8,11 +8,11 @@ import pytest
 import ray
 
 from benchmarks import domains as bench
-from benchmarks.experiments.domain_bases import SHAPE, dsp_bases, held_out_prompts, with_domain_texts
+from benchmarks.experiments.domain_bases import MADE, SHAPE, dsp_bases, held_out_prompts, with_domain_texts
 from benchmarks.experiments.domain_choice import at_rate, without_reported
 from benchmarks.experiments.domain_claims import BASE_CLAIMS, CLAIMS, judged, merged, per_seed
 from benchmarks.experiments.domain_fits import fit_here, side_by_side
-from benchmarks.experiments.domains import RECIPES, arm_seconds, on_base, with_seed
+from benchmarks.experiments.domains import RECIPES, arm_seconds, at_own_rates, on_base, with_seed
 from cluster.console import Console
 from cluster.customize import customize
 from cluster.domain_data import load_data
@@ -135,13 +135,33 @@ def test_a_tuned_base_goes_through_what_its_claims_name() -> None:
     assert on_base(recipe, "plain", None).customize.strategies == recipe.customize.strategies
 
 
+def test_a_brought_backbone_goes_through_everything_at_a_rate_of_its_own(tmp_path: Path) -> None:
+    recipe = load_config(RECIPES["dsp"])
+    name = "llama-finetuned"
+    assert on_base(recipe, name, None).customize.strategies == recipe.customize.strategies
+    stages = ("general_stage", "domain_stage")
+
+    def rates(base: str, *overrides: str) -> list[float]:
+        customize = at_own_rates(load_config(RECIPES["dsp"], overrides), base, overrides).customize
+        return [getattr(customize, stage).lr for stage in stages]
+
+    for base in MADE:
+        assert rates(base) == [3e-3, 3e-3]
+    assert rates(name) == [1e-5, 1e-5]
+    assert rates(name, "--customize.domain_stage.lr", "2e-4") == [1e-5, 2e-4]
+    assert rates(name, "--customize.general-stage.lr=3e-3") == [3e-3, 1e-5], "the recipe's own rate, said"
+    found = dsp_bases(recipe, tmp_path / "cache", [tmp_path / name], [name])
+    assert found == {name: tmp_path / name} and not (tmp_path / "cache").exists(), "nothing is made, or read, for it"
+
+
 def test_seeds_side_by_side_come_back_in_order() -> None:
     assert side_by_side(abs, [-3, -1, -2], 2) == [3, 1, 2] == side_by_side(abs, [-3, -1, -2], 1)
 
 
 def test_bases_of_one_name_are_refused(tmp_path: Path) -> None:
     recipe = load_config(RECIPES["dsp"])
-    for given, name in (((tmp_path / "a" / "small", tmp_path / "b" / "small"), "small"), ((tmp_path / "encoder",), "encoder")):
+    same = (tmp_path / "a" / "small", tmp_path / "b" / "small")
+    for given, name in ((same, "small"), ((tmp_path / "encoder",), "encoder"), ((tmp_path / "tuned",), "tuned")):
         with pytest.raises(UserError, match=f"two bases are named {name}, and results go by the name"):
             dsp_bases(recipe, tmp_path, given)
 
