@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 import ray
+import torch
+from transformers import OPTConfig, OPTForCausalLM
 
 from benchmarks import domains as bench
 from benchmarks.experiments.domain_bases import MADE, SHAPE, dsp_bases, held_out_prompts, with_domain_texts
@@ -202,3 +204,30 @@ def test_the_benchmark_compares_like_with_like(tmp_path: Path, capsys: pytest.Ca
     assert row["mixed_ratio"] > 0 and row["all_ratio"] > 0 and row["grouped_ratio"] > 0
     assert json.loads((tmp_path / "results.jsonl").read_text())["domains"] == 3
     assert "mixed_ratio" in capsys.readouterr().out
+    found = bench.texts(12, 12, 4)
+    assert [len({prompt for prompt, _ in found[start : start + 4]}) for start in (0, 4, 8)] == [1, 1, 1]
+    assert len({prompt for prompt, _ in found}) == 3 and len({response for _, response in found}) == 12
+    assert bench.main([*small, "--responses", "4"], tmp_path / "results.jsonl")["responses"] == 4
+
+
+def test_a_backbone_that_cannot_mix_is_refused_by_the_benchmark(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    shape: dict[str, int] = {"vocab_size": 1000, "hidden_size": 16, "ffn_dim": 32, "word_embed_proj_dim": 16}
+    config = OPTConfig(**shape, num_hidden_layers=1, num_attention_heads=2, max_position_embeddings=64, pad_token_id=0)
+    OPTForCausalLM(config).save_pretrained(tmp_path / "opt")
+    asked = [
+        "--backbone",
+        str(tmp_path / "opt"),
+        "--texts",
+        "4",
+        "--tokens",
+        "12",
+        "--rounds",
+        "1",
+        "--domains",
+        "2",
+        "--rank",
+        "2",
+    ]
+    with pytest.raises(UserError, match="opt cannot mix domains in a batch"):
+        bench.main(asked, tmp_path / "results.jsonl")
