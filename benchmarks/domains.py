@@ -2,7 +2,8 @@
 
     python -m benchmarks.domains                               # a small decoder on this machine's CPU
     python -m benchmarks.domains --hidden 512 --layers 8 --rank 16
-    python -m benchmarks.domains --backbone PATH               # any decoder
+    python -m benchmarks.domains --responses 8                 # to each prompt, which is then computed once
+    python -m benchmarks.domains --backbone PATH               # a decoder whose layers see a row a text (OPT's do not)
 
 A backbone with random weights (or PATH's) and ten adapters, as `customize` stores them. Passes are interleaved: one model, the
 mixed batch, one model, ... so that whatever slows the machine slows both; a ratio is the median over the rounds of a pass against
@@ -36,6 +37,7 @@ from rm.config import LoraConfig
 from rm.domain_bank import GroupedBank, MixedBank, open_bank
 from rm.lora import add_lora, save_adapter
 from rm.model import RewardModel
+from tokens.errors import UserError
 
 RESULTS = Path(__file__).parent / "results" / "domains.jsonl"
 PAD = 0
@@ -67,13 +69,14 @@ def adapters(path: Path, folder: Path, number: int, rank: int) -> list[tuple[str
     return found
 
 
-def texts(number: int, length: int) -> list[Encoded]:
-    """Of lengths between half and whole."""
+def texts(number: int, length: int, responses: int = 1) -> list[Encoded]:
+    """Of lengths between half and whole, so many to a prompt, those of one prompt beside each other."""
     generator = torch.Generator().manual_seed(1)
     found: list[Encoded] = []
-    for size in torch.randint(length // 2, length + 1, (number,), generator=generator).tolist():
+    for i, size in enumerate(torch.randint(length // 2, length + 1, (number,), generator=generator).tolist()):
         ids = torch.randint(3, 1000, (size,), generator=generator).tolist()
-        found.append((tuple(ids[: size // 3]), tuple(ids[size // 3 :])))
+        prompt = found[-1][0] if i % responses else tuple(ids[: size // 3])
+        found.append((prompt, tuple(ids[size // 3 :])))
     return found
 
 
@@ -133,16 +136,23 @@ def main(arguments: Sequence[str] | None = None, results: Path = RESULTS) -> dic
     parser.add_argument("--batch-size", type=int, default=64, help="texts per forward pass (default 64)")
     parser.add_argument("--rounds", type=int, default=9, help="of interleaved passes (default 9)")
     parser.add_argument("--threads", type=int, default=1, help="of torch (default 1)")
+    parser.add_argument("--responses", type=int, default=1, help="texts to a prompt, all of one domain (default 1)")
     chosen = parser.parse_args(arguments)
+    if chosen.responses < 1:
+        parser.error(f"--responses must be at least 1, got {chosen.responses}")
     torch.set_num_threads(chosen.threads)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         path = chosen.backbone or backbone(folder, chosen.hidden, chosen.layers, chosen.tokens)
         made = adapters(path, folder, chosen.domains, chosen.rank)
         one, bank, grouped = _model(path), open_bank(_model(path), made), GroupedBank(_model(path), made)
-        assert isinstance(bank, MixedBank), "this backbone cannot mix domains in a batch"
-        sequences = texts(chosen.texts, chosen.tokens)
-        domains = [made[i % len(made)][0] for i in range(len(sequences))]
+        if not isinstance(bank, MixedBank):
+            raise UserError(
+                f"--backbone {path} cannot mix domains in a batch, so that there is nothing to compare: its adapters are set one "
+                "after another. Expected a decoder whose linear layers are all given a row for each text; give another"
+            )
+        sequences = texts(chosen.texts, chosen.tokens, chosen.responses)
+        domains = [made[i // chosen.responses % len(made)][0] for i in range(len(sequences))]
         size = chosen.batch_size
         passes: dict[str, Callable[[], object]] = {
             "one": lambda: score_sequences(one, sequences, size, PAD),
@@ -155,6 +165,7 @@ def main(arguments: Sequence[str] | None = None, results: Path = RESULTS) -> dic
     row: dict[str, Any] = {
         "id": "domains", "parameters": parameters, "domains": chosen.domains, "rank": chosen.rank, "texts": chosen.texts,
         "tokens": chosen.tokens, "batch_size": size, "threads": chosen.threads, "rounds": chosen.rounds,
+        "responses": chosen.responses,
     }  # fmt: skip
     for name, timing in found.items():
         row |= {f"{name}_seconds": round(timing.wall, 5), f"{name}_cpu_seconds": round(timing.cpu, 5)}

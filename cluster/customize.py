@@ -21,7 +21,8 @@ from actors.customize import MODEL, REPORT, StageJob, StageReport, fit_job
 from cluster.config import RunConfig
 from cluster.console import Console
 from cluster.differences import flat, refuse_differences
-from cluster.domain_data import DomainData, check_settings, length_baselines, load_data, num_general
+from cluster.domain_checks import check_settings
+from cluster.domain_data import DomainData, QueryData, length_baselines, load_data, num_general
 from cluster.domain_directory import CARD, KIND, RESULTS, DomainDirectory, digest, general_key
 from cluster.run import connected
 from cluster.run_directory import now, space_errors
@@ -56,9 +57,9 @@ def customize(config: RunConfig, console: Console) -> Path:
     root = storage_root(config)
     directory = DomainDirectory(config)
     console.say(f"[bold]Rondo[/] domains {', '.join(config.customize.domains)} in {directory.path}")
-    data = load_data(config, root, console)
+    data = load_data(config, root, console, directory.settled())
     with space_errors(directory.path), directory.open():
-        directory.refuse_other_inputs(data.fingerprint(), data.base)
+        directory.refuse_other_inputs(data.fingerprint(), data.base, data.sets)
         stages = Stages(config, directory, data)
         general, domains = stages.general(), stages.domains()
         missing = [job for job in (*general, *domains) if not is_done(job)]
@@ -153,7 +154,7 @@ class Stages:
             domain=None,
             imitation=strategy.general_imitation,
             imitated=customize.imitated,
-            keep_head=self.data.language_model,  # a strategy that imitates may be added later
+            keep_head=self.data.predicts,  # a strategy that imitates may be added later
             penalty="none",
             penalty_coef=0.0,
             num_fisher=customize.fisher_queries,
@@ -236,10 +237,13 @@ def _write(directory: DomainDirectory, data: DomainData, stages: Stages, console
         "finished_at": now(),
         "results_sha256": digest([vars(row) for row in rows]),
         "base": str(data.base),
+        "from_reward_model": data.from_reward_model,
         "general": {each.name: alone[each.name] for each in data.general},
         "domains": {each.name: alone[each.name] for each in data.domains},
-        "strategies": {name: in_words(strategy) for name, strategy in config.customize.strategies.items()},
-        "queries": {each.name: [len(each.train), len(each.test)] for each in (*data.general, *data.domains)},
+        "strategies": {
+            name: in_words(strategy, data.from_reward_model) for name, strategy in config.customize.strategies.items()
+        },
+        "queries": {each.name: _counts(each) for each in data.sets},
         "seconds": {name: round(report["seconds"], 3) for name, report in reports.items()},
         "cpu_seconds": {name: round(report["cpu_seconds"], 3) for name, report in reports.items()},
     }
@@ -248,13 +252,27 @@ def _write(directory: DomainDirectory, data: DomainData, stages: Stages, console
     console.say(f"Results: {directory.path / RESULTS}")
 
 
-def in_words(strategy: StrategyConfig) -> str:
+def _counts(data: QueryData) -> dict[str, int]:
+    """How many queries there are of a set, and are not used."""
+    return {
+        "train": len(data.train),
+        "held_out": data.held_out,
+        "measured": len(data.test),
+        "left_out": data.left_out,
+        "held_out_elsewhere": data.held_out_elsewhere,
+        "trained_before": data.trained_before,
+    }
+
+
+def in_words(strategy: StrategyConfig, from_reward_model: bool = False) -> str:
     """What a strategy does, for a table.
 
     Args:
         strategy: of the config.
+        from_reward_model: whether the base is a general reward model already.
     """
-    parts = [f"general x {strategy.enrichment:g}" if strategy.general else "no general stage"]
+    direct = "from the given reward model" if from_reward_model else "no general stage"
+    parts = [f"general x {strategy.enrichment:g}" if strategy.general else direct]
     for stage, coef in (("general", strategy.general_imitation), ("domain", strategy.domain_imitation)):
         if coef:
             parts.append(f"imitation {coef:g} ({stage})")

@@ -1,6 +1,7 @@
 """The directory of a customisation: STORAGE/domains/NAME, where its models lie.
 
 config.yaml, versions.json       as of the last command that fitted what is there
+data.json                        fingerprints of each data set and of the base model, and which prompts each set goes without
 general/KEY/seed_S/              the general models: model/ and stage.json
 models/STRATEGY/seed_S/DOMAIN/   adapter/ (with customize.lora) or model/, and stage.json
 results.jsonl, card.json         every measurement; written when all stages are done
@@ -12,16 +13,17 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from cluster.config import RunConfig
 from cluster.differences import flat, refuse_differences
-from cluster.domain_models import FOLDER, digest_of
+from cluster.domain_models import BASE, BEGUN, FOLDER, digest_of
 from cluster.hold import LOCK, Hold
+from cluster.kept_apart import Apart
 from cluster.run_directory import config_text, made_and_locked
 from cluster.storage import storage_root
 from cluster.versions import versions
@@ -29,14 +31,19 @@ from rm.domain_config import StrategyConfig
 from tokens.durable import write_file
 from tokens.errors import UserError
 
-CARD, RESULTS, KIND, BEGUN = "card.json", "results.jsonl", "domains", "data.json"
+if TYPE_CHECKING:
+    from cluster.domain_data import QueryData
+
+CARD, RESULTS, KIND = "card.json", "results.jsonl", "domains"
+TOGETHER, APART = "data sets", "apart"
+"""Keys of data.json: the fingerprint of all data at once, and the prompts that each set goes without."""
 SPEED = (
     "resources", "storage", "scratch", "rounds", "rollout", "policy", "dpo", "evaluation", "meta", "scorer", "strength",
     "guards", "faults", "features", "report_to",
 )  # fmt: skip
 """Sections of the config that change nothing about what is learned here, or may change while it is: how much goes wrong."""
-GROWING = ("customize.seeds", "customize.strategies.", "generalize.seeds", "generalize.curves")
-"""What may be added to a directory that is there: further seeds, strategies and values of beta."""
+GROWING = ("customize.seeds", "customize.strategies.", "customize.domains.", "generalize.seeds", "generalize.curves")
+"""What may be added to a directory that is there: further seeds, strategies, domains and values of beta."""
 COUNTED = ("customize.seeds", "generalize.seeds", "generalize.curves")
 """Those of them whose value says how much there is: a directory may hold more."""
 
@@ -97,27 +104,47 @@ class DomainDirectory:
         write_file(self.path / "config.yaml", config_text(self.config))
         write_file(self.path / "versions.json", json.dumps(versions(), indent=1))
 
-    def refuse_other_inputs(self, fingerprint: str, base: Path) -> None:
+    def settled(self) -> dict[str, Apart]:
+        """Which prompts each data set goes without that models here were fitted on; none where none were."""
+        there = self._begun()
+        apart = there[APART] if APART in there else {}
+        return {name: Apart(frozenset(of["train"]), frozenset(of["test"])) for name, of in apart.items()}
+
+    def refuse_other_inputs(self, fingerprint: str, base: Path, sets: Sequence[QueryData] = ()) -> None:
         """Stop if what is there was trained on other data or from another base model; note what they are.
 
         Args:
-            fingerprint: of the data.
+            fingerprint: of all data.
             base: directory of the base model.
+            sets: data sets of which some may be added to those that are there; each has a fingerprint of its own.
 
         Raises:
             UserError: if it was; naming which.
         """
-        begun, dtype = self.path / BEGUN, self.config.resources.reward.dtype
-        here = {"data sets": fingerprint, "base model": digest_of([base]), "resources.reward.dtype": dtype}
-        if begun.is_file():
-            there = json.loads(begun.read_text())
-            if other := [name for name in here if there[name] != here[name]]:
-                raise UserError(
-                    f"not those that {self.path} was begun with: {', '.join(other)}, although the config is the same otherwise. "
-                    "Put the old ones back, choose another name, or remove the directory"
-                )
+        here = {f"the data of {each.name}": each.fingerprint() for each in sets} if sets else {TOGETHER: fingerprint}
+        here |= {"base model": digest_of([base]), "resources.reward.dtype": self.config.resources.reward.dtype}
+        there = self._begun()
+        earlier = bool(sets) and TOGETHER in there
+        compared = here | {TOGETHER: fingerprint}
+        if other := [name for name, value in compared.items() if name in there and there[name] != value]:
+            hint = (
+                f". {self.path} was begun by an earlier version, which noted all data sets as one and chose otherwise what is "
+                "measured on: domains are added to it once it has gone on with those that it has"
+            )
+            raise UserError(
+                f"not those that {self.path} was begun with: {', '.join(other)}, although the config is the same otherwise. "
+                f"Put the old ones back, choose another name, or remove the directory{hint if earlier else ''}"
+            )
+        kept = {name: value for name, value in there.items() if not (earlier and name == TOGETHER)}
+        apart = {each.name: {"train": sorted(each.apart.train), "test": sorted(each.apart.test)} for each in sets}
+        noted = {APART: (there[APART] if APART in there else {}) | apart, BASE: str(base.absolute())} if sets else {}
         self.hold.check()
-        write_file(begun, json.dumps(here))
+        write_file(self.path / BEGUN, json.dumps(kept | here | noted))
+
+    def _begun(self) -> dict[str, Any]:
+        file = self.path / BEGUN
+        found: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
+        return found
 
     def _tree(self) -> dict[str, Any]:
         return self.config.model_dump(mode="json")
@@ -133,7 +160,7 @@ def _learnt(tree: dict[str, Any]) -> dict[str, Any]:
 
 
 def _only_changed(there: dict[str, Any], here: dict[str, Any]) -> dict[str, Any]:
-    """``here`` without what may be added or grow: strategies that were not there, and the number of seeds."""
+    """``here`` without what may be added or grow: strategies and domains that were not there, and the number of seeds."""
     kept = {key: value for key, value in here.items() if key in there or not key.startswith(GROWING)}
     gone = {key: value for key, value in there.items() if key.startswith(GROWING) and (key not in here or key in COUNTED)}
     return kept | gone

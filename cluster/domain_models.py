@@ -21,6 +21,8 @@ from tokens.errors import UserError
 
 FOLDER, GENERAL = "domains", "generalize"
 """Of a storage root: one directory a customisation, see ``cluster.domain_directory``, and one a `generalize`."""
+BEGUN, BASE = "data.json", "base"
+"""What a customisation was begun with, and its key for the base model's directory."""
 
 
 @dataclass(frozen=True)
@@ -71,8 +73,13 @@ def find_domain(root: Path, name: str) -> DomainModel:
     directory = found[0]
     if (directory / MODEL).is_dir():
         return DomainModel(domain, directory / MODEL, None)
-    origin = json.loads((directory / REPORT).read_text())["origin"]
-    return DomainModel(domain, directory.parents[3] / origin, directory / ADAPTER)
+    origin, begun = json.loads((directory / REPORT).read_text())["origin"], directory.parents[3]
+    backbone = begun / origin if origin else Path(json.loads((begun / BEGUN).read_text())[BASE])
+    if not backbone.is_dir():
+        raise UserError(
+            f"domain:{name}: the general reward model that its adapter was trained on is not in {backbone} any more: put it back"
+        )
+    return DomainModel(domain, backbone, directory / ADAPTER)
 
 
 def with_domain_reward(config: RunConfig, root: Path) -> RunConfig:

@@ -11,8 +11,10 @@ from typing import Any
 from actors.generalize import DomainPart
 from cluster.config import RunConfig
 from cluster.console import Console
-from cluster.domain_data import SandboxDomains, base_of, refuse_idle
+from cluster.domain_checks import refuse_idle
+from cluster.domain_data import base_of
 from cluster.inputs import SANDBOX
+from cluster.sandbox_domains import SandboxDomains
 from preferences.queries import QuerySet, encode_queries, load_queries, split_queries
 from preferences.texts import Example, TextRow, TextSet, encode_texts, load_texts
 from rm.bilevel_config import GeneralizeConfig, LabelledDomain, TargetDomain, check_domains

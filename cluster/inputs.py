@@ -310,7 +310,8 @@ def check_domains(config: RunConfig, source: Source) -> None:
         check(shifted)
     except UserError as error:
         raise UserError(f"{error}. S_k is sampled for prompts of it: set meta.prompts as policy.prompts") from None
-    few = [domain for domain in dict.fromkeys(learnt) if judged.count(domain) < FEWEST_OF_A_DOMAIN]
+    measured = (*learnt, *judged) if (base / ADAPTERS).is_dir() else learnt  # a person's unit is of everybody's samples
+    few = [domain for domain in dict.fromkeys(measured) if judged.count(domain) < FEWEST_OF_A_DOMAIN]
     if few:
         raise UserError(
             f"scorer.reward_model {config.scorer.reward_model}: the domain {few[0]!r} has {judged.count(few[0])} of the "

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 GRID = 10
 """Parts of a stage at which curves are drawn."""
 STYLES = [(colour, opacity) for opacity in (1.0, 0.5) for colour in SERIES]
+"""Colour and opacity of the strategies in order; more than these take the first again."""
 
 
 def domain_plots(run: DomainRun, found: Sequence[Outcome]) -> tuple[Plot, ...]:
@@ -94,7 +95,7 @@ def _general_stage(run: DomainRun) -> Plot:
         axes = panels(figure, len(run.general), narrow, sharex=True)
         for ax, name in zip(axes, run.general, strict=True):
             lines = _different(over_samples(rows, [name], own=False))
-            draw_curves(ax, lines, STYLES[: len(lines)])
+            draw_curves(ax, lines, _styles(len(lines)))
             _finish(ax, name, run.length_alone[name], "general queries seen")
         common_legend(figure, axes, 2 if narrow else 4)
 
@@ -124,11 +125,11 @@ def _domain_stage(run: DomainRun) -> Plot:
     def draw(figure: "Figure", narrow: bool) -> None:
         both = panels(figure, 2 if run.general else 1, narrow, sharex=True)
         lines = over_samples(rows, run.domains, own=True)
-        draw_curves(both[0], lines, STYLES[: len(lines)])
+        draw_curves(both[0], lines, _styles(len(lines)))
         _finish(both[0], "own domain", fmean(run.length_alone[name] for name in run.domains), "queries seen (mean over domains)")
         if run.general:
             lines = over_samples(rows, run.general, own=False)
-            draw_curves(both[1], lines, STYLES[: len(lines)])
+            draw_curves(both[1], lines, _styles(len(lines)))
             _finish(
                 both[1],
                 "general sets",
@@ -156,7 +157,7 @@ def _front(run: DomainRun, found: Sequence[Outcome]) -> Plot:
     def draw(figure: "Figure", narrow: bool) -> None:
         ax = figure.subplots(1, 1)
         front: list[tuple[float, float]] = []
-        for outcome, (colour, opacity) in zip(found, STYLES * len(found), strict=False):
+        for outcome, (colour, opacity) in zip(found, _styles(len(found)), strict=True):
             if outcome.general is None:
                 continue
             x, y = outcome.general, outcome.domain
@@ -166,6 +167,8 @@ def _front(run: DomainRun, found: Sequence[Outcome]) -> Plot:
             if outcome.best:
                 front.append((x.value, y.value))
         front.sort()
+        ax.axvline(general, color=MUTED, linewidth=0.9, linestyle=":", zorder=1)
+        ax.axhline(own, color=MUTED, linewidth=0.9, linestyle=":", zorder=1)
         ax.plot([x for x, _ in front], [y for _, y in front], color=GREY, linewidth=1, zorder=0)
         ax.set_xlabel("accuracy on the general sets")
         ax.set_ylabel("accuracy on the own domain")
@@ -180,8 +183,8 @@ def _front(run: DomainRun, found: Sequence[Outcome]) -> Plot:
         "",
         "General against domain accuracy",
         "Where each strategy ends, means over domains; bars are 95% intervals over the seeds, from three seeds on. Dots joined "
-        "by the line are the Pareto front: no strategy is better in both. Good: up and to the right. Length alone reaches "
-        f"{general:.1%} on the general sets and {own:.1%} on the domains.",
+        "by the line are the Pareto front: no strategy is better in both. Good: up and to the right. Dotted: what length "
+        f"alone reaches, {general:.1%} on the general sets and {own:.1%} on the domains.",
         3.8,
         draw,
         4.2,
@@ -192,7 +195,7 @@ def _each_domain(run: DomainRun, found: Sequence[Outcome]) -> Plot:
     def draw(figure: "Figure", narrow: bool) -> None:
         ax = figure.subplots(1, 1)
         for place, domain in enumerate(run.domains):
-            for number, (outcome, (colour, opacity)) in enumerate(zip(found, STYLES * len(found), strict=False)):
+            for number, (outcome, (colour, opacity)) in enumerate(zip(found, _styles(len(found)), strict=True)):
                 value = outcome.per_domain[domain]
                 shift = (number - (len(found) - 1) / 2) * 0.7 / max(1, len(found))
                 label = outcome.strategy if place == 0 else None
@@ -216,6 +219,10 @@ def _each_domain(run: DomainRun, found: Sequence[Outcome]) -> Plot:
         draw,
         4.2,
     )
+
+
+def _styles(number: int) -> list[tuple[str, float]]:
+    return [STYLES[i % len(STYLES)] for i in range(number)]
 
 
 def _finish(ax: "Axes", title: str, alone: float, label: str) -> None:

@@ -110,7 +110,8 @@ def _headline(found: Sequence[Outcome]) -> Headline:
     text = f"{best.strategy} is the most accurate on the domains: {best.domain.value:.1%} of held-out comparisons."
     known = [outcome for outcome in found if outcome.forgotten is not None]
     if not known:
-        return Headline("good", "Measured", text, "No strategy had a general stage: nothing could be forgotten.")
+        detail = "No strategy had a general stage, or a general reward model to start from: nothing could be forgotten."
+        return Headline("good", "Measured", text, detail)
     least = min(known, key=lambda outcome: outcome.forgotten.value if outcome.forgotten else 0.0)
     assert least.forgotten is not None
     detail = (

@@ -50,6 +50,7 @@ class DomainRun:
         strategies: what each does, in words, by name; in the config's order.
         length_alone: accuracy by set of what looks at nothing but length.
         rows: every measurement.
+        from_reward_model: whether what all strategies start from is a general reward model already.
     """
 
     directory: Path
@@ -58,6 +59,7 @@ class DomainRun:
     strategies: dict[str, str]
     length_alone: dict[str, float]
     rows: tuple[DomainRow, ...]
+    from_reward_model: bool = False
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ class Outcome:
         strategy: by name.
         domain: accuracy of each domain's model on its own domain, at the end.
         general: accuracy of the same models on the general sets, at the end.
-        forgotten: general accuracy before the domain stage minus after it; None where there was no general stage.
+        forgotten: general accuracy before the domain stage minus after it; None where that began at no general reward model.
         best: whether no other strategy is better in one of the two and at least as good in the other (by the means).
         per_domain: own accuracy by domain, means over the seeds.
     """
@@ -113,7 +115,9 @@ def read_domain_run(directory: Path) -> DomainRun:
         for node in json_lines(directory / "results.jsonl")
     )
     general, domains = (card.child(key).numbers() for key in ("general", "domains"))
-    return DomainRun(directory, tuple(general), tuple(domains), card.child("strategies").strings(), {**general, **domains}, rows)
+    given = card.has("from_reward_model") and card.value("from_reward_model") is True  # older cards do not say
+    strategies = card.child("strategies").strings()
+    return DomainRun(directory, tuple(general), tuple(domains), strategies, {**general, **domains}, rows, given)
 
 
 def outcomes(run: DomainRun) -> tuple[Outcome, ...]:
@@ -167,7 +171,8 @@ def _outcome(run: DomainRun, strategy: str) -> Outcome | None:
     rows = [row for row in run.rows if row.strategy == strategy and row.stage == DOMAIN_STAGE]
     if not rows:
         return None
-    had_general = any(row.strategy == strategy and row.stage == GENERAL_STAGE for row in run.rows)
+    staged = any(row.strategy == strategy and row.stage == GENERAL_STAGE for row in run.rows)
+    had_general = staged or run.from_reward_model
     own: list[float] = []
     kept: list[float] = []
     lost: list[float] = []

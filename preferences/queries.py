@@ -16,7 +16,7 @@ from preferences.config import DataConfig
 from preferences.encode import encode_prompt, encode_response
 from preferences.formats import BadRowError, read_prompt
 from preferences.load import chat_template, load_preferences, refuse_long
-from preferences.sets import DroppedRow, held_out, prompt_id, refuse
+from preferences.sets import DroppedRow, held_out, place_of, prompt_id, refuse
 from preferences.sources import Source, open_source
 from tokens.errors import UserError
 from tokens.queries import Query
@@ -125,6 +125,21 @@ def split_queries(given: QuerySet, fraction: float, seed: int) -> tuple[tuple[Te
     return train, test
 
 
+def chosen_queries(queries: Sequence[TextQuery], limit: int | None, seed: int) -> tuple[TextQuery, ...]:
+    """At most so many queries: those whose prompts come first by ``place_of``, whatever the order of the file.
+
+    Args:
+        queries: to choose from.
+        limit: at most so many; None = all.
+        seed: another seed chooses others.
+
+    Returns:
+        In the order given.
+    """
+    order = sorted(range(len(queries)), key=lambda i: place_of(queries[i].prompt, seed))
+    return tuple(queries[i] for i in sorted(order[:limit]))
+
+
 def encode_queries(
     given: QuerySet, queries: Sequence[TextQuery], tokenizer: PreTrainedTokenizerBase, data: DataConfig
 ) -> tuple[tuple[Query, ...], tuple[DroppedRow, ...]]:
@@ -137,8 +152,8 @@ def encode_queries(
         data: longest prompt and response; with ``drop_bad`` what does not fit is left out and listed.
 
     Returns:
-        Those that fit, and what was left out: a response that is too long leaves its query; a query that loses its last
-        comparison, or whose prompt is too long, leaves the set.
+        Those that fit, and what was left out: a response that is too long leaves its query, which is listed, and kept while
+        it has a comparison; a query that loses its last one, or whose prompt is too long, leaves the set.
 
     Raises:
         UserError: if something does not fit and ``data.drop_bad`` is false, or nothing is left.

@@ -54,6 +54,11 @@ def prompt_id(text: str) -> str:
     return hashlib.sha1(text.encode("utf-8"), usedforsecurity=False).hexdigest()[:12]
 
 
+def place_of(prompt: str, seed: int) -> bytes:
+    """Where a prompt stands in an order that goes by its text and the seed: the SHA-256 of both."""
+    return hashlib.sha256(f"{seed}:{prompt}".encode()).digest()
+
+
 def held_out(prompts: Sequence[str], fraction: float, seed: int) -> frozenset[str]:
     """The prompts held out: those with the smallest SHA-256 of seed and text, so that the order of rows plays no part.
 
@@ -67,7 +72,7 @@ def held_out(prompts: Sequence[str], fraction: float, seed: int) -> frozenset[st
     """
     if fraction == 0:
         return frozenset()
-    distinct = sorted(set(prompts), key=lambda text: hashlib.sha256(f"{seed}:{text}".encode()).digest())
+    distinct = sorted(set(prompts), key=lambda text: place_of(text, seed))
     count = max(1, round(fraction * len(distinct)))
     if count >= len(distinct):
         raise UserError(

@@ -3,9 +3,9 @@
     h_b = W x_b + B_d(b) A_d(b) x_b        d(b) = the domain of text b;  A [D, r, in], B [D, out, r], alpha / r is part of B
 
 W x is computed once for the whole batch, the rest by two batched products, so that a mixed batch costs little more than one
-model.
+model. Responses of one domain to one prompt stand in one row behind it (``rm.shared_prompts``), where that saves work.
 
-Letters: B sequences, T positions, D domains, H hidden size, r rank.
+Letters: B sequences, T positions, D domains, H hidden size, r rank, R rows of the layers.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from rm.batches import Encoded, score_sequences
 from rm.ensemble import Moments
 from rm.lora import load_adapter, read_adapter, use_adapter
 from rm.model import RewardModel
+from rm.shared_prompts import SharedBatch, shared_passes
 from tokens.errors import UserError
 from tokens.records import SequenceBatch
 
@@ -95,6 +96,7 @@ class MixedBank:
         self._rows: Tensor | None = None
         weight = next(model.parameters())
         self.add = add_segments if weight.device.type == "cpu" else add_batched
+        model.shares_prompts(1)  # tries it, which the hooks below would disturb
         found = [read_adapter(model, path) for _, path in adapters]
         head = next(name for name, p in model.model.named_parameters() if p is model.head.weight)
         heads = torch.stack([weights[head][0].float() for weights, _ in found]).to(weight.device)  # [D, H]
@@ -121,16 +123,11 @@ class MixedBank:
     def scores(self, sequences: Sequence[Encoded], domains: Sequence[str], batch_size: int, pad_id: int) -> Tensor:
         """See ``DomainBank``."""
         check_names(self._names, domains)
-        places = torch.tensor([self._place[domain] for domain in domains])
-        order = sorted(range(len(sequences)), key=lambda i: -(len(sequences[i][0]) + len(sequences[i][1])))
         scores = torch.zeros(len(sequences))
         device = self.model.get_buffer(HEADS).device
-        for start in range(0, len(order), batch_size):
-            taken = sorted(order[start : start + batch_size], key=lambda i: int(places[i]))  # the texts of a domain together
-            batch = SequenceBatch.from_ids([sequences[i][0] for i in taken], [sequences[i][1] for i in taken], pad_id)
-            rows = places[taken].to(device)
+        for taken, batch, rows, heads in self._passes(sequences, [self._place[domain] for domain in domains], batch_size, pad_id):
             with torch.no_grad():
-                scores[taken] = self._score(batch.to(device), rows).cpu()
+                scores[taken] = self._score(batch.to(device), rows.to(device), heads.to(device)).cpu()
         return scores
 
     def all_scores(self, sequences: Sequence[Encoded], batch_size: int, pad_id: int) -> Tensor:
@@ -147,13 +144,38 @@ class MixedBank:
         each = [sequence for sequence in sequences for _ in self._names]
         return self.scores(each, list(self._names) * len(sequences), batch_size, pad_id).view(len(sequences), len(self._names))
 
-    def _score(self, batch: SequenceBatch, rows: Tensor) -> Tensor:
+    def _passes(
+        self, sequences: Sequence[Encoded], places: Sequence[int], batch_size: int, pad_id: int
+    ) -> Iterator[tuple[list[int], SequenceBatch | SharedBatch, Tensor, Tensor]]:
+        """Indices of a forward pass's sequences, their batch, and the domains of the layers' rows [R] and of the sequences [B].
+        Rows of a domain stand together."""
+        lengths = [len(prompt) + len(response) for prompt, response in sequences]
+        shared = shared_passes(sequences, batch_size, places)
+        if shared is not None and self.model.shares_prompts(max(lengths)):
+            for together in shared:
+                rows = sorted(together, key=lambda row: places[row[0]])
+                taken = [i for row in rows for i in row]
+                batch = SharedBatch.of([[sequences[i] for i in row] for row in rows], pad_id)
+                yield taken, batch, torch.tensor([places[row[0]] for row in rows]), torch.tensor([places[i] for i in taken])
+            return
+        order = sorted(range(len(sequences)), key=lambda i: -lengths[i])
+        for start in range(0, len(order), batch_size):
+            taken = sorted(order[start : start + batch_size], key=lambda i: places[i])
+            own = torch.tensor([places[i] for i in taken])
+            yield (
+                taken,
+                SequenceBatch.from_ids([sequences[i][0] for i in taken], [sequences[i][1] for i in taken], pad_id),
+                own,
+                own,
+            )
+
+    def _score(self, batch: SequenceBatch | SharedBatch, rows: Tensor, heads: Tensor) -> Tensor:
         self._rows = rows
         try:
             features = self.model.features(batch)
         finally:
             self._rows = None
-        return (features * self.model.get_buffer(HEADS)[rows]).sum(-1)
+        return (features * self.model.get_buffer(HEADS)[heads]).sum(-1)
 
     def _add(self, layer: nn.Module, inputs: Any, output: Tensor) -> Tensor:
         """The hook of every layer with adapters: ups [D, in, r], downs [D, r, out]."""

@@ -46,7 +46,8 @@ class StrategyConfig(Section):
     """One way to come to a domain's reward model."""
 
     general: bool = True
-    """False goes straight from the base model to the domain, without general fine-tuning."""
+    """False goes straight from ``reward.base`` to the domain, without general fine-tuning; the base may be a general reward model
+    that is there already."""
     enrichment: float = Field(1.0, ge=1)
     """General queries of the general stage, in multiples of ``general_queries``."""
     general_imitation: float = Field(0.0, ge=0)
@@ -65,7 +66,7 @@ class StrategyConfig(Section):
     def _has_a_general_stage_to_shape(self) -> "StrategyConfig":
         if self.general:
             return self
-        asked = {"enrichment": self.enrichment > 1, "general_imitation": self.general_imitation > 0, "ewc": self.penalty == "ewc"}
+        asked = {"enrichment": self.enrichment > 1, "general_imitation": self.general_imitation > 0}
         named = [key for key, given in asked.items() if given]
         if named:
             raise ValueError(
@@ -96,9 +97,9 @@ class CustomizeConfig(Section):
     general_queries: int | None = Field(None, ge=1)
     """General queries that enrichment 1 means; null = all there are, which leaves none for a larger factor."""
     domain_queries: int | None = Field(None, ge=1)
-    """Train on at most this many queries of a domain; null = all there are."""
+    """Train on at most this many queries of a domain, chosen by a hash of the prompt; null = all there are."""
     measured_queries: int = Field(200, ge=1)
-    """At most so many held-out queries of each set are measured on."""
+    """At most so many held-out queries of each set are measured on, chosen by a hash of the prompt."""
     measure_every: int | None = Field(None, ge=1)
     """Queries between two measurements, each of which is a checkpoint too; null = about ten in a stage."""
     fisher_queries: int = Field(128, ge=1)
@@ -132,11 +133,6 @@ class CustomizeConfig(Section):
                 raise ValueError(
                     f"strategies.{name}.penalty is {strategy.penalty} and lora.rank {self.lora.rank}: adapters leave the "
                     "backbone as it was and start at 0, where no distance or Fisher information says anything. Set lora.rank to 0"
-                )
-            if not strategy.general and self.lora.rank:
-                raise ValueError(
-                    f"strategies.{name}.general is false and lora.rank {self.lora.rank}: an adapter is scored on the general "
-                    "model that it was trained on, and there is none. Set general to true, or lora.rank to 0"
                 )
             if strategy.enrichment > 1 and self.general_queries is None:
                 raise ValueError(

@@ -125,22 +125,25 @@ def row_width(row: Sequence[Encoded]) -> int:
     return len(row[0][0]) + sum(len(response) for _, response in row)
 
 
-def shared_passes(sequences: Sequence[Encoded], batch_size: int) -> list[list[list[int]]] | None:
+def shared_passes(
+    sequences: Sequence[Encoded], batch_size: int, kinds: Sequence[int] | None = None
+) -> list[list[list[int]]] | None:
     """Which sequences share a row, and which rows a forward pass; rows of like widths go together.
 
     Args:
         sequences: B of (prompt ids, response ids).
         batch_size: sequences of a pass, >= 1.
+        kinds: of each sequence; those of unlike kinds share no row. None = all are alike.
 
     Returns:
         Passes of rows of indices, every index once; None where that saves too little against a row for each sequence.
     """
-    by_prompt: dict[tuple[int, ...], list[int]] = {}
+    by_prompt: dict[tuple[int, tuple[int, ...]], list[int]] = {}
     for index, (prompt, _) in enumerate(sequences):
-        by_prompt.setdefault(prompt, []).append(index)
+        by_prompt.setdefault((0 if kinds is None else kinds[index], prompt), []).append(index)
     if len(by_prompt) == len(sequences):
         return None
-    rows = [row for prompt, own in by_prompt.items() for row in _cut(prompt, own, sequences, batch_size)]
+    rows = [row for (_, prompt), own in by_prompt.items() for row in _cut(prompt, own, sequences, batch_size)]
     widths = {id(row): row_width([sequences[i] for i in row]) for row in rows}
     rows.sort(key=lambda row: -widths[id(row)])
     passes: list[list[list[int]]] = []

@@ -6,13 +6,15 @@ from pathlib import Path
 
 import pytest
 import ray
+import torch
+from transformers import OPTConfig, OPTForCausalLM
 
 from benchmarks import domains as bench
-from benchmarks.experiments.domain_bases import SHAPE, dsp_bases, held_out_prompts, with_domain_texts
+from benchmarks.experiments.domain_bases import MADE, SHAPE, dsp_bases, held_out_prompts, with_domain_texts
 from benchmarks.experiments.domain_choice import at_rate, without_reported
 from benchmarks.experiments.domain_claims import BASE_CLAIMS, CLAIMS, judged, merged, per_seed
 from benchmarks.experiments.domain_fits import fit_here, side_by_side
-from benchmarks.experiments.domains import RECIPES, arm_seconds, on_base, with_seed
+from benchmarks.experiments.domains import RECIPES, arm_seconds, at_own_rates, on_base, with_seed
 from cluster.console import Console
 from cluster.customize import customize
 from cluster.domain_data import load_data
@@ -135,13 +137,33 @@ def test_a_tuned_base_goes_through_what_its_claims_name() -> None:
     assert on_base(recipe, "plain", None).customize.strategies == recipe.customize.strategies
 
 
+def test_a_brought_backbone_goes_through_everything_at_a_rate_of_its_own(tmp_path: Path) -> None:
+    recipe = load_config(RECIPES["dsp"])
+    name = "llama-finetuned"
+    assert on_base(recipe, name, None).customize.strategies == recipe.customize.strategies
+    stages = ("general_stage", "domain_stage")
+
+    def rates(base: str, *overrides: str) -> list[float]:
+        customize = at_own_rates(load_config(RECIPES["dsp"], overrides), base, overrides).customize
+        return [getattr(customize, stage).lr for stage in stages]
+
+    for base in MADE:
+        assert rates(base) == [3e-3, 3e-3]
+    assert rates(name) == [1e-5, 1e-5]
+    assert rates(name, "--customize.domain_stage.lr", "2e-4") == [1e-5, 2e-4]
+    assert rates(name, "--customize.general-stage.lr=3e-3") == [3e-3, 1e-5], "the recipe's own rate, said"
+    found = dsp_bases(recipe, tmp_path / "cache", [tmp_path / name], [name])
+    assert found == {name: tmp_path / name} and not (tmp_path / "cache").exists(), "nothing is made, or read, for it"
+
+
 def test_seeds_side_by_side_come_back_in_order() -> None:
     assert side_by_side(abs, [-3, -1, -2], 2) == [3, 1, 2] == side_by_side(abs, [-3, -1, -2], 1)
 
 
 def test_bases_of_one_name_are_refused(tmp_path: Path) -> None:
     recipe = load_config(RECIPES["dsp"])
-    for given, name in (((tmp_path / "a" / "small", tmp_path / "b" / "small"), "small"), ((tmp_path / "encoder",), "encoder")):
+    same = (tmp_path / "a" / "small", tmp_path / "b" / "small")
+    for given, name in ((same, "small"), ((tmp_path / "encoder",), "encoder"), ((tmp_path / "tuned",), "tuned")):
         with pytest.raises(UserError, match=f"two bases are named {name}, and results go by the name"):
             dsp_bases(recipe, tmp_path, given)
 
@@ -182,3 +204,30 @@ def test_the_benchmark_compares_like_with_like(tmp_path: Path, capsys: pytest.Ca
     assert row["mixed_ratio"] > 0 and row["all_ratio"] > 0 and row["grouped_ratio"] > 0
     assert json.loads((tmp_path / "results.jsonl").read_text())["domains"] == 3
     assert "mixed_ratio" in capsys.readouterr().out
+    found = bench.texts(12, 12, 4)
+    assert [len({prompt for prompt, _ in found[start : start + 4]}) for start in (0, 4, 8)] == [1, 1, 1]
+    assert len({prompt for prompt, _ in found}) == 3 and len({response for _, response in found}) == 12
+    assert bench.main([*small, "--responses", "4"], tmp_path / "results.jsonl")["responses"] == 4
+
+
+def test_a_backbone_that_cannot_mix_is_refused_by_the_benchmark(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    shape: dict[str, int] = {"vocab_size": 1000, "hidden_size": 16, "ffn_dim": 32, "word_embed_proj_dim": 16}
+    config = OPTConfig(**shape, num_hidden_layers=1, num_attention_heads=2, max_position_embeddings=64, pad_token_id=0)
+    OPTForCausalLM(config).save_pretrained(tmp_path / "opt")
+    asked = [
+        "--backbone",
+        str(tmp_path / "opt"),
+        "--texts",
+        "4",
+        "--tokens",
+        "12",
+        "--rounds",
+        "1",
+        "--domains",
+        "2",
+        "--rank",
+        "2",
+    ]
+    with pytest.raises(UserError, match="opt cannot mix domains in a batch"):
+        bench.main(asked, tmp_path / "results.jsonl")

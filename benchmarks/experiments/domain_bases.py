@@ -27,6 +27,11 @@ if TYPE_CHECKING:
 SHAPE = ModelShape(vocab_size=2048, hidden_size=96, intermediate_size=288, num_layers=2, num_heads=3, context_length=1024)
 """Of what is pre-trained here: the longest prompt and response of the recipe fit its context."""
 TUNED = SFTConfig(epochs=1, lr=5e-4, batch_size=16)
+DECODER, ENCODER, PLAIN = "decoder", "encoder", "plain"
+TUNED_BASES = ("tuned", "decoder, tuned")
+"""Names of the bases made here that were fine-tuned on preferred responses: the sandbox's, and the decoder of dsp."""
+MADE = (PLAIN, DECODER, ENCODER, *TUNED_BASES)
+"""Names of all bases made here, which no other may have."""
 
 
 def tuned_base(plain: Path, pairs: PreferenceSet, out: Path, data: DataConfig) -> Path:
@@ -65,11 +70,11 @@ def sandbox_bases(config: RunConfig, wanted: Collection[str] | None = None) -> d
     source = open_source(config, root, policy=False)
     if source.recipe is not None and not source.prepared:
         source.recipe(lambda unit, done, total: None)
-    if wanted is not None and "tuned" not in wanted:
-        return {"plain": None}
+    if wanted is not None and TUNED_BASES[0] not in wanted:
+        return {PLAIN: None}
     train, _ = source.preferences()
     out = root / "cache" / f"tuned-{source.sft_dir.parent.name}"
-    return {"plain": None, "tuned": tuned_base(source.sft_dir, train, out, config.data)}
+    return {PLAIN: None, TUNED_BASES[0]: tuned_base(source.sft_dir, train, out, config.data)}
 
 
 def held_out_prompts(config: RunConfig) -> frozenset[str]:
@@ -97,13 +102,23 @@ def dsp_bases(
         config: the recipe on a seed.
         cache: where they are kept.
         backbones: the user's own.
-        wanted: names of those to make; None = all.
+        wanted: names of those to make; None = all. Nothing is made, or read, for the user's own.
+
+    Raises:
+        UserError: if two have one name.
     """
-    names = [path.name for path in backbones] + ["decoder", "decoder, tuned", "encoder"]
+    names = [*(path.name for path in backbones), *MADE]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise UserError(
             f"two bases are named {', '.join(twice)}, and results go by the name of a --backbone's folder: rename one"
         )
+    made = [name for name in (DECODER, TUNED_BASES[1], ENCODER) if wanted is None or name in wanted]
+    found: dict[str, Path | None] = {**_made_bases(config, cache, made)} if made else {}
+    return found | {path.name: path for path in backbones if wanted is None or path.name in wanted}
+
+
+def _made_bases(config: RunConfig, cache: Path, names: Sequence[str]) -> dict[str, Path]:
+    """Those that are made here; all of them need the decoder."""
     own = cache / f"seed_{config.seed}"
     own.mkdir(parents=True, exist_ok=True)
     out = held_out_prompts(config)
@@ -114,12 +129,11 @@ def dsp_bases(
     texts = with_domain_texts(pairs, next(iter(config.customize.domains.values())), out)
     decoder = pretrain_decoder(texts, own / "decoder", SHAPE)
     make: dict[str, Callable[[], Path]] = {
-        "decoder": lambda: decoder,
-        "decoder, tuned": lambda: tuned_base(decoder, pairs, own / "decoder-tuned", config.data),
-        "encoder": lambda: pretrain_encoder(texts, decoder, own / "encoder", SHAPE),
+        DECODER: lambda: decoder,
+        TUNED_BASES[1]: lambda: tuned_base(decoder, pairs, own / "decoder-tuned", config.data),
+        ENCODER: lambda: pretrain_encoder(texts, decoder, own / "encoder", SHAPE),
     }
-    found: dict[str, Path | None] = {name: each() for name, each in make.items() if wanted is None or name in wanted}
-    return found | {path.name: path for path in backbones}
+    return {name: make[name]() for name in names}
 
 
 def with_domain_texts(pairs: PreferenceSet, dsp: str, held_out: Collection[str]) -> PreferenceSet:

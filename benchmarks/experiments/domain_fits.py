@@ -15,7 +15,8 @@ from actors.ranks import Rank
 from cluster.config import RunConfig
 from cluster.console import Console
 from cluster.customize import Stages, is_done
-from cluster.domain_data import check_settings, load_data
+from cluster.domain_checks import check_settings
+from cluster.domain_data import load_data
 from cluster.domain_directory import DomainDirectory
 from cluster.storage import storage_root
 from cluster.tasks import setup_of
@@ -34,8 +35,8 @@ def fit_here(config: RunConfig) -> None:
     check_settings(config)
     console, directory = Console(), DomainDirectory(config)
     with directory.open():
-        data = load_data(config, storage_root(config), console)
-        directory.refuse_other_inputs(data.fingerprint(), data.base)
+        data = load_data(config, storage_root(config), console, directory.settled())
+        directory.refuse_other_inputs(data.fingerprint(), data.base, data.sets)
         directory.keep_config()
         stages = Stages(config, directory, data)
         rank = Rank(setup_of(config.resources.reward, "here", directory.logs))

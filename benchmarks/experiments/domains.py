@@ -30,7 +30,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from benchmarks.experiments.domain_bases import dsp_bases, sandbox_bases
+from benchmarks.experiments.domain_bases import MADE, TUNED_BASES, dsp_bases, sandbox_bases
 from benchmarks.experiments.domain_claims import BASE_CLAIMS, judged, merged
 from benchmarks.experiments.domain_fits import fit_here, side_by_side
 from cluster.config import RunConfig
@@ -46,6 +46,8 @@ from rm.checkpoints import kind_of
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results" / "domains_strategies.jsonl"
+BROUGHT_LR = 1e-5
+"""Peak learning rate of both stages on a --backbone: the recipe's was chosen for models of 0.4 M weights."""
 RECIPES = {"sandbox": ROOT / "configs" / "domains.yaml", "dsp": ROOT / "configs" / "domains_dsp.yaml"}
 
 
@@ -63,12 +65,32 @@ def with_seed(config: RunConfig, seed: int) -> RunConfig:
     return config.model_copy(update={"seed": seed, "world": world, "customize": customize})
 
 
+def at_own_rates(config: RunConfig, name: str, overrides: Sequence[str]) -> RunConfig:
+    """The recipe at the learning rates that a base is fitted at: its own are those of the small bases made here, a brought one
+    takes ``BROUGHT_LR`` where the command says nothing else.
+
+    Args:
+        config: the recipe, with the overrides in it.
+        name: of the base.
+        overrides: of the command.
+    """
+    if name in MADE:
+        return config
+    said = {flag.split("=", 1)[0].replace("-", "_").lstrip("_") for flag in overrides}
+    stages = {
+        key: stage.model_copy(update={"lr": BROUGHT_LR})
+        for key, stage in (("general_stage", config.customize.general_stage), ("domain_stage", config.customize.domain_stage))
+        if not said & {"customize", f"customize.{key}", f"customize.{key}.lr"}
+    }
+    return config.model_copy(update={"customize": config.customize.model_copy(update=stages)})
+
+
 def on_base(config: RunConfig, name: str, base: Path | None) -> RunConfig:
     """The recipe with a base, under a name of its own; an encoder loses the strategies that imitate, and pools by itself; a tuned
     base keeps those that the claims about bases name."""
     suffix = "".join(character if character.isalnum() else "-" for character in name)
     changed: dict[str, Any] = {"name": f"{config.name}-{suffix}-{config.seed}"}
-    if name.endswith("tuned"):
+    if name in TUNED_BASES:
         named = {strategy for claim in BASE_CLAIMS for strategy in (claim.better, claim.other)}
         strategies = {key: value for key, value in config.customize.strategies.items() if key in named}
         changed["customize"] = config.customize.model_copy(update={"strategies": strategies})
@@ -125,7 +147,7 @@ def of_seed(options: argparse.Namespace, config: RunConfig) -> dict[str, Path]:
     directories = {}
     for name, base in found.items():
         if options.bases is None or name in options.bases:
-            own = on_base(config, name, base)
+            own = on_base(at_own_rates(config, name, options.overrides), name, base)
             if options.here:
                 fit_here(own)
             directories[name] = customize(own, Console())
@@ -154,6 +176,7 @@ def main(arguments: Sequence[str] | None = None, results: Path = RESULTS) -> lis
     parser.add_argument("--here", type=int, default=0, metavar="N", help="fit in N processes of this program, without Ray")
     parser.add_argument("--figures", type=Path, default=None, help="a directory for the figures over all seeds, by base")
     options, overrides = parser.parse_known_args(arguments)
+    options.overrides = overrides
     seeds = options.seeds or {"sandbox": 5, "dsp": 3}[options.what]
     recipe = load_config(RECIPES[options.what], overrides)
     if options.what == "dsp" and options.cache is None:
@@ -169,7 +192,7 @@ def main(arguments: Sequence[str] | None = None, results: Path = RESULTS) -> lis
     rows = []
     for name, run in runs.items():
         found, claims, seconds = outcomes(run), judged(run), arm_seconds(directories[name])
-        if "tuned" in name and plain != name:
+        if name in TUNED_BASES and plain != name:
             claims += judged(runs[plain], run, BASE_CLAIMS)
         print(f"\n{options.what}, {name}\n{table_text(run, found)}")
         for claim in claims:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,14 +23,18 @@ from actors.scorer import EnsembleScorer, vote
 from cluster.config import RunConfig
 from cluster.console import Console
 from cluster.customize import Stages, _write, in_words, is_done
-from cluster.domain_data import DomainData, check_settings, load_data
+from cluster.domain_checks import check_settings
+from cluster.domain_data import DomainData, QueryData, load_data
 from cluster.domain_directory import DomainDirectory
 from cluster.domain_models import export, export_all, find_domain, find_domains, with_domain_reward
 from cluster.inputs import check_domains, open_source
 from cluster.load_config import checked
 from cluster.run_directory import config_text
+from cluster.sandbox_source import SandboxSource
 from evaluation.domain_report import write_domain_report
 from evaluation.domains import outcomes, pareto, read_domain_run
+from preferences.config import DataConfig
+from preferences.queries import load_queries, split_queries
 from rm.batches import score_sequences
 from rm.config import MetaConfig, ScorerConfig
 from rm.domain_bank import open_bank
@@ -43,6 +47,7 @@ from tests.cluster.refused import refused
 from tokens.durable import commit_directory
 from tokens.errors import UserError
 from tokens.guards import GuardsConfig
+from tokens.queries import Query
 from tokens.records import Pair, Prompt, Rollout
 
 WORDS = [f"w{i}" for i in range(30)]
@@ -119,6 +124,9 @@ def rank(tmp_path_factory: pytest.TempPathFactory) -> Rank:
     return Rank(ProcessSetup("here", tmp_path_factory.mktemp("logs") / "here.log", threads, "cpu", "float32", 0, 1, False))
 
 
+PARTS: tuple[Callable[[QueryData], Sequence[Query]], ...] = (lambda each: each.train, lambda each: each.test)
+
+
 class Killed(Exception):
     """The process is gone."""
 
@@ -136,8 +144,8 @@ def everything(rank: Rank, config: RunConfig) -> tuple[DomainDirectory, Stages]:
     """All stages in this process, as the command hands them to Ray."""
     directory = DomainDirectory(config)
     with directory.open():
-        data = load_data(config, Path(config.storage or ""), Console())
-        directory.refuse_other_inputs(data.fingerprint(), data.base)
+        data = load_data(config, Path(config.storage or ""), Console(), directory.settled())
+        directory.refuse_other_inputs(data.fingerprint(), data.base, data.sets)
         stages = Stages(config, directory, data)
         for job in (*stages.general(), *stages.domains()):
             if not job.directory.is_dir():
@@ -338,6 +346,158 @@ def test_adapters_are_found_by_name_and_served(material: dict[str, Any], rank: R
         find_domain(tmp_path, "a/b/c/law")
 
 
+def given_general(whole: DomainDirectory, folder: Path, ignored: str = "") -> str:
+    """A copy of a general reward model that a customisation left."""
+    there = whole.path / "general" / "enrichment-1-imitation-0" / "seed_0" / MODEL
+    return str(shutil.copytree(there, folder, ignore=shutil.ignore_patterns(ignored)))
+
+
+def test_a_general_reward_model_that_is_there_is_gone_on_from(
+    whole: DomainDirectory, material: dict[str, Any], rank: Rank, tmp_path: Path
+) -> None:
+    base = given_general(whole, tmp_path / "given")
+    strategies = {"direct": {"general": False}, "imitate": {"general": False, "domain_imitation": 0.1}}
+    directory, stages = everything(rank, configured(material | {"base": base}, tmp_path, strategies=strategies, lora={"rank": 2}))
+    assert not (directory.path / "general").exists()
+    run = read_domain_run(directory.path)
+    ends = {
+        row.loss for row in read_domain_run(whole.path).rows if (row.strategy, row.domain) == ("plain", "") and row.samples == 30
+    }
+    for row in run.rows:
+        if row.samples == 0:
+            assert min(abs(row.loss - end) for end in ends) < 1e-5, "adapters start at 0, so it judges as it did"
+    for outcome in outcomes(run):
+        lost = [
+            start.accuracy - end.accuracy
+            for start in run.rows
+            for end in run.rows
+            if (start.strategy, start.set, start.samples) == (outcome.strategy, "hh", 0)
+            and (end.strategy, end.set, end.domain, end.samples) == (outcome.strategy, "hh", start.domain, 24)
+        ]
+        assert len(lost) == 2 and outcome.forgotten is not None and outcome.forgotten.value == pytest.approx(sum(lost) / 2)
+    assert run.strategies["direct"] == "from the given reward model"
+    assert "from the given reward model" in write_domain_report(directory.path).read_text()
+    found = find_domains(tmp_path, "two/direct")
+    assert {model.backbone for model in found} == {Path(base)} and [model.name for model in found] == ["law", "trade"]
+    adapters = [(model.name, model.adapter) for model in found if model.adapter is not None]
+    bank = open_bank(RewardModel.from_pretrained(found[0].backbone, torch.float32), adapters)
+    texts = [(query.prompt_ids, query.responses[0]) for query in stages.data.domain("law").test]
+    merged = RewardModel.from_pretrained(export(found[0], tmp_path / "cache"), torch.float32)
+    served = bank.scores(texts, ["law"] * len(texts), 8, 0)
+    torch.testing.assert_close(score_sequences(merged, texts, 8, 0), served, rtol=1e-4, atol=1e-5)
+    assert sorted(path.name for path in (export_all(found, tmp_path / "cache") / ADAPTERS).iterdir()) == ["law", "trade"]
+    Path(base).rename(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match="the general reward model that its adapter was trained on is not in"):
+        find_domain(tmp_path, "two/direct/law")
+
+
+def test_a_general_reward_model_holds_its_weights_and_imitates_with_the_head_beside_it(
+    whole: DomainDirectory, material: dict[str, Any], rank: Rank, tmp_path: Path
+) -> None:
+    base = given_general(whole, tmp_path / "given")
+    strategies = {"ewc": {"general": False, "penalty": "ewc"}, "again": {"domain_imitation": 0.1}}
+    directory, _ = everything(rank, configured(material | {"base": base}, tmp_path, strategies=strategies))
+    assert {row.strategy for row in read_domain_run(directory.path).rows} == set(strategies)
+    bare = material | {"base": given_general(whole, tmp_path / "bare", "language_head")}
+    imitate = {"imitate": {"general": False, "domain_imitation": 0.1}}
+    with pytest.raises(UserError, match=r"holds a reward model without a language head. Start from .* that `customize` made of"):
+        load_data(configured(bare, tmp_path, strategies=imitate), tmp_path, Console())
+    load_data(configured(bare, tmp_path, strategies={"direct": {"general": False}}, lora={"rank": 2}), tmp_path, Console())
+
+
+def test_another_domain_later(material: dict[str, Any], rank: Rank, tmp_path: Path) -> None:
+    own = material | {"dsp": str(shutil.copy(material["dsp"], tmp_path / "dsp.jsonl"))}
+    strategies = {"plain": {}, "direct": {"general": False}}
+    first, before = everything(rank, configured(own, tmp_path, domains={"law": own["dsp"]}, strategies=strategies))
+    kept = {path: path.read_bytes() for path in first.path.rglob("stage.json")}
+    given = load_queries("hh", DataConfig(preferences=own["general"]))
+    learnt, out = ({query.prompt for query in part} for part in split_queries(given, 0.2, 0))
+    files = {"art": sorted(out) + sorted(learnt)[:4], "music": sorted(learnt)[:14] + [f"w9 w8 w{i}" for i in range(14)]}
+    rows = {
+        name: [{"prompt": text, "responses": ["w7", "w8"], "scores": [1, 0]} for text in texts] for name, texts in files.items()
+    }
+    further = {name: write_rows(tmp_path / f"{name}.jsonl", rows[name]) for name in files}
+    more = configured(own, tmp_path, domains=further | {"law": own["dsp"]}, strategies=strategies)
+    directory, stages = everything(rank, more)
+    assert {path: path.read_bytes() for path in kept} == kept and len(kept) == 3
+    assert len([*directory.path.rglob("stage.json")]) == 7, "a stage of each further domain for each strategy, and no other"
+    assert stages.data.pool == before.data.pool and stages.data.domain("law").train == before.data.domain("law").train
+    run = read_domain_run(directory.path)
+    assert run.domains == (*files, "law") and all(outcome.per_domain.keys() == {*files, "law"} for outcome in outcomes(run))
+    assert "Each domain" in write_domain_report(directory.path).read_text()
+    assert {find_domain(tmp_path, f"two/plain/{name}").name for name in run.domains} == {*files, "law"}
+    art, music = (stages.data.domain(name) for name in files)
+    assert art.held_out_elsewhere > 0 and music.trained_before > 0, "their prompts are the general ones"
+    trained, held_out = ({query.prompt_ids for each in stages.data.sets for query in part(each)} for part in PARTS)
+    assert not trained & held_out
+    counts = json.loads((directory.path / "card.json").read_text())["queries"]
+    for name, texts in files.items():
+        assert sum(counts[name][key] for key in ("train", "held_out", "trained_before", "held_out_elsewhere")) == len(texts)
+    assert "not measured on, as they were trained on before this set came" in music.in_words()
+    again = load_data(more, tmp_path, Console(), directory.settled())
+    assert [each.fingerprint() for each in again.sets] == [each.fingerprint() for each in stages.data.sets]
+    write_rows(tmp_path / "dsp.jsonl", [json.loads(line) for line in Path(own["dsp"]).read_text().splitlines()][1:])
+    with pytest.raises(UserError, match=r"begun with: the data of law, although"):
+        everything(rank, more)
+
+
+def test_a_directory_of_an_earlier_version_goes_on(material: dict[str, Any], rank: Rank, tmp_path: Path) -> None:
+    config = configured(material, tmp_path, domains={"law": material["dsp"]}, strategies={"direct": {"general": False}})
+    directory, stages = everything(rank, config)
+    file = directory.path / "data.json"
+    noted = json.loads(file.read_text())
+    old = {key: noted[key] for key in ("base model", "resources.reward.dtype")} | {"data sets": stages.data.fingerprint()}
+    file.write_text(json.dumps(old))
+    with pytest.raises(UserError, match=r"begun with: data sets, although.* begun by an earlier version"):
+        everything(rank, configured(material, tmp_path, strategies={"direct": {"general": False}}))
+    everything(rank, config)
+    assert json.loads(file.read_text()) == noted
+    everything(rank, configured(material, tmp_path, strategies={"direct": {"general": False}}))
+    assert read_domain_run(directory.path).domains == ("law", "trade")
+
+
+def test_no_set_trains_on_what_another_holds_out(material: dict[str, Any], tmp_path: Path) -> None:
+    rows = [json.loads(line) for line in Path(material["general"]).read_text().splitlines()]
+    law = write_rows(tmp_path / "law.jsonl", rows[:16])
+    strategies = {"direct": {"general": False}}
+    config = configured(material, tmp_path, domains={"law": law}, test_fraction=0.3, strategies=strategies)
+    data = load_data(config, tmp_path, Console())
+    tests = {query.prompt_ids for each in data.sets for query in each.test}
+    assert tests and not tests & {query.prompt_ids for each in data.sets for query in each.train}
+    assert sum(each.held_out_elsewhere for each in data.sets) > 0
+    for each, number in zip(data.sets, (60, 16), strict=True):
+        assert len(each.train) + each.held_out + each.held_out_elsewhere == number
+        assert (
+            f"{each.held_out_elsewhere} not trained on, as another set holds them out" in each.in_words()
+            or not each.held_out_elsewhere
+        )
+
+
+def test_a_set_without_a_query_of_its_own_is_refused(material: dict[str, Any], tmp_path: Path) -> None:
+    rows = [json.loads(line) for line in Path(material["general"]).read_text().splitlines()]
+    data = load_data(configured(material, tmp_path), tmp_path, Console())
+    out = {query.id for query in data.general[0].test}
+    all_out = [row for i, row in enumerate(rows) if any(key.startswith(f"{i + 1}-") or key == str(i + 1) for key in out)]
+    assert len(all_out) > 3
+    law = write_rows(tmp_path / "law.jsonl", all_out)
+    with pytest.raises(UserError, match=r"law .*: every prompt that it trains on is held out to measure another set"):
+        load_data(configured(material, tmp_path, domains={"law": law}), tmp_path, Console())
+
+
+def test_rows_that_lose_a_response_are_not_left_out_and_few_are_measured(material: dict[str, Any], tmp_path: Path) -> None:
+    long = " ".join(f"w{i % 30}" for i in range(60))
+    rows = [{"prompt": f"w{i} w1", "responses": ["w7", "w8", long], "scores": [2, 1, 0]} for i in range(20)]
+    rows += [{"prompt": f"w{i} w2", "responses": ["w7", long], "scores": [1, 0]} for i in range(3)]
+    law = write_rows(tmp_path / "law.jsonl", rows)
+    config = configured(
+        material, tmp_path, domains={"law": law}, strategies={"direct": {"general": False}}, measured_queries=2, domain_queries=9
+    )
+    config = config.model_copy(update={"data": config.data.model_copy(update={"drop_bad": True})})
+    found = load_data(config, tmp_path, Console()).domain("law")
+    assert len(found.train) + len(found.test) + found.left_out == 9 + 2 and found.left_out <= 3
+    assert found.held_out == 5 and f"5 held out, {len(found.test)} of them measured on" in found.in_words()
+
+
 def test_other_data_or_another_config_is_refused(material: dict[str, Any], tmp_path: Path) -> None:
     config = configured(material, tmp_path, strategies={"plain": {}})
     directory = DomainDirectory(config)
@@ -376,6 +536,14 @@ def test_other_data_or_another_config_is_refused(material: dict[str, Any], tmp_p
         ({"domains": {"a/b": "x"}}, "a name has letters, digits"),
         ({"strategies": {"a": {"penalty": "ewc"}}, "lora": {"rank": 2}}, "adapters leave the backbone as it was"),
         ({"strategies": {"a": {"general": False}}, "lora": {"rank": 2}}, "an adapter is scored on the general model"),
+        (
+            {"strategies": {"a": {"general": False, "penalty": "ewc"}}},
+            "penalty ewc, which holds what a general model has learned",
+        ),
+        (
+            {"strategies": {"a": {"general": False, "penalty": "ewc"}}, "general": {}},
+            "customize.general is empty, and the strategies a",
+        ),
         ({"strategies": {"a": {"general": False, "enrichment": 2}}}, "enrichment is of the general stage"),
         ({"strategies": {"a": {"enrichment": 2}}, "general_queries": None}, "general_queries null, which takes all"),
     ],
@@ -421,7 +589,9 @@ def test_a_given_reward_model_is_not_trained(material: dict[str, Any], tmp_path:
         with_domain_reward(config, tmp_path)
 
 
-def test_prompts_of_a_domain_without_an_adapter_are_refused_before_anything_starts(tmp_path: Path) -> None:
+def test_prompts_of_a_domain_without_an_adapter_are_refused_before_anything_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name in ("cooking", "travel"):
         (tmp_path / "base" / ADAPTERS / name).mkdir(parents=True)
     here, elsewhere = ({"enabled": False, "prompts": f"sandbox:{names}"} for names in ("cooking,travel", "cooking,garden"))
@@ -443,6 +613,11 @@ def test_prompts_of_a_domain_without_an_adapter_are_refused_before_anything_star
         check(policy={"prompts": "sandbox:cooking,garden"})
     with pytest.raises(UserError, match=r"S_k is sampled for prompts of it: set meta.prompts as policy.prompts"):
         check(meta=elsewhere)
+    one = (["cooking"] * 4, [], ["cooking"] * 3 + ["travel"])
+    monkeypatch.setattr(SandboxSource, "prompt_domains", lambda self: one)
+    with pytest.raises(UserError, match="the domain 'travel' has 1 of the 4 evaluation prompts, at least 2 are needed"):
+        check()
+    monkeypatch.undo()
     for name in World(checked(tree, "test").world).train_domains:
         (tmp_path / "base" / ADAPTERS / name).mkdir(exist_ok=True)
     with pytest.raises(UserError, match="of the 8 evaluation prompts, at least 2 are needed to measure its unit"):

@@ -48,18 +48,19 @@ def test_a_policy_is_paid_by_the_adapter_of_its_prompts_domain(customised: None,
 
 
 def test_a_policy_is_paid_by_one_domain(customised: None, command: Command) -> None:
-    """The whole run of ``domain:NAME``: sampled, scored by the customised model, learned, judged and committed."""
+    """Two whole rounds of ``domain:NAME``: sampled, scored by the customised model as it is, learned, judged and committed."""
     paid = ("--scorer.reward_model", "domain:two/cooking", "--scorer.num_members", "1", "--scorer.aggregate", "primary")
-    short = ("--rounds.num_rounds", "1", "--policy.steps_per_round", "1", "--evaluation.num_prompts", "8")
+    short = ("--rounds.num_rounds", "2", "--policy.steps_per_round", "1", "--evaluation.num_prompts", "8")
     prompts = ("--policy.prompts", "sandbox:cooking", "--meta.enabled", "false")
     done = command("run", str(TINY), "--name", "cook", *paid, *short, *prompts)
     assert done.returncode == 0, done.stdout + done.stderr
     run = command.storage / "runs" / "cook"
-    assert [entry["round"] for entry in json.loads((run / "ledger.json").read_text())["rounds"]] == [0]
+    assert [entry["round"] for entry in json.loads((run / "ledger.json").read_text())["rounds"]] == [0, 1]
     found = find_domain(command.storage, "two/cooking")
     assert found.adapter is not None
     texts = [((5, 6, 7), (8, 9, 2)), ((11, 12), (13, 14, 15, 2))]
     bank = open_bank(RewardModel.from_pretrained(found.backbone, torch.float32), [("cooking", found.adapter)])
     expected = bank.scores(texts, ["cooking"] * 2, batch_size=2, pad_id=0)
-    paid_by = RewardModel.from_pretrained(run / "rounds" / "round_000" / "reward", torch.float32)
-    torch.testing.assert_close(score_sequences(paid_by, texts, 2, 0), expected, msg="the backbone with the domain's adapter")
+    for number in range(2):
+        paid_by = RewardModel.from_pretrained(run / "rounds" / f"round_{number:03d}" / "reward", torch.float32)
+        torch.testing.assert_close(score_sequences(paid_by, texts, 2, 0), expected, msg="the backbone with the domain's adapter")

@@ -7,7 +7,15 @@ from typing import Any
 import pytest
 
 from preferences.config import DataConfig
-from preferences.queries import DSP_PROMPT, QuerySet, TextQuery, encode_queries, load_queries, split_queries
+from preferences.queries import (
+    DSP_PROMPT,
+    QuerySet,
+    TextQuery,
+    chosen_queries,
+    encode_queries,
+    load_queries,
+    split_queries,
+)
 from sandbox.tokenizer import make_tokenizer
 from tokens.errors import UserError
 
@@ -88,6 +96,15 @@ def test_pairs_of_one_prompt_stay_together() -> None:
     assert len(train) == 28 and len(test) == 12
     assert not {q.prompt for q in train} & {q.prompt for q in test}
     assert split_queries(made(*(f"p{i % 10}" for i in range(40))), 0.3, 2)[1] != test
+
+
+def test_the_queries_that_are_taken_do_not_go_by_the_file() -> None:
+    queries = made(*(f"p{i}" for i in range(40))).queries
+    taken = chosen_queries(queries, 10, 0)
+    assert len(taken) == 10 and set(taken) == set(chosen_queries(queries[::-1], 10, 0))
+    assert list(taken) == [query for query in queries if query in taken] != list(queries[:10])
+    assert set(taken) < set(chosen_queries(queries, 20, 0)) and set(taken) != set(chosen_queries(queries, 10, 1))
+    assert chosen_queries(queries, None, 0) == queries == chosen_queries(queries, 40, 0)
 
 
 def test_what_is_too_long_is_an_error_or_left_out() -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from rm import domain_bank
 from rm.batches import Encoded, score_sequences
 from rm.config import LoraConfig
 from rm.domain_bank import (
@@ -91,6 +92,35 @@ def test_a_mixed_batch_scores_as_each_adapter_alone(
     turned = [NAMES[(i + 1) % 3] for i in range(7)]
     assert not torch.allclose(bank.scores(SEQUENCES, turned, 4, PAD), got, atol=1e-2)
     assert torch.equal(bank.scores(SEQUENCES, DOMAINS, 4, PAD), got)  # asking leaves nothing behind
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "qwen2"])
+def test_responses_of_one_domain_share_their_prompt(
+    start: MakeModel, adapters: Callable[[str], Adapters], name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompts = [(BOS, *range(5, 5 + 8 + i)) for i in range(3)]
+    sequences: list[Encoded] = [(prompt, (20 + j, 21, EOS)) for prompt in prompts for j in range(6)]
+    domains = [NAMES[0 if j < 4 else 1 + i % 2] for i in range(3) for j in range(6)]  # a prompt is of two domains
+    bank = open_bank(start(name), adapters(name))
+    assert isinstance(bank, MixedBank)
+    seen: list[tuple[int, ...]] = []
+    bank.model.model.base_model.register_forward_pre_hook(
+        lambda _, args, kwargs: seen.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
+    )
+    for size in (5, 64):
+        seen.clear()
+        got = bank.scores(sequences, domains, size, PAD)
+        shared = sum(rows * width for rows, width in seen)
+        assert size < 64 or seen == [(6, 11 + 4 * 3)], "a row for each prompt and domain"
+        with monkeypatch.context() as patched:
+            patched.setattr(domain_bank, "shared_passes", lambda *given: None)
+            seen.clear()
+            expected = bank.scores(sequences, domains, size, PAD)
+        assert sum(rows * width for rows, width in seen) > shared
+        torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
+    table = bank.all_scores(sequences, 64, PAD)
+    own = table[torch.arange(len(sequences)), torch.tensor([NAMES.index(domain) for domain in domains])]
+    torch.testing.assert_close(own, got, rtol=1e-5, atol=1e-5)
 
 
 def test_both_ways_to_add_are_the_plain_product() -> None:
