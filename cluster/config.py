@@ -13,7 +13,7 @@ from evaluation.config import EvaluationConfig
 from policy.config import DPOConfig, PolicyConfig, SFTConfig
 from preferences.config import DataConfig, FreshConfig
 from rm.bilevel_config import GeneralizeConfig
-from rm.config import MetaConfig, RewardConfig, ScorerConfig, StrengthConfig
+from rm.config import HELDOUT_SHARE, MetaConfig, RewardConfig, ScorerConfig, StrengthConfig
 from rm.domain_config import CustomizeConfig
 from rm.features_config import FeaturesConfig
 from rm.people_config import PeopleConfig
@@ -232,12 +232,13 @@ class RunConfig(Section):
                 f"fresh.judge is {fresh.judge} and data.preferences {self.data.preferences}: it knows the sandbox's prompts "
                 "only; set fresh.judge to reward:DIR, ensemble:DIR or openai:BASE_URL#MODEL"
             )
-        most = meta.num_prompts * (meta.samples_per_prompt // 2)
+        back = max(1, int(HELDOUT_SHARE * meta.num_prompts)) if meta.enabled and meta.num_prompts > 1 else 0
+        most = (meta.num_prompts - back) * (meta.samples_per_prompt // 2)
         if fresh.num_pairs > most:
             raise ValueError(
-                f"{asked}, and S_k makes {most} pairs at most: meta.num_prompts is {meta.num_prompts}, "
-                f"meta.samples_per_prompt {meta.samples_per_prompt}, and no sample is in two pairs; raise one of these, or lower "
-                "fresh.num_pairs"
+                f"{asked}, and S_k makes {most} pairs at most: meta.num_prompts is {meta.num_prompts}, of which MetaRM keeps "
+                f"{back} back, meta.samples_per_prompt {meta.samples_per_prompt}, and no sample is in two pairs; raise one of "
+                "these, or lower fresh.num_pairs"
             )
         return self
 

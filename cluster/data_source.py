@@ -235,10 +235,12 @@ class DataSource(Source):
             ours, theirs = self._train.prompts(), self._validation.prompts()
         else:
             ours, theirs = self._load_prompts(config.policy.prompts).split(data.validation_fraction, config.seed)
-        policy_prompts, eval_prompts = self._encode_prompts(None, ours), self._encode_prompts(None, theirs)
+        policy_prompts, eval_prompts = self._encode_prompts(ours), self._encode_prompts(theirs)
         judged = {prompt.text for prompt in eval_prompts}
         policy_prompts = without(policy_prompts, judged, "policy.prompts")
-        meta_prompts = without(self._encode_prompts(config.meta.prompts, self._train.prompts()), judged, "meta.prompts")
+        shifted = self._train.prompts() if config.meta.prompts is None else self._load_prompts(config.meta.prompts)
+        self.rendered = shifted.templated
+        meta_prompts = without(self._encode_prompts(shifted, config.meta.prompts), judged, "meta.prompts")
         if len(eval_prompts) < FEWEST_EVALUATION_PROMPTS:
             split = data.validation is None or config.policy.prompts is not None
             more = (
@@ -256,10 +258,9 @@ class DataSource(Source):
         data = self.config.data
         return load_prompts(source, data.split, data.allow_hub, data.drop_bad, self.tokenizer)
 
-    def _encode_prompts(self, source: str | None, default: PromptSet) -> tuple[Prompt, ...]:
+    def _encode_prompts(self, chosen: PromptSet, source: str | None = None) -> tuple[Prompt, ...]:
         from preferences.encode import encode_prompts
 
-        chosen = default if source is None else self._load_prompts(source)
         if not len(chosen):
             return ()
         prompts, dropped = encode_prompts(chosen, self.tokenizer, self.config.data.max_prompt_tokens, self.config.data.drop_bad)

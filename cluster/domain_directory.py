@@ -21,7 +21,7 @@ import yaml
 
 from cluster.config import RunConfig
 from cluster.differences import flat, refuse_differences
-from cluster.domain_models import BASE, BEGUN, FOLDER, digest_of
+from cluster.domain_models import BASE, BASE_MODEL, BEGUN, FOLDER, digest_of
 from cluster.hold import LOCK, Hold
 from cluster.kept_apart import Apart
 from cluster.run_directory import config_text, made_and_locked
@@ -35,8 +35,9 @@ if TYPE_CHECKING:
     from cluster.domain_data import QueryData
 
 CARD, RESULTS, KIND = "card.json", "results.jsonl", "domains"
-TOGETHER, APART = "data sets", "apart"
-"""Keys of data.json: the fingerprint of all data at once, and the prompts that each set goes without."""
+TOGETHER, APART, DATA_OF = "data sets", "apart", "the data of "
+"""Keys of data.json: the fingerprint of all data at once, the prompts that each set goes without, and before a set's name its own
+fingerprint."""
 SPEED = (
     "resources", "storage", "scratch", "rounds", "rollout", "policy", "dpo", "evaluation", "meta", "scorer", "strength",
     "guards", "faults", "features", "report_to",
@@ -108,7 +109,17 @@ class DomainDirectory:
         """Which prompts each data set goes without that models here were fitted on; none where none were."""
         there = self._begun()
         apart = there[APART] if APART in there else {}
-        return {name: Apart(frozenset(of["train"]), frozenset(of["test"])) for name, of in apart.items()}
+        return {
+            name: Apart(frozenset(of["train"]), frozenset(of["test"]))
+            for name, of in apart.items()
+            if not self._unfitted(f"{DATA_OF}{name}")
+        }
+
+    def _unfitted(self, key: str) -> bool:
+        """Whether a key of data.json is of a domain that nothing here was fitted on yet: its data may still be mended."""
+        name = key.removeprefix(DATA_OF)
+        places = (f"models/*/seed_*/{name}", f"models/*/seed_*/.{name}.checkpoints/*")
+        return name != key and name in self.config.customize.domains and not any(any(self.path.glob(place)) for place in places)
 
     def refuse_other_inputs(self, fingerprint: str, base: Path, sets: Sequence[QueryData] = ()) -> None:
         """Stop if what is there was trained on other data or from another base model; note what they are.
@@ -121,9 +132,9 @@ class DomainDirectory:
         Raises:
             UserError: if it was; naming which.
         """
-        here = {f"the data of {each.name}": each.fingerprint() for each in sets} if sets else {TOGETHER: fingerprint}
-        here |= {"base model": digest_of([base]), "resources.reward.dtype": self.config.resources.reward.dtype}
-        there = self._begun()
+        here = {f"{DATA_OF}{each.name}": each.fingerprint() for each in sets} if sets else {TOGETHER: fingerprint}
+        here |= {BASE_MODEL: digest_of([base]), "resources.reward.dtype": self.config.resources.reward.dtype}
+        there = {key: value for key, value in self._begun().items() if not self._unfitted(key)}
         earlier = bool(sets) and TOGETHER in there
         compared = here | {TOGETHER: fingerprint}
         if other := [name for name, value in compared.items() if name in there and there[name] != value]:

@@ -21,8 +21,8 @@ from tokens.errors import UserError
 
 FOLDER, GENERAL = "domains", "generalize"
 """Of a storage root: one directory a customisation, see ``cluster.domain_directory``, and one a `generalize`."""
-BEGUN, BASE = "data.json", "base"
-"""What a customisation was begun with, and its key for the base model's directory."""
+BEGUN, BASE, BASE_MODEL = "data.json", "base", "base model"
+"""What a customisation was begun with, and its keys for the base model: its directory, and the digest of that."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +78,11 @@ def find_domain(root: Path, name: str) -> DomainModel:
     if not backbone.is_dir():
         raise UserError(
             f"domain:{name}: the general reward model that its adapter was trained on is not in {backbone} any more: put it back"
+        )
+    if not origin and digest_of([backbone]) != json.loads((begun / BEGUN).read_text())[BASE_MODEL]:
+        raise UserError(
+            f"domain:{name}: {backbone} is not the general reward model that its adapter was trained on any more: its weights or "
+            "its config have changed. Put the old one back, or customise anew under another name"
         )
     return DomainModel(domain, backbone, directory / ADAPTER)
 
@@ -232,9 +237,14 @@ def export_all(found: Sequence[DomainModel], cache: Path) -> Path:
     target = cache / f"domains-{digest_of([found[0].backbone, *(path for _, path in adapters)])}"
     if target.is_dir():
         return target
+    from rm.checkpoints import is_part_of_model
+
     partial = target.with_name(f".{target.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    shutil.copytree(found[0].backbone, partial)
+    partial.mkdir(parents=True)
+    for file in sorted(found[0].backbone.iterdir()):
+        if is_part_of_model(file):
+            shutil.copy2(file, partial / file.name)
     for name, path in adapters:
         shutil.copytree(path, partial / ADAPTERS / name)
     commit_directory(partial, target)

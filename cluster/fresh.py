@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +16,13 @@ from cluster.console import Console
 from cluster.endpoint_judge import EndpointJudge
 from cluster.endpoint_options import EndpointOptions
 from cluster.inputs import Source
-from cluster.judges import FIRST, SECOND, Answer, Judge
+from cluster.judges import FIRST, SECOND, Answer, EnsembleJudge, Judge, RewardJudge
 from cluster.open_judge import open_judge
+from cluster.run_directory import RunDirectory
 from cluster.seeds import derive
-from evaluation.records import FreshRow
+from cluster.stages import Stages
+from cluster.waiting import Waiter
+from evaluation.records import FreshRow, read_rows, write_rows
 from preferences.formats import Texts
 from preferences.fresh import carried, choose_twos
 from preferences.labels import combine
@@ -33,6 +36,8 @@ FRESH = "fresh.parquet"
 ANSWERS = "fresh.answers.jsonl"
 """Of a run: every answer, so that nobody is asked twice."""
 ANNOTATORS = "annotators"
+FEWEST_TOLD = 32
+"""Labelled pairs that an evaluation's ``fresh_accuracy`` rests on at least: of fewer it says little."""
 
 
 class AnnotatorJudge:
@@ -67,14 +72,14 @@ def open_labeller(config: RunConfig, source: Source, stack: ExitStack) -> Judge 
 
     Args:
         config: of the run.
-        source: of its pairs.
+        source: of its pairs and prompts.
         stack: closes connections.
 
     Returns:
-        The judge; None where nothing is labelled.
+        The judge, which computes on the CPU if it is a reward model: GPUs belong to the roles. None where nothing is labelled.
 
     Raises:
-        UserError: if it cannot be asked.
+        UserError: if it cannot be asked, or would read prompts by another chat template than the policy's.
     """
     fresh = config.fresh
     if fresh.judge is None:
@@ -82,10 +87,17 @@ def open_labeller(config: RunConfig, source: Source, stack: ExitStack) -> Judge 
     if fresh.judge == ANNOTATORS:
         return AnnotatorJudge(World(config.world), config.seed)
     options = EndpointOptions(fresh.concurrency, fresh.timeout_s, fresh.retries, fresh.max_tokens)
-    templated = source.ready and source.preferences()[0].templated
-    judge = open_judge(fresh.judge, config, templated, options, stack)
+    judge = open_judge(fresh.judge, config, source.rendered, options, stack, on_gpu=False)
     if isinstance(judge, EndpointJudge):
         judge.check()
+    if source.rendered:
+        members = judge.members if isinstance(judge, EnsembleJudge) else [judge] if isinstance(judge, RewardJudge) else ()
+        for member in members:
+            if member.tokenizer.chat_template != source.tokenizer.chat_template:
+                raise UserError(
+                    f"fresh.judge {fresh.judge}: the prompts are messages, rendered by the policy's chat template, and "
+                    f"{member.path} has another one or none. Name a reward model that was trained with the same, or an endpoint"
+                )
     return judge
 
 
@@ -104,44 +116,31 @@ class Labels:
 
 
 def label(config: RunConfig, judge: Judge, place: Path, index: int, shifted: Sequence[Rollout], console: Console) -> Labels:
-    """Ask about pairs of S_k, in both orders.
+    """Ask about pairs of samples, in both orders. However few get a label, that is all that is known of the round.
 
     Args:
         config: of the run.
         judge: who is asked.
         place: directory of the run, where answers are kept.
         index: of the round.
-        shifted: S_k.
+        shifted: k samples of each prompt.
         console: shows how far it is.
 
     Returns:
         The labels.
 
     Raises:
-        UserError: if no pair got a label.
         JudgeFailed: if the judge cannot go on; its answers so far are kept.
     """
     twos = choose_twos(shifted, config.fresh.num_pairs, derive(config.seed, "fresh", index))
-    if not twos:
-        raise UserError(
-            f"round {index}: no two samples of a prompt differ, so that there is nothing to compare for fresh.num_pairs "
-            f"{config.fresh.num_pairs}: the policy writes one response to each prompt. Go back to best/, or raise "
-            "rollout.temperature"
-        )
     texts = [Texts(first.prompt.text, first.text, second.text) for first, second in twos]
     with open_answers(place / ANSWERS) as known:
-        forward, backward, not_asked = ask_in_both_orders(texts, judge, known, console)
+        forward, backward, not_asked = ask_in_both_orders(texts, judge, known, console, few_will_do=True)
     rows = [
         _row(f"round_{index:03d}-{number:05d}", *(two if said == FIRST else two[::-1]), judge.name)
         for number, (two, *both) in enumerate(zip(twos, forward.tolist(), backward.tolist(), strict=True))
         if (said := combine(*both)) in (FIRST, SECOND)
     ]
-    if not rows:
-        raise UserError(
-            f"round {index}: the judge {config.fresh.judge} labelled none of {len(twos)} fresh pairs: it changed its mind "
-            f"with the order, or did not say. What it said is in {place / ANSWERS}. Ask another judge (fresh.judge), or set "
-            "fresh.num_pairs to 0"
-        )
     counts = {"wanted": config.fresh.num_pairs, "compared": len(twos), "labelled": len(rows)}
     undecided = len(twos) - len(rows) - len(not_asked)
     return Labels(rows, counts | {"undecided": undecided, "not_asked": len(not_asked)})
@@ -162,6 +161,99 @@ def _row(name: str, chosen: Rollout, rejected: Rollout, judge: str) -> FreshRow:
         rejected_sample=rejected.sample,
         judge=judge,
     )
+
+
+@dataclass(frozen=True)
+class Labelling:
+    """The stage of a round in which its samples are labelled.
+
+    Args:
+        config: of the run.
+        judge: who labels.
+        directory: of the run.
+        wait: keeps the time.
+        console: shows it.
+    """
+
+    config: RunConfig
+    judge: Judge
+    directory: RunDirectory
+    wait: Waiter
+    console: Console
+
+    def label(
+        self,
+        index: int,
+        work: Stages,
+        shifted: Sequence[Rollout],
+        back: Collection[int],
+        before: Callable[[], Sequence[float]],
+    ) -> None:
+        """Have pairs of S_k labelled, once, and look how many the reward model so far would have ranked so.
+
+        Args:
+            index: of the round.
+            work: its stages.
+            shifted: S_k.
+            back: places of its prompts that are not asked about: MetaRM's ascent does not see them either.
+            before: gives the scores of S_k by r_(k-1); not asked in round 0.
+        """
+        if work.draft.done(FRESH) is not None:
+            return
+        places = {name: place for place, name in enumerate(dict.fromkeys(rollout.prompt.id for rollout in shifted))}
+        shown = [rollout for rollout in shifted if places[rollout.prompt.id] not in back]
+        with self.wait.doing("label"):
+            labels = label(self.config, self.judge, self.directory.path, index, shown, self.console)
+        right = share_right(labels.rows, shifted, before()) if index and labels.rows else None
+        write_rows(work.draft.partial(FRESH), labels.rows, FreshRow)
+        work.record(FRESH, [FRESH], {**labels.counts, "accuracy": right, "judge": self.judge.name})
+
+    def learnt(self, index: int, work: Stages, pairs: Sequence[Pair]) -> tuple[Pair, ...]:
+        """What r_k learns from, and a line that says so.
+
+        Args:
+            index: of the round.
+            work: its stages.
+            pairs: D.
+
+        Raises:
+            UserError: if that is nothing.
+        """
+        places = [*(self.directory.round_path(before) for before in range(index)), work.draft.path]
+        learnt = learnt_from(self.config, pairs, [read_rows(place / FRESH, FreshRow) for place in places])
+        facts = told(work)
+        self.console.say(f"  {in_words(facts, len(learnt))}")
+        earlier = [entry["fresh"]["judge"] for entry in self.directory.ledger["rounds"] if "fresh" in entry]
+        if earlier and earlier[-1] != facts["judge"]:
+            self.console.say(f"[yellow]note[/] fresh.judge {self.config.fresh.judge} is not what labelled the round before")
+        if not learnt:
+            raise UserError(
+                f"fresh.carry is latest, and none of round {index}'s {facts['compared']} pairs got a label: nothing is there "
+                f"that a reward model could learn from. What the judge said is in {self.directory.path / ANSWERS}. Begin another "
+                "run (--name) with another fresh.judge, or with fresh.carry all"
+            )
+        return learnt
+
+
+def told(work: Stages) -> Mapping[str, Any]:
+    """What came of labelling in a round: counts of ``Labels``, "accuracy" and "judge"; nothing where nobody labels.
+
+    Args:
+        work: stages of the round.
+    """
+    done = work.draft.done(FRESH)
+    return {} if done is None else done.facts
+
+
+def told_accuracy(work: Stages) -> float | None:
+    """The accuracy of r_(k-1) on a round's labels, where these are enough to say something.
+
+    Args:
+        work: stages of the round.
+    """
+    facts = told(work)
+    accuracy: float | None = facts["accuracy"] if facts and facts["labelled"] >= FEWEST_TOLD else None
+    return accuracy
 
 
 def learnt_from(config: RunConfig, pairs: Sequence[Pair], rounds: Sequence[Sequence[FreshRow]]) -> tuple[Pair, ...]:

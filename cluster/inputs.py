@@ -81,6 +81,8 @@ class Source(ABC):
 
     recipe: Recipe | None
     """What must be made first, once (the SFT model, the sandbox's pairs); None where nothing is missing."""
+    rendered = False
+    """Whether a chat template rendered the prompts that S_k is sampled for."""
 
     def __init__(self, config: RunConfig) -> None:
         self.config = config

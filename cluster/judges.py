@@ -112,6 +112,7 @@ class RewardJudge:
         path: a reward model's directory, with its tokenizer, or that of a reward run; weights are read when it is asked.
         templated: whether prompts were rendered with ``template``.
         tie: see ``better``.
+        on_gpu: whether it may take a GPU where there is one.
 
     Raises:
         UserError: if it is not one.
@@ -120,7 +121,7 @@ class RewardJudge:
     batch_size = 256
     sequences_per_pass = 32
 
-    def __init__(self, path: Path, templated: bool, tie: float | None = None) -> None:
+    def __init__(self, path: Path, templated: bool, tie: float | None = None, on_gpu: bool = True) -> None:
         from preferences.models import check_model_directory, read_tokenizer
         from rm.checkpoints import kind_of
 
@@ -136,18 +137,20 @@ class RewardJudge:
         self.tokenizer: Any = read_tokenizer(path)
         self.template = ChatTemplate(self.tokenizer) if directory.has_chat_template else None
         self.name = f"reward:{digest_of(path)}{_tied(tie)}"
-        self.templated, self.tie = templated, tie
+        self.templated, self.tie, self.on_gpu = templated, tie, on_gpu
         self.scores: dict[tuple[str, str], float] = {}
         self.too_long: dict[tuple[str, str], str] = {}
 
     @cached_property
     def model(self) -> RewardModel:
-        """The reward model, on the GPU if there is one."""
+        """The reward model, on the GPU if there is one and it may."""
         import torch
 
         from rm.model import RewardModel
 
-        return RewardModel.from_pretrained(self.path, dtype=torch.float32).to("cuda" if torch.cuda.is_available() else "cpu")
+        return RewardModel.from_pretrained(self.path, dtype=torch.float32).to(
+            "cuda" if self.on_gpu and torch.cuda.is_available() else "cpu"
+        )
 
     def compare(self, prompts: Sequence[str], firsts: Sequence[str], seconds: Sequence[str]) -> list[Answer]:
         """See ``Judge``."""

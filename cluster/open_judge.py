@@ -21,6 +21,8 @@ def open_judge(
     options: EndpointOptions,
     stack: ExitStack,
     tie: float | None = None,
+    *,
+    on_gpu: bool = True,
 ) -> Judge:
     """Who is asked.
 
@@ -31,6 +33,7 @@ def open_judge(
         options: of an endpoint.
         stack: closes its connections.
         tie: scores closer than this are ties, and an endpoint may say so; None = there are no ties.
+        on_gpu: whether reward models may take a GPU.
 
     Returns:
         The judge; weights are not read yet.
@@ -40,9 +43,9 @@ def open_judge(
     """
     kind, _, rest = judge.partition(":")
     if kind == "reward":
-        return RewardJudge(Path(rest).expanduser(), templated, tie)
+        return RewardJudge(Path(rest).expanduser(), templated, tie, on_gpu)
     if kind == "ensemble":
-        return EnsembleJudge([RewardJudge(member, templated, tie) for member in find_members(rest)], tie)
+        return EnsembleJudge([RewardJudge(member, templated, tie, on_gpu) for member in find_members(rest)], tie)
     if kind == "openai":
         from cluster.endpoint_judge import EndpointJudge
 

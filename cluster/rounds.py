@@ -14,7 +14,7 @@ from actors.scorer import Scores
 from cluster.config import RunConfig
 from cluster.console import Console
 from cluster.draft import Draft, Point
-from cluster.fresh import FRESH, in_words, label, learnt_from, share_right
+from cluster.fresh import Labelling, told, told_accuracy
 from cluster.guarding import EVALUATED, SHIFTED, Guard, counts, moved, until_good
 from cluster.inputs import Inputs
 from cluster.judges import Judge
@@ -33,7 +33,6 @@ from cluster.versions import versions
 from cluster.waiting import Waiter
 from evaluation.alarms import Alarm, alarms
 from evaluation.best import best_of
-from evaluation.records import FreshRow, read_rows, write_rows
 from evaluation.table import round_table
 from tokens.records import Pair, Rollout
 
@@ -206,30 +205,21 @@ class Theme:
         return work.rollouts("shifted", "shifted.parquet", sample)
 
     def label(self, index: int, work: Stages, shifted: Sequence[Rollout]) -> tuple[Pair, ...] | None:
-        """Have pairs of S_k compared, and look how many r_{k-1} would have ranked so.
+        """Have pairs of S_k labelled where somebody does that.
 
         Returns:
             What r_k learns from; None = D.
         """
         if self.labeller is None:
             return None
-        if work.draft.done(FRESH) is None:
-            labels = label(self.config, self.labeller, self.directory.path, index, shifted, self.console)
-            right = None
-            if index:
-                self.wait("score", self.roles.scorer.load(0, self.directory.round_path(index - 1) / "reward"))
-                right = share_right(labels.rows, shifted, [members[0] for members in self.score(shifted).members])
-            write_rows(work.draft.partial(FRESH), labels.rows)
-            work.record(FRESH, [FRESH], {**labels.counts, "accuracy": right})
-        places = [*(self.directory.round_path(before) for before in range(index)), work.draft.path]
-        learnt = learnt_from(self.config, self.inputs.pairs, [read_rows(place / FRESH, FreshRow) for place in places])
-        self.console.say(f"  {in_words(self.fresh(work), len(learnt))}")
-        return learnt
+        labelling = Labelling(self.config, self.labeller, self.directory, self.wait, self.console)
+        labelling.label(index, work, shifted, self.kept_back(index, shifted), partial(self.by_last, index, shifted))
+        return labelling.learnt(index, work, self.inputs.pairs)
 
-    def fresh(self, work: Stages) -> Mapping[str, Any]:
-        """What came of labelling; nothing where nobody does."""
-        done = work.draft.done(FRESH)
-        return {} if done is None else done.facts
+    def by_last(self, index: int, shifted: Sequence[Rollout]) -> list[float]:
+        """Scores of S_k by the reward model of the round before."""
+        self.wait("score", self.roles.scorer.load(0, self.directory.round_path(index - 1) / "reward"))
+        return [members[0] for members in self.score(shifted).members]
 
     def train_reward(self, index: int, work: Stages, shifted: Sequence[Rollout]) -> RewardReport:
         """r_k: MetaRM on D and S_k, with fresh labels where somebody gives them; it becomes member 0 of the ensemble."""
@@ -347,7 +337,7 @@ class Theme:
             rollouts = work.rollouts("evaluation", "evaluation_rollouts.parquet", lambda: sample_for_judging(*given, bar))
             judgement = judge(*given, self.sft, bar, rollouts)
         if self.labeller is not None:
-            judgement = replace(judgement, summary={**judgement.summary, "fresh_accuracy": self.fresh(work)["accuracy"]})
+            judgement = replace(judgement, summary={**judgement.summary, "fresh_accuracy": told_accuracy(work)})
         work.rows("evaluation.parquet", judgement.rows)
         self.metrics.evaluation(index, judgement.summary | self.outcome(judgement))
         return judgement
@@ -366,7 +356,7 @@ class Theme:
             "alarms": [vars(alarm) for alarm in self.alarms(judgement)],
             "dropped": self.inputs.dropped,
             "denoised": self.inputs.denoised,
-            **({"fresh": self.fresh(work)} if self.labeller is not None else {}),
+            **({"fresh": told(work)} if self.labeller is not None else {}),
             "guards": counts(work.draft),
             "git_commit": versions()["git_commit"],
         }

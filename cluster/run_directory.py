@@ -40,6 +40,9 @@ not what is learned."""
 WHAT_IS_PLAYED = {"baseline": "none", "best_of": None}
 """Keys of ``rounds`` that do change what is learned, with their defaults."""
 
+HOW_ASKED = ("concurrency", "timeout_s", "retries", "max_tokens")
+"""Keys of ``fresh`` that change no label."""
+
 
 def now() -> str:
     """The time in UTC, ISO 8601; for people, nothing is decided by it."""
@@ -61,7 +64,15 @@ def _kept(tree: dict[str, Any]) -> dict[str, Any]:
     rounds = tree["rounds"]
     played = {key: rounds[key] for key in WHAT_IS_PLAYED if key in rounds and rounds[key] != WHAT_IS_PLAYED[key]}
     engines = {key: value for key, value in tree["rollout"].items() if key != "max_engines"}  # who samples changes no sample
-    return kept | {"rollout": engines} | ({"rounds": played} if played else {})
+    fresh = {"fresh": _who_labels(tree["fresh"])} if "fresh" in tree else {}
+    return kept | {"rollout": engines} | fresh | ({"rounds": played} if played else {})
+
+
+def _who_labels(fresh: dict[str, Any]) -> dict[str, Any]:
+    """How an endpoint is asked, and where it stands, may change: its model says who labels."""
+    kept = {key: value for key, value in fresh.items() if key not in HOW_ASKED}
+    kind, _, place = str(fresh["judge"]).partition(":")
+    return kept | ({"judge": f"{kind}:#{place.partition('#')[2]}"} if kind == "openai" else {})
 
 
 def is_there(path: Path) -> bool:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import errno
 import time
 from collections import defaultdict
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -170,6 +171,18 @@ class Waiter:
         """Forget the times so far; ``place`` names what begins in error messages, ``index`` is its round."""
         self.seconds = defaultdict(float)
         self.place, self.round, self.step = place, index, None
+
+    @contextmanager
+    def doing(self, phase: str) -> Iterator[None]:
+        """The driver works itself; the seconds are added to ``phase``.
+
+        Args:
+            phase: the metric's name.
+        """
+        began, since = time.perf_counter(), time.time()
+        yield
+        self.seconds[phase] += time.perf_counter() - began
+        self.record(Span(phase, DRIVER, self.round, self.step, since, time.time()))
 
     def watch(self, phase: str, pending: Pending[Any]) -> None:
         """Look out for work that is waited for later, during every wait until then.

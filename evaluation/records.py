@@ -234,7 +234,7 @@ class FreshRow:
 Row = TypeVar("Row", EvaluationRow, MetaRow, RolloutRow, PersonRow, FreshRow)
 
 
-def write_rows(path: Path, rows: Sequence[Row]) -> None:
+def write_rows(path: Path, rows: Sequence[Row], kind: type[Row] | None = None) -> None:
     """Write rows of one kind to a zstd-compressed Parquet file, whole or not at all (a temporary file takes its name at the end).
 
     Source: the run directory's layout; the schema is ``_schema``.
@@ -242,9 +242,10 @@ def write_rows(path: Path, rows: Sequence[Row]) -> None:
     Args:
         path: the file; its directory exists.
         rows: N rows of one kind.
+        kind: theirs; needed where there may be none.
 
     Raises:
-        ValueError: if there are no rows, or of two kinds.
+        ValueError: if there are rows of two kinds, or none and no kind.
         OSError: if the disk refuses; nothing is left behind.
 
     Padding contract: token lists are stored without padding.
@@ -252,7 +253,7 @@ def write_rows(path: Path, rows: Sequence[Row]) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    kinds = {type(row) for row in rows}
+    kinds = {type(row) for row in rows} or ({kind} if kind is not None else set())
     if len(kinds) != 1:
         raise ValueError(f"{path.name}: needs rows of one kind and at least one, got {len(rows)} of {len(kinds)} kinds")
     schema = _schema(kinds.pop())

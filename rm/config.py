@@ -14,6 +14,8 @@ Aggregate = Literal["primary", "mean", "worst", "mean_minus_std"]
 Order = Literal[1, 2]
 Direction = Literal["ascent", "descent", "random"]
 MemberKind = Literal["full", "lora", "heads"]
+HELDOUT_SHARE = 0.1
+"""Of S_k's prompts, no ascent of MetaRM sees this share (at least one prompt, where there are two): J is measured there."""
 ORIGINAL = "original"
 """The set of all held-out pairs with the labels that they were given: early stopping goes by it."""
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from rm.batches import Encoded, by_length, draw_groups, score_sequences, scores_of, share_rows
-from rm.config import RewardConfig
+from rm.config import HELDOUT_SHARE, RewardConfig
 from rm.losses import difference_loss
 from rm.model import RewardModel
 from rm.spread import Separation
@@ -22,9 +22,6 @@ from tokens.ranks import Ranks
 
 Group = Sequence[Encoded]
 """One prompt's k responses, each with the prompt's ids."""
-
-HELDOUT_SHARE = 0.1
-"""Of S_k's prompts, no ascent sees this share (at least one prompt, where there are two): J is measured there."""
 
 ORDER_SEED_OFFSET = 7_919_027
 """Keeps the generator of S_k's order apart from the one of the pairs' order."""

@@ -386,6 +386,15 @@ def test_a_general_reward_model_that_is_there_is_gone_on_from(
     served = bank.scores(texts, ["law"] * len(texts), 8, 0)
     torch.testing.assert_close(score_sequences(merged, texts, 8, 0), served, rtol=1e-4, atol=1e-5)
     assert sorted(path.name for path in (export_all(found, tmp_path / "cache") / ADAPTERS).iterdir()) == ["law", "trade"]
+    (Path(base) / "optimizer.pt").write_text("not of the model")
+    assert not [*export_all(found, tmp_path / "cache").glob("*.pt")]
+    weights = Path(base) / "model.safetensors"
+    trained = weights.read_bytes()
+    weights.write_bytes(trained[:-1] + bytes([trained[-1] ^ 1]))
+    with pytest.raises(UserError, match=r"given is not the general reward model that its adapter was trained on any more"):
+        find_domain(tmp_path, "two/direct/law")
+    weights.write_bytes(trained)
+    assert find_domain(tmp_path, "two/direct/law").backbone == Path(base)
     Path(base).rename(tmp_path / "elsewhere")
     with pytest.raises(UserError, match="the general reward model that its adapter was trained on is not in"):
         find_domain(tmp_path, "two/direct/law")
@@ -438,6 +447,28 @@ def test_another_domain_later(material: dict[str, Any], rank: Rank, tmp_path: Pa
     assert [each.fingerprint() for each in again.sets] == [each.fingerprint() for each in stages.data.sets]
     write_rows(tmp_path / "dsp.jsonl", [json.loads(line) for line in Path(own["dsp"]).read_text().splitlines()][1:])
     with pytest.raises(UserError, match=r"begun with: the data of law, although"):
+        everything(rank, more)
+
+
+def test_data_of_a_domain_may_be_mended_until_something_was_fitted_on_them(
+    material: dict[str, Any], rank: Rank, tmp_path: Path
+) -> None:
+    strategies = {"direct": {"general": False}}
+    config = configured(material, tmp_path, domains={"law": material["dsp"]}, strategies=strategies)
+    directory, _ = everything(rank, config)
+    trade = [{"prompt": f"w1 w2 w{i}", "responses": ["w7", "w8"], "scores": [1, 0]} for i in range(14)]
+    file = write_rows(tmp_path / "trade.jsonl", trade)
+    more = configured(material, tmp_path, domains={"law": material["dsp"], "trade": file}, strategies=strategies)
+    begun = DomainDirectory(more)
+    with begun.open():  # a command that ended before it had fitted anything
+        data = load_data(more, tmp_path, Console(), begun.settled())
+        begun.refuse_other_inputs(data.fingerprint(), data.base, data.sets)
+    assert "the data of trade" in json.loads((directory.path / "data.json").read_text())
+    write_rows(tmp_path / "trade.jsonl", [row | {"scores": [0, 1]} for row in trade])
+    everything(rank, more)
+    assert read_domain_run(directory.path).domains == ("law", "trade")
+    write_rows(tmp_path / "trade.jsonl", trade)
+    with pytest.raises(UserError, match=r"begun with: the data of trade, although"):
         everything(rank, more)
 
 

@@ -10,23 +10,46 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from statistics import fmean
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import yaml
+from transformers import AutoTokenizer
 
 from cluster.asking import open_answers
 from cluster.console import Console
-from cluster.fresh import ANSWERS, FRESH, AnnotatorJudge, in_words, label, learnt_from, open_labeller, share_right
+from cluster.draft import Draft
+from cluster.endpoint_options import EndpointOptions
+from cluster.fresh import (
+    ANSWERS,
+    FEWEST_TOLD,
+    FRESH,
+    AnnotatorJudge,
+    Labelling,
+    in_words,
+    label,
+    learnt_from,
+    open_labeller,
+    share_right,
+    told,
+    told_accuracy,
+)
 from cluster.inputs import open_source
 from cluster.judges import FIRST, NONE, Answer, NotAsked
 from cluster.load_config import load_config
 from cluster.own_judge import _reward_models
+from cluster.run_directory import RunDirectory, config_sha256
+from cluster.stages import Stages
+from cluster.waiting import Waiter
 from evaluation.records import FreshRow, read_rows
-from preferences.config import DataConfig
+from evaluation.timeline import Span
+from preferences.config import DataConfig, FreshConfig
 from preferences.load import load_preferences
 from sandbox.world import World
 from tests.cluster.command import TINY, Command
 from tests.cluster.endpoint import serve
+from tests.cluster.test_reward import encoder
 from tests.preferences.test_fresh import group
 from tokens.errors import UserError
 from tokens.records import Pair, Rollout
@@ -110,18 +133,85 @@ def test_what_the_judge_says_in_both_orders_becomes_pairs_and_is_kept(tmp_path: 
 
 
 @pytest.mark.parametrize(
-    ("shifted", "answer", "message"),
+    ("shifted", "answer", "undecided", "not_asked"),
     [
-        (group("p", "same", "same"), longer, "no two samples of a prompt differ"),
-        (rollouts("p", "q"), lambda *texts: FIRST, r"labelled none of 2 fresh pairs: it changed its mind with the order"),
-        (rollouts("p", "q"), lambda *texts: NONE, r"the judge answered none of 4 questions"),
+        (group("p", "same", "same"), longer, 0, 0),
+        (rollouts("p", "q"), lambda *texts: FIRST, 2, 0),
+        (rollouts("p", "q"), lambda *texts: NONE, 2, 0),
+        (rollouts("p", "q"), lambda *texts: NotAsked("filtered"), 0, 2),
     ],
 )
-def test_nothing_learnt_is_said(
-    tmp_path: Path, shifted: list[Rollout], answer: Callable[[str, str, str], Answer], message: str
+def test_a_judge_that_says_nothing_ends_no_run(
+    tmp_path: Path, shifted: list[Rollout], answer: Callable[[str, str, str], Answer], undecided: int, not_asked: int
 ) -> None:
-    with pytest.raises(UserError, match=message):
-        label(load_config(TINY, [*ASKED]), ByRule(answer), tmp_path, 0, shifted, Console())
+    found = label(load_config(TINY, [*ASKED]), ByRule(answer), tmp_path, 0, shifted, Console())
+    assert found.rows == []
+    assert (found.counts["labelled"], found.counts["undecided"], found.counts["not_asked"]) == (0, undecided, not_asked)
+
+
+def stage_of(storage: Path, judge: ByRule, *keys: str) -> tuple[Labelling, Stages, list[Span]]:
+    config = load_config(TINY, ["--storage", str(storage), *ASKED, *keys])
+    spans: list[Span] = []
+    wait, directory = Waiter(Console(), storage, 10, spans.append), RunDirectory(config)
+    metrics = SimpleNamespace(mark=lambda: 0)
+    draft = Draft(storage / "draft")
+    draft.path.mkdir(exist_ok=True)
+    work = Stages(draft, wait, metrics, config, 0)  # type: ignore[arg-type]
+    return Labelling(config, judge, directory, wait, Console()), work, spans
+
+
+def test_a_round_is_labelled_once_and_prompts_that_are_kept_back_are_not_asked_about(tmp_path: Path) -> None:
+    judge, shifted, given = ByRule(longer), rollouts("p", "q", "r"), [Pair("d", (1,), (2,), (3,))]
+    labelling, work, spans = stage_of(tmp_path, judge)
+    labelling.directory.path.mkdir(parents=True)
+    labelling.label(0, work, shifted, {1}, lambda: pytest.fail("nothing was trained before round 0"))
+    assert told(work)["labelled"] == 2 and told(work)["accuracy"] is None and told(work)["judge"] == "by rule"
+    assert {row.prompt_id for row in read_rows(work.draft / FRESH, FreshRow)} == {"p", "r"}
+    assert [span.what for span in spans] == ["label"] and labelling.wait.seconds["label"] > 0
+    asked = judge.questions
+    labelling.label(0, work, shifted, {1}, list)
+    assert judge.questions == asked, "what is recorded is not done again"
+    assert [pair.id for pair in labelling.learnt(0, work, given)] == ["d", "round_000-00000", "round_000-00001"]
+    assert told_accuracy(work) is None, "too few to say anything"
+
+
+def test_the_last_reward_model_is_looked_at_before_another_one_learns(tmp_path: Path) -> None:
+    shifted = rollouts(*(f"p{index}" for index in range(FEWEST_TOLD)))
+    labelling, work, _ = stage_of(tmp_path, ByRule(longer), "--meta.num_prompts", "64", "--fresh.num_pairs", str(FEWEST_TOLD))
+    labelling.directory.path.mkdir(parents=True)
+    scores = [float(place % 4 == 1) for place in range(len(shifted))]  # every other prompt's second sample is the better one
+    labelling.label(1, work, shifted, (), lambda: scores)
+    assert told(work)["labelled"] == FEWEST_TOLD
+    assert told(work)["accuracy"] == told_accuracy(work) == 0.75, "half of them right, half a tie"
+
+
+def test_rounds_without_labels_learn_from_what_there_is_and_from_nothing_not_at_all(tmp_path: Path) -> None:
+    given = [Pair("d", (1,), (2,), (3,))]
+    for carry, learnt in (("all", 1), ("sample", 1), ("latest", 0)):
+        labelling, work, _ = stage_of(tmp_path / carry, ByRule(lambda *texts: NONE), "--fresh.carry", carry)
+        labelling.directory.path.mkdir(parents=True)
+        labelling.label(0, work, rollouts("p", "q"), (), list)
+        assert read_rows(work.draft / FRESH, FreshRow) == ()
+        if learnt:
+            assert len(labelling.learnt(0, work, given)) == learnt
+        else:
+            with pytest.raises(UserError, match=r"carry is latest, and none of round 0's 2 pairs got a label.*fresh\.carry all"):
+                labelling.learnt(0, work, given)
+
+
+def test_how_an_endpoint_is_asked_and_where_it_stands_may_change(tmp_path: Path) -> None:
+    def digest(*keys: str) -> str:
+        return config_sha256(load_config(TINY, ["--fresh.num_pairs", "8", *keys]))
+
+    plain = digest("--fresh.judge", "openai:http://one:8000/v1#model")
+    for key, value in (("concurrency", "2"), ("timeout_s", "7"), ("retries", "1"), ("max_tokens", "4")):
+        assert digest("--fresh.judge", "openai:http://one:8000/v1#model", f"--fresh.{key}", value) == plain
+    assert digest("--fresh.judge", "openai:http://two:9000/v1#model") == plain
+    assert digest("--fresh.judge", "openai:http://one:8000/v1#other") != plain
+    assert digest("--fresh.judge", "annotators") != digest("--fresh.judge", "gold") != plain
+    assert digest("--fresh.judge", "annotators", "--fresh.carry", "latest") != digest("--fresh.judge", "annotators")
+    options, fresh = EndpointOptions(), FreshConfig()
+    assert vars(options) == {name: getattr(fresh, name) for name in vars(options)}, "the defaults of every other command"
 
 
 @pytest.mark.parametrize(
@@ -132,7 +222,7 @@ def test_nothing_learnt_is_said(
         (("--fresh.carry", "latest"), r"carry is latest and num_pairs 0"),
         ((*ASKED, "--fresh.judge", "somebody"), r"fresh\.judge"),
         ((*ASKED, "--fresh.judge", "openai:http://me:secret@host/v1#m"), r"fresh\.judge.*password"),
-        ((*ASKED, "--fresh.num_pairs", "33"), r"S_k makes 32 pairs at most: meta\.num_prompts is 32, meta\.samples_per_prompt 3"),
+        ((*ASKED, "--fresh.num_pairs", "33"), r"S_k makes 29 pairs at most: .* is 32, .* 3 back, meta\.samples_per_prompt 3"),
         ((*ASKED, "--rounds.baseline", "vanilla_ppo"), r"fresh\.num_pairs is 12 and rounds\.baseline vanilla_ppo"),
         ((*ASKED, "--data.preferences", "d.jsonl"), r"fresh\.judge is annotators and data\.preferences d\.jsonl"),
         (
@@ -146,6 +236,24 @@ def test_what_cannot_be_is_refused(keys: tuple[str, ...], message: str) -> None:
     with pytest.raises(UserError) as refused:
         load_config(TINY, list(keys))
     assert re.search(message, str(refused.value)) and "secret@" not in str(refused.value)
+
+
+def test_a_reward_model_that_reads_another_chat_template_is_refused(tmp_path: Path) -> None:
+    judge = encoder(tmp_path / "judge", ["say", "word"])
+    config = load_config(TINY, ["--fresh.num_pairs", "8", "--fresh.judge", f"reward:{judge}"])
+
+    def opened(rendered: bool, template: str) -> Any:
+        source = SimpleNamespace(rendered=rendered, tokenizer=SimpleNamespace(chat_template=template))
+        with ExitStack() as stack:
+            return open_labeller(config, source, stack)  # type: ignore[arg-type]
+
+    with pytest.raises(UserError, match=r"rendered by the policy's chat template, and .*judge has another one or none"):
+        opened(True, "{{ messages }}")
+    assert not opened(False, "").on_gpu, "GPUs belong to the roles"
+    tokenizer = AutoTokenizer.from_pretrained(judge)
+    tokenizer.chat_template = "{{ messages }}"
+    tokenizer.save_pretrained(judge)
+    assert opened(True, "{{ messages }}").templated
 
 
 def test_a_labeller_that_is_not_there_is_refused_before_anything_starts(command: Command, tmp_path: Path) -> None:
@@ -185,7 +293,7 @@ def test_a_run_is_labelled_by_an_endpoint_in_every_round_and_goes_on_where_that_
         assert facts["wanted"] == 20 and len(rows) == facts["labelled"] > 0
         assert facts["labelled"] + facts["undecided"] + facts["not_asked"] == facts["compared"]
         assert all(len(row.chosen) > len(row.rejected) for row in rows)
-        assert (facts["accuracy"] is None) == (index == 0) and entry["evaluation"]["fresh_accuracy"] == facts["accuracy"]
+        assert (facts["accuracy"] is None) == (index == 0) and entry["evaluation"]["fresh_accuracy"] is None, "too few"
         assert entry["choices"]["fresh.carry"] == "sample"
         pairs = load_preferences(DataConfig(preferences=str(run / "rounds" / f"round_{index:03d}" / FRESH)))
         assert list(pairs.rows["chosen"]) == [row.chosen for row in rows], "every command reads it as preference data"
