@@ -4,9 +4,10 @@
     python -m benchmarks.experiments.over --evaluation.judge held_out
 
 Each seed is a whole run of configs/over.yaml by the command that users start. SFT's and every round's policy then answer each
-*test* prompt once; none of them was judged in the run. The gold reward there says what the round in `best/`, which validation
-prompts chose, is worth: its gain over SFT as a share of the gain of the round that is best on the test prompts themselves. That
-one is the highest of several noisy means, so that a little less than 1 is what a perfect choice would reach.
+*test* prompt, once and ANSWERS times; none of these prompts was judged in the run. The gold reward there says what the round in
+`best/`, which validation prompts chose, is worth: its gain over SFT as a share of the gain of the round that is best on the test
+prompts themselves. That one is the highest of several noisy means, so that a little less than 1 is what a perfect choice would
+reach; with more answers less so.
 
 Prints a line for each seed and appends a row for it to benchmarks/results/over.jsonl.
 """
@@ -20,17 +21,22 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from benchmarks.experiments.common import RESULTS, ROOT
-from benchmarks.seeds import judge
+from benchmarks.seeds import answers, judge
+from cluster.config import RunConfig
 from cluster.load_config import load_config
 from cluster.sandbox_source import SandboxSource
 from cluster.storage import storage_root
 from cluster.versions import versions
 from evaluation.best import best_of
+from sandbox.world import World
 
 RECIPE = ROOT / "configs" / "over.yaml"
+ANSWERS = 8
+"""Responses to each test prompt, of the finer of the two means."""
 
 
 def share_of_best(golds: Sequence[float], sft: float, chosen: int | None) -> float | None:
@@ -48,6 +54,18 @@ def share_of_best(golds: Sequence[float], sft: float, chosen: int | None) -> flo
     if most <= 0:
         return None
     return (0.0 if chosen is None else golds[chosen] - sft) / most
+
+
+def many(config: RunConfig, world: World, place: Path) -> float:
+    """Mean gold reward of ANSWERS responses to each test prompt of the domains that the policy was trained on.
+
+    Args:
+        config: of the run.
+        world: of the prompts.
+        place: of the policy.
+    """
+    prompts = [each.text for each in world.prompts("test") if each.domain in world.train_domains] * ANSWERS
+    return fmean(world.gold(prompt, text) for prompt, text in zip(prompts, answers(place, prompts, config), strict=True))
 
 
 def play(seed: int, overrides: Sequence[str], recipe: Path = RECIPE) -> dict[str, Any]:
@@ -71,11 +89,14 @@ def play(seed: int, overrides: Sequence[str], recipe: Path = RECIPE) -> dict[str
     source = SandboxSource(config, root / "cache")
     sft, *rounds = judge(config, source.world, source.load().sft_dir, run, seed)
     golds = [outcome.gold for outcome in rounds]
+    places = [source.load().sft_dir, *(run / "rounds" / f"round_{index:03d}" / "policy" for index in range(len(golds)))]
+    fine_sft, *fine = (many(config, source.world, place) for place in places)
     best = best_of(ledger)
     return {
         "id": "over", "seed": seed, "overrides": list(overrides), "judge": best.judge, "rounds": len(golds),
         "asked": config.rounds.num_rounds, "ended": ledger["rounds"][-1]["ended"], "chosen": best.round, "sft": sft.gold,
         "golds": golds, "share": share_of_best(golds, sft.gold, best.round),
+        "answers": ANSWERS, "sft_fine": fine_sft, "golds_fine": fine, "share_fine": share_of_best(fine, fine_sft, best.round),
         "validation": [entry["evaluation"]["gold"] for entry in ledger["rounds"]],
         "kl": [entry["evaluation"]["kl"] for entry in ledger["rounds"]],
         "alarms": [[alarm["name"] for alarm in entry["alarms"]] for entry in ledger["rounds"]],
@@ -86,7 +107,9 @@ def play(seed: int, overrides: Sequence[str], recipe: Path = RECIPE) -> dict[str
 def line(row: dict[str, Any]) -> str:
     """A row for a reader."""
     golds = row["golds"]
-    share = "no round is better than SFT" if row["share"] is None else f"{row['share']:.0%} of the best round's gain"
+    share = "no round is better than SFT"
+    if row["share"] is not None and row["share_fine"] is not None:
+        share = f"{row['share']:.0%} of the best round's gain, {row['share_fine']:.0%} by {row['answers']} answers a prompt"
     chosen = "SFT" if row["chosen"] is None else f"round {row['chosen']} ({golds[row['chosen']]:+.2f})"
     top = golds.index(max(golds))
     return (
