@@ -32,7 +32,7 @@ from cluster.sync import Sync
 from cluster.versions import versions
 from cluster.waiting import Waiter
 from evaluation.alarms import Alarm, alarms
-from evaluation.best import best_of
+from evaluation.best import OUT, best_of
 from evaluation.table import round_table
 from tokens.records import Pair, Rollout
 
@@ -354,6 +354,7 @@ class Theme:
             "reward": {**report.summary, "validation_accuracy": report.validation_accuracy},
             "evaluation": judgement.summary,
             "alarms": [vars(alarm) for alarm in self.alarms(judgement)],
+            **self.disqualified(judgement),
             "dropped": self.inputs.dropped,
             "denoised": self.inputs.denoised,
             **({"fresh": told(work)} if self.labeller is not None else {}),
@@ -373,7 +374,8 @@ class Theme:
     def outcome(self, judgement: Judgement) -> dict[str, float]:
         """What the round's end will tell, in numbers: how many alarms, and the best round by then (-1 = SFT)."""
         ledger = self.directory.ledger
-        best = best_of(ledger | {"rounds": [*ledger["rounds"], {"evaluation": judgement.summary}]})
+        entry = {"evaluation": judgement.summary, **self.disqualified(judgement)}
+        best = best_of(ledger | {"rounds": [*ledger["rounds"], entry]})
         number = -1.0 if best.round is None else float(best.round)
         return {"alarms": float(len(self.alarms(judgement))), "best_round": number, "best_gain": best.gain}
 
@@ -381,6 +383,11 @@ class Theme:
         """What a round's judgement should alarm about, beside those before it."""
         before = [entry["evaluation"] for entry in self.directory.ledger["rounds"]]
         return alarms(self.sft.summary, [*before, judgement.summary], self.config.evaluation.kl_budget)
+
+    def disqualified(self, judgement: Judgement) -> dict[str, list[str]]:
+        """The ledger's part that says for which of its alarms a round does not count; nothing where none would matter."""
+        named = self.config.evaluation.disqualify
+        return {OUT: [alarm.name for alarm in self.alarms(judgement) if alarm.name in named]} if named else {}
 
     def tell_best(self) -> None:
         """Which round is the best so far, and why the run ends, if it does."""

@@ -3,8 +3,9 @@
 Letters: R rounds.
 """
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from evaluation.config import Judge
@@ -17,9 +18,11 @@ JUDGE_NAMES: Mapping[Judge, str] = {
     "ensemble": "the reward ensemble",
 }
 """As they stand in a sentence."""
+OUT = "disqualified"
+"""Key of a round in the ledger: its alarms that ``evaluation.disqualify`` names."""
 RULE = (
     "the highest mean of the judge over the held-out prompts, less that of SFT's responses to the same prompts; SFT counts as 0, "
-    "and of equals the earlier one is taken"
+    "and of equals the earlier one is taken; rounds with an alarm of evaluation.disqualify do not count"
 )
 
 
@@ -36,6 +39,14 @@ class Best:
     judge: Judge
     gains: tuple[float, ...]
     round: int | None
+    out: tuple[tuple[str, ...], ...] = ()
+    """[R] alarms for which a round does not count (``evaluation.disqualify``); none at all where every round counts."""
+
+    @property
+    def counted(self) -> tuple[float, ...]:
+        """The gains, -inf of rounds that do not count."""
+        out = self.out or ((),) * len(self.gains)
+        return tuple(-math.inf if names else gain for gain, names in zip(self.gains, out, strict=True))
 
     @property
     def gain(self) -> float:
@@ -53,17 +64,30 @@ class Best:
         if not num:
             return "no round is committed yet: SFT's policy is all there is"
         if self.round is None:
-            nearest = max(range(num), key=lambda index: (self.gains[index], -index))
+            nearest = max(range(num), key=lambda index: (self.counted[index], self.gains[index], -index))
             which = f"the nearest is round {nearest} of {num}" if num > 1 else "it is round 0"
-            return f"no round beats SFT by {by} ({which}, {self.gains[nearest]:+z.3f}): SFT's policy stays the best"
+            return (
+                f"no round {'that counts ' if any(self.out) else ''}beats SFT by {by} ({which}, "
+                f"{self.gains[nearest]:+z.3f}){self._without()}: SFT's policy stays the best"
+            )
         last = "" if self.round == num - 1 else f"; the last one, round {num - 1}, is {self.gains[-1]:+z.3f}"
-        return f"round {self.round} of {num} is {self.gain:+z.3f} above SFT by {by}, the most of all{last}"
+        most = "the most of those that count" if any(self.out) else "the most of all"
+        return f"round {self.round} of {num} is {self.gain:+z.3f} above SFT by {by}, {most}{last}{self._without()}"
+
+    def _without(self) -> str:
+        rounds = [str(index) for index, names in enumerate(self.out) if names]
+        if not rounds:
+            return ""
+        alarms = ", ".join(dict.fromkeys(name for names in self.out for name in names))
+        return f" (not counted: round{'s' if len(rounds) > 1 else ''} {', '.join(rounds)}, by {alarms})"
 
 
 def best_of(ledger: Mapping[str, Any]) -> Best:
     """The best round of a run by its judgements.
 
         gain_r = mean judge(round r) - mean judge(SFT), on the same prompts;  best = the first of argmax over {0 of SFT, gain_r}
+
+    over the rounds r that count: with no alarm that the ledger says disqualifies them.
 
     With the reward ensemble as the judge, SFT's mean is 0 by every round's ensemble: its scores are in units of SFT's samples.
 
@@ -81,8 +105,10 @@ def best_of(ledger: Mapping[str, Any]) -> Best:
     judge: Judge = start["judge"]
     name = JUDGED_BY[judge]
     gains = tuple(float(entry["evaluation"][name]) - float(start[name]) for entry in ledger["rounds"])
-    top = max(gains, default=0.0)
-    return Best(judge, gains, gains.index(top) if top > 0 else None)
+    out = tuple(tuple(entry[OUT]) if OUT in entry else () for entry in ledger["rounds"])
+    best = Best(judge, gains, None, out)
+    top = max(best.counted, default=0.0)
+    return replace(best, round=best.counted.index(top)) if top > 0 else best
 
 
 def rounds_waited(gains: Sequence[float], min_delta: float) -> int:

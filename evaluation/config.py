@@ -7,6 +7,11 @@ from pydantic import Field
 from tokens.section import Section
 
 Judge = Literal["gold", "held_out", "ensemble"]
+AlarmName = Literal[
+    "proxy_up_gold_down", "proxy_up_held_out_down", "reward_model_blind", "disagreement_grows", "length_hacking", "repetition",
+    "truncation", "sameness", "kl_budget",
+]  # fmt: skip
+"""docs/monitor.md."""
 NUM_HELD_OUT = 3
 """Held-out reward models where they are the judge and nobody says how many."""
 
@@ -31,6 +36,9 @@ class EvaluationConfig(Section):
     docs/monitor.md."""
     kl_budget: float | None = Field(None, gt=0)
     """KL from SFT, nats per response, beyond which a round's end raises the alarm kl_budget; null = never."""
+    disqualify: tuple[AlarmName, ...] = ()
+    """Alarms with which a round never counts as the best, nor as better for ``rounds.stop``: where the judge can be fooled with
+    the policy, signs that need no judge. docs/best_round.md."""
     tie: float = Field(0.1, ge=0)
     """Judgements closer than this are ties; in units of the judge."""
 

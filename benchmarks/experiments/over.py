@@ -2,6 +2,8 @@
 
     python -m benchmarks.experiments.over [--seeds 0 1 2] [--KEY VALUE ...]
     python -m benchmarks.experiments.over --evaluation.judge held_out
+    python -m benchmarks.experiments.over --seeds 3 4 5 --evaluation.judge held_out \
+        --evaluation.disqualify "[truncation, length_hacking, sameness, repetition, kl_budget]"
 
 Each seed is a whole run of configs/over.yaml by the command that users start. SFT's and every round's policy then answer each
 *test* prompt, once and ANSWERS times; none of these prompts was judged in the run. The gold reward there says what the round in
@@ -79,7 +81,8 @@ def play(seed: int, overrides: Sequence[str], recipe: Path = RECIPE) -> dict[str
     Returns:
         The row of the results.
     """
-    kind = load_config(recipe, list(overrides)).evaluation.judge
+    asked = load_config(recipe, list(overrides)).evaluation
+    kind = f"{asked.judge}-without-alarmed" if asked.disqualify else asked.judge
     words = [*overrides, "--seed", str(seed), "--name", f"over-{kind}-{seed}"]
     config = load_config(recipe, words)
     subprocess.run([sys.executable, "-m", "cluster", "run", str(recipe), *words], check=True, cwd=ROOT, env=os.environ)

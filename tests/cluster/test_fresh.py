@@ -274,6 +274,7 @@ def test_a_run_is_labelled_by_an_endpoint_in_every_round_and_goes_on_where_that_
         endpoint.by_length, endpoint.down_after = True, 15
         keys = ("--fresh.num_pairs", "20", "--fresh.judge", f"openai:{endpoint.url}#m", "--fresh.carry", "sample")
         asking = ("run", str(TINY), "--name", "labelled", *keys, "--fresh.retries", "0", "--fresh.concurrency", "2")
+        asking += ("--evaluation.disqualify", "[reward_model_blind, truncation]")
         failed = command(*asking)
         said = " ".join((failed.stdout + failed.stderr).split())
         assert failed.returncode == 1 and "500" in said and "answers (40 are needed) are kept in" in said, said
@@ -295,6 +296,8 @@ def test_a_run_is_labelled_by_an_endpoint_in_every_round_and_goes_on_where_that_
         assert all(len(row.chosen) > len(row.rejected) for row in rows)
         assert (facts["accuracy"] is None) == (index == 0) and entry["evaluation"]["fresh_accuracy"] is None, "too few"
         assert entry["choices"]["fresh.carry"] == "sample"
+        named = [alarm["name"] for alarm in entry["alarms"] if alarm["name"] in ("reward_model_blind", "truncation")]
+        assert entry["disqualified"] == named and (not named or entry["best"]["round"] != index)
         pairs = load_preferences(DataConfig(preferences=str(run / "rounds" / f"round_{index:03d}" / FRESH)))
         assert list(pairs.rows["chosen"]) == [row.chosen for row in rows], "every command reads it as preference data"
     assert asked == 2 * labelled + before - 15, "nobody was asked twice, but for what was not answered"

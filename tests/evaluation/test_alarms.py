@@ -1,10 +1,11 @@
 """Each alarm, at its limit and below it."""
 
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
 from evaluation.alarms import alarms
+from evaluation.config import AlarmName
 
 SFT: dict[str, Any] = {
     "proxy": 0.0, "gold": 1.0, "held_out": 0.0, "ensemble_std": 0.4, "length": 20.0, "finished": 0.98, "repetition": 0.02,
@@ -58,3 +59,14 @@ def test_an_evaluation_of_an_earlier_version_is_not_alarmed_about() -> None:
     assert alarms({"proxy": 0.0}, [{"proxy": 9.0, "judge": "gold"}]) == ()
     with pytest.raises(ValueError, match="got none"):
         alarms(SFT, [])
+
+
+def test_every_alarm_may_disqualify_a_round() -> None:
+    bad = {
+        "ensemble_std": 9.0, "length": 99.0, "length_correlation": 0.9, "repetition": 0.9, "finished": 0.1, "self_bleu": 0.9,
+        "reward_accuracy": 0.1, "proxy": 9.0, "gold": -9.0, "kl": 99.0,
+    }  # fmt: skip
+    told = {*names(GOOD, GOOD | bad, kl_budget=1.0)}
+    nobody_knows = GOOD | bad | {"gold": None, "held_out": -9.0}
+    told |= {alarm.name for alarm in alarms(SFT | {"gold": None}, [GOOD | {"gold": None}, nobody_knows])}
+    assert told == set(get_args(AlarmName))

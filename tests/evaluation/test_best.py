@@ -1,12 +1,13 @@
 """Which round is the best, and when a run ends by itself."""
 
+import math
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evaluation.best import best_of, rounds_waited, why_stopped
+from evaluation.best import OUT, best_of, rounds_waited, why_stopped
 
 
 def ledger(*golds: float, sft: float = 1.0, judge: str = "gold") -> dict[str, Any]:
@@ -70,3 +71,23 @@ def test_why_a_run_ends() -> None:
         why_stopped([0.1], "gold", 1, 0.2, 5)
     )
     assert why_stopped([0.5, 0.6], "gold", 2, 0.0, 2) == "all 2 rounds are played (rounds.num_rounds)"
+
+
+def test_a_round_with_an_alarm_that_disqualifies_is_neither_the_best_nor_better() -> None:
+    told = ledger(1.5, 2.0, 2.5, 3.0)
+    for entry, names in zip(told["rounds"], ([], [], ["truncation"], ["truncation", "kl_budget"]), strict=True):
+        entry[OUT] = names
+    best = best_of(told)
+    assert (best.round, best.gains, best.counted) == (1, (0.5, 1.0, 1.5, 2.0), (0.5, 1.0, -math.inf, -math.inf))
+    assert best.words().startswith("round 1 of 4 is +1.000 above SFT by")
+    assert best.words().endswith("the most of those that count; the last one, round 3, is +2.000 "
+                                 "(not counted: rounds 2, 3, by truncation, kl_budget)")  # fmt: skip
+    assert why_stopped(best.counted, "gold", 2, 0.0, 9) is not None and why_stopped(best.gains, "gold", 2, 0.0, 9) is None
+    for entry in told["rounds"]:
+        entry[OUT] = ["truncation"]
+    none = best_of(told)
+    assert none.round is None and none.gain == 0.0 and "no round that counts beats SFT" in none.words()
+    assert "SFT's policy stays the best" in none.words() and "not counted: rounds 0, 1, 2, 3, by truncation" in none.words()
+    for entry in told["rounds"]:
+        del entry[OUT]
+    assert best_of(told).round == 3, "a ledger from before there was such a thing"
