@@ -1,7 +1,7 @@
 """What the round loop is compared with: the same house, other episodes.
 
-vanilla_ppo is one long PPO against one reward model; best_of_n leaves the policy alone and picks among its samples; dpo trains it
-on the pairs without a reward model. Each is committed and judged as a round is.
+vanilla_ppo is one long PPO against one reward model, ensemble_ppo against several; best_of_n leaves the policy alone and picks
+among its samples; dpo trains it on the pairs without a reward model. Each is committed and judged as a round is.
 """
 
 from __future__ import annotations
@@ -58,12 +58,13 @@ class VanillaPPO(Theme):
 
     def run(self) -> None:
         """Play every round that is not committed yet."""
-        scorer = self.roles.scorer
-        self.roles = replace(
-            self.roles, scorer=FirstMember(scorer.processes, scorer.rota, scorer.holds, scorer.config, scorer.guards)
-        )
+        self.roles = replace(self.roles, scorer=self.payer(self.roles.scorer))
         self.recover(self.load_first)
         super().run()
+
+    def payer(self, scorer: ScorerHandle) -> ScorerHandle:
+        """What PPO is paid by: r_0 alone."""
+        return FirstMember(scorer.processes, scorer.rota, scorer.holds, scorer.config, scorer.guards)
 
     def sample_shifted(self, index: int, work: Stages) -> list[Rollout]:
         """S_0, which the reward moments start from; nothing later."""
@@ -101,6 +102,15 @@ class VanillaPPO(Theme):
     def warms_up(self, index: int) -> bool:
         """The new critic of the first round."""
         return not index and super().warms_up(index)
+
+
+@dataclass
+class EnsemblePPO(VanillaPPO):
+    """The same, paid by r_0 and all other members, as ``scorer.aggregate`` has it (Coste et al. 2024, arXiv:2310.02743)."""
+
+    def payer(self, scorer: ScorerHandle) -> ScorerHandle:
+        """What PPO is paid by: the ensemble."""
+        return scorer
 
 
 def kept(reward: dict[str, float | None]) -> RewardReport:
@@ -191,7 +201,13 @@ class DPO(OneRound):
         self.metrics.dpo(0, rows)
 
 
-THEMES: dict[Baseline, type[Theme]] = {"none": Theme, "vanilla_ppo": VanillaPPO, "best_of_n": BestOfN, "dpo": DPO}
+THEMES: dict[Baseline, type[Theme]] = {
+    "none": Theme,
+    "vanilla_ppo": VanillaPPO,
+    "ensemble_ppo": EnsemblePPO,
+    "best_of_n": BestOfN,
+    "dpo": DPO,
+}
 
 
 def theme_of(config: RunConfig) -> type[Theme]:
@@ -206,6 +222,8 @@ def theme_of(config: RunConfig) -> type[Theme]:
 NOTES: dict[Baseline, str] = {
     "vanilla_ppo": "one reward model, trained on D in round 0 without MetaRM, pays PPO in every round; critic, reference and "
     "reward moments go on. meta.* is switched off, and scorer.aggregate says nothing of PPO: the other members only judge",
+    "ensemble_ppo": "reward models that are trained once without MetaRM pay PPO in every round, by scorer.aggregate; critic, "
+    "reference and reward moments go on. meta.* is switched off",
     "best_of_n": "the policy stays SFT, and the favourite of the ensemble among rounds.best_of samples is its answer. meta.* is "
     "switched off, and of policy.* only prompts and microbatch_size are used",
     "dpo": "TRL's DPOTrainer trains the policy on D, and the reward models only judge it. meta.* is switched off, and of "

@@ -7,7 +7,7 @@ from pydantic import Field, field_validator, model_validator
 
 from actors.config import ResourcesConfig, RolloutConfig
 from cluster.health import FaultsConfig
-from cluster.rounds_config import RoundsConfig
+from cluster.rounds_config import PPO, RoundsConfig
 from cluster.store_uri import check_storage_name
 from evaluation.config import EvaluationConfig
 from policy.config import DPOConfig, PolicyConfig, SFTConfig
@@ -136,7 +136,7 @@ class RunConfig(Section):
         if baseline == "none":
             return self
         tree = self.model_dump(mode="json")
-        idle = ONE_POLICY if baseline == "vanilla_ppo" else ONE_POLICY | PPO_ALONE
+        idle = ONE_POLICY if baseline in PPO else ONE_POLICY | PPO_ALONE
         for dotted, usual in idle.items():
             value: Any = tree
             for key in dotted.split("."):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from cluster.config import RunConfig
 from cluster.model_sizes import ModelSize, reward_size
+from cluster.rounds_config import PPO
 from tokens.errors import UserError
 
 FLOAT = 4
@@ -49,7 +50,7 @@ def states_to_write(config: RunConfig, size: ModelSize) -> int:
     rounds, reward = config.rounds, reward_size(config, size).parameters
     learner = size.parameters + reward
     checkpoint = learner * (MODEL_ALONE if config.policy.lora.rank else WITH_MOMENTS)
-    plays_ppo = rounds.baseline in ("none", "vanilla_ppo")
+    plays_ppo = rounds.baseline in PPO
     kept = rounds.keep_checkpoints + 1 if plays_ppo and rounds.checkpoint_every is not None else 0
     fits = 2 * WITH_MOMENTS * reward if rounds.save_fit_every is not None and not config.reward.lora.rank else 0
     return FLOAT * max(kept * checkpoint, fits)

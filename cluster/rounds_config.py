@@ -6,7 +6,9 @@ from pydantic import Field, model_validator
 
 from tokens.section import Section
 
-Baseline = Literal["none", "vanilla_ppo", "best_of_n", "dpo"]
+Baseline = Literal["none", "vanilla_ppo", "ensemble_ppo", "best_of_n", "dpo"]
+PPO: tuple[Baseline, ...] = ("none", "vanilla_ppo", "ensemble_ppo")
+"""Those in which PPO trains the policy."""
 
 
 class StopConfig(Section):
@@ -24,7 +26,8 @@ class RoundsConfig(Section):
 
     num_rounds: int = Field(3, ge=1, le=1000)
     baseline: Baseline = "none"
-    """vanilla_ppo: PPO against one reward model that is never retrained. best_of_n: the SFT policy, and the ensemble picks
+    """vanilla_ppo: PPO against one reward model that is never retrained. ensemble_ppo: against an ensemble that never is, by
+    ``scorer.aggregate``. best_of_n: the SFT policy, and the ensemble picks
     among its samples. dpo: TRL's DPO on D. The last two are one round. docs/baselines.md."""
     best_of: int | None = Field(None, ge=2)
     """n of best_of_n: samples of each evaluation prompt."""
@@ -59,7 +62,7 @@ class RoundsConfig(Section):
         if self.baseline in ("best_of_n", "dpo") and self.stop is not None:
             raise ValueError(
                 f"stop.patience is {self.stop.patience} and baseline {self.baseline}, which is one round: set stop to null, or "
-                "baseline to none or vanilla_ppo"
+                f"baseline to one of {', '.join(PPO)}"
             )
         if self.baseline in ("best_of_n", "dpo") and self.num_rounds != 1:
             raise ValueError(

@@ -18,6 +18,7 @@ from cluster.inputs import Source, check_batches, check_domains, check_judges, c
 from cluster.judging import comparable
 from cluster.model_sizes import model_size
 from cluster.plan import Bundle, bundles
+from cluster.rounds_config import PPO
 from cluster.run_directory import RunDirectory, space_errors
 from cluster.signals import listen
 from cluster.storage import storage_root
@@ -164,7 +165,7 @@ def warnings(config: RunConfig) -> list[str]:
         )
     elif not comparable(config):
         found.append("engine and learner do not both compute in float32: their log-probs are compared in policy/sampler_gap only")
-    if policy.max_lag and config.rounds.baseline in ("none", "vanilla_ppo"):
+    if policy.max_lag and config.rounds.baseline in PPO:
         found.append(
             f"policy.max_lag is {policy.max_lag}: batches are sampled by weights that may be as many updates old, and which "
             "tokens new weights draw depends on the clock, so the same seed does not give the same run. Look at policy/lag and "

@@ -4,18 +4,21 @@ from collections.abc import Mapping
 
 JUDGES: Mapping[str, str] = {
     "vanilla_ppo": "which also trained the policy",
+    "ensemble_ppo": "which also trained the policy",
     "best_of_n": "which also picked the samples",
     "dpo": "trained on the pairs that the policy was trained on",
 }
 """By ``rounds.baseline``: why the reward ensemble is no independent judge."""
 SUBJECTS: Mapping[str, str] = {
     "vanilla_ppo": "After {rounds} of vanilla PPO the policy",
+    "ensemble_ppo": "After {rounds} of PPO against an ensemble the policy",
     "best_of_n": "The best of {best_of} samples of SFT",
     "dpo": "After DPO the policy",
 }
 """By ``rounds.baseline``: who wins and loses."""
 WORDS: Mapping[str, str] = {
     "vanilla_ppo": "A baseline, vanilla PPO: one reward model, trained once without MetaRM, in all rounds.",
+    "ensemble_ppo": "A baseline, PPO against an ensemble of reward models that are trained once without MetaRM, in all rounds.",
     "best_of_n": "A baseline, best of {best_of}: no policy was trained. KL is log n - (n - 1) / n, an upper bound; perplexity is "
     "that of the picked samples.",
     "dpo": "A baseline, DPO by TRL: the policy was trained on the pairs, and the reward models only judged it.",

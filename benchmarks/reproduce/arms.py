@@ -12,6 +12,11 @@ SEEDS, ABLATION_SEEDS = (1, 2, 3, 4, 5), (1, 2, 3)
 VANILLA = ("--rounds.baseline", "vanilla_ppo")
 SHORT = ("--rounds.num_rounds", "3")
 NO_KL = (*VANILLA, *SHORT, "--policy.kl.coef", "0")
+TOO_FAR = (
+    "--rounds.baseline", "ensemble_ppo", "--rounds.num_rounds", "6", "--policy.steps_per_round", "3", "--policy.kl.coef", "0",
+    "--policy.lr", "1e-3", "--policy.missing_eos_penalty", "0",
+)  # fmt: skip
+"""As configs/over.yaml: a single reward model is over-optimised within a few steps, and rounds are short enough to see when."""
 NEW = ("--policy.prompts", "sandbox:held_out", "--evaluation.num_prompts", "48")
 ONE_ROUND = ("--rounds.num_rounds", "1")
 
@@ -36,9 +41,8 @@ def _ablation(*keys: str) -> Arm:
 
 
 def _ensemble(aggregate: str, flips: str) -> Arm:
-    members = () if aggregate == "primary" else ("--scorer.num_members", "4")
-    alone = ("--scorer.num_members", "1") if aggregate == "primary" else ()
-    return Arm((*NO_KL, "--scorer.aggregate", aggregate, *members, *alone, "--world.flip_rate", flips))
+    members = "1" if aggregate == "primary" else "4"
+    return Arm((*TOO_FAR, "--scorer.aggregate", aggregate, "--scorer.num_members", members, "--world.flip_rate", flips))
 
 
 AGGREGATES: Mapping[str, str] = {"single": "primary", "mean": "mean", "worst case": "worst", "mean - std": "mean_minus_std"}

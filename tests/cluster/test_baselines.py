@@ -43,9 +43,10 @@ from tokens.errors import UserError
 BASELINES = {
     "best_of_n": ["--rounds.num_rounds", "1", "--rounds.best_of", "4"],
     "vanilla_ppo": ["--rounds.num_rounds", "2"],
+    "ensemble_ppo": ["--rounds.num_rounds", "2"],
     "dpo": ["--rounds.num_rounds", "1", "--dpo.lr", "1e-3", "--dpo.batch_size", "16", "--dpo.epochs", "2"],
 }
-"""In an order in which one learner can play them: the first leaves the policy alone, the last loads SFT again."""
+"""The first makes the start, which the others take over."""
 
 
 def config_of(baseline: str, storage: Path) -> RunConfig:
@@ -56,7 +57,7 @@ def config_of(baseline: str, storage: Path) -> RunConfig:
 
 @pytest.fixture(scope="module")
 def played(command: Command, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A storage root with an SFT model and the three baselines that start from it, made in one Ray session."""
+    """A storage root with an SFT model and the baselines, made in one Ray session."""
     storage, console = tmp_path_factory.mktemp("baselines"), Console()
     if (command.storage / "cache").is_dir():  # another test may have built the world
         shutil.copytree(command.storage / "cache", storage / "cache")
@@ -75,7 +76,7 @@ def played(command: Command, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def play(storage: Path, console: Console, fixed: bool) -> None:
-    """All three with the same processes."""
+    """All of them with the same processes."""
     config = config_of("vanilla_ppo", storage)
     wait = Waiter(console, storage / "logs", config.resources.deadline_s)
     source = open_source(config, storage)
@@ -101,6 +102,8 @@ def play(storage: Path, console: Console, fixed: bool) -> None:
                 else:
                     shutil.copytree(storage / "runs" / "best_of_n" / "start", directory.start_path)
                     directory.ledger["start"] = entry
+                    wait("start", roles.learner.restore(directory.learner_path, directory.critic_base(inputs.sft_dir)))
+                    roles.sync(wait, version)
                 batches = sampling(config, inputs.policy_prompts, roles.rollout, wait)
                 given = (config, directory, inputs, roles, batches, wait, console, metrics, sft_judged, version)
                 theme = theme_of(config)(*given, stands=(0, None), recover=Straight())
@@ -195,6 +198,19 @@ def test_vanilla_ppo_is_one_ppo_against_one_reward_model(played: Path) -> None:
     assert all(row["policy/ptx_loss"] > 0 for row in rows if row["phase"] == "policy"), "the ptx texts arrived"
 
 
+def test_ensemble_ppo_is_paid_by_all_members_which_are_trained_once(played: Path) -> None:
+    run = played / "runs" / "ensemble_ppo"
+    first, second = ledger(run)["rounds"]
+    assert first["choices"]["rounds.baseline"] == "ensemble_ppo" and first["choices"]["scorer.aggregate"] == "mean_minus_std"
+    assert first["reward"]["loss"] is not None and second["reward"]["loss"] is None
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    steps = [row for row in rows if row["phase"] == "policy"]
+    assert len(steps) == 4
+    for row in steps:
+        assert row["policy/score"] == pytest.approx(row["policy/ensemble_mean"] - row["policy/ensemble_std"], abs=1e-5)
+        assert abs(row["policy/score"] - row["policy/proxy"]) > 1e-3, "not by r_0 alone"
+
+
 def test_dpo_prefers_the_chosen_responses_and_is_judged_as_a_round(played: Path) -> None:
     run = played / "runs" / "dpo"
     (entry,) = ledger(run)["rounds"]
@@ -208,11 +224,12 @@ def test_dpo_prefers_the_chosen_responses_and_is_judged_as_a_round(played: Path)
 
 def test_the_report_says_what_was_played(played: Path) -> None:
     words = {"best_of_n": "The best of 4 samples of SFT", "vanilla_ppo": "After 2 rounds of vanilla PPO", "dpo": "After DPO"}
+    words["ensemble_ppo"] = "After 2 rounds of PPO against an ensemble the policy"
     for name, text in words.items():
         run = played / "runs" / name
         html = (run / "report.html").read_text()
         assert text in html and "A baseline" in html and "figure-differences" not in html
-        assert ("figure-dpo" in html) == (name == "dpo") and ("figure-reward-step" in html) == (name == "vanilla_ppo")
+        assert ("figure-dpo" in html) == (name == "dpo") and ("figure-reward-step" in html) == name.endswith("_ppo")
         assert read_run(run).baseline == name
 
 
