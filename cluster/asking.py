@@ -86,7 +86,7 @@ def ask_in_both_orders(
         judge: who is asked.
         answers: what is there already, and where new answers are kept.
         console: shows how far it is.
-        few_will_do: go on however many are not answered.
+        few_will_do: go on however many it could not be asked about.
 
     Returns:
         [N] int64 answers with chosen shown first, and [N] with rejected shown first, both in terms of the pair: 1 = chosen is
@@ -94,7 +94,7 @@ def ask_in_both_orders(
         And the pairs that the judge could not be asked about in at least one order, by their index, with the reason.
 
     Raises:
-        UserError: if there are more of these than a few, or no question at all was answered, unless few will do.
+        UserError: if there are more of these than a few, unless few will do, or no question at all was answered.
         JudgeFailed: if the judge cannot go on.
     """
     usable = [text for text in texts if text is not None]
@@ -121,7 +121,7 @@ def ask_in_both_orders(
     raw = np.array([answers.known[key] if key in answers.known else NONE for key in keys], dtype=np.int64).reshape(-1, 2)
     places = [place for place, text in enumerate(texts) if text is not None]
     not_asked = {places[i // 2]: refused[key] for i, key in enumerate(keys) if key in refused}
-    if (raw == NONE).all() and not few_will_do:
+    if len(raw) and (raw == NONE).all():
         reasons = f"; first: {next(iter(not_asked.values()))}" if not_asked else ": no reply is clearly one of the two responses"
         raise UserError(
             f"the judge answered none of {total:,} questions about {len(places):,} pairs{reasons}. Nothing is written; what it "

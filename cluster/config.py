@@ -148,6 +148,12 @@ class RunConfig(Section):
                 )
         if baseline == "dpo":
             self._refuse_for_dpo()
+        if baseline == "ensemble_ppo" and (self.scorer.num_members < 2 or self.scorer.aggregate == "primary"):
+            raise ValueError(
+                f"rounds.baseline is ensemble_ppo, scorer.num_members {self.scorer.num_members} and scorer.aggregate "
+                f"{self.scorer.aggregate}: paid by one reward model, it is vanilla_ppo; set rounds.baseline to that, or "
+                "num_members to 2 or more and aggregate to mean, worst or mean_minus_std"
+            )
         return self
 
     def _refuse_for_dpo(self) -> None:

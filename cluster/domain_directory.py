@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from actors.customize import REPORT
 from cluster.config import RunConfig
 from cluster.differences import flat, refuse_differences
 from cluster.domain_models import BASE, BASE_MODEL, BEGUN, FOLDER, digest_of
@@ -116,10 +117,13 @@ class DomainDirectory:
         }
 
     def _unfitted(self, key: str) -> bool:
-        """Whether a key of data.json is of a domain that nothing here was fitted on yet: its data may still be mended."""
+        """Whether a key of data.json is of a domain that no stage here has trained or measured on yet: its data may still be
+        mended."""
         name = key.removeprefix(DATA_OF)
-        places = (f"models/*/seed_*/{name}", f"models/*/seed_*/.{name}.checkpoints/*")
-        return name != key and name in self.config.customize.domains and not any(any(self.path.glob(place)) for place in places)
+        if name == key or name not in self.config.customize.domains or any(self.path.glob("*/*/**/.*.checkpoints")):
+            return False
+        reports = [json.loads(file.read_text()) for file in self.path.glob(f"*/*/**/{REPORT}")]
+        return not any(look["set"] == name for report in reports for look in report["looks"])
 
     def refuse_other_inputs(self, fingerprint: str, base: Path, sets: Sequence[QueryData] = ()) -> None:
         """Stop if what is there was trained on other data or from another base model; note what they are.

@@ -40,12 +40,13 @@ class DomainModel:
     adapter: Path | None
 
 
-def find_domain(root: Path, name: str) -> DomainModel:
+def find_domain(root: Path, name: str, *, checked: bool = False) -> DomainModel:
     """The reward model that ``domain:NAME`` means.
 
     Args:
         root: storage root.
         name: DOMAIN, or RUN/DOMAIN or RUN/STRATEGY/DOMAIN where it would not be clear; of several seeds the first is taken.
+        checked: whether it is known that the model below an adapter has not changed; reading all of it takes its time.
 
     Returns:
         Where it lies.
@@ -79,7 +80,7 @@ def find_domain(root: Path, name: str) -> DomainModel:
         raise UserError(
             f"domain:{name}: the general reward model that its adapter was trained on is not in {backbone} any more: put it back"
         )
-    if not origin and digest_of([backbone]) != json.loads((begun / BEGUN).read_text())[BASE_MODEL]:
+    if not origin and not checked and digest_of([backbone]) != json.loads((begun / BEGUN).read_text())[BASE_MODEL]:
         raise UserError(
             f"domain:{name}: {backbone} is not the general reward model that its adapter was trained on any more: its weights or "
             "its config have changed. Put the old one back, or customise anew under another name"
@@ -213,7 +214,7 @@ def find_domains(root: Path, name: str) -> list[DomainModel]:
             "write domains:RUN/STRATEGY"
         )
     places = sorted((folder / chosen[0] / "seed_0").glob("[!.]*"))
-    found = [find_domain(root, f"{run}/{chosen[0]}/{place.name}") for place in places]
+    found = [find_domain(root, f"{run}/{chosen[0]}/{place.name}", checked=number > 0) for number, place in enumerate(places)]
     whole = [model.name for model in found if model.adapter is None]
     if whole or not found:
         raise UserError(

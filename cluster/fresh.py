@@ -90,6 +90,7 @@ def open_labeller(config: RunConfig, source: Source, stack: ExitStack) -> Judge 
     judge = open_judge(fresh.judge, config, source.rendered, options, stack, on_gpu=False)
     if isinstance(judge, EndpointJudge):
         judge.check()
+        judge.name = judge.name.replace(judge.base_url, "", 1)  # its answers are kept by the model, wherever that stands
     if source.rendered:
         members = judge.members if isinstance(judge, EnsembleJudge) else [judge] if isinstance(judge, RewardJudge) else ()
         for member in members:
@@ -116,7 +117,8 @@ class Labels:
 
 
 def label(config: RunConfig, judge: Judge, place: Path, index: int, shifted: Sequence[Rollout], console: Console) -> Labels:
-    """Ask about pairs of samples, in both orders. However few get a label, that is all that is known of the round.
+    """Ask about pairs of samples, in both orders. However few get a label, that is what is known of the round, as long as the
+    judge says anything at all.
 
     Args:
         config: of the run.
@@ -130,12 +132,18 @@ def label(config: RunConfig, judge: Judge, place: Path, index: int, shifted: Seq
         The labels.
 
     Raises:
+        UserError: if no question at all was answered.
         JudgeFailed: if the judge cannot go on; its answers so far are kept.
     """
     twos = choose_twos(shifted, config.fresh.num_pairs, derive(config.seed, "fresh", index))
     texts = [Texts(first.prompt.text, first.text, second.text) for first, second in twos]
     with open_answers(place / ANSWERS) as known:
         forward, backward, not_asked = ask_in_both_orders(texts, judge, known, console, few_will_do=True)
+    if not_asked:
+        first = next(iter(not_asked.values()))
+        console.say(
+            f"[yellow]note[/] {len(not_asked):,} of {len(twos):,} pairs were more than the judge can take; first: {first}"
+        )
     rows = [
         _row(f"round_{index:03d}-{number:05d}", *(two if said == FIRST else two[::-1]), judge.name)
         for number, (two, *both) in enumerate(zip(twos, forward.tolist(), backward.tolist(), strict=True))
@@ -187,7 +195,7 @@ class Labelling:
         work: Stages,
         shifted: Sequence[Rollout],
         back: Collection[int],
-        before: Callable[[], Sequence[float]],
+        before: Callable[[], Sequence[float] | None],
     ) -> None:
         """Have pairs of S_k labelled, once, and look how many the reward model so far would have ranked so.
 
@@ -196,7 +204,7 @@ class Labelling:
             work: its stages.
             shifted: S_k.
             back: places of its prompts that are not asked about: MetaRM's ascent does not see them either.
-            before: gives the scores of S_k by r_(k-1); not asked in round 0.
+            before: gives the scores of S_k by r_(k-1), None where some were not finite; not asked in round 0.
         """
         if work.draft.done(FRESH) is not None:
             return
@@ -204,7 +212,8 @@ class Labelling:
         shown = [rollout for rollout in shifted if places[rollout.prompt.id] not in back]
         with self.wait.doing("label"):
             labels = label(self.config, self.judge, self.directory.path, index, shown, self.console)
-        right = share_right(labels.rows, shifted, before()) if index and labels.rows else None
+        scores = before() if index and labels.rows else None
+        right = None if scores is None else share_right(labels.rows, shifted, scores)
         write_rows(work.draft.partial(FRESH), labels.rows, FreshRow)
         work.record(FRESH, [FRESH], {**labels.counts, "accuracy": right, "judge": self.judge.name})
 
@@ -223,8 +232,8 @@ class Labelling:
         learnt = learnt_from(self.config, pairs, [read_rows(place / FRESH, FreshRow) for place in places])
         facts = told(work)
         self.console.say(f"  {in_words(facts, len(learnt))}")
-        earlier = [entry["fresh"]["judge"] for entry in self.directory.ledger["rounds"] if "fresh" in entry]
-        if earlier and earlier[-1] != facts["judge"]:
+        last = self.directory.ledger["rounds"][-1:]
+        if last and last[0]["fresh"]["judge"] != facts["judge"]:
             self.console.say(f"[yellow]note[/] fresh.judge {self.config.fresh.judge} is not what labelled the round before")
         if not learnt:
             raise UserError(

@@ -216,10 +216,11 @@ class Theme:
         labelling.label(index, work, shifted, self.kept_back(index, shifted), partial(self.by_last, index, shifted))
         return labelling.learnt(index, work, self.inputs.pairs)
 
-    def by_last(self, index: int, shifted: Sequence[Rollout]) -> list[float]:
-        """Scores of S_k by the reward model of the round before."""
+    def by_last(self, index: int, shifted: Sequence[Rollout]) -> list[float] | None:
+        """Scores of S_k by the reward model of the round before; None where some were not finite, and it was left out."""
         self.wait("score", self.roles.scorer.load(0, self.directory.round_path(index - 1) / "reward"))
-        return [members[0] for members in self.score(shifted).members]
+        scores = self.score(shifted)
+        return [members[scores.ids.index(0)] for members in scores.members] if 0 in scores.ids else None
 
     def train_reward(self, index: int, work: Stages, shifted: Sequence[Rollout]) -> RewardReport:
         """r_k: MetaRM on D and S_k, with fresh labels where somebody gives them; it becomes member 0 of the ensemble."""

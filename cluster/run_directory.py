@@ -173,7 +173,7 @@ class RunDirectory:
             return None
         rounds, best = self.config.rounds, best_of(ledger)
         patience, min_delta = (None, 0.0) if rounds.stop is None else (rounds.stop.patience, rounds.stop.min_delta)
-        return why_stopped(best.counted, best.judge, patience, min_delta, rounds.num_rounds)
+        return why_stopped(best, patience, min_delta, rounds.num_rounds)
 
     def begin_with(self, sft_dir: Path) -> None:
         """Know where SFT's policy lies, which is the best until a round beats it.

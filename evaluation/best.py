@@ -68,13 +68,14 @@ class Best:
             which = f"the nearest is round {nearest} of {num}" if num > 1 else "it is round 0"
             return (
                 f"no round {'that counts ' if any(self.out) else ''}beats SFT by {by} ({which}, "
-                f"{self.gains[nearest]:+z.3f}){self._without()}: SFT's policy stays the best"
+                f"{self.gains[nearest]:+z.3f}){self.without()}: SFT's policy stays the best"
             )
         last = "" if self.round == num - 1 else f"; the last one, round {num - 1}, is {self.gains[-1]:+z.3f}"
         most = "the most of those that count" if any(self.out) else "the most of all"
-        return f"round {self.round} of {num} is {self.gain:+z.3f} above SFT by {by}, {most}{last}{self._without()}"
+        return f"round {self.round} of {num} is {self.gain:+z.3f} above SFT by {by}, {most}{last}{self.without()}"
 
-    def _without(self) -> str:
+    def without(self) -> str:
+        """Which rounds do not count, and why: a bracket with a blank before it; nothing where all do."""
         rounds = [str(index) for index, names in enumerate(self.out) if names]
         if not rounds:
             return ""
@@ -135,14 +136,13 @@ def rounds_waited(gains: Sequence[float], min_delta: float) -> int:
     return waited
 
 
-def why_stopped(gains: Sequence[float], judge: Judge, patience: int | None, min_delta: float, num_rounds: int) -> str | None:
+def why_stopped(best: Best, patience: int | None, min_delta: float, num_rounds: int) -> str | None:
     """Why no further round is played.
 
     Source: ``rounds_waited``; ``rounds.stop`` and ``rounds.num_rounds``.
 
     Args:
-        gains: [R] over SFT.
-        judge: of the run.
+        best: of the run so far.
         patience: of ``rounds.stop``; None = it never stops by itself.
         min_delta: of ``rounds.stop``.
         num_rounds: that the config asks for.
@@ -152,13 +152,13 @@ def why_stopped(gains: Sequence[float], judge: Judge, patience: int | None, min_
 
     Padding contract: there is none.
     """
-    if len(gains) >= num_rounds:
+    if len(best.gains) >= num_rounds:
         return f"all {num_rounds} rounds are played (rounds.num_rounds)"
-    waited = rounds_waited(gains, min_delta)
+    waited = rounds_waited(best.counted, min_delta)
     if patience is None or waited < patience:
         return None
     more = f" by more than {min_delta:g} (rounds.stop.min_delta)" if min_delta else ""
     return (
-        f"{waited} round{'s' if waited > 1 else ''} in a row brought no better judgement by {JUDGE_NAMES[judge]}{more} "
-        f"(rounds.stop.patience {patience})"
+        f"{waited} round{'s' if waited > 1 else ''} in a row brought no better judgement by {JUDGE_NAMES[best.judge]}{more} "
+        f"(rounds.stop.patience {patience}){best.without()}"
     )

@@ -39,9 +39,11 @@ class ComparedRun:
 
     @property
     def best(self) -> int:
-        """Place of the round that ``evaluation.best`` takes, were SFT not among them: the highest mean of the run's judge."""
-        means = [judged_mean(round_.evaluation) for round_ in self.run.ledger.rounds]
-        return means.index(max(means))
+        """Place of the round that ``evaluation.best`` takes, were SFT not among them: the highest mean of the run's judge, of the
+        rounds that count; of all where none does."""
+        rounds = self.run.ledger.rounds
+        counted = [round_ for round_ in rounds if not round_.disqualified] or rounds
+        return rounds.index(max(counted, key=lambda round_: judged_mean(round_.evaluation)))
 
     @property
     def best_round(self) -> Round:

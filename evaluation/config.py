@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from tokens.section import Section
 
@@ -41,6 +41,15 @@ class EvaluationConfig(Section):
     the policy, signs that need no judge. docs/best_round.md."""
     tie: float = Field(0.1, ge=0)
     """Judgements closer than this are ties; in units of the judge."""
+
+    @model_validator(mode="after")
+    def _what_disqualifies_can_happen(self) -> "EvaluationConfig":
+        if "kl_budget" in self.disqualify and self.kl_budget is None:
+            raise ValueError(
+                "disqualify names kl_budget, and kl_budget is null, which never alarms: set kl_budget (nats per response), or "
+                "leave it out of disqualify"
+            )
+        return self
 
     @property
     def num_held_out(self) -> int:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from evaluation.alarms import Alarm
+from evaluation.best import OUT
 from evaluation.config import Judge
 from evaluation.json_node import JsonNode, json_file, json_lines, read_json, read_text
 from evaluation.records import PEOPLE, EvaluationRow, MetaRow, PersonRow, read_rows
@@ -76,6 +77,8 @@ class Round:
     """What came of labelling samples: "labelled", "accuracy" of the last reward model ...; empty where nobody did."""
     alarms: tuple[Alarm, ...] = ()
     """What the round's end alarmed about."""
+    disqualified: tuple[str, ...] = ()
+    """Alarms for which the round does not count (``evaluation.disqualify``)."""
     best: str = ""
     """Which round was the best by then, and why; "" in a ledger from before that was told."""
     best_round: int | None = None
@@ -264,6 +267,7 @@ def _round(node: JsonNode) -> Round:
         bad_steps=node.child("guards").numbers() if node.has("guards") else {},
         fresh=node.child("fresh").finite() if node.has("fresh") else {},
         alarms=_alarms(node) if node.has("alarms") else (),
+        disqualified=node.texts(OUT) if node.has(OUT) else (),
         best=node.child("best").string("why") if node.has("best") else "",
         best_round=_best_round(node.child("best")) if node.has("best") else None,
     )

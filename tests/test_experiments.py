@@ -28,6 +28,7 @@ from benchmarks.experiments.common import (
 from benchmarks.experiments.generalize import Referred, without
 from benchmarks.experiments.generalize_settings import Place
 from benchmarks.experiments.metarm_report import draw, holm, report
+from benchmarks.experiments.over import line as over_line
 from benchmarks.experiments.over import share_of_best
 from benchmarks.experiments.people_arms import Material
 from benchmarks.experiments.people_in_context import in_context, start_reader
@@ -274,3 +275,13 @@ def test_the_share_of_the_best_rounds_gain() -> None:
     assert share_of_best([0.0, 1.0, 0.5], -1.0, 2) == 0.75
     assert share_of_best([0.0, 1.0, 0.5], -1.0, None) == 0.0
     assert share_of_best([-2.0, -1.0], -1.0, 1) is None
+
+
+def test_a_line_of_a_run_that_is_driven_too_far() -> None:
+    row = {"seed": 3, "judge": "gold", "rounds": 2, "asked": 30, "sft": -1.0, "chosen": 0, "golds": [0.5, 1.0], "share": 0.75}
+    fine = {"answers": 8, "share_fine": 0.8}
+    said = over_line(row | fine)
+    assert "best/ round 0 (+0.50), best round 1 (+1.00), last +1.00" in said
+    assert said.endswith("75% of the best round's gain, 80% by 8 answers a prompt")
+    assert over_line(row | fine | {"share": None}).endswith("no round is better than SFT")
+    assert "best/ SFT," in over_line(row | fine | {"chosen": None})

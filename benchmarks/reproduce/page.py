@@ -207,8 +207,9 @@ reward models of 0.1 M parameters, 3,000 pairs of which a quarter is flipped. *G
 deviations of its corpus, of one response to each *test* prompt; *win - lose* against SFT's responses, by more than 0.1. The *best
 round* of an arm is the one with the highest mean of the judge on *validation* prompts, which share nothing with the test prompts;
 every arm chooses so. Nothing was tuned per arm: all share the recipe's settings, vanilla PPO takes the same number of PPO steps;
-DPO, which has one round, chooses among three learning rates instead. *At its KL*: gold above what the arm that is compared with
-has, by linear interpolation in sqrt(KL) between its rounds, where it is as far from SFT. Means with 95% t-intervals over seeds;
-differences are paired by seed, bold where the interval leaves zero out; nothing is corrected for the number of comparisons. Seeds
-share the world and its SFT policy.
+DPO, which has one round, chooses among three learning rates instead. The ensembles alone are pushed further (larger steps,
+answers may be cut), single model and all, on seeds of their own: a single model was not over-optimised by the recipe's settings.
+*At its KL*: gold above what the arm that is compared with has, by linear interpolation in sqrt(KL) between its rounds, where it
+is as far from SFT. Means with 95% t-intervals over seeds; differences are paired by seed, bold where the interval leaves zero
+out; nothing is corrected for the number of comparisons. Seeds share the world and its SFT policy.
 """

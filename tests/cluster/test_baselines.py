@@ -251,6 +251,12 @@ def test_metarm_is_switched_off_and_the_run_says_so() -> None:
         assert f"rounds.baseline {name}: {NOTES[name]}" in warnings(config)  # type: ignore[index]
 
 
+@pytest.mark.parametrize("keys", [("--scorer.num_members", "1", "--scorer.aggregate", "mean"), ("--scorer.aggregate", "primary")])
+def test_an_ensemble_of_one_is_none(keys: tuple[str, ...]) -> None:
+    with pytest.raises(UserError, match=r"paid by one reward model, it is vanilla_ppo"):
+        load_config(TINY, ["--rounds.baseline", "ensemble_ppo", *keys])
+
+
 def test_vanilla_ppo_is_paid_by_member_0_wherever_it_stands() -> None:
     scores = Scores((0, 2), ((1.0, 3.0), (2.0, 5.0)), (2.0, 3.5), (1.0, 1.5), (9.0, 9.0))
     assert first_alone(scores).aggregated == (1.0, 2.0)

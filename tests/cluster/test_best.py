@@ -22,7 +22,7 @@ from cluster.hold import TakenOver
 from cluster.lineage import lineage_of
 from cluster.load_config import load_config
 from cluster.run_directory import RunDirectory
-from evaluation.best import best_of
+from evaluation.best import OUT, best_of
 from evaluation.records import EvaluationRow, read_rows
 from tests.cluster.command import TINY, Command
 from tests.cluster.refused import GOOD, jsonl
@@ -69,6 +69,23 @@ def test_a_run_leaves_its_best_policy_with_the_reason(tiny_run: TinyRun) -> None
     AutoModelForCausalLM.from_pretrained(run / "best")
     assert AutoTokenizer.from_pretrained(run / "best").pad_token_id is not None
     assert not list(run.glob(".best*"))
+
+
+def test_a_round_that_does_not_count_is_not_kept(copied: Callable[..., RunDirectory]) -> None:
+    made = copied((0.25, 0.5))
+    ledger = read(made.path / "ledger.json")
+    ledger["rounds"][1][OUT] = ["truncation"]
+    (made.path / "ledger.json").write_text(json.dumps(ledger))
+    with copied_again(made).open() as run:
+        card = read(run.path / "best" / "best.json")
+        assert (card["round"], card["not_counted"], card["gains"]) == (0, {"1": ["truncation"]}, [0.25, 0.5])
+        assert "the most of those that count" in card["why"] and "(not counted: round 1, by truncation)" in card["why"]
+        assert run.why_stopped(run.ledger) == "all 2 rounds are played (rounds.num_rounds)"
+
+
+def copied_again(run: RunDirectory) -> RunDirectory:
+    """The same directory, read again."""
+    return RunDirectory(run.config)
 
 
 def test_what_it_holds_follows_the_ledger_and_takes_no_second_place_on_the_disk(copied: Callable[..., RunDirectory]) -> None:

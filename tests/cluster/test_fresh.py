@@ -137,16 +137,21 @@ def test_what_the_judge_says_in_both_orders_becomes_pairs_and_is_kept(tmp_path: 
     [
         (group("p", "same", "same"), longer, 0, 0),
         (rollouts("p", "q"), lambda *texts: FIRST, 2, 0),
-        (rollouts("p", "q"), lambda *texts: NONE, 2, 0),
-        (rollouts("p", "q"), lambda *texts: NotAsked("filtered"), 0, 2),
+        (rollouts("p", "q"), lambda prompt, *texts: NotAsked("filtered") if prompt == "p" else FIRST, 1, 1),
     ],
 )
-def test_a_judge_that_says_nothing_ends_no_run(
+def test_a_judge_that_cannot_decide_ends_no_run(
     tmp_path: Path, shifted: list[Rollout], answer: Callable[[str, str, str], Answer], undecided: int, not_asked: int
 ) -> None:
     found = label(load_config(TINY, [*ASKED]), ByRule(answer), tmp_path, 0, shifted, Console())
     assert found.rows == []
     assert (found.counts["labelled"], found.counts["undecided"], found.counts["not_asked"]) == (0, undecided, not_asked)
+
+
+@pytest.mark.parametrize("answer", [NONE, NotAsked("max_tokens 16 is too few")])
+def test_a_judge_that_answers_nothing_at_all_is_no_judge(tmp_path: Path, answer: Answer) -> None:
+    with pytest.raises(UserError, match=r"the judge answered none of 4 questions about 2 pairs"):
+        label(load_config(TINY, [*ASKED]), ByRule(lambda *texts: answer), tmp_path, 0, rollouts("p", "q"), Console())
 
 
 def stage_of(storage: Path, judge: ByRule, *keys: str) -> tuple[Labelling, Stages, list[Span]]:
@@ -183,12 +188,16 @@ def test_the_last_reward_model_is_looked_at_before_another_one_learns(tmp_path: 
     labelling.label(1, work, shifted, (), lambda: scores)
     assert told(work)["labelled"] == FEWEST_TOLD
     assert told(work)["accuracy"] == told_accuracy(work) == 0.75, "half of them right, half a tie"
+    elsewhere, again, _ = stage_of(tmp_path / "left out", ByRule(longer))
+    elsewhere.directory.path.mkdir(parents=True)
+    elsewhere.label(1, again, rollouts("p", "q"), (), lambda: None)
+    assert told(again)["labelled"] == 2 and told(again)["accuracy"] is None, "that reward model's scores were not finite"
 
 
 def test_rounds_without_labels_learn_from_what_there_is_and_from_nothing_not_at_all(tmp_path: Path) -> None:
     given = [Pair("d", (1,), (2,), (3,))]
     for carry, learnt in (("all", 1), ("sample", 1), ("latest", 0)):
-        labelling, work, _ = stage_of(tmp_path / carry, ByRule(lambda *texts: NONE), "--fresh.carry", carry)
+        labelling, work, _ = stage_of(tmp_path / carry, ByRule(lambda *texts: FIRST), "--fresh.carry", carry)
         labelling.directory.path.mkdir(parents=True)
         labelling.label(0, work, rollouts("p", "q"), (), list)
         assert read_rows(work.draft / FRESH, FreshRow) == ()
@@ -307,6 +316,19 @@ def test_a_run_is_labelled_by_an_endpoint_in_every_round_and_goes_on_where_that_
     assert f"fresh labels: {entries[1]['fresh']['labelled']} of" in " ".join(done.stdout.split())
     page = (run / "report.html").read_text()
     assert f"{entries[1]['fresh']['labelled']}, {entries[1]['fresh']['accuracy']:.0%} so" in page
+
+
+def test_answers_of_an_endpoint_are_kept_wherever_it_stands(tmp_path: Path) -> None:
+    names = set()
+    with serve() as one, serve() as two:
+        for url in (one.url, two.url):
+            config = load_config(TINY, ["--fresh.num_pairs", "8", "--fresh.judge", f"openai:{url}#m"])
+            with ExitStack() as stack:
+                judge = open_labeller(config, SimpleNamespace(rendered=False), stack)  # type: ignore[arg-type]
+                assert judge is not None
+                names.add(judge.name)
+    (name,) = names
+    assert name.startswith("openai:#m:")
 
 
 def test_who_labelled_is_no_judge_of_the_policy(tmp_path: Path) -> None:

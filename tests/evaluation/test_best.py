@@ -1,19 +1,25 @@
 """Which round is the best, and when a run ends by itself."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evaluation.best import OUT, best_of, rounds_waited, why_stopped
+from evaluation.best import OUT, Best, best_of, rounds_waited, why_stopped
+from evaluation.config import EvaluationConfig, Judge
 
 
 def ledger(*golds: float, sft: float = 1.0, judge: str = "gold") -> dict[str, Any]:
     name = {"gold": "gold", "held_out": "held_out", "ensemble": "ensemble_mean"}[judge]
     entries = [{"round": i, "evaluation": {name: gold, "judge": judge}} for i, gold in enumerate(golds)]
     return {"start": {"evaluation": {name: sft, "judge": judge}}, "rounds": entries}
+
+
+def of(*gains: float, judge: Judge = "gold") -> Best:
+    return Best(judge, gains, None)
 
 
 @pytest.mark.parametrize("judge", ["gold", "held_out", "ensemble"])
@@ -62,15 +68,15 @@ def test_without_a_margin_one_waits_since_the_first_highest(gains: list[int]) ->
 
 
 def test_why_a_run_ends() -> None:
-    assert why_stopped([0.5, 0.4], "gold", 2, 0.0, 5) is None
-    assert why_stopped([0.5, 0.4, 0.3], "gold", None, 0.0, 5) is None
-    assert why_stopped([0.5, 0.4, 0.3], "held_out", 2, 0.0, 5) == (
+    assert why_stopped(of(0.5, 0.4), 2, 0.0, 5) is None
+    assert why_stopped(of(0.5, 0.4, 0.3), None, 0.0, 5) is None
+    assert why_stopped(of(0.5, 0.4, 0.3, judge="held_out"), 2, 0.0, 5) == (
         "2 rounds in a row brought no better judgement by held-out reward models (rounds.stop.patience 2)"
     )
     assert "1 round in a row brought no better judgement by the gold reward by more than 0.2 (rounds.stop.min_delta)" in str(
-        why_stopped([0.1], "gold", 1, 0.2, 5)
+        why_stopped(of(0.1), 1, 0.2, 5)
     )
-    assert why_stopped([0.5, 0.6], "gold", 2, 0.0, 2) == "all 2 rounds are played (rounds.num_rounds)"
+    assert why_stopped(of(0.5, 0.6), 2, 0.0, 2) == "all 2 rounds are played (rounds.num_rounds)"
 
 
 def test_a_round_with_an_alarm_that_disqualifies_is_neither_the_best_nor_better() -> None:
@@ -82,7 +88,10 @@ def test_a_round_with_an_alarm_that_disqualifies_is_neither_the_best_nor_better(
     assert best.words().startswith("round 1 of 4 is +1.000 above SFT by")
     assert best.words().endswith("the most of those that count; the last one, round 3, is +2.000 "
                                  "(not counted: rounds 2, 3, by truncation, kl_budget)")  # fmt: skip
-    assert why_stopped(best.counted, "gold", 2, 0.0, 9) is not None and why_stopped(best.gains, "gold", 2, 0.0, 9) is None
+    assert str(why_stopped(best, 2, 0.0, 9)).endswith(
+        "(rounds.stop.patience 2) (not counted: rounds 2, 3, by truncation, kl_budget)"
+    )
+    assert why_stopped(replace(best, out=()), 2, 0.0, 9) is None
     for entry in told["rounds"]:
         entry[OUT] = ["truncation"]
     none = best_of(told)
@@ -91,3 +100,9 @@ def test_a_round_with_an_alarm_that_disqualifies_is_neither_the_best_nor_better(
     for entry in told["rounds"]:
         del entry[OUT]
     assert best_of(told).round == 3, "a ledger from before there was such a thing"
+
+
+def test_a_budget_that_is_not_set_disqualifies_nobody_and_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"disqualify names kl_budget, and kl_budget is null"):
+        EvaluationConfig(disqualify=("kl_budget",))
+    assert EvaluationConfig(disqualify=("kl_budget",), kl_budget=9.0).disqualify == ("kl_budget",)
