@@ -144,7 +144,7 @@ def _bad_steps(r: Round) -> str:
 def _fresh(r: Round) -> str:
     if "labelled" not in r.fresh:
         return NOTHING
-    return f"{r.fresh['labelled']:.0f}" + (f", {r.fresh['accuracy']:.0%} so" if "accuracy" in r.fresh else "")
+    return f"{r.fresh['labelled']:.0f}" + (f", RM {r.fresh['accuracy']:.0%}" if "accuracy" in r.fresh else "")
 
 
 _COLUMNS = (

@@ -315,7 +315,7 @@ def test_a_run_is_labelled_by_an_endpoint_in_every_round_and_goes_on_where_that_
     assert steps.count(0) == steps.count(1) == 128 // 16, "a sample has as many pairs as D"
     assert f"fresh labels: {entries[1]['fresh']['labelled']} of" in " ".join(done.stdout.split())
     page = (run / "report.html").read_text()
-    assert f"{entries[1]['fresh']['labelled']}, {entries[1]['fresh']['accuracy']:.0%} so" in page
+    assert f"{entries[1]['fresh']['labelled']}, RM {entries[1]['fresh']['accuracy']:.0%}" in page
 
 
 def test_answers_of_an_endpoint_are_kept_wherever_it_stands(tmp_path: Path) -> None:
