@@ -75,12 +75,13 @@ def find_domain(root: Path, name: str, *, checked: bool = False) -> DomainModel:
     if (directory / MODEL).is_dir():
         return DomainModel(domain, directory / MODEL, None)
     origin, begun = json.loads((directory / REPORT).read_text())["origin"], directory.parents[3]
-    backbone = begun / origin if origin else Path(json.loads((begun / BEGUN).read_text())[BASE])
+    noted = {} if origin else json.loads((begun / BEGUN).read_text())
+    backbone = begun / origin if origin else Path(noted[BASE])
     if not backbone.is_dir():
         raise UserError(
             f"domain:{name}: the general reward model that its adapter was trained on is not in {backbone} any more: put it back"
         )
-    if not origin and not checked and digest_of([backbone]) != json.loads((begun / BEGUN).read_text())[BASE_MODEL]:
+    if noted and not checked and digest_of([backbone]) != noted[BASE_MODEL]:
         raise UserError(
             f"domain:{name}: {backbone} is not the general reward model that its adapter was trained on any more: its weights or "
             "its config have changed. Put the old one back, or customise anew under another name"

@@ -23,6 +23,7 @@ from cluster.seeds import derive
 from cluster.stages import Stages
 from cluster.waiting import Waiter
 from evaluation.records import FreshRow, read_rows, write_rows
+from evaluation.signs import ranked_right
 from preferences.formats import Texts
 from preferences.fresh import carried, choose_twos
 from preferences.labels import combine
@@ -277,7 +278,7 @@ def learnt_from(config: RunConfig, pairs: Sequence[Pair], rounds: Sequence[Seque
     return carried(pairs, fresh, config.fresh.carry, derive(config.seed, "fresh", "carried", len(rounds)))
 
 
-def share_right(rows: Sequence[FreshRow], shifted: Sequence[Rollout], scores: Sequence[float]) -> float:
+def share_right(rows: Sequence[FreshRow], shifted: Sequence[Rollout], scores: Sequence[float]) -> float | None:
     """How many of the fresh pairs a reward model ranks as they are labelled; equal scores count half.
 
     Args:
@@ -286,8 +287,8 @@ def share_right(rows: Sequence[FreshRow], shifted: Sequence[Rollout], scores: Se
         scores: of each of these.
     """
     by_sample = {(rollout.prompt.id, rollout.sample): score for rollout, score in zip(shifted, scores, strict=True)}
-    gaps = [by_sample[row.prompt_id, row.chosen_sample] - by_sample[row.prompt_id, row.rejected_sample] for row in rows]
-    return sum(0.5 if gap == 0 else float(gap > 0) for gap in gaps) / len(gaps)
+    pairs = [(by_sample[row.prompt_id, row.chosen_sample], by_sample[row.prompt_id, row.rejected_sample]) for row in rows]
+    return ranked_right(pairs, [(1.0, 0.0)] * len(pairs))
 
 
 def in_words(facts: Mapping[str, Any], learnt: int) -> str:
