@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 
 import psutil
 
+from benchmarks.pictures import picture
 from cluster.config import RunConfig
 from cluster.load_config import load_config
 from cluster.storage import storage_root
@@ -99,14 +100,9 @@ def draw(trees: Mapping[str, Node], seconds: float, out: Path) -> None:
         seconds: that the run took.
         out: the picture; its ending says in which format.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     most = max(node.count for node in trees.values())
-    with pyplot.rc_context({"font.size": 7, "svg.fonttype": "none", "svg.hashsalt": "rondo", "font.family": "monospace"}):
-        figure, axes = pyplot.subplots(len(trees), 1, figsize=(12, 2.3 * len(trees)), layout="constrained", squeeze=False)
+    with picture(out, 12, 2.3 * len(trees), font_size=7, font_family="monospace") as figure:
+        axes = figure.subplots(len(trees), 1, squeeze=False)
         for axis, (name, node) in zip(axes[:, 0], trees.items(), strict=True):
             _flames(axis, node, 0, 0, most)
             axis.set_xlim(0, most)
@@ -114,8 +110,6 @@ def draw(trees: Mapping[str, Node], seconds: float, out: Path) -> None:
             axis.set_axis_off()
             title = f"{name}: {node.count / RATE:.0f} s of threads that compute, in {seconds:.0f} s"
             axis.set_title(title, loc="left", fontsize=9, fontweight="bold")
-        figure.savefig(out, metadata={"Date": None} if out.suffix == ".svg" else None, dpi=110, facecolor="white")
-        pyplot.close(figure)
 
 
 def _flames(axis: Axes, node: Node, left: float, depth: int, most: int) -> None:

@@ -30,6 +30,7 @@ from typing import Any
 import ray
 
 from actors.process import Identity
+from benchmarks.pictures import picture
 from benchmarks.sleepers import SleepingEngine, SleepingLearner
 from cluster.config import RunConfig
 from cluster.console import Console
@@ -140,16 +141,8 @@ def real(config_path: Path, overrides: Sequence[str], repetitions: int) -> dict[
 
 def draw(rows: Sequence[tuple[str, Sequence[Span]]], path: Path) -> None:
     """One panel per setting, on one axis of time; on white, so that it reads on light and dark pages."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    settings = {
-        "font.size": 9, "svg.fonttype": "none", "svg.hashsalt": "rondo", "axes.spines.top": False, "axes.spines.right": False,
-    }  # fmt: skip
-    with pyplot.rc_context(settings):
-        figure, axes = pyplot.subplots(len(rows), 1, figsize=(9, 1.9 * len(rows) + 0.5), sharex=True, layout="constrained")
+    with picture(path, 9, 1.9 * len(rows) + 0.5) as figure:
+        axes = figure.subplots(len(rows), 1, sharex=True)
         longest = max(max(s.end for s in spans) - min(s.start for s in spans) for _, spans in rows)
         for ax, (title, spans) in zip(axes, rows, strict=True):
             start = min(span.start for span in spans)
@@ -159,9 +152,6 @@ def draw(rows: Sequence[tuple[str, Sequence[Span]]], path: Path) -> None:
         axes[-1].set_xlabel("seconds")
         handles, labels = phases_of(axes[0])
         figure.legend(handles, labels, loc="outside upper right", ncols=4, frameon=False)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None, dpi=110, facecolor="white")
-        pyplot.close(figure)
 
 
 def redraw(path: Path) -> None:

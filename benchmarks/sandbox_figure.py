@@ -7,6 +7,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING
 
+from benchmarks.pictures import picture
 from sandbox.config import WorldConfig
 from sandbox.gold import ATTRIBUTE_NAMES, BASE_WEIGHTS
 from sandbox.world import World
@@ -30,27 +31,13 @@ EXAMPLES = (
 
 def draw(path: Path) -> None:
     """Write the picture to ``path``; its ending says in which format."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     world = World(WorldConfig(num_texts=4000))
-    settings = {
-        "font.size": 9,
-        "svg.fonttype": "none",
-        "svg.hashsalt": "rondo",
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-    }
-    with pyplot.rc_context(settings):
-        figure, axes = pyplot.subplots(2, 2, figsize=(11, 7.2), gridspec_kw={"width_ratios": [1, 1.5]}, layout="constrained")
+    with picture(path, 11, 7.2) as figure:
+        axes = figure.subplots(2, 2, gridspec_kw={"width_ratios": [1, 1.5]})
         _weights(axes[0, 0])
         _examples(axes[0, 1], world)
         _corpus(axes[1, 0], world)
         _users(axes[1, 1], world)
-        figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None, dpi=110)
-        pyplot.close(figure)
 
 
 def _title(axis: Axes, text: str) -> None:

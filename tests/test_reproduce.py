@@ -10,9 +10,11 @@ import pytest
 
 from benchmarks.reproduce.__main__ import jobs, main
 from benchmarks.reproduce.arms import ARMS, CHOSEN, ITEMS, run_for
+from benchmarks.reproduce.figure import draw
 from benchmarks.reproduce.page import at_kl, best, claims, fallen, of_arm, page, verdict
 from benchmarks.reproduce.play import RECIPE
 from cluster.load_config import load_config
+from evaluation.svg import BLUE
 
 
 def row(arm: str, seed: int, golds: list[float], validation: list[float], kls: list[float]) -> dict[str, Any]:
@@ -88,6 +90,22 @@ def test_the_page_is_made_of_the_rows(tmp_path: Path) -> None:
     line = next(line for line in text.splitlines() if line.startswith("| Table 3: iterated beats vanilla PPO"))
     assert "**+0.230 ± 0.020**" in line and line.endswith("| 5 | holds |"), line
     assert "**+0.230" in next(line for line in text.splitlines() if line.startswith("| iterated | 5 |"))
+    assert "](img/reproduce.svg)" in text
+    drawn = (tmp_path / "img" / "reproduce.svg").read_text()
+    assert "iterated" in drawn and "vanilla PPO" in drawn and "60%" in drawn, "win, of every round"
+    assert "best of 16" not in drawn, "it was not run"
+    assert all(arm in drawn for arm in ITEMS[-1].arms), "each ablation has its place, run or not"
+
+
+def test_the_picture_fills_a_dot_where_the_interval_leaves_zero_out(tmp_path: Path) -> None:
+    def filled(rows: list[dict[str, Any]]) -> int:
+        draw(rows, tmp_path / "one.svg")
+        return (tmp_path / "one.svg").read_text().count(f"fill: {BLUE}; stroke: {BLUE}")
+
+    rows = [row("iterated", s, [0.3, 0.5 + s / 100], [0.2, 0.4], [1.0, 4.0]) for s in (1, 2, 3)]
+    told = [row("k = 2", s, [0.2, 0.1 + s / 100], [0.2, 0.3], [1.0, 4.0]) for s in (1, 2, 3)]
+    untold = [row("k = 2", s, [0.2, 0.5 + (-1) ** s], [0.2, 0.3], [1.0, 4.0]) for s in (1, 2, 3)]
+    assert filled([*rows, *told]) > filled([*rows, *untold])
 
 
 def test_one_seed_of_every_arm_of_an_item_before_the_next() -> None:

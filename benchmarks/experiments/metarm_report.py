@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from benchmarks.experiments.common import RESULTS, Results, by_seed, interval_text, paired
 from benchmarks.experiments.metarm import CHOSEN_ETA, KEY, K
 from benchmarks.markdown import markdown
+from benchmarks.pictures import picture
 from evaluation.compare import mean_interval
 
 if TYPE_CHECKING:
@@ -123,23 +124,15 @@ def sweep(rows: Sequence[_Row]) -> str:
 
 def draw(rows: Sequence[_Row], path: Path, shift: str = "3") -> None:
     """J, scale-free spread and rank accuracy against eta, for both weights of Algorithm 1, as differences to vanilla."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     here = [row for row in rows if row["part"] == "reward" and row["shift"] == shift]
     titles = {"J": f"J (k = {K})", "spread": "scale-free spread", PRIMARY: "share of pairs ranked as gold does"}
-    settings = {"font.size": 9, "svg.fonttype": "none", "svg.hashsalt": "rondo", "axes.spines.top": False}
-    with pyplot.rc_context(settings | {"axes.spines.right": False}):
-        figure, axes = pyplot.subplots(1, 3, figsize=(11, 3.4), layout="constrained")
+    with picture(path, 11, 3.4) as figure:
+        axes = figure.subplots(1, 3)
         for axis, (outcome, title) in zip(axes, titles.items(), strict=True):
             _panel(axis, here, outcome)
             axis.set_title(title, loc="left", fontsize=10, fontweight="bold", color=INK)
         axes[0].set_ylabel("difference to vanilla, paired by seed")
         axes[0].legend(frameon=False)
-        figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None, dpi=110)
-        pyplot.close(figure)
 
 
 def _panel(axis: Axes, rows: Sequence[_Row], outcome: str) -> None:

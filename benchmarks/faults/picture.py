@@ -13,6 +13,7 @@ from typing import Any
 from benchmarks.faults.cells import CELLS
 from benchmarks.faults.play import ROOT
 from benchmarks.faults.record import HUNG, RESULTS, Record
+from benchmarks.pictures import picture
 
 PICTURE = ROOT / "docs" / "img" / "faults.svg"
 PARTS = (("detected_s", "until it is noticed", "#b03a2e"), ("cold_start_s", "a process starts in its place", "#b8c4d6"),
@@ -34,16 +35,8 @@ def draw(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
         rows: of cells.
         path: .svg or .png.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    settings = {
-        "font.size": 9, "svg.fonttype": "none", "svg.hashsalt": "rondo", "axes.spines.top": False, "axes.spines.right": False,
-    }  # fmt: skip
-    with pyplot.rc_context(settings):
-        figure, ax = pyplot.subplots(figsize=(8.5, 0.3 * len(rows) + 1.2), layout="constrained")
+    with picture(path, 8.5, 0.3 * len(rows) + 1.2) as figure:
+        ax = figure.subplots()
         names = [f"{row['who']}: {row['fault']}  {row['cell']}" for row in rows]
         left = [0.0] * len(rows)
         for key, label, colour in PARTS:
@@ -56,9 +49,6 @@ def draw(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
         ax.set_xlabel("seconds since the fault")
         ax.tick_params(axis="y", length=0)
         figure.legend(loc="outside upper right", ncols=3, frameon=False)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None, dpi=110, facecolor="white")
-        pyplot.close(figure)
 
 
 def main() -> None:

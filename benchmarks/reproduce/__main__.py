@@ -2,11 +2,11 @@
 
     python -m benchmarks.reproduce                           # all that is not there yet; hours on two cores
     python -m benchmarks.reproduce --items 1 2 --seeds 1 2   # a part of it
-    python -m benchmarks.reproduce --page                    # the page again, from the rows that are there
+    python -m benchmarks.reproduce --page                    # the page and its picture again, from the rows that are there
 
 Each arm (benchmarks.reproduce.arms) is a whole run for each of its seeds, by the command that users start, so a run that was cut
 short goes on where it stopped. A row for each is appended to benchmarks/results/reproduce.jsonl as it ends, and docs/reproduce.md
-is written from these rows.
+is written from these rows; its picture docs/img/reproduce.svg when none is left.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from pathlib import Path
 
 from benchmarks.experiments.common import RESULTS, Results
 from benchmarks.reproduce.arms import ARMS, ITEMS, run_for
+from benchmarks.reproduce.figure import draw
 from benchmarks.reproduce.page import page
 from benchmarks.reproduce.play import ROOT, play
 from tokens.durable import write_file
@@ -41,7 +42,7 @@ def main(arguments: Sequence[str] | None = None, results: Path = RESULTS, out: P
     Args:
         arguments: None takes the process's own.
         results: folder of the rows.
-        out: the page.
+        out: the page; its picture goes into img/ beside it.
     """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     numbers = sorted({item.number for item in ITEMS})
@@ -61,6 +62,7 @@ def main(arguments: Sequence[str] | None = None, results: Path = RESULTS, out: P
         print("   gold " + ", ".join(f"{each['gold']:+.2f}" for each in row["rounds"]), flush=True)
         write_file(out, page(kept.rows()))
     write_file(out, page(kept.rows()))
+    draw(kept.rows(), out.parent / "img" / "reproduce.svg")
     print(f"{out}: {len(kept.rows())} rows")
 
 
