@@ -8,22 +8,33 @@ from typing import Any
 
 import pytest
 
-from benchmarks.reproduce.__main__ import jobs, main
+from benchmarks.experiments.common import RESULTS, Results
+from benchmarks.reproduce import __main__ as command
+from benchmarks.reproduce.__main__ import PAGE, jobs, main
 from benchmarks.reproduce.arms import ARMS, CHOSEN, ITEMS, run_for
+from benchmarks.reproduce.claims import Claim, claims, table
 from benchmarks.reproduce.figure import draw
-from benchmarks.reproduce.page import at_kl, best, claims, fallen, of_arm, page, verdict
+from benchmarks.reproduce.page import page
 from benchmarks.reproduce.play import RECIPE
+from benchmarks.reproduce.play import test_prompts as prompts_of
+from benchmarks.reproduce.rows import at_kl, best, elsewhere, evenness, fallen, gold, jumps, matched, of_arm
 from cluster.load_config import load_config
 from evaluation.svg import BLUE
+from sandbox.config import WorldConfig
+from sandbox.world import World
 
 
 def row(arm: str, seed: int, golds: list[float], validation: list[float], kls: list[float]) -> dict[str, Any]:
-    """A run with SFT at gold 0 and rounds as given."""
-    rounds: list[dict[str, Any]] = [{"round": -1, "gold": 0.0}]
-    for index, (gold, chosen, kl) in enumerate(zip(golds, validation, kls, strict=True)):
-        judged = {"win": 0.6, "tie": 0.1, "lose": 0.3, "margin": 0.3, "proxy": 1.0}
-        rounds.append({"round": index, "validation": chosen, "gold": gold, "kl": kl} | judged)
-    return {"arm": arm, "seed": seed, "rounds": rounds, "step_kl": []}
+    """A run with SFT at gold 0 and rounds as given; 0.1 less gold in the other domains."""
+    told = ARMS[arm].elsewhere
+    rounds: list[dict[str, Any]] = [{"round": -1, "gold": 0.0} | ({"elsewhere": {"gold": -0.1}} if told else {})]
+    judged = {"win": 0.6, "tie": 0.1, "lose": 0.3, "margin": 0.3}
+    for index, (mean, chosen, kl) in enumerate(zip(golds, validation, kls, strict=True)):
+        other = {"elsewhere": {**judged, "gold": mean - 0.1}} if told else {}
+        known = {"round": index, "validation": chosen, "gold": mean, "kl": kl, "proxy": 1.0, "perplexity": 9.0}
+        rounds.append(known | judged | other)
+    steps = {"step_kl": [0.0, 1.0, 2.0, 3.5], "step_score": [0.0, 1.0, 1.5, 2.0]}
+    return {"arm": arm, "seed": seed, "keys": list(ARMS[arm].keys), "rounds": rounds, **steps, "versions": {"git_commit": "c"}}
 
 
 def test_every_arm_is_a_config() -> None:
@@ -37,46 +48,134 @@ def test_the_best_round_is_chosen_on_validation_prompts_and_never_by_what_is_rep
     run = row("iterated", 1, [0.2, 0.9, 0.5], [0.3, 0.4, 0.4], [1.0, 4.0, 9.0])
     assert best(run)["round"] == 1, "of equal ones the first"
     assert fallen(run) == pytest.approx(0.4)
+    assert fallen(row("iterated", 1, [0.9, 0.2, 0.3], [0.1, 0.4, 0.2], [1.0, 4.0, 9.0])) == pytest.approx(-0.1), "not the highest"
     assert best(row("iterated", 1, [0.2, 0.9], [0.5, 0.4], [1.0, 4.0]))["gold"] == 0.2, "though the other's gold is higher"
 
 
-def test_gold_where_another_run_is_as_far_from_sft() -> None:
-    run = row("vanilla PPO", 1, [0.4, 0.6], [0.1, 0.2], [4.0, 16.0])
+def test_gold_where_a_run_is_as_far_from_sft_as_asked() -> None:
+    run = row("vanilla PPO", 1, [0.4, 0.6, 0.1], [0.1, 0.2, 0.0], [4.0, 16.0, 25.0])
     assert at_kl(run, 0.0) == 0.0
     assert at_kl(run, 1.0) == pytest.approx(0.2), "half the way in sqrt(KL)"
     assert at_kl(run, 9.0) == pytest.approx(0.5)
-    assert at_kl(run, 100.0) == pytest.approx(0.6), "no further than its last round"
+    assert at_kl(run, 16.0) == pytest.approx(0.6), "its best round; what comes later has no say"
+
+
+def test_the_further_of_two_is_taken_back_to_where_the_nearer_is() -> None:
+    far = row("iterated", 1, [0.4, 0.8], [0.1, 0.2], [4.0, 16.0])
+    near = row("vanilla PPO", 1, [0.5], [0.1], [4.0])
+    assert matched([far, near], "iterated", "vanilla PPO") == [pytest.approx(-0.1)], "0.4 at KL 4, not 0.8 at 16"
+    assert matched([far, near], "vanilla PPO", "iterated") == [pytest.approx(0.1)]
+
+
+def test_how_steady_a_run_is() -> None:
+    run = row("no KL", 1, [0.4], [0.1], [4.0])
+    assert evenness({**run, "step_kl": [0.0, 2.0, 4.0, 6.0]}) == pytest.approx(1.0)
+    assert evenness({**run, "step_kl": [0.0, 0.0, 0.0, 6.0]}) == pytest.approx(0.6), (
+        "r of (0, 0, 0, 1) with (0, 1, 2, 3), squared"
+    )
+    assert jumps({**run, "step_score": [0.0, 1.0, 2.0, 3.0]}) == pytest.approx(0.0)
+    assert jumps({**run, "step_score": [0.0, 2.0, 0.0, 2.0]}) == pytest.approx((32 / 9) ** 0.5 / 2)
+
+
+def test_the_other_domains_take_the_place_of_the_own() -> None:
+    rows = [row("iterated", 1, [0.4], [0.1], [4.0]), row("no KL", 1, [0.4], [0.1], [4.0])]
+    (moved,) = elsewhere(rows)
+    assert moved["arm"] == "iterated" and gold(moved) == pytest.approx(0.3) and moved["rounds"][0]["gold"] == -0.1
+    assert gold(rows[0]) == 0.4, "a copy"
 
 
 def test_dpo_chooses_its_learning_rate_on_validation_prompts() -> None:
     rows = [
         row(arm, 1, [gold], [chosen], [1.0])
-        for arm, gold, chosen in zip(CHOSEN["DPO"], (0.9, 0.1, 0.5), (0.1, 0.3, 0.2), strict=True)
+        for arm, gold, chosen in zip(CHOSEN["DPO"], (0.9, 0.1, 0.5, 0.2, 0.3), (0.1, 0.3, 0.2, 0.2, 0.1), strict=True)
     ]
     assert of_arm(rows, "DPO")[1]["rounds"][1]["gold"] == 0.1
     assert of_arm(rows[:2], "DPO") == {}, "not before all are there"
 
 
 @pytest.mark.parametrize(
-    ("differences", "above", "expected"),
+    ("found", "above", "expected"),
     [
         ([0.1, 0.11, 0.12], True, "holds"),
         ([0.1, 0.11, 0.12], False, "does not hold"),
         ([-0.1, -0.11, -0.12], False, "holds"),
         ([-0.1, 0.2, 0.05], True, "cannot be told at this scale"),
-        ([0.1], True, "not run"),
+        ([0.0, 0.0, 0.0], False, "does not hold"),
+        ([0.01, -0.01, 0.005], True, "does not hold"),
+        ([0.1, 0.11], True, "2 of 3 seeds run"),
         ([], True, "not run"),
     ],
 )
-def test_a_claim_is_judged_by_its_interval(differences: list[float], above: bool, expected: str) -> None:
-    assert verdict(differences, above) == expected
+def test_a_claim_is_judged_by_its_interval(found: list[float], above: bool, expected: str) -> None:
+    assert Claim("a paper", "it is better", "gold", found, 3, above).verdict == expected
 
 
 def test_what_was_not_run_says_so() -> None:
     text = page([])
     planned = sum(len(arm.seeds) for arm in ARMS.values())
     assert f"**0 of {planned} runs are done**" in text
-    assert "| DPO | not run |" in text and "holds" not in claims([]).replace("does not hold", "")
+    assert "| DPO | not run |" in text and {claim.verdict for claim in claims([])} == {"not run"}
+    assert "| k = 2 | 1 of 3 |" in page([row("k = 2", 1, [0.4], [0.1], [4.0])])
+
+
+def test_every_verdict_is_of_arms_that_are_run_with_as_many_seeds() -> None:
+    rows = [row(arm, seed, [0.3, 0.4 + seed / 100], [0.1, 0.2], [1.0, 4.0]) for arm, made in ARMS.items() for seed in made.seeds]
+    assert not [claim for claim in claims(rows) if "run" in claim.verdict]
+    assert "not run" not in table(rows)
+
+
+def test_the_page_in_the_documents_is_that_of_the_rows() -> None:
+    rows = Results(RESULTS / "reproduce.jsonl", ("arm", "seed")).rows()
+    assert rows and PAGE.read_text() == page(rows)
+    command.refuse_others(rows)
+    drawn = (PAGE.parent / "img" / "reproduce.svg").read_text()
+    assert all(name in drawn for name in {row["arm"] for row in rows if not row["arm"].startswith("DPO")})
+
+
+def test_rows_of_other_keys_are_refused() -> None:
+    old = row("k = 2", 3, [0.4], [0.1], [4.0])
+    with pytest.raises(
+        SystemExit, match=r"'k = 2', seed 3, was run with --meta.samples_per_prompt 9, and the arm has --meta.* now"
+    ):
+        command.refuse_others([old | {"keys": ["--meta.samples_per_prompt", "9"]}])
+    with pytest.raises(SystemExit, match="an arm that is not there: 'k = 3'"):
+        command.refuse_others([old | {"arm": "k = 3"}])
+
+
+def test_a_run_that_fails_leaves_the_others_to_be_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def play(name: str, arm: Any, seed: int) -> dict[str, Any]:
+        if seed == 2:
+            raise RuntimeError(f"{name}, seed 2: the run ended with 3")
+        return row(name, seed, [0.3, 0.5 + seed / 100], [0.2, 0.4], [1.0, 4.0])
+
+    monkeypatch.setattr(command, "play", play)
+    with pytest.raises(SystemExit, match="1 of 5 runs failed, and are tried again by the same command: iterated, seed 2"):
+        main(["--items", "1"], tmp_path, tmp_path / "page.md")
+    assert "iterated, seed 2: the run ended with 3" in capsys.readouterr().out
+    kept = [json.loads(line)["seed"] for line in (tmp_path / "reproduce.jsonl").read_text().splitlines()]
+    assert kept == [1, 3, 4, 5]
+    assert "4 of 5 seeds run" in (tmp_path / "page.md").read_text()
+
+
+def test_no_two_arms_of_an_item_are_the_same_run() -> None:
+    for item in ITEMS:
+        configs = {arm: load_config(RECIPE, list(ARMS[arm].keys)) for arm in run_for(item)}
+        never_asked = {"vanilla_ppo": {"scorer"}, "dpo": {"scorer", "policy"}}
+        said = {
+            arm: config.model_dump_json(exclude={"name"} | never_asked.get(config.rounds.baseline, set()))
+            for arm, config in configs.items()
+        }
+        assert len(set(said.values())) == len(said), f"{item.title}: what the arms differ in, their baseline never asks"
+
+
+def test_test_prompts_are_of_the_own_domains_or_of_the_others() -> None:
+    world = World(WorldConfig(num_texts=200, num_eval_prompts=16))
+    own, others = prompts_of(world, True), prompts_of(world, False)
+    domains = {prompt.text: prompt.domain for prompt in world.prompts("test")}
+    assert own and others and {domains[text] for text in own}.isdisjoint(domains[text] for text in others)
+    assert {domains[text] for text in own} <= set(world.train_domains)
 
 
 def test_the_page_is_made_of_the_rows(tmp_path: Path) -> None:
@@ -87,7 +186,7 @@ def test_the_page_is_made_of_the_rows(tmp_path: Path) -> None:
     main(["--page"], tmp_path, tmp_path / "page.md")
     text = (tmp_path / "page.md").read_text()
     assert "**10 of " in text
-    line = next(line for line in text.splitlines() if line.startswith("| Table 3: iterated beats vanilla PPO"))
+    line = next(line for line in text.splitlines() if line.startswith("| Table 3 | the best round beats vanilla PPO | gold |"))
     assert "**+0.230 ± 0.020**" in line and line.endswith("| 5 | holds |"), line
     assert "**+0.230" in next(line for line in text.splitlines() if line.startswith("| iterated | 5 |"))
     assert "](img/reproduce.svg)" in text
@@ -109,6 +208,6 @@ def test_the_picture_fills_a_dot_where_the_interval_leaves_zero_out(tmp_path: Pa
 
 
 def test_one_seed_of_every_arm_of_an_item_before_the_next() -> None:
-    assert jobs([1, 2], [1, 2])[:4] == [("iterated", 1), ("iterated", 2), ("vanilla PPO", 1), ("DPO, lr 1e-4", 1)]
+    assert jobs([1, 2], [1, 2])[:4] == [("iterated", 1), ("iterated", 2), ("M = 1", 1), ("vanilla PPO", 1)]
     everything = jobs([1, 2, 3, 4, 5, 6, 7], None)
     assert len(everything) == len(set(everything)) == sum(len(arm.seeds) for arm in ARMS.values())

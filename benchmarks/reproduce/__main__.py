@@ -5,16 +5,18 @@
     python -m benchmarks.reproduce --page                    # the page and its picture again, from the rows that are there
 
 Each arm (benchmarks.reproduce.arms) is a whole run for each of its seeds, by the command that users start, so a run that was cut
-short goes on where it stopped. A row for each is appended to benchmarks/results/reproduce.jsonl as it ends, and docs/reproduce.md
-is written from these rows; its picture docs/img/reproduce.svg when none is left.
+short goes on where it stopped, and one that fails leaves the others to be run. A row for each is appended to
+benchmarks/results/reproduce.jsonl as it ends, and docs/reproduce.md is written from these rows; its picture,
+docs/img/reproduce.svg, at the end.
 """
 
 from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from benchmarks.experiments.common import RESULTS, Results
 from benchmarks.reproduce.arms import ARMS, ITEMS, run_for
@@ -51,19 +53,46 @@ def main(arguments: Sequence[str] | None = None, results: Path = RESULTS, out: P
     parser.add_argument("--page", action="store_true", help="run nothing")
     options = parser.parse_args(arguments)
     kept = Results(results / "reproduce.jsonl", ("arm", "seed"))
+    refuse_others(kept.rows())
     left = [] if options.page else kept.missing(jobs(options.items, options.seeds), lambda job: job)
-    began = time.monotonic()
+    began, failed = time.monotonic(), []
     for number, (name, seed) in enumerate(left):
         passed = time.monotonic() - began
         ahead = f", about {passed / number * (len(left) - number) / 60:.0f} min left" if number else ""
         print(f"{number + 1} of {len(left)}: {name}, seed {seed}{ahead}", flush=True)
-        row = play(name, ARMS[name], seed)
+        try:
+            row = play(name, ARMS[name], seed)
+        except RuntimeError as error:
+            failed.append(f"{name}, seed {seed}")
+            print(error, flush=True)
+            continue
         kept.append(row)
         print("   gold " + ", ".join(f"{each['gold']:+.2f}" for each in row["rounds"]), flush=True)
         write_file(out, page(kept.rows()))
     write_file(out, page(kept.rows()))
     draw(kept.rows(), out.parent / "img" / "reproduce.svg")
     print(f"{out}: {len(kept.rows())} rows")
+    if failed:
+        raise SystemExit(
+            f"{len(failed)} of {len(left)} runs failed, and are tried again by the same command: {'; '.join(failed)}"
+        )
+
+
+def refuse_others(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Rows of arms that have other keys now would count as what they are not.
+
+    Raises:
+        SystemExit: if there is one.
+    """
+    for row in rows:
+        if row["arm"] not in ARMS:
+            raise SystemExit(f"reproduce.jsonl has a row of an arm that is not there: {row['arm']!r}; take its rows out")
+        theirs, ours = (" ".join(keys) or "no keys" for keys in (row["keys"], ARMS[row["arm"]].keys))
+        if theirs != ours:
+            raise SystemExit(
+                f"{row['arm']!r}, seed {row['seed']}, was run with {theirs}, and the arm has {ours} now: take its rows out of "
+                "reproduce.jsonl, or give the arm a name of its own"
+            )
 
 
 if __name__ == "__main__":

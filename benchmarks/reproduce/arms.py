@@ -29,11 +29,13 @@ class Arm:
         keys: on the command line, after the config.
         seeds: whole runs.
         prompts: domains of the test prompts that it is judged on.
+        elsewhere: judged on the other domains' test prompts too.
     """
 
     keys: tuple[str, ...]
     seeds: tuple[int, ...] = SEEDS
     prompts: Prompts = "train"
+    elsewhere: bool = False
 
 
 def _ablation(*keys: str) -> Arm:
@@ -49,10 +51,14 @@ def _ensemble(aggregate: str, flips: str) -> Arm:
 
 AGGREGATES: Mapping[str, str] = {"single": "primary", "mean": "mean", "worst case": "worst", "mean - std": "mean_minus_std"}
 ARMS: Mapping[str, Arm] = {
-    "iterated": Arm(()),
-    "vanilla PPO": Arm(VANILLA),
-    **{f"DPO, lr {rate}": Arm(("--rounds.baseline", "dpo", "--dpo.lr", rate, *ONE_ROUND)) for rate in ("1e-4", "3e-4", "1e-3")},
-    "best of 16": Arm(("--rounds.baseline", "best_of_n", "--rounds.best_of", "16", *ONE_ROUND)),
+    "iterated": Arm((), elsewhere=True),
+    "M = 1": Arm(("--scorer.num_members", "1", "--scorer.aggregate", "primary"), elsewhere=True),
+    "vanilla PPO": Arm(VANILLA, elsewhere=True),
+    **{
+        f"DPO, lr {rate}": Arm(("--rounds.baseline", "dpo", "--dpo.lr", rate, *ONE_ROUND), elsewhere=True)
+        for rate in ("1e-4", "3e-4", "1e-3", "3e-3", "1e-2")
+    },
+    "best of 16": Arm(("--rounds.baseline", "best_of_n", "--rounds.best_of", "16", *ONE_ROUND), elsewhere=True),
     "new domain, S_k from it": Arm((*NEW, *SHORT, "--meta.prompts", "sandbox:held_out"), prompts="held_out"),
     "new domain, S_k from the old ones": Arm((*NEW, *SHORT), prompts="held_out"),
     "new domain, vanilla PPO": Arm((*NEW, *SHORT, *VANILLA), prompts="held_out"),
@@ -60,9 +66,8 @@ ARMS: Mapping[str, Arm] = {
     "no KL, margin": Arm((*NO_KL, "--data.denoise.method", "margin")),
     "no KL, flip": Arm((*NO_KL, "--data.denoise.method", "flip")),
     "no KL, soft+margin": Arm((*NO_KL, "--data.denoise.method", "soft+margin")),
-    "PPO": Arm((*VANILLA, *SHORT)),
-    "PPO, SimCSE": Arm((*VANILLA, *SHORT, "--reward.contrastive.method", "simcse")),
-    "PPO, SwAV": Arm((*VANILLA, *SHORT, "--reward.contrastive.method", "swav")),
+    "no KL, SimCSE": Arm((*NO_KL, "--reward.contrastive.method", "simcse")),
+    "no KL, SwAV": Arm((*NO_KL, "--reward.contrastive.method", "swav")),
     **{
         f"{name}, {float(flips):.0%} flips": _ensemble(aggregate, flips)
         for flips in ("0.0", "0.25")
@@ -77,7 +82,6 @@ ARMS: Mapping[str, Arm] = {
     "policy starts from SFT": _ablation("--policy.start", "sft"),
     "reference is the last policy": _ablation("--policy.reference", "previous"),
     "all members retrained": _ablation("--scorer.refresh", "each_round"),
-    "M = 1": _ablation("--scorer.num_members", "1", "--scorer.aggregate", "primary"),
     "M = 6": _ablation("--scorer.num_members", "6"),
     **{
         f"fresh labels, {carry}": _ablation("--fresh.num_pairs", "192", "--fresh.judge", "annotators", "--fresh.carry", carry)
@@ -102,6 +106,7 @@ class Item:
         source: where it stands.
         base: arm that the others are compared with; None = rounds against SFT.
         arms: of the table, the base among them; a name of ``CHOSEN`` stands for all of its arms.
+        elsewhere: told of the other domains' test prompts.
     """
 
     number: int
@@ -109,6 +114,7 @@ class Item:
     source: str
     base: str | None
     arms: tuple[str, ...]
+    elsewhere: bool = False
 
 
 def run_for(item: Item) -> list[str]:
@@ -116,22 +122,21 @@ def run_for(item: Item) -> list[str]:
     return [arm for name in item.arms for arm in (CHOSEN[name] if name in CHOSEN else (name,))]
 
 
-def _named(beginning: str) -> tuple[str, ...]:
-    return tuple(name for name in ARMS if name.startswith(beginning))
-
-
-_FIRST_ABLATION = list(ARMS).index("eta 0 (MetaRM off)")
+_ABLATIONS = tuple(list(ARMS)[list(ARMS).index("eta 0 (MetaRM off)") :])
+_WAYS = ("iterated", "M = 1", "vanilla PPO", "DPO", "best of 16")
 ITEMS: Sequence[Item] = (
     Item(1, "Rounds against SFT", "Secrets of RLHF II, Table 2", None, ("iterated",)),
-    Item(2, "The best round against other ways", "Secrets of RLHF II, Table 3", "vanilla PPO",
-         ("iterated", "vanilla PPO", "DPO", "best of 16")),
-    Item(3, "A domain without preferences", "Secrets of RLHF II, Fig. 15", "new domain, vanilla PPO", _named("new domain")),
-    Item(4, "PPO without a KL penalty", "Secrets of RLHF II, Fig. 9 and 10", "no KL", _named("no KL")),
-    Item(5, "Contrastive reward models in PPO", "Secrets of RLHF II, Fig. 12 and 13", "PPO", ("PPO", *_named("PPO, "))),
+    Item(2, "The best round against other ways", "Secrets of RLHF II, Table 3", "vanilla PPO", _WAYS),
+    Item(3, "In domains without preferences", "Secrets of RLHF II, Fig. 15", "vanilla PPO", _WAYS, True),
+    Item(3, "Trained for such a domain", "Secrets of RLHF II, Fig. 15", "new domain, vanilla PPO",
+         tuple(name for name in ARMS if name.startswith("new domain"))),
+    Item(4, "PPO without a KL penalty", "Secrets of RLHF II, Fig. 9 and 10", "no KL",
+         ("no KL", "no KL, margin", "no KL, flip", "no KL, soft+margin")),
+    Item(5, "Contrastive reward models in PPO", "Secrets of RLHF II, Fig. 12 and 13", "no KL",
+         ("no KL", "no KL, SimCSE", "no KL, SwAV")),
     Item(6, "Ensembles, clean labels", "Coste et al. 2023", "single, 0% flips",
          tuple(f"{name}, 0% flips" for name in AGGREGATES)),
     Item(6, "Ensembles, 25% flips", "Coste et al. 2023", "single, 25% flips",
          tuple(f"{name}, 25% flips" for name in AGGREGATES)),
-    Item(7, "One factor at a time", "ablations; Wolf et al. 2025 on restarting", "iterated",
-         ("iterated", *list(ARMS)[_FIRST_ABLATION:])),
+    Item(7, "One factor at a time", "ablations; Wolf et al. 2025 on restarting", "iterated", ("iterated", "M = 1", *_ABLATIONS)),
 )  # fmt: skip

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from math import sqrt
 from pathlib import Path
 from statistics import fmean
@@ -10,15 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.pictures import picture
 from benchmarks.reproduce.arms import ITEMS, Item
-from benchmarks.reproduce.page import gold, last, of_arm, paired
+from benchmarks.reproduce.rows import Row, elsewhere, gold, last_gold, of_arm, paired
 from evaluation.compare import mean_interval
-from evaluation.svg import BLUE, GREEN, GREY, INK, MUTED, ORANGE
+from evaluation.svg import BLUE, GREEN, GREY, INK, MUTED, ORANGE, PURPLE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-Row = Mapping[str, Any]
-COLOURS = (GREY, BLUE, ORANGE, GREEN)
+COLOURS = (GREY, BLUE, PURPLE, ORANGE, GREEN)
 """The arm that the others are compared with, then those."""
 
 
@@ -36,13 +35,14 @@ def draw(rows: Sequence[Row], path: Path) -> None:
         for line, numbers in zip(lines, ((1, 2), (3, 4), (5, 6)), strict=False):
             items = [item for item in ITEMS if item.number in numbers]
             for axis, item in zip(line.subplots(1, len(items)), items, strict=True):
-                (_outcomes if item.base is None else _curves)(axis, rows, item)
+                told = elsewhere(rows) if item.elsewhere else rows
+                (_outcomes if item.base is None else _curves)(axis, told, item)
                 _title(axis, f"{item.number} · {item.title}")
         (item,) = (item for item in ITEMS if item.number == 7)
         axes = lines[-1].subplots(1, 2, sharey=True)
         _forest(axes[0], rows, item, gold)
         _title(axes[0], f"7 · {item.title}: best round")
-        _forest(axes[1], rows, item, lambda row: float(last(row)["gold"]))
+        _forest(axes[1], rows, item, last_gold)
         _title(axes[1], "last round")
 
 

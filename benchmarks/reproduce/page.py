@@ -2,93 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from math import sqrt
+from collections.abc import Sequence
 from statistics import fmean
-from typing import Any
-
-import numpy as np
 
 from benchmarks.experiments.common import interval_text, level
 from benchmarks.markdown import markdown
-from benchmarks.reproduce.arms import ARMS, CHOSEN, ITEMS, Item
-from evaluation.compare import mean_interval
-
-Row = Mapping[str, Any]
-NOT_RUN = "not run"
-UNTOLD = "cannot be told at this scale"
-
-
-def best(row: Row) -> Mapping[str, Any]:
-    """The round that validation prompts choose, as `best/` of a run does: the highest mean of the judge, of equals the first.
-
-    Never SFT.
-    """
-    rounds: list[Mapping[str, Any]] = row["rounds"][1:]
-    return max(rounds, key=lambda each: (each["validation"], -each["round"]))
-
-
-def last(row: Row) -> Mapping[str, Any]:
-    """The last round."""
-    found: Mapping[str, Any] = row["rounds"][-1]
-    return found
-
-
-def gold(row: Row) -> float:
-    """Of the best round."""
-    return float(best(row)["gold"])
-
-
-def final_kl(row: Row) -> float:
-    """Of the last round, nats."""
-    return float(last(row)["kl"])
-
-
-def fallen(row: Row) -> float:
-    """Gold of the last round, below the highest of all rounds; 0 where the last is it."""
-    return max(float(each["gold"]) for each in row["rounds"]) - float(last(row)["gold"])
-
-
-def of_arm(rows: Sequence[Row], arm: str) -> dict[int, Row]:
-    """Rows of an arm by seed; of ``CHOSEN`` arms, where all are there, the one with the best round on validation."""
-    if arm not in CHOSEN:
-        return {row["seed"]: row for row in rows if row["arm"] == arm}
-    each = [of_arm(rows, one) for one in CHOSEN[arm]]
-    seeds = set.intersection(*map(set, each))
-    return {seed: max((one[seed] for one in each), key=lambda row: best(row)["validation"]) for seed in sorted(seeds)}
-
-
-def paired(rows: Sequence[Row], arm: str, base: str, value: Callable[[Row], float]) -> list[float]:
-    """arm - base, seed by seed, over the seeds that have both."""
-    ours, theirs = of_arm(rows, arm), of_arm(rows, base)
-    return [value(ours[seed]) - value(theirs[seed]) for seed in sorted(ours.keys() & theirs.keys())]
-
-
-def verdict(differences: Sequence[float], above: bool = True) -> str:
-    """Whether a claim that a difference is above 0 (or below) holds: by its 95% t-interval over the seeds.
-
-    Args:
-        differences: of each seed.
-        above: what the claim says.
-    """
-    if len(differences) < 2:
-        return NOT_RUN
-    _, low, high = mean_interval(list(differences))
-    if low > 0 or high < 0:
-        return "holds" if (low > 0) == above else "does not hold"
-    return UNTOLD
-
-
-def at_kl(row: Row, kl: float) -> float:
-    """Gold of a run where it is as far from SFT as another: linear in sqrt(KL) between its rounds, at most its last.
-
-    Args:
-        row: of the run.
-        kl: nats.
-    """
-    far = {0.0 if each["round"] < 0 else sqrt(max(each["kl"], 0.0)): float(each["gold"]) for each in row["rounds"]}
-    points = sorted(far)
-    return float(np.interp(sqrt(max(kl, 0.0)), points, [far[point] for point in points]))
+from benchmarks.reproduce.arms import ARMS, ITEMS, Item
+from benchmarks.reproduce.claims import NOT_RUN, table
+from benchmarks.reproduce.rows import Row, elsewhere, fallen, gold, last, last_gold, margin, matched, of_arm, paired, planned
 
 
 def by_round(rows: Sequence[Row], arm: str) -> str:
@@ -105,8 +26,8 @@ def by_round(rows: Sequence[Row], arm: str) -> str:
         rise = [a["gold"] - b["gold"] for a, b in zip(each, before, strict=True)]
         shares = [f"{fmean(one[name] for one in each):.0%}" for name in ("win", "tie", "lose")]
         kl, proxy = (level([one[name] for one in each], 2) for name in ("kl", "proxy"))
-        margin, gold = interval_text([one["margin"] for one in each]), level([one["gold"] for one in each])
-        lines.append((f"round {index}", *shares, margin, interval_text(rise), gold, kl, proxy))
+        margins, golds = interval_text([one["margin"] for one in each]), level([one["gold"] for one in each])
+        lines.append((f"round {index}", *shares, margins, interval_text(rise), golds, kl, proxy))
     return markdown(("policy", "win", "tie", "lose", "win - lose", "gold - the round before's", "gold", "KL", "proxy"), lines)
 
 
@@ -116,73 +37,29 @@ def against(rows: Sequence[Row], item: Item) -> str:
     lines: list[tuple[str, ...]] = []
     for arm in item.arms:
         own = list(of_arm(rows, arm).values())
-        if not own:
-            lines.append((arm, NOT_RUN, *[""] * 7))
+        of_base = arm == item.base
+        if len(own) < 2:
+            lines.append((arm, f"{len(own)} of {planned(arm)}" if own else NOT_RUN, *[""] * 7))
             continue
-        better = paired(rows, arm, item.base, gold)
-        matched = [
-            best(row)["gold"] - at_kl(other, best(row)["kl"])
-            for seed, row in of_arm(rows, arm).items()
-            if (other := of_arm(rows, item.base).get(seed)) is not None
-        ]
-        grown = paired(rows, arm, item.base, final_kl)
         lines.append(
             (
                 arm,
                 str(len(own)),
-                interval_text([best(row)["margin"] for row in own]),
+                interval_text([margin(row) for row in own]),
                 level([gold(row) for row in own]),
-                "" if arm == item.base else interval_text(better),
-                "" if arm == item.base else interval_text(matched),
-                level([last(row)["gold"] for row in own]),
+                "" if of_base else interval_text(paired(rows, arm, item.base, gold)),
+                "" if of_base else interval_text(matched(rows, arm, item.base)),
+                level([last_gold(row) for row in own])
+                + ("" if of_base else f" ({interval_text(paired(rows, arm, item.base, last_gold))})"),
                 level([fallen(row) for row in own]),
-                level([final_kl(row) for row in own], 2) + ("" if arm == item.base else f" ({interval_text(grown, 2)})"),
+                level([last(row)["kl"] for row in own], 2),
             )
         )
     heads = (
-        "arm", "seeds", "win - lose, best round", "gold, best round", f"above {item.base}", "at its KL", "gold, last round",
-        "fallen from its highest", "KL, last round (above)",
+        "arm", "seeds", "win - lose, best round", "gold, best round", f"above {item.base}", "at one KL",
+        f"gold, last round (above {item.base})", "fallen from its best", "KL, last round",
     )  # fmt: skip
     return markdown(heads, lines)
-
-
-def claims(rows: Sequence[Row]) -> str:
-    """Paper's claim, our figure, and whether it holds."""
-    iterated = list(of_arm(rows, "iterated").values())
-    rise = [best(row)["gold"] - row["rounds"][1]["gold"] for row in iterated]
-    fall = [last(row)["gold"] - best(row)["gold"] for row in iterated]
-    said: list[tuple[str, list[float], bool]] = [
-        ("Table 2: later rounds beat the first (best round's gold - first round's)", rise, True),
-        ("Table 2: it falls after the best round (last round's gold - best round's)", fall, False),
-        *((f"Table 3: iterated beats {other} (gold of the best round)", paired(rows, "iterated", other, gold), True)
-          for other in ("vanilla PPO", "DPO", "best of 16")),
-        ("Fig. 15: S_k from the new domain beats vanilla PPO there",
-         paired(rows, "new domain, S_k from it", "new domain, vanilla PPO", gold), True),
-        ("Fig. 15: S_k from the new domain beats S_k from the old ones",
-         paired(rows, "new domain, S_k from it", "new domain, S_k from the old ones", gold), True),
-        *((f"Fig. 9 and 10: KL grows less without a penalty under {method} (last KL)",
-           paired(rows, f"no KL, {method}", "no KL", final_kl), False) for method in ("margin", "flip", "soft+margin")),
-        *((f"Fig. 9 and 10: {method} wins (gold of the best round)", paired(rows, f"no KL, {method}", "no KL", gold), True)
-          for method in ("margin", "flip", "soft+margin")),
-        *((f"Fig. 12 and 13: {method} beats plain PPO (gold of the best round)",
-           paired(rows, f"PPO, {method}", "PPO", gold), True) for method in ("SimCSE", "SwAV")),
-        *((f"Coste et al.: {rule} is less over-optimised than one model, {flips} flips (fall from the highest gold)",
-           paired(rows, f"{rule}, {flips} flips", f"single, {flips} flips", fallen), False)
-          for flips in ("0%", "25%") for rule in ("mean", "worst case", "mean - std")),
-        ("MetaRM: an iterated run with the ascent (eta 0.1) beats one without it (gold of the best round)",
-         paired(rows, "iterated", "eta 0 (MetaRM off)", gold), True),
-        ("Wolf et al.: a policy that starts from SFT each round is the robust choice (gold of the last round)",
-         paired(rows, "policy starts from SFT", "iterated", lambda row: last(row)["gold"]), True),
-        ("Ours: 192 fresh labels a round, those of all rounds carried on, beat none (gold of the last round)",
-         paired(rows, "fresh labels, all", "iterated", lambda row: last(row)["gold"]), True),
-        ("Wolf et al.: how labels are carried on matters; those of all rounds beat the newest alone (gold of the last round)",
-         paired(rows, "fresh labels, all", "fresh labels, latest", lambda row: last(row)["gold"]), True),
-    ]  # fmt: skip
-    lines = [
-        (words, interval_text(found) if len(found) > 1 else NOT_RUN, f"{len(found)}", verdict(found, above))
-        for words, found, above in said
-    ]
-    return markdown(("claim", "here", "seeds", "verdict"), lines)
 
 
 def page(rows: Sequence[Row]) -> str:
@@ -191,11 +68,14 @@ def page(rows: Sequence[Row]) -> str:
     Args:
         rows: of the results.
     """
-    done = sum((row["arm"] in ARMS) and row["seed"] in ARMS[row["arm"]].seeds for row in rows)
-    parts = [HEAD.format(done=done, planned=sum(len(arm.seeds) for arm in ARMS.values())), "## What holds\n", claims(rows)]
+    done = [row for row in rows if row["arm"] in ARMS and row["seed"] in ARMS[row["arm"]].seeds]
+    commits = len({row["versions"]["git_commit"] for row in done})
+    head = HEAD.format(done=len(done), planned=sum(len(arm.seeds) for arm in ARMS.values()), commits=commits)
+    parts = [head, "## What holds\n", table(rows)]
     for item in ITEMS:
         parts.append(f"\n## {item.number} · {item.title}\n\n{item.source}.\n")
-        parts.append(by_round(rows, item.arms[0]) if item.base is None else against(rows, item))
+        told = elsewhere(rows) if item.elsewhere else rows
+        parts.append(by_round(told, item.arms[0]) if item.base is None else against(told, item))
     return "\n".join(parts) + "\n"
 
 
@@ -207,13 +87,23 @@ is not reads "not run". A result, not an advertisement.
 Every run is `python -m cluster run configs/reproduce.yaml` with the keys of its arm: in the [sandbox](sandbox.md), a policy and
 reward models of 0.1 M parameters, 3,000 pairs of which a quarter is flipped. *Gold* is the sandbox's true reward, in standard
 deviations of its corpus, of one response to each *test* prompt; *win - lose* against SFT's responses, by more than 0.1. The *best
-round* of an arm is the one with the highest mean of the judge on *validation* prompts, which share nothing with the test prompts;
-every arm chooses so. Nothing was tuned per arm: all share the recipe's settings, vanilla PPO takes the same number of PPO steps;
-DPO, which has one round, chooses among three learning rates instead. The ensembles alone are pushed further (larger steps,
-answers may be cut), single model and all, on seeds of their own: a single model was not over-optimised by the recipe's settings.
-*At its KL*: gold above what the arm that is compared with has, by linear interpolation in sqrt(KL) between its rounds, where it
-is as far from SFT. Means with 95% t-intervals over seeds; differences are paired by seed, bold where the interval leaves zero
-out; nothing is corrected for the number of comparisons. Seeds share the world and its SFT policy.
+round* of an arm is the one with the highest gold on *validation* prompts, which share nothing with the test prompts: the judge of
+these runs is the truth, on other prompts, for every arm. Without a truth, see [what a held-out judge does](best_round.md).
+
+What is compared: *iterated* is paid by the mean less the standard deviation of three reward models, of which r_k is retrained
+with MetaRM in each round and two are trained once; the papers' method, r_k alone, is *M = 1*. *Vanilla PPO* is paid by one that
+is trained once, and takes as many PPO steps (60 of 64 prompts, 120 updates). *DPO* takes one pass over the pairs (94 updates of
+32 pairs), and chooses among five learning rates, on validation prompts, where the others choose among rounds. *Best of 16* is
+chosen by the three reward models of the first round. Learning rates and the KL coefficient are the recipe's, from a pilot of
+*iterated* with another seed, not per arm. The ensembles alone are pushed further (larger steps, no KL penalty, answers may be
+cut), single model and all, on seeds of their own: a single model was not over-optimised by the recipe's settings.
+
+*At one KL*: where the further of the two is as far from SFT as the other's best round, in gold that is linear in sqrt(KL) between
+its rounds. *Fallen*: gold of the best round less that of the last. Means with 95% t-intervals over seeds; differences are paired
+by seed, bold where the interval leaves zero out; nothing is corrected for the number of comparisons. A claim *holds* where the
+interval leaves zero out in its favour; it *does not* where the interval leaves out that the difference is 0.05 or more in its
+favour. Seeds share the world and its SFT policy; one seed gives arms the same data and first weights, not the same luck. The runs
+are of {commits} commits of this project.
 
 ![Rounds against SFT; gold against the distance from SFT for every arm; the ablations beside the recipe](img/reproduce.svg)
 

@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -19,7 +19,6 @@ from cluster.config import RunConfig
 from cluster.load_config import load_config
 from cluster.sandbox_source import SandboxSource
 from cluster.storage import storage_root
-from cluster.versions import versions
 from evaluation.best import best_of
 from evaluation.best_of_n import pick_best
 from evaluation.compare import win_tie_lose
@@ -44,50 +43,91 @@ def play(name: str, arm: Arm, seed: int, recipe: Path = RECIPE, environment: Map
         environment: of the command.
 
     Returns:
-        The arm's row. Of each round its number, "validation" (the judge's mean on validation prompts above SFT's, which the best
-        round is chosen by), win, tie, lose, margin and gold on test prompts, kl (nats, on validation prompts) and proxy; of the
-        run the KL of each PPO step.
-        Round -1 is SFT.
+        The arm's row, as ``row_of``.
+
+    Raises:
+        RuntimeError: if the run did not end well; with its last words.
     """
-    slug = "".join(character if character.isalnum() else "-" for character in name.lower())
-    words = [*arm.keys, "--seed", str(seed), "--name", f"reproduce-{slug}-{seed}"]
-    config = load_config(recipe, words)
+    words = words_of(name, arm, seed)
     command = [sys.executable, "-m", "cluster", "run", str(recipe), *words]
     done = subprocess.run(command, cwd=ROOT, env=dict(environment), text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     if done.returncode:
         raise RuntimeError(f"{name}, seed {seed}: the run ended with {done.returncode}:\n{done.stdout[-3000:]}")
+    return row_of(name, arm, seed, load_config(recipe, words))
+
+
+def words_of(name: str, arm: Arm, seed: int) -> list[str]:
+    """The keys of a run, on the command line."""
+    slug = "".join(character if character.isalnum() else "-" for character in name.lower())
+    return [*arm.keys, "--seed", str(seed), "--name", f"reproduce-{slug}-{seed}"]
+
+
+def row_of(name: str, arm: Arm, seed: int, config: RunConfig) -> dict[str, Any]:
+    """The row of a run that is there.
+
+    Args:
+        name: of the arm.
+        arm: its keys.
+        seed: of the run.
+        config: of the run.
+
+    Returns:
+        Of each round its number, "validation" (the judge's mean on validation prompts above SFT's, which the best round is chosen
+        by), win, tie, lose, margin and gold on test prompts, the same "elsewhere" where the arm asks for it, kl (nats), proxy and
+        perplexity under SFT on validation prompts; round -1 is SFT. Of the run KL and score of each PPO step, and what it ran on.
+    """
     run = storage_root(config) / "runs" / config.name
     source = SandboxSource(config, storage_root(config) / "cache")
     sft = source.load().sft_dir
-    prompts = test_prompts(source.world, arm)
-    theirs = gold(source.world, prompts, answers(sft, prompts, config))
-    rounds = [{"round": -1, "gold": fmean(theirs)}]
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     ledger = json.loads((run / "ledger.json").read_text())
-    for entry, gain in zip(ledger["rounds"], best_of(ledger).gains, strict=True):
-        index, seen = entry["round"], entry["evaluation"]
-        place = run / "rounds" / f"round_{index:03d}"
-        number = config.rounds.best_of
-        written = answers(place / "policy", prompts, config) if number is None else picked(run, sft, prompts, number, config)
-        ours = gold(source.world, prompts, written)
-        result = win_tie_lose(ours, theirs, config.evaluation.tie)
-        rounds.append(
-            {
-                "round": index, "validation": gain,
-                "win": result.win, "tie": result.tie, "lose": result.lose, "margin": result.margin,
-                "gold": fmean(ours), "kl": seen["kl"], "proxy": seen["proxy"],
-            }
-        )  # fmt: skip
-    steps = [row["policy/kl"] for row in rows if row["phase"] == "policy" and "policy/kl" in row]
+    policies = [run / "rounds" / f"round_{entry['round']:03d}" / "policy" for entry in ledger["rounds"]]
+    here = judged(run, sft, policies, source.world, test_prompts(source.world, arm.prompts == "train"), config)
+    rounds: list[dict[str, Any]] = [{"round": -1, **here[0]}]
+    for entry, gain, found in zip(ledger["rounds"], best_of(ledger).gains, here[1:], strict=True):
+        seen = {key: entry["evaluation"][key] for key in ("kl", "proxy", "perplexity")}
+        rounds.append({"round": entry["round"], "validation": gain, **found, **seen})
+    if arm.elsewhere:
+        others = test_prompts(source.world, arm.prompts != "train")
+        for each, found in zip(rounds, judged(run, sft, policies, source.world, others, config), strict=True):
+            each["elsewhere"] = found
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    steps = [row for row in rows if row["phase"] == "policy" and "policy/kl" in row]
     return {
-        "arm": name, "seed": seed, "keys": list(arm.keys), "prompts": len(prompts), "rounds": rounds, "step_kl": steps,
-        "versions": versions(),
+        "arm": name, "seed": seed, "keys": list(arm.keys), "rounds": rounds,
+        "step_kl": [row["policy/kl"] for row in steps], "step_score": [row["policy/score"] for row in steps],
+        "versions": json.loads((run / "versions.json").read_text()),
     }  # fmt: skip
 
 
-def test_prompts(world: World, arm: Arm) -> list[str]:
-    """Test prompts of the domains that the policy is for."""
-    trained = arm.prompts == "train"
+def judged(
+    run: Path, sft: Path, policies: Sequence[Path], world: World, prompts: list[str], config: RunConfig
+) -> list[dict[str, float]]:
+    """One response of each policy to each prompt, by gold and against SFT's.
+
+    Args:
+        run: directory of the run.
+        sft: of the policy that it began with.
+        policies: of each round.
+        world: that knows the truth.
+        prompts: P.
+        config: of the run; where it is best of n, its responses are the picked ones of SFT's.
+
+    Returns:
+        SFT's gold, then of each policy win, tie, lose, margin and gold.
+    """
+    theirs = gold(world, prompts, answers(sft, prompts, config))
+    found = [{"gold": fmean(theirs)}]
+    for policy in policies:
+        number = config.rounds.best_of
+        written = answers(policy, prompts, config) if number is None else picked(run, sft, prompts, number, config)
+        ours = gold(world, prompts, written)
+        result = win_tie_lose(ours, theirs, config.evaluation.tie)
+        found.append({"win": result.win, "tie": result.tie, "lose": result.lose, "margin": result.margin, "gold": fmean(ours)})
+    return found
+
+
+def test_prompts(world: World, trained: bool) -> list[str]:
+    """Test prompts of the domains that the preferences are from, or of the others."""
     return [prompt.text for prompt in world.prompts("test") if (prompt.domain in world.train_domains) == trained]
 
 

@@ -1,0 +1,119 @@
+"""What is told of the rows of the papers' tables: the round that validation chose, differences by seed, gold at one KL."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from math import log, sqrt
+from typing import Any
+
+import numpy as np
+
+from benchmarks.reproduce.arms import ARMS, CHOSEN
+
+Row = Mapping[str, Any]
+
+
+def best(row: Row) -> Mapping[str, Any]:
+    """The round that validation prompts choose: the highest mean of the judge, of equals the first. Never SFT."""
+    rounds: list[Mapping[str, Any]] = row["rounds"][1:]
+    return max(rounds, key=lambda each: (each["validation"], -each["round"]))
+
+
+def last(row: Row) -> Mapping[str, Any]:
+    """The last round."""
+    found: Mapping[str, Any] = row["rounds"][-1]
+    return found
+
+
+def gold(row: Row) -> float:
+    """Of the best round."""
+    return float(best(row)["gold"])
+
+
+def last_gold(row: Row) -> float:
+    """Of the last round."""
+    return float(last(row)["gold"])
+
+
+def margin(row: Row) -> float:
+    """Share of test prompts won against SFT, less the share lost, of the best round."""
+    return float(best(row)["margin"])
+
+
+def log_kl(row: Row) -> float:
+    """Of the last round; a run that goes off does not drown the others."""
+    return log(last(row)["kl"])
+
+
+def fallen(row: Row) -> float:
+    """Gold of the best round less that of the last: by how much it is worse not to have stopped."""
+    return gold(row) - last_gold(row)
+
+
+def evenness(row: Row) -> float:
+    """Share of the variance of KL over PPO steps that a straight line explains (R squared): 1 where it grows steadily."""
+    kl = np.asarray(row["step_kl"], dtype=np.float64)
+    return float(np.corrcoef(np.arange(len(kl)), kl)[0, 1] ** 2)
+
+
+def jumps(row: Row) -> float:
+    """Standard deviation of the score's change from one PPO step to the next, over the range of the scores; small = calm."""
+    score = np.asarray(row["step_score"], dtype=np.float64)
+    return float(np.diff(score).std() / np.ptp(score))
+
+
+def of_arm(rows: Sequence[Row], arm: str) -> dict[int, Row]:
+    """Rows of an arm by seed; of ``CHOSEN`` arms, where all are there, the one with the best round on validation."""
+    if arm not in CHOSEN:
+        return {row["seed"]: row for row in rows if row["arm"] == arm and row["seed"] in ARMS[arm].seeds}
+    each = [of_arm(rows, one) for one in CHOSEN[arm]]
+    seeds = set.intersection(*map(set, each))
+    return {seed: max((one[seed] for one in each), key=lambda row: best(row)["validation"]) for seed in sorted(seeds)}
+
+
+def planned(*arms: str) -> int:
+    """Seeds that all of some arms have."""
+    return len(set.intersection(*(set(ARMS[one].seeds) for arm in arms for one in (CHOSEN[arm] if arm in CHOSEN else (arm,)))))
+
+
+def elsewhere(rows: Sequence[Row]) -> list[Row]:
+    """The rows with what is known of the other domains in place of the own, where it is."""
+    return [
+        {**row, "rounds": [{**each, **each["elsewhere"]} for each in row["rounds"]]}
+        for row in rows
+        if "elsewhere" in row["rounds"][0]
+    ]
+
+
+def paired(rows: Sequence[Row], arm: str, base: str, value: Callable[[Row], float]) -> list[float]:
+    """arm - base, seed by seed, over the seeds that have both."""
+    ours, theirs = of_arm(rows, arm), of_arm(rows, base)
+    return [value(ours[seed]) - value(theirs[seed]) for seed in sorted(ours.keys() & theirs.keys())]
+
+
+def matched(rows: Sequence[Row], arm: str, base: str) -> list[float]:
+    """Gold of the arm's best round less the base's, seed by seed, where both are as far from SFT as the nearer of the two."""
+    ours, theirs = of_arm(rows, arm), of_arm(rows, base)
+    found = []
+    for seed in sorted(ours.keys() & theirs.keys()):
+        one, other = ours[seed], theirs[seed]
+        kl = min(best(one)["kl"], best(other)["kl"])
+        found.append(at_kl(one, kl) - at_kl(other, kl))
+    return found
+
+
+def at_kl(row: Row, kl: float) -> float:
+    """Gold of a run up to its best round where it is as far from SFT as asked, in gold that is linear in sqrt(KL) between rounds.
+
+    Args:
+        row: of the run.
+        kl: nats, at most that of its best round.
+    """
+    until = best(row)["round"]
+    far = {
+        0.0 if each["round"] < 0 else sqrt(max(each["kl"], 0.0)): float(each["gold"])
+        for each in row["rounds"]
+        if each["round"] <= until
+    }
+    points = sorted(far)
+    return float(np.interp(sqrt(max(kl, 0.0)), points, [far[point] for point in points]))
