@@ -32,6 +32,8 @@ SIGNS: tuple[tuple[str, str, str], ...] = (
     ("length", "tokens", ORANGE),
 )
 """Key of an evaluation, title of its panel, colour."""
+OF_THE_STEP = ("ensemble_std", "length")
+"""Those that every PPO step measures, monitored or not."""
 
 Places = list[tuple[float, float]]
 """(KL in nats, value)."""
@@ -83,9 +85,7 @@ def distances(run: Run) -> tuple[Against, ...]:
         ("held-out", "held_out", "monitor/held_out", GREEN, lambda row: row.held_out),
         ("gold", "gold", "policy/gold", ORANGE, lambda row: row.gold),
     ]
-    choices = run.ledger.rounds[-1].choices
-    from_sft = "policy.reference" not in choices or choices["policy.reference"] == "sft"
-    kls = {(row.round, row.step): row.values["policy/kl"] for row in run.metrics if "policy/kl" in row.values}
+    kls = _from_sft(run)
     found = []
     for name, key, series_name, colour, of in kinds:
         sft = [value for row in run.start_rows if (value := of(row)) is not None]
@@ -97,10 +97,18 @@ def distances(run: Run) -> tuple[Against, ...]:
         steps = [
             (kls[row.round, row.step], row.values[series_name])
             for row in run.metrics
-            if from_sft and series_name in row.values and (row.round, row.step) in kls
+            if series_name in row.values and (row.round, row.step) in kls
         ]
         found.append(Against(name, colour, *([(kl, (v - zero) / unit) for kl, v in points] for points in (steps, rounds))))
     return tuple(found)
+
+
+def _from_sft(run: Run) -> dict[tuple[int, int], float]:
+    """KL from SFT of the batch of each (round, step), nats; none where the reference of the steps' KL is another."""
+    choices = run.ledger.rounds[-1].choices
+    if "policy.reference" in choices and choices["policy.reference"] != "sft":
+        return {}
+    return {(row.round, row.step): row.values["policy/kl"] for row in run.metrics if "policy/kl" in row.values}
 
 
 def _value(numbers: Mapping[str, float], key: str) -> float | None:
@@ -169,10 +177,55 @@ def _dots(ax: "Axes", points: Sequence[tuple[float, float]], colour: str, small:
     )  # fmt: skip
 
 
+@dataclass(frozen=True)
+class Sign:
+    """One sign by the distance from SFT.
+
+    Args:
+        title: of its panel.
+        colour: of ``evaluation.svg``.
+        told: of SFT's evaluation and the rounds'.
+        steps: of the batches of rollouts that were monitored.
+    """
+
+    title: str
+    colour: str
+    told: Places
+    steps: Places
+
+
+def signs(run: Run) -> list[Sign]:
+    """The signs of over-optimisation that a run has, by KL from SFT.
+
+    Source: ledger.json and metrics.jsonl; ``evaluation.signs``.
+
+    Args:
+        run: as read.
+
+    Returns:
+        Steps only where the reference of their KL is SFT.
+
+    Padding contract: there is none.
+    """
+    kls = _from_sft(run)
+    monitored = {(row.round, row.step): row.values for row in run.metrics if row.phase == "monitor"}
+    trained = {(row.round, row.step): row.values for row in run.metrics if "policy/kl" in row.values}
+    evaluations = [run.ledger.start, *(r.evaluation for r in run.ledger.rounds)]
+    found = []
+    for key, title, colour in SIGNS:
+        told = [(e.kl, value) for e in evaluations if (value := _value(e.numbers, key)) is not None]
+        source, name = (trained, f"policy/{key}") if key in OF_THE_STEP else (monitored, f"monitor/{key}")
+        steps = [(kls[at], source[at][name]) for at in monitored if at in kls and at in source and name in source[at]]
+        alone = key == "ensemble_std" and all(value == 0 for _, value in told)  # one member agrees with itself
+        if told and not alone:
+            found.append(Sign(title, colour, told, steps))
+    return found
+
+
 def signs_figure(run: Run) -> Drawing | None:
     """The signs of over-optimisation by the square root of KL.
 
-    Source: ledger.json and the rows of phase monitor; ``evaluation.signs``.
+    Source: ``signs``.
 
     Args:
         run: as read.
@@ -182,27 +235,16 @@ def signs_figure(run: Run) -> Drawing | None:
 
     Padding contract: there is none.
     """
-    shown: list[tuple[str, str, Places, Places]] = []
-    for key, title, colour in SIGNS:
-        evaluations = [run.ledger.start, *(r.evaluation for r in run.ledger.rounds)]
-        told = [(e.kl, value) for e in evaluations if (value := _value(e.numbers, key)) is not None]
-        steps = [
-            (row.values["monitor/distance"] ** 2, row.values[f"monitor/{key}"])
-            for row in run.metrics
-            if row.phase == "monitor" and f"monitor/{key}" in row.values
-        ]
-        alone = key == "ensemble_std" and all(value == 0 for _, value in told)  # one member agrees with itself
-        if told and not alone:
-            shown.append((title, colour, told, steps))
     if not any("self_bleu" in r.evaluation.numbers for r in run.ledger.rounds):
         return None
+    shown = signs(run)
 
     def draw(figure: "Figure", narrow: bool) -> None:
-        for ax, (title, colour, told, steps) in zip(panels(figure, len(shown), narrow, sharex=True), shown, strict=True):
-            _dots(ax, steps, colour, small=True, label="batches of rollouts" if steps else None)
-            order = sorted((math.sqrt(max(0.0, kl)), value) for kl, value in told)
-            ax.plot([x for x, _ in order], [y for _, y in order], "-o", color=colour, linewidth=1.2, markersize=4.5)
-            ax.set_title(title)
+        for ax, sign in zip(panels(figure, len(shown), narrow, sharex=True), shown, strict=True):
+            _dots(ax, sign.steps, sign.colour, small=True)
+            order = sorted((math.sqrt(max(0.0, kl)), value) for kl, value in sign.told)
+            ax.plot([x for x, _ in order], [y for _, y in order], "-o", color=sign.colour, linewidth=1.2, markersize=4.5)
+            ax.set_title(sign.title)
             ax.margins(y=0.2)
             ax.tick_params(labelbottom=True)
         for ax in figure.axes[-1 if narrow else -2 :]:

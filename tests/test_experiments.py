@@ -79,6 +79,19 @@ def test_differences_are_paired_by_seed(tmp_path: Path) -> None:
     assert paired(results.rows(), "value", {"arm": "b"}, {"arm": "a"}) == [2.0, 3.0]
     assert results.missing([("a", 1), ("a", 3)], lambda job: job) == [("a", 3)]
     assert interval_text([2.0, 3.0]).startswith("+2.500")
+
+
+def test_a_row_that_was_cut_short_is_made_again(tmp_path: Path) -> None:
+    results = Results(tmp_path / "rows.jsonl", ("arm",))
+    results.append({"arm": "a"})
+    with results.path.open("a") as file:
+        file.write('{"arm": "b", "val')
+    assert [row["arm"] for row in results.rows()] == ["a"] and results.missing(["a", "b"], lambda job: (job,)) == ["b"]
+    results.append({"arm": "b"})
+    assert [row["arm"] for row in results.rows()] == ["a", "b"], "what was left of the first try is gone"
+
+
+def test_an_interval_in_words() -> None:
     assert interval_text([2.0, 2.1, 1.9]).startswith("**")
 
 

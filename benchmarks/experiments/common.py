@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 import random
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -263,7 +264,7 @@ class Results:
         """All rows; of two with one key, the later."""
         if not self.path.exists():
             return []
-        found = [json.loads(line) for line in self.path.read_text(encoding="utf-8").splitlines()]
+        found = [json.loads(line) for line in self._whole().splitlines()]
         return list({self.key_of(row): row for row in found}.values())
 
     def key_of(self, row: Mapping[str, Any]) -> tuple[Hashable, ...]:
@@ -277,8 +278,15 @@ class Results:
     def append(self, row: Mapping[str, Any]) -> None:
         """One line, written at once."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        if self.path.exists() and len(whole := self._whole().encode()) < self.path.stat().st_size:
+            os.truncate(self.path, len(whole))
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(dict(row)) + "\n")
+
+    def _whole(self) -> str:
+        """The lines that have an end: a last one without was cut short as it was written."""
+        text = self.path.read_text(encoding="utf-8")
+        return text[: text.rfind("\n") + 1]
 
 
 def run_jobs(function: Callable[[_Job], list[_Row]], jobs: Sequence[_Job], workers: int) -> Iterator[list[_Row]]:

@@ -15,7 +15,7 @@ from evaluation.curves import even_places, running_mean, spread
 from evaluation.differences import gain, pair_differences, scaled, unseen
 from evaluation.figures import all_figures
 from evaluation.for_whom import person_rows
-from evaluation.monitor_figures import distances, overoptimisation_figure, signs_figure
+from evaluation.monitor_figures import distances, overoptimisation_figure, signs, signs_figure
 from evaluation.people_figure import people_figure
 from evaluation.round_figures import curves_by_round, perplexity, scaled_differences
 from evaluation.run import MetricRow, Run, read_run
@@ -184,6 +184,28 @@ def test_rewards_by_distance_are_those_of_the_ledger_in_units_of_sft(run: Run) -
     previous = replace(run.ledger.rounds[-1], choices={"policy.reference": "previous"})
     other = replace(run, ledger=replace(run.ledger, rounds=(*run.ledger.rounds[:-1], previous)))
     assert not any(each.steps for each in distances(other)), "their KL is not from SFT"
+
+
+def test_signs_of_the_steps_stand_at_their_kl_from_sft(run: Run) -> None:
+    """What PPO measures at each step (length, disagreement) is drawn where the step was monitored, and nothing of another KL."""
+    steps = tuple(
+        MetricRow(0, step, phase, values)
+        for step in (1, 2)
+        for phase, values in (
+            ("policy", {"policy/kl": 4.0, "policy/length": 9.0 + step, "policy/ensemble_std": 0.5}),
+            ("monitor", {"monitor/self_bleu": 0.5, "monitor/distance": 3.0} if step == 2 else {}),
+        )
+        if values
+    )
+    assert run.ledger.start.numbers.get("length") is not None
+    assert {sign.title: sign.steps for sign in signs(replace(run, metrics=steps)) if sign.steps} == {
+        "tokens": [(4.0, 11.0)],
+        "members' disagreement": [(4.0, 0.5)],
+        "self-BLEU": [(4.0, 0.5)],
+    }
+    previous = replace(run.ledger.rounds[-1], choices={"policy.reference": "previous"})
+    other = replace(run, metrics=steps, ledger=replace(run.ledger, rounds=(*run.ledger.rounds[:-1], previous)))
+    assert not any(sign.steps for sign in signs(other)), "their KL is not from SFT"
 
 
 def test_what_an_earlier_version_wrote_has_no_signs(run: Run) -> None:
