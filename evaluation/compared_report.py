@@ -166,6 +166,16 @@ def comparison_findings(runs: Sequence[ComparedRun]) -> tuple[Finding, ...]:
                 "warn", f"evaluation.tie differs ({', '.join(f'{tie:g}' for tie in sorted(ties))}): ties are counted differently."
             )
         )
+    counts = {one.name: len(one.run.ledger.rounds) for one in runs}
+    if len(set(counts.values())) > 1:
+        told = ", ".join(f"{count} in {name}" for name, count in counts.items())
+        found.append(
+            Finding(
+                "note",
+                f"The prompts of this page also chose the best rounds, among {told}: with more to choose from, the best "
+                "looks better here than on prompts that chose nothing (python -m cluster evaluate).",
+            )
+        )
     found += [
         Finding("warn", f"{one.name}: {finding.text}") for one in runs for finding in findings(one.run) if finding.kind == "warn"
     ]

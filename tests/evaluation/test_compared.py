@@ -97,6 +97,15 @@ def test_no_duel_without_one_truth_on_the_same_prompts(make_run: RunMaker, plain
     assert "Judged on other prompts than plain: fewer" in text
 
 
+def test_it_is_said_that_more_rounds_are_more_to_choose_from(runs: tuple[ComparedRun, ...], tmp_path: Path) -> None:
+    plain, lifted = (len(one.run.ledger.rounds) for one in runs)
+    assert plain != lifted
+    text = " ".join(finding.text for finding in comparison_findings(runs))
+    assert f"also chose the best rounds, among {plain} in plain, {lifted} in lifted" in text
+    twin = edited(runs[0].run.directory, tmp_path / "twin", lambda c: None)
+    assert not any("chose" in finding.text for finding in comparison_findings(read_runs([runs[0].run.directory, twin])))
+
+
 def test_the_headline_names_the_best_and_asks_whether_it_is_told_apart(runs: tuple[ComparedRun, ...], tmp_path: Path) -> None:
     told = comparison_headline(runs)
     ordered = sorted(runs, key=lambda one: one.best_round.evaluation.margin or 0.0)
