@@ -102,8 +102,9 @@ cut), single model and all, on seeds of their own: a single model was not over-o
 its rounds. *Fallen*: gold of the best round less that of the last. Means with 95% t-intervals over seeds; differences are paired
 by seed, bold where the interval leaves zero out; nothing is corrected for the number of comparisons. A claim *holds* where the
 interval leaves zero out in its favour; it *does not* where the interval leaves out that the difference is 0.05 or more in its
-favour. Seeds share the world and its SFT policy; one seed gives arms the same data and first weights, not the same luck: *the
-same again*, among the ablations, is the recipe a second time. The runs are of {commits} commits of this project.
+favour. Seeds share the world and its SFT policy; one seed gives arms the same data and first weights, not the same luck. The runs
+are of {commits} commits of this project; the ablations are compared with the recipe run a second time beside them (*the same
+again*), since what that differs by from *iterated* is luck or code.
 
 ![Rounds against SFT; gold against the distance from SFT for every arm; the ablations beside the recipe](img/reproduce.svg)
 
