@@ -201,7 +201,7 @@ def test_the_picture_fills_a_dot_where_the_interval_leaves_zero_out(tmp_path: Pa
         draw(rows, tmp_path / "one.svg")
         return (tmp_path / "one.svg").read_text().count(f"fill: {BLUE}; stroke: {BLUE}")
 
-    rows = [row("iterated", s, [0.3, 0.5 + s / 100], [0.2, 0.4], [1.0, 4.0]) for s in (1, 2, 3)]
+    rows = [row(AGAIN, s, [0.3, 0.5 + s / 100], [0.2, 0.4], [1.0, 4.0]) for s in (1, 2, 3)]
     told = [row("k = 2", s, [0.2, 0.1 + s / 100], [0.2, 0.3], [1.0, 4.0]) for s in (1, 2, 3)]
     untold = [row("k = 2", s, [0.2, 0.5 + (-1) ** s], [0.2, 0.3], [1.0, 4.0]) for s in (1, 2, 3)]
     assert filled([*rows, *told]) > filled([*rows, *untold])

@@ -139,7 +139,7 @@ def claims(rows: Sequence[Row]) -> Iterator[Claim]:
     yield here.more("MetaRM", "the ascent (eta 0.1) beats none", AGAIN, "eta 0 (MetaRM off)")
     for value in (gold, last_gold):
         yield here.more(
-            "Wolf et al.", "a policy that starts from SFT each round is better", "policy starts from SFT", "iterated", value
+            "Wolf et al.", "a policy that starts from SFT each round is better", "policy starts from SFT", AGAIN, value
         )
     yield here.more("ours", "192 fresh labels a round, carried on, beat none", "fresh labels, all", AGAIN, last_gold)
     yield here.more("Wolf et al.", "labels of all rounds beat the newest", "fresh labels, all", "fresh labels, latest", last_gold)
