@@ -21,19 +21,17 @@ HEIGHT = 5.2
 """Inches; the two stand side by side."""
 NUM_CURVE = 60
 """Places at which a fitted curve is drawn."""
-SIGNS: tuple[tuple[str, str, str], ...] = (
-    ("ensemble_std", "members' disagreement", SKY),
-    ("reward_accuracy", "reward model right on fresh pairs", BLUE),
-    ("length_correlation", "correlation of length and reward", ORANGE),
-    ("repetition_correlation", "correlation of repetition and reward", PURPLE),
-    ("repetition", "repeated trigrams", RED),
-    ("truncated", "cut responses", RED),
-    ("self_bleu", "self-BLEU", GREEN),
-    ("length", "tokens", ORANGE),
+SIGNS: tuple[tuple[str, str, str, str], ...] = (
+    ("ensemble_std", "policy/ensemble_std", "members' disagreement", SKY),
+    ("reward_accuracy", "monitor/reward_accuracy", "reward model right on fresh pairs", BLUE),
+    ("length_correlation", "monitor/length_correlation", "correlation of length and reward", ORANGE),
+    ("repetition_correlation", "monitor/repetition_correlation", "correlation of repetition and reward", PURPLE),
+    ("repetition", "monitor/repetition", "repeated trigrams", RED),
+    ("truncated", "monitor/truncated", "cut responses", RED),
+    ("self_bleu", "monitor/self_bleu", "self-BLEU", GREEN),
+    ("length", "policy/length", "tokens", ORANGE),
 )
-"""Key of an evaluation, title of its panel, colour."""
-OF_THE_STEP = ("ensemble_std", "length")
-"""Those that every PPO step measures, monitored or not."""
+"""Key of an evaluation, series of the steps, title of its panel, colour."""
 
 Places = list[tuple[float, float]]
 """(KL in nats, value)."""
@@ -94,11 +92,7 @@ def distances(run: Run) -> tuple[Against, ...]:
         if not sft or not rounds:
             continue
         zero, unit = float(np.mean(sft)), float(np.std(sft)) or 1.0
-        steps = [
-            (kls[row.round, row.step], row.values[series_name])
-            for row in run.metrics
-            if series_name in row.values and (row.round, row.step) in kls
-        ]
+        steps = _steps(run, kls, series_name)
         found.append(Against(name, colour, *([(kl, (v - zero) / unit) for kl, v in points] for points in (steps, rounds))))
     return tuple(found)
 
@@ -109,6 +103,15 @@ def _from_sft(run: Run) -> dict[tuple[int, int], float]:
     if "policy.reference" in choices and choices["policy.reference"] != "sft":
         return {}
     return {(row.round, row.step): row.values["policy/kl"] for row in run.metrics if "policy/kl" in row.values}
+
+
+def _steps(run: Run, kls: Mapping[tuple[int, int], float], series_name: str) -> Places:
+    """A series of the steps, at those that a KL is known of."""
+    return [
+        (kls[row.round, row.step], row.values[series_name])
+        for row in run.metrics
+        if series_name in row.values and (row.round, row.step) in kls
+    ]
 
 
 def _value(numbers: Mapping[str, float], key: str) -> float | None:
@@ -207,18 +210,15 @@ def signs(run: Run) -> list[Sign]:
 
     Padding contract: there is none.
     """
-    kls = _from_sft(run)
-    monitored = {(row.round, row.step): row.values for row in run.metrics if row.phase == "monitor"}
-    trained = {(row.round, row.step): row.values for row in run.metrics if "policy/kl" in row.values}
+    monitored = {(row.round, row.step) for row in run.metrics if row.phase == "monitor"}
+    kls = {at: kl for at, kl in _from_sft(run).items() if at in monitored}
     evaluations = [run.ledger.start, *(r.evaluation for r in run.ledger.rounds)]
     found = []
-    for key, title, colour in SIGNS:
+    for key, series_name, title, colour in SIGNS:
         told = [(e.kl, value) for e in evaluations if (value := _value(e.numbers, key)) is not None]
-        source, name = (trained, f"policy/{key}") if key in OF_THE_STEP else (monitored, f"monitor/{key}")
-        steps = [(kls[at], source[at][name]) for at in monitored if at in kls and at in source and name in source[at]]
         alone = key == "ensemble_std" and all(value == 0 for _, value in told)  # one member agrees with itself
         if told and not alone:
-            found.append(Sign(title, colour, told, steps))
+            found.append(Sign(title, colour, told, _steps(run, kls, series_name)))
     return found
 
 

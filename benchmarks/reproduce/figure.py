@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.pictures import picture
 from benchmarks.reproduce.arms import ITEMS, Item
-from benchmarks.reproduce.rows import Row, elsewhere, gold, last_gold, of_arm, paired
+from benchmarks.reproduce.rows import Row, gold, last_gold, of_arm, paired, told_in
 from evaluation.compare import mean_interval
 from evaluation.svg import BLUE, GREEN, GREY, INK, MUTED, ORANGE, PURPLE
 
@@ -35,8 +35,7 @@ def draw(rows: Sequence[Row], path: Path) -> None:
         for line, numbers in zip(lines, ((1, 2), (3, 4), (5, 6)), strict=False):
             items = [item for item in ITEMS if item.number in numbers]
             for axis, item in zip(line.subplots(1, len(items)), items, strict=True):
-                told = elsewhere(rows) if item.elsewhere else rows
-                (_outcomes if item.base is None else _curves)(axis, told, item)
+                (_outcomes if item.base is None else _curves)(axis, told_in(rows, item), item)
                 _title(axis, f"{item.number} · {item.title}")
         (item,) = (item for item in ITEMS if item.number == 7)
         axes = lines[-1].subplots(1, 2, sharey=True)
@@ -75,8 +74,8 @@ def _curves(axis: Axes, rows: Sequence[Row], item: Item) -> None:
         each = list(zip(*(row["rounds"] for row in seeds), strict=False))  # of a round what every seed has
         if each:
             far = [fmean(sqrt(max(one.get("kl", 0.0), 0.0)) for one in ones) for ones in each]
-            means, low, high = zip(*(_interval([one["gold"] for one in ones]) for ones in each), strict=True)
-            bars = [[m - x for m, x in zip(means, low, strict=True)], [x - m for m, x in zip(means, high, strict=True)]]
+            golds = [[float(one["gold"]) for one in ones] for ones in each]
+            means, bars = [fmean(values) for values in golds], [_half(values) for values in golds]
             axis.errorbar(far, means, bars, color=colour, marker="o", markersize=4, elinewidth=0.9, capsize=2, label=arm)
     axis.set_xlabel("√KL from SFT, a dot a round")
     axis.set_ylabel("gold reward")
@@ -106,6 +105,9 @@ def _forest(axis: Axes, rows: Sequence[Row], item: Item, value: Callable[[Row], 
     axis.set_xlabel(f"gold above {item.base}'s")
 
 
-def _interval(values: Sequence[float]) -> tuple[float, float, float]:
-    """Of one seed the value alone."""
-    return (values[0], values[0], values[0]) if len(values) == 1 else mean_interval(list(values))
+def _half(values: Sequence[float]) -> float:
+    """Of the 95% t-interval over seeds; 0 of one seed."""
+    if len(values) < 2:
+        return 0.0
+    mean, _, high = mean_interval(values)
+    return high - mean

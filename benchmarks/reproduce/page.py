@@ -9,7 +9,7 @@ from benchmarks.experiments.common import interval_text, level
 from benchmarks.markdown import markdown
 from benchmarks.reproduce.arms import ARMS, ITEMS, Item
 from benchmarks.reproduce.claims import NOT_RUN, table
-from benchmarks.reproduce.rows import Row, elsewhere, fallen, gold, last, last_gold, margin, matched, of_arm, paired, planned
+from benchmarks.reproduce.rows import Row, fallen, gold, last, last_gold, margin, matched, of_arm, paired, planned, told_in
 
 
 def by_round(rows: Sequence[Row], arm: str) -> str:
@@ -74,7 +74,7 @@ def page(rows: Sequence[Row]) -> str:
     parts = [head, "## What holds\n", table(rows)]
     for item in ITEMS:
         parts.append(f"\n## {item.number} · {item.title}\n\n{item.source}.\n")
-        told = elsewhere(rows) if item.elsewhere else rows
+        told = told_in(rows, item)
         parts.append(by_round(told, item.arms[0]) if item.base is None else against(told, item))
     return "\n".join(parts) + "\n"
 
@@ -94,9 +94,9 @@ What is compared: *iterated* is paid by the mean less the standard deviation of 
 with MetaRM in each round and two are trained once; the papers' method, r_k alone, is *M = 1*. *Vanilla PPO* is paid by one that
 is trained once, and takes as many PPO steps (60 of 64 prompts, 120 updates). *DPO* takes one pass over the pairs (94 updates of
 32 pairs), and chooses among five learning rates, on validation prompts, where the others choose among rounds. *Best of 16* is
-chosen by the three reward models of the first round. Learning rates and the KL coefficient are the recipe's, from a pilot of
-*iterated* with another seed, not per arm. The ensembles alone are pushed further (larger steps, no KL penalty, answers may be
-cut), single model and all, on seeds of their own: a single model was not over-optimised by the recipe's settings.
+chosen by the three reward models of the first round. Learning rates and the KL coefficient are the recipe's in every arm, tuned
+for none. The ensembles alone are pushed further (larger steps, no KL penalty, answers may be cut), single model and all, on seeds
+of their own: a single model was not over-optimised by the recipe's settings.
 
 *At one KL*: where the further of the two is as far from SFT as the other's best round, in gold that is linear in sqrt(KL) between
 its rounds. *Fallen*: gold of the best round less that of the last. Means with 95% t-intervals over seeds; differences are paired

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.reproduce.arms import ARMS, CHOSEN
+from benchmarks.reproduce.arms import ARMS, CHOSEN, Item
 
 Row = Mapping[str, Any]
 
@@ -83,6 +83,11 @@ def elsewhere(rows: Sequence[Row]) -> list[Row]:
         for row in rows
         if "elsewhere" in row["rounds"][0]
     ]
+
+
+def told_in(rows: Sequence[Row], item: Item) -> Sequence[Row]:
+    """The rows as an item tells them: of the own domains, or of the others."""
+    return elsewhere(rows) if item.elsewhere else rows
 
 
 def paired(rows: Sequence[Row], arm: str, base: str, value: Callable[[Row], float]) -> list[float]:
