@@ -93,6 +93,7 @@ def card_of(best: Best, evaluation: dict[str, Any], stopped: str | None) -> dict
         "independent": best.independent,
         "gain": best.gain,
         "gains": list(best.gains),
+        "alarms": list(best.alarms),
         "not_counted": {str(index): list(names) for index, names in enumerate(best.out) if names},
         "against_sft": None if best.round is None else {name: evaluation[name] for name in names},
         "rule": RULE,

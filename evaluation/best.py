@@ -41,6 +41,8 @@ class Best:
     round: int | None
     out: tuple[tuple[str, ...], ...] = ()
     """[R] alarms for which a round does not count (``evaluation.disqualify``); none at all where every round counts."""
+    alarms: tuple[str, ...] = ()
+    """Names of those that the best round raised itself."""
 
     @property
     def counted(self) -> tuple[float, ...]:
@@ -72,7 +74,8 @@ class Best:
             )
         last = "" if self.round == num - 1 else f"; the last one, round {num - 1}, is {self.gains[-1]:+z.3f}"
         most = "the most of those that count" if any(self.out) else "the most of all"
-        return f"round {self.round} of {num} is {self.gain:+z.3f} above SFT by {by}, {most}{last}{self.without()}"
+        alarmed = f"; its own alarms: {', '.join(self.alarms)}" if self.alarms else ""
+        return f"round {self.round} of {num} is {self.gain:+z.3f} above SFT by {by}, {most}{last}{alarmed}{self.without()}"
 
     def without(self) -> str:
         """Which rounds do not count, and why: a bracket with a blank before it; nothing where all do."""
@@ -109,7 +112,11 @@ def best_of(ledger: Mapping[str, Any]) -> Best:
     out = tuple(tuple(entry[OUT]) if OUT in entry else () for entry in ledger["rounds"])
     best = Best(judge, gains, None, out)
     top = max(best.counted, default=0.0)
-    return replace(best, round=best.counted.index(top)) if top > 0 else best
+    if top <= 0:
+        return best
+    chosen = best.counted.index(top)
+    told = ledger["rounds"][chosen].get("alarms", [])  # not there in the ledgers of early versions
+    return replace(best, round=chosen, alarms=tuple(alarm["name"] for alarm in told))
 
 
 def rounds_waited(gains: Sequence[float], min_delta: float) -> int:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.experiments import metarm, people, people_data, people_personas, shifted
+from benchmarks.experiments import metarm, over, people, people_data, people_personas, shifted
 from benchmarks.experiments.common import (
     KnownPair,
     Lab,
@@ -28,8 +28,6 @@ from benchmarks.experiments.common import (
 from benchmarks.experiments.generalize import Referred, without
 from benchmarks.experiments.generalize_settings import Place
 from benchmarks.experiments.metarm_report import draw, holm, report
-from benchmarks.experiments.over import line as over_line
-from benchmarks.experiments.over import share_of_best
 from benchmarks.experiments.people_arms import Material
 from benchmarks.experiments.people_in_context import in_context, start_reader
 from benchmarks.experiments.people_personas import LABELS, D, Persona, held_out
@@ -285,16 +283,30 @@ def test_what_a_left_out_domain_wrote_is_in_no_query_to_train_on() -> None:
 
 
 def test_the_share_of_the_best_rounds_gain() -> None:
-    assert share_of_best([0.0, 1.0, 0.5], -1.0, 2) == 0.75
-    assert share_of_best([0.0, 1.0, 0.5], -1.0, None) == 0.0
-    assert share_of_best([-2.0, -1.0], -1.0, 1) is None
+    assert over.share_of_best([0.0, 1.0, 0.5], -1.0, 2) == 0.75
+    assert over.share_of_best([0.0, 1.0, 0.5], -1.0, None) == 0.0
+    assert over.share_of_best([-2.0, -1.0], -1.0, 1) is None
 
 
 def test_a_line_of_a_run_that_is_driven_too_far() -> None:
     row = {"seed": 3, "judge": "gold", "rounds": 2, "asked": 30, "sft": -1.0, "chosen": 0, "golds": [0.5, 1.0], "share": 0.75}
     fine = {"answers": 8, "share_fine": 0.8}
-    said = over_line(row | fine)
+    said = over.line(row | fine)
     assert "best/ round 0 (+0.50), best round 1 (+1.00), last +1.00" in said
     assert said.endswith("75% of the best round's gain, 80% by 8 answers a prompt")
-    assert over_line(row | fine | {"share": None}).endswith("no round is better than SFT")
-    assert "best/ SFT," in over_line(row | fine | {"chosen": None})
+    assert over.line(row | fine | {"share": None}).endswith("no round is better than SFT")
+    assert "best/ SFT," in over.line(row | fine | {"chosen": None})
+
+
+@pytest.mark.slow  # a whole run, and its judgement: three minutes
+def test_a_run_that_is_driven_too_far_stops_by_itself_and_keeps_a_good_round(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RONDO_STORAGE", str(tmp_path / "storage"))
+    over.main(["--seeds", "0"], results=tmp_path)
+    row = json.loads((tmp_path / "over.jsonl").read_text())
+    assert row["rounds"] < row["asked"] and "rounds.stop.patience" in row["ended"]
+    gold, chosen = row["golds_fine"], row["chosen"]
+    assert chosen is not None and chosen < row["rounds"] - 1
+    assert gold[-1] < gold[chosen] and gold[chosen] > row["sft_fine"]
+    assert row["share_fine"] > 0.8, "0.94 to 1.00 over three seeds in docs/log.md"

@@ -24,7 +24,7 @@ from cluster.console import Console
 from rm.features import fingerprint
 from rm.person import Person
 from rm.profiles import read_profile
-from tests.cluster.browser import CHROMIUM, Browser
+from tests.browser import CHROMIUM, Browser
 from tests.cluster.people import PROMPTS, SIDES, write_feature_model, write_pool
 
 ROOT = Path(__file__).resolve().parents[2]

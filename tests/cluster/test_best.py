@@ -56,6 +56,8 @@ def test_a_run_leaves_its_best_policy_with_the_reason(tiny_run: TinyRun) -> None
     state, card = read(run / "ledger.json"), read(run / "best" / "best.json")
     golds = [state["start"]["evaluation"]["gold"], *(entry["evaluation"]["gold"] for entry in state["rounds"])]
     assert card["round"] == (golds.index(max(golds)) - 1 if max(golds) > golds[0] else None)
+    told = [[alarm["name"] for alarm in entry["alarms"]] for entry in state["rounds"]]
+    assert card["alarms"] == ([] if card["round"] is None else told[card["round"]])
     assert card["judge"] == "gold" and card["independent"] and card["stopped"] == "all 2 rounds are played (rounds.num_rounds)"
     assert [entry["ended"] for entry in state["rounds"]] == [None, card["stopped"]]
     assert state["rounds"][1]["best"] == {"round": card["round"], "gain": card["gain"], "why": card["why"]}

@@ -36,6 +36,16 @@ def test_of_equals_the_earlier_one_is_taken_and_sft_before_all() -> None:
     assert best_of(ledger()).round is None and "no round is committed" in best_of(ledger()).words()
 
 
+def test_a_best_round_that_raised_alarms_itself_says_which() -> None:
+    told = ledger(1.5, 2.25, 2.0)
+    for entry, names in zip(told["rounds"], ([], ["truncation", "kl_budget"], ["sameness"]), strict=True):
+        entry["alarms"] = [{"name": name, "text": "", "do": ""} for name in names]
+    best = best_of(told)
+    assert (best.round, best.alarms) == (1, ("truncation", "kl_budget"))
+    assert best.words().endswith("the last one, round 2, is +1.000; its own alarms: truncation, kl_budget")
+    assert "alarms" not in best_of(ledger(1.5, 2.25, 2.0)).words()
+
+
 def test_that_no_round_beats_sft_is_said_plainly() -> None:
     best = best_of(ledger(0.5, 0.75, 0.25))
     assert (best.round, best.gain) == (None, 0.0)

@@ -13,8 +13,8 @@ import pytest
 from evaluation.judgement_report import write_judgement_report
 from evaluation.judgement_run import FORMAT, KIND, JudgementRow, card_of_judge, cards_of_agreement, read_judgement_run
 from evaluation.judgements import CHOICES, Verdict
+from tests.browser import CHROMIUM, Browser
 from tests.evaluation.made_up import EVIL
-from tests.evaluation.test_browser import CHROMIUM, measure
 from tokens.errors import UserError
 
 LONG = "openai:http://localhost:8000/v1#a-model-with-a-rather-long-name-instruct"
@@ -116,7 +116,9 @@ def test_it_fits_and_runs_nothing(tmp_path: Path, compared: Path, width: int, ho
     if hostile:
         judges = {"gold": verdicts(0, (0.8, 0.1, 0.1)), EVIL: verdicts(1, (0.2, 0.3, 0.5)), LONG: verdicts(2, (0.2, 0.3, 0.5))}
         compared = made_up(tmp_path / "hostile", judges, EVIL)
-    seen = measure(tmp_path, write_judgement_report(compared).read_text("utf-8"), width)
+    page = write_judgement_report(compared).read_text("utf-8")
+    with Browser(tmp_path / "chromium") as browser:
+        seen = browser.measure(tmp_path / "page.html", page, width)
     assert seen["title"] == f"{compared.name} · Rondo"
     assert (seen["overflow"], seen["scripts"], seen["loaded"], seen["console"], seen["shown"]) == (0, 0, 0, 0, 1)
     assert float(seen["smallest"]) >= 9

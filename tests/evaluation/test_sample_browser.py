@@ -16,7 +16,7 @@ import pytest
 from evaluation.records import EvaluationRow, MetaRow, read_rows
 from evaluation.run import Run, read_run
 from evaluation.sample_browser import MAX_BYTES, MAX_PROMPTS, MAX_TEXT, sample_browser, shifted_prompts, verdict_of
-from tests.cluster.browser import CHROMIUM, Browser
+from tests.browser import CHROMIUM, Browser
 from tests.evaluation.made_up import EVIL
 
 

@@ -15,6 +15,15 @@ from typing import Any
 
 CHROMIUM = next((found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None)
 PATIENCE_S = 240.0
+MEASURES = """({
+  title: document.title,
+  overflow: document.documentElement.scrollWidth - document.documentElement.clientWidth,
+  scripts: document.scripts.length,
+  loaded: performance.getEntriesByType("resource").length,
+  shown: [...document.querySelectorAll("figure svg")].filter((svg) => svg.getBoundingClientRect().width > 0).length,
+  smallest: Math.min(...[...document.querySelectorAll("figure svg text")]
+    .map((text) => text.getBoundingClientRect().height).filter((height) => height)),
+})"""
 
 
 class Browser:
@@ -83,6 +92,8 @@ class Browser:
     def _note(self, heard: dict[str, Any]) -> None:
         if heard["method"] == "Runtime.exceptionThrown":
             self.errors.append(str(heard["params"]["exceptionDetails"]))
+        elif heard["method"] == "Runtime.consoleAPICalled" and heard["params"]["type"] in ("error", "warning", "assert"):
+            self.errors.append(str(heard["params"]["args"]))
         elif heard["method"] == "Log.entryAdded" and heard["params"]["entry"]["level"] == "error":
             self.errors.append(str(heard["params"]["entry"]["text"]))
 
@@ -118,12 +129,34 @@ class Browser:
         for kind in ("mousePressed", "mouseReleased"):
             self.call("Input.dispatchMouseEvent", type=kind, x=box[0], y=box[1], button="left", clickCount=1)
 
-    def look(self, path: Path, dark: bool, width: int, height: int) -> None:
-        """A picture of what is seen, as a PNG file."""
+    def become(self, dark: bool, width: int, height: int) -> None:
+        """A machine of this theme and screen; below 600 pixels a phone."""
         self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600)
         scheme = "dark" if dark else "light"
         self.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
+
+    def look(self, path: Path, dark: bool, width: int, height: int) -> None:
+        """A picture of what is seen, as a PNG file."""
+        self.become(dark, width, height)
         path.write_bytes(base64.b64decode(self.call("Page.captureScreenshot", format="png")["data"]))
+
+    def measure(self, place: Path, page: str, width: int) -> dict[str, str | float]:
+        """What a page is like on a screen of this width.
+
+        Args:
+            place: file to write it to.
+            page: HTML.
+            width: of the screen, pixels.
+
+        Returns:
+            ``MEASURES``, and how often the browser had to complain (``console``).
+        """
+        place.write_text(page, "utf-8")
+        self.errors.clear()
+        self.become(dark=False, width=width, height=1200)
+        self.open(place.as_uri())
+        seen: dict[str, str | float] = self.evaluate(MEASURES)
+        return seen | {"console": len(self.errors)}
 
     def __enter__(self) -> Browser:
         return self
