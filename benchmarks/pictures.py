@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tokens.durable import whole_file
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -33,4 +35,6 @@ def picture(path: Path, width: float, height: float, **style: Any) -> Iterator[F
         figure = Figure(figsize=(width, height), layout="constrained")
         yield figure
         path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None, dpi=110, facecolor="white")
+        kind = path.suffix[1:]
+        with whole_file(path) as partial:
+            figure.savefig(partial, format=kind, metadata={"Date": None} if kind == "svg" else None, dpi=110, facecolor="white")

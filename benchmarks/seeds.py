@@ -20,17 +20,18 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
 
+from benchmarks.experiments.common import Results
+from benchmarks.on_test_prompts import against_sft, answers, policies_of, prompts_of
 from cluster.config import RunConfig
 from cluster.load_config import load_config
 from cluster.sandbox_source import SandboxSource
-from cluster.seeds import derive
 from cluster.storage import storage_root
 from cluster.versions import versions
-from evaluation.compare import mean_interval, win_tie_lose
+from evaluation.compare import mean_interval
 from sandbox.world import World
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -50,28 +51,12 @@ class Outcome:
     gold: float
 
 
-def answers(model_dir: Path, prompts: list[str], config: RunConfig) -> list[str]:
-    """One response per prompt, sampled with a seed of this run's own."""
-    from sandbox.candidates import sample_responses
-
-    settings = (config.rollout.temperature, config.rollout.max_new_tokens, derive(config.seed, "test"))
-    return sample_responses(model_dir, prompts, *settings, lambda done, total: None)
-
-
 def judge(config: RunConfig, world: World, sft: Path, run: Path, seed: int) -> list[Outcome]:
     """Every round of one run against SFT, on the test prompts of the domains that the policy was trained on."""
-    prompts = [p.text for p in world.prompts("test") if p.domain in world.train_domains]
-
-    def gold(model_dir: Path) -> list[float]:
-        return [world.gold(prompt, text) for prompt, text in zip(prompts, answers(model_dir, prompts, config), strict=True)]
-
-    theirs = gold(sft)
-    outcomes = [Outcome(seed, -1, 0.0, 1.0, 0.0, 0.0, sum(theirs) / len(theirs))]
-    for index in range(len(json.loads((run / "ledger.json").read_text())["rounds"])):
-        ours = gold(run / "rounds" / f"round_{index:03d}" / "policy")
-        result = win_tie_lose(ours, theirs, config.evaluation.tie)
-        outcomes.append(Outcome(seed, index, result.win, result.tie, result.lose, result.margin, sum(ours) / len(ours)))
-    return outcomes
+    prompts = prompts_of(world)
+    texts = (answers(policy, prompts, config) for policy in policies_of(run))
+    found = against_sft(world, prompts, answers(sft, prompts, config), texts, config.evaluation.tie)
+    return [Outcome(seed, i - 1, each.win, each.tie, each.lose, each.margin, each.gold) for i, each in enumerate(found)]
 
 
 def main() -> None:
@@ -94,13 +79,11 @@ def main() -> None:
         judged = judge(config, source.world, source.load().sft_dir, root / "runs" / name, seed)
         print(f"seed {seed}: " + ", ".join(f"round {o.round} {o.margin:+.2f}" for o in judged[1:]), flush=True)
         outcomes += judged
+    record = {"id": "seeds", "config": options.config.name, "overrides": overrides, "versions": versions()}
+    Results(RESULTS, ("id",)).append(record | {"outcomes": [asdict(one) for one in outcomes]})
     print(table(outcomes, options.seeds))
     if earlier is not None:
         print(difference(outcomes, earlier))
-    record = {"id": "seeds", "config": options.config.name, "overrides": overrides, "versions": versions()}
-    RESULTS.parent.mkdir(exist_ok=True)
-    with RESULTS.open("a") as file:
-        file.write(json.dumps(record | {"outcomes": [o.__dict__ for o in outcomes]}) + "\n")
 
 
 def recorded(config: str, overrides: list[str], seeds: list[int]) -> list[Outcome]:
@@ -114,8 +97,8 @@ def recorded(config: str, overrides: list[str], seeds: list[int]) -> list[Outcom
 
 
 def difference(ours: list[Outcome], theirs: list[Outcome]) -> str:
-    """Gold reward of the last round's policy, ours - theirs, seed by seed, with a 95% t-interval."""
-    last = max(o.round for o in ours)
+    """Gold reward of the last round that both have, ours - theirs, seed by seed, with a 95% t-interval."""
+    last = min(max(o.round for o in both) for both in (ours, theirs))
     golds = {o.seed: o.gold for o in theirs if o.round == last}
     each = [o.gold - golds[o.seed] for o in ours if o.round == last]
     mean, low, high = mean_interval(each)

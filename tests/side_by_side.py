@@ -17,7 +17,7 @@ SENSITIVE = ("tests/cluster/test_autoscaling.py",)
 
 SHARED_RUNS = tuple(
     f"tests/cluster/test_{name}.py"
-    for name in ("best", "elastic", "eta", "faults", "guarding", "real_data", "run", "secrets", "storage")
+    for name in ("best", "elastic", "eta", "faults", "guarding", "real_data", "row_of_run", "run", "secrets", "storage")
 )
 """That look at the runs of ``tests/cluster/conftest.py``: by one worker, or both would make these runs."""
 

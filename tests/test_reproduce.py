@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import json
+from math import log
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from benchmarks.experiments.common import RESULTS, Results
+from benchmarks.on_test_prompts import prompts_of
 from benchmarks.reproduce import __main__ as command
 from benchmarks.reproduce.__main__ import PAGE, jobs, main
 from benchmarks.reproduce.arms import AGAIN, ARMS, CHOSEN, ITEMS, run_for
 from benchmarks.reproduce.claims import Claim, claims, table
 from benchmarks.reproduce.figure import draw
 from benchmarks.reproduce.page import page
-from benchmarks.reproduce.play import RECIPE
-from benchmarks.reproduce.play import test_prompts as prompts_of
-from benchmarks.reproduce.rows import at_kl, best, elsewhere, evenness, fallen, gold, jumps, matched, of_arm
+from benchmarks.reproduce.play import RECIPE, digest_of
+from benchmarks.reproduce.rows import at, best, elsewhere, evenness, fallen, gold, log_jumps, matched, of_arm, way_of
 from cluster.load_config import load_config
 from evaluation.svg import BLUE
 from sandbox.config import WorldConfig
@@ -34,7 +35,8 @@ def row(arm: str, seed: int, golds: list[float], validation: list[float], kls: l
         known = {"round": index, "validation": chosen, "gold": mean, "kl": kl, "proxy": 1.0, "perplexity": 9.0}
         rounds.append(known | judged | other)
     steps = {"step_kl": [0.0, 1.0, 2.0, 3.5], "step_score": [0.0, 1.0, 1.5, 2.0]}
-    return {"arm": arm, "seed": seed, "keys": list(ARMS[arm].keys), "rounds": rounds, **steps, "versions": {"git_commit": "c"}}
+    ran = {"keys": list(ARMS[arm].keys), "recipe": digest_of(RECIPE), "versions": {"git_commit": f"{seed}234567890"}}
+    return {"arm": arm, "seed": seed, "rounds": rounds, **steps, **ran}
 
 
 def test_every_arm_is_a_config() -> None:
@@ -54,10 +56,21 @@ def test_the_best_round_is_chosen_on_validation_prompts_and_never_by_what_is_rep
 
 def test_gold_where_a_run_is_as_far_from_sft_as_asked() -> None:
     run = row("vanilla PPO", 1, [0.4, 0.6, 0.1], [0.1, 0.2, 0.0], [4.0, 16.0, 25.0])
-    assert at_kl(run, 0.0) == 0.0
-    assert at_kl(run, 1.0) == pytest.approx(0.2), "half the way in sqrt(KL)"
-    assert at_kl(run, 9.0) == pytest.approx(0.5)
-    assert at_kl(run, 16.0) == pytest.approx(0.6), "its best round; what comes later has no say"
+    way = way_of([run], "vanilla PPO", 1)
+    assert way == [(0.0, 0.0), (2.0, 0.4), (4.0, 0.6)], "up to its best round; what comes later has no say"
+    assert (at(way, 0.0), at(way, 1.0), at(way, 3.0)) == (0.0, pytest.approx(0.2), pytest.approx(0.5)), "linear in sqrt(KL)"
+    wound = row("vanilla PPO", 1, [0.4, 0.6], [0.1, 0.2], [16.0, 4.0])
+    assert way_of([wound], "vanilla PPO", 1) == [(0.0, 0.0), (2.0, 0.6)], "no further from SFT than the best round"
+
+
+def test_the_way_of_dpo_leads_by_its_other_learning_rates() -> None:
+    given = zip(CHOSEN["DPO"], (0.3, 0.5, 0.6, 0.7, 0.1), (0.1, 0.2, 0.3, 0.4, 0.0), (1.0, 4.0, 9.0, 16.0, 25.0), strict=True)
+    rows = [row(arm, 1, [mean], [chosen], [kl]) for arm, mean, chosen, kl in given]
+    assert way_of(rows, "DPO", 1) == [(0.0, 0.0), (1.0, 0.3), (2.0, 0.5), (3.0, 0.6), (4.0, 0.7)], (
+        "not by the rate that is too large"
+    )
+    near = row("vanilla PPO", 1, [0.5], [0.1], [4.0])
+    assert matched([*rows, near], "DPO", "vanilla PPO") == [pytest.approx(0.0)], "0.5 at KL 4, not 0.35 of a straight line"
 
 
 def test_the_further_of_two_is_taken_back_to_where_the_nearer_is() -> None:
@@ -73,8 +86,7 @@ def test_how_steady_a_run_is() -> None:
     assert evenness({**run, "step_kl": [0.0, 0.0, 0.0, 6.0]}) == pytest.approx(0.6), (
         "r of (0, 0, 0, 1) with (0, 1, 2, 3), squared"
     )
-    assert jumps({**run, "step_score": [0.0, 1.0, 2.0, 3.0]}) == pytest.approx(0.0)
-    assert jumps({**run, "step_score": [0.0, 2.0, 0.0, 2.0]}) == pytest.approx((32 / 9) ** 0.5 / 2)
+    assert log_jumps({**run, "step_score": [0.0, 2.0, 0.0, 2.0]}) == pytest.approx(log((32 / 9) ** 0.5 / 2))
 
 
 def test_the_other_domains_take_the_place_of_the_own() -> None:
@@ -110,6 +122,12 @@ def test_a_claim_is_judged_by_its_interval(found: list[float], above: bool, expe
     assert Claim("a paper", "it is better", "gold", found, 3, above).verdict == expected
 
 
+def test_how_much_is_no_effect_is_said_of_each_measure() -> None:
+    tenth = [0.0, 0.01, 0.12]  # an interval up to about 0.2
+    assert Claim("a paper", "it is calmer", "log", tenth, 3, True, 0.3).verdict == "does not hold"
+    assert Claim("a paper", "it is calmer", "log", tenth, 3, True, 0.1).verdict == "cannot be told at this scale"
+
+
 def test_what_was_not_run_says_so() -> None:
     text = page([])
     planned = sum(len(arm.seeds) for arm in ARMS.values())
@@ -119,7 +137,12 @@ def test_what_was_not_run_says_so() -> None:
 
 
 def test_every_verdict_is_of_arms_that_are_run_with_as_many_seeds() -> None:
-    rows = [row(arm, seed, [0.3, 0.4 + seed / 100], [0.1, 0.2], [1.0, 4.0]) for arm, made in ARMS.items() for seed in made.seeds]
+    golds, gains, kls = [0.3, 0.32, 0.35, 0.4], [0.1, 0.2, 0.3, 0.4], [1.0, 2.0, 3.0, 4.0]
+    rows = [
+        row(arm, seed, [*golds, 0.4 + seed / 100], [*gains, 0.5], [*kls, 5.0])
+        for arm, made in ARMS.items()
+        for seed in made.seeds
+    ]
     assert not [claim for claim in claims(rows) if "run" in claim.verdict]
     assert "not run" not in table(rows)
 
@@ -138,6 +161,8 @@ def test_rows_of_other_keys_are_refused() -> None:
         SystemExit, match=r"'k = 2', seed 3, was run with --meta.samples_per_prompt 9, and the arm has --meta.* now"
     ):
         command.refuse_others([old | {"keys": ["--meta.samples_per_prompt", "9"]}])
+    with pytest.raises(SystemExit, match=r"'k = 2', seed 3, was run with another reproduce.yaml \(0123, now [0-9a-f]{16}\)"):
+        command.refuse_others([old | {"recipe": "0123"}])
     with pytest.raises(SystemExit, match="an arm that is not there: 'k = 3'"):
         command.refuse_others([old | {"arm": "k = 3"}])
 
@@ -148,7 +173,7 @@ def test_a_run_that_fails_leaves_the_others_to_be_run(
     def play(name: str, arm: Any, seed: int) -> dict[str, Any]:
         if seed == 2:
             raise RuntimeError(f"{name}, seed 2: the run ended with 3")
-        return row(name, seed, [0.3, 0.5 + seed / 100], [0.2, 0.4], [1.0, 4.0])
+        return row(name, seed, [0.3, 0.31, 0.32, 0.5 + seed / 100], [0.2, 0.3, 0.35, 0.4], [1.0, 2.0, 3.0, 4.0])
 
     monkeypatch.setattr(command, "play", play)
     with pytest.raises(SystemExit, match="1 of 5 runs failed, and are tried again by the same command: iterated, seed 2"):
@@ -180,13 +205,15 @@ def test_test_prompts_are_of_the_own_domains_or_of_the_others() -> None:
 
 def test_the_page_is_made_of_the_rows(tmp_path: Path) -> None:
     seeds = (1, 2, 3, 4, 5)
-    rows = [row("iterated", s, [0.3, 0.5 + s / 100], [0.2, 0.4], [1.0, 4.0]) for s in seeds]
+    rows = [row("iterated", s, [0.3, 0.31, 0.32, 0.5 + s / 100], [0.2, 0.3, 0.35, 0.4], [1.0, 2.0, 3.0, 4.0]) for s in seeds]
     rows += [row("vanilla PPO", s, [0.2, 0.3], [0.2, 0.3], [1.0, 4.0]) for s in seeds]
     (tmp_path / "reproduce.jsonl").write_text("".join(json.dumps(each) + "\n" for each in rows))
     main(["--page"], tmp_path, tmp_path / "page.md")
     text = (tmp_path / "page.md").read_text()
     assert "**10 of " in text
-    line = next(line for line in text.splitlines() if line.startswith("| Table 3 | the best round beats vanilla PPO | gold |"))
+    line = next(
+        line for line in text.splitlines() if line.startswith("| Table 3 | the best round beats vanilla PPO | gold | above 0 |")
+    )
     assert "**+0.230 ± 0.020**" in line and line.endswith("| 5 | holds |"), line
     assert "**+0.230" in next(line for line in text.splitlines() if line.startswith("| iterated | 5 |"))
     assert "](img/reproduce.svg)" in text

@@ -26,8 +26,9 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from benchmarks.experiments.common import RESULTS, ROOT
-from benchmarks.seeds import answers, judge
+from benchmarks.experiments.common import RESULTS, ROOT, Results
+from benchmarks.on_test_prompts import answers, golds, policies_of, prompts_of
+from benchmarks.seeds import judge
 from cluster.config import RunConfig
 from cluster.load_config import load_config
 from cluster.sandbox_source import SandboxSource
@@ -66,8 +67,8 @@ def many(config: RunConfig, world: World, place: Path) -> float:
         world: of the prompts.
         place: of the policy.
     """
-    prompts = [each.text for each in world.prompts("test") if each.domain in world.train_domains] * ANSWERS
-    return fmean(world.gold(prompt, text) for prompt, text in zip(prompts, answers(place, prompts, config), strict=True))
+    prompts = prompts_of(world) * ANSWERS
+    return fmean(golds(world, prompts, answers(place, prompts, config)))
 
 
 def play(seed: int, overrides: Sequence[str], recipe: Path = RECIPE) -> dict[str, Any]:
@@ -91,14 +92,13 @@ def play(seed: int, overrides: Sequence[str], recipe: Path = RECIPE) -> dict[str
     ledger = json.loads((run / "ledger.json").read_text())
     source = SandboxSource(config, root / "cache")
     sft, *rounds = judge(config, source.world, source.load().sft_dir, run, seed)
-    golds = [outcome.gold for outcome in rounds]
-    places = [source.load().sft_dir, *(run / "rounds" / f"round_{index:03d}" / "policy" for index in range(len(golds)))]
-    fine_sft, *fine = (many(config, source.world, place) for place in places)
+    found = [outcome.gold for outcome in rounds]
+    fine_sft, *fine = (many(config, source.world, place) for place in (source.load().sft_dir, *policies_of(run)))
     best = best_of(ledger)
     return {
-        "id": "over", "seed": seed, "overrides": list(overrides), "judge": best.judge, "rounds": len(golds),
+        "id": "over", "seed": seed, "overrides": list(overrides), "judge": best.judge, "rounds": len(found),
         "asked": config.rounds.num_rounds, "ended": ledger["rounds"][-1]["ended"], "chosen": best.round, "sft": sft.gold,
-        "golds": golds, "share": share_of_best(golds, sft.gold, best.round),
+        "golds": found, "share": share_of_best(found, sft.gold, best.round),
         "answers": ANSWERS, "sft_fine": fine_sft, "golds_fine": fine, "share_fine": share_of_best(fine, fine_sft, best.round),
         "validation": [entry["evaluation"]["gold"] for entry in ledger["rounds"]],
         "kl": [entry["evaluation"]["kl"] for entry in ledger["rounds"]],
@@ -136,8 +136,7 @@ def main(arguments: Sequence[str] | None = None, results: Path = RESULTS) -> Non
     for seed in options.seeds:
         row = play(seed, overrides)
         print(line(row), flush=True)
-        with (results / "over.jsonl").open("a") as file:
-            file.write(json.dumps(row) + "\n")
+        Results(results / "over.jsonl", ("seed", "judge")).append(row)
 
 
 if __name__ == "__main__":

@@ -6,8 +6,8 @@
 
 Each arm (benchmarks.reproduce.arms) is a whole run for each of its seeds, by the command that users start, so a run that was cut
 short goes on where it stopped, and one that fails leaves the others to be run. A row for each is appended to
-benchmarks/results/reproduce.jsonl as it ends, and docs/reproduce.md is written from these rows; its picture,
-docs/img/reproduce.svg, at the end.
+benchmarks/results/reproduce.jsonl as it ends, and docs/reproduce.md and its picture, docs/img/reproduce.svg, are written from
+these rows.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from benchmarks.experiments.common import RESULTS, Results
 from benchmarks.reproduce.arms import ARMS, ITEMS, run_for
 from benchmarks.reproduce.figure import draw
 from benchmarks.reproduce.page import page
-from benchmarks.reproduce.play import ROOT, play
+from benchmarks.reproduce.play import RECIPE, ROOT, digest_of, play
 from tokens.durable import write_file
 
 PAGE = ROOT / "docs" / "reproduce.md"
@@ -68,9 +68,8 @@ def main(arguments: Sequence[str] | None = None, results: Path = RESULTS, out: P
             continue
         kept.append(row)
         print("   gold " + ", ".join(f"{each['gold']:+.2f}" for each in row["rounds"]), flush=True)
-        write_file(out, page(kept.rows()))
-    write_file(out, page(kept.rows()))
-    draw(kept.rows(), out.parent / "img" / "reproduce.svg")
+        tell(kept.rows(), out)
+    tell(kept.rows(), out)
     print(f"{out}: {len(kept.rows())} rows")
     if failed:
         raise SystemExit(
@@ -78,13 +77,30 @@ def main(arguments: Sequence[str] | None = None, results: Path = RESULTS, out: P
         )
 
 
+def tell(rows: Sequence[Mapping[str, Any]], out: Path) -> None:
+    """Write the page and its picture.
+
+    Args:
+        rows: of the results.
+        out: the page; its picture goes into img/ beside it.
+    """
+    write_file(out, page(rows))
+    draw(rows, out.parent / "img" / "reproduce.svg")
+
+
 def refuse_others(rows: Sequence[Mapping[str, Any]]) -> None:
-    """Rows of arms that have other keys now would count as what they are not.
+    """Rows of arms that have other keys now, or of another recipe, would count as what they are not.
 
     Raises:
         SystemExit: if there is one.
     """
+    now = digest_of(RECIPE)
     for row in rows:
+        if row["recipe"] != now:
+            raise SystemExit(
+                f"{row['arm']!r}, seed {row['seed']}, was run with another {RECIPE.name} ({row['recipe']}, now {now}): take the "
+                "rows of that recipe out of reproduce.jsonl, and they are run again"
+            )
         if row["arm"] not in ARMS:
             raise SystemExit(f"reproduce.jsonl has a row of an arm that is not there: {row['arm']!r}; take its rows out")
         theirs, ours = (" ".join(keys) or "no keys" for keys in (row["keys"], ARMS[row["arm"]].keys))

@@ -51,6 +51,8 @@ def _ensemble(aggregate: str, flips: str) -> Arm:
 
 AGAIN = "the same again"
 """The recipe a second time, by the code that the other ablations were run by: what differs from the first is luck, or code."""
+RESTARTED = "policy starts from SFT, 60 steps a round"
+"""With as many steps in its last round as the policy that goes on has in five."""
 AGGREGATES: Mapping[str, str] = {"single": "primary", "mean": "mean", "worst case": "worst", "mean - std": "mean_minus_std"}
 ARMS: Mapping[str, Arm] = {
     "iterated": Arm((), elsewhere=True),
@@ -83,6 +85,7 @@ ARMS: Mapping[str, Arm] = {
     "k = 8": _ablation("--meta.samples_per_prompt", "8"),
     "RM goes on from the last": _ablation("--reward.start", "previous"),
     "policy starts from SFT": _ablation("--policy.start", "sft"),
+    RESTARTED: _ablation("--policy.start", "sft", "--policy.steps_per_round", "60"),
     "reference is the last policy": _ablation("--policy.reference", "previous"),
     "all members retrained": _ablation("--scorer.refresh", "each_round"),
     "M = 6": _ablation("--scorer.num_members", "6"),
@@ -129,8 +132,10 @@ _ABLATIONS = tuple(list(ARMS)[list(ARMS).index(AGAIN) :])
 _WAYS = ("iterated", "M = 1", "vanilla PPO", "DPO", "best of 16")
 ITEMS: Sequence[Item] = (
     Item(1, "Rounds against SFT", "Secrets of RLHF II, Table 2", None, ("iterated",)),
-    Item(2, "The best round against other ways", "Secrets of RLHF II, Table 3", "vanilla PPO", _WAYS),
-    Item(3, "In domains without preferences", "Secrets of RLHF II, Fig. 15", "vanilla PPO", _WAYS, True),
+    Item(2, "The best round against other ways", "Secrets of RLHF II, Table 3; DPO: MetaRM; best of 16: ours",
+         "vanilla PPO", _WAYS),
+    Item(3, "In domains without preferences", "Secrets of RLHF II, Fig. 15; DPO and best of 16: ours",
+         "vanilla PPO", _WAYS, True),
     Item(3, "Trained for such a domain", "Secrets of RLHF II, Fig. 15", "new domain, vanilla PPO",
          tuple(name for name in ARMS if name.startswith("new domain"))),
     Item(4, "PPO without a KL penalty", "Secrets of RLHF II, Fig. 9 and 10", "no KL",

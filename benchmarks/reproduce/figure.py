@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.pictures import picture
 from benchmarks.reproduce.arms import ITEMS, Item
-from benchmarks.reproduce.rows import Row, gold, last_gold, of_arm, paired, told_in
+from benchmarks.reproduce.rows import Row, gold, last_gold, of_arm, paired, stations, told_in
 from evaluation.compare import mean_interval
 from evaluation.svg import BLUE, GREEN, GREY, INK, MUTED, ORANGE, PURPLE
 
@@ -70,14 +70,13 @@ def _curves(axis: Axes, rows: Sequence[Row], item: Item) -> None:
     """Means over seeds of each round, from SFT; bars are 95% intervals of gold."""
     arms = sorted(item.arms, key=lambda arm: arm != item.base)
     for arm, colour in zip(arms, COLOURS, strict=False):
-        seeds = list(of_arm(rows, arm).values())
-        each = list(zip(*(row["rounds"] for row in seeds), strict=False))  # of a round what every seed has
+        each = list(zip(*stations(rows, arm).values(), strict=False))  # of a round what every seed has
         if each:
             far = [fmean(sqrt(max(one.get("kl", 0.0), 0.0)) for one in ones) for ones in each]
             golds = [[float(one["gold"]) for one in ones] for ones in each]
             means, bars = [fmean(values) for values in golds], [_half(values) for values in golds]
             axis.errorbar(far, means, bars, color=colour, marker="o", markersize=4, elinewidth=0.9, capsize=2, label=arm)
-    axis.set_xlabel("√KL from SFT, a dot a round")
+    axis.set_xlabel("√KL from SFT, a dot a round" + (", of DPO a learning rate" if "DPO" in arms else ""))
     axis.set_ylabel("gold reward")
     _legend(axis, "lower right")
 

@@ -7,9 +7,22 @@ from statistics import fmean
 
 from benchmarks.experiments.common import interval_text, level
 from benchmarks.markdown import markdown
-from benchmarks.reproduce.arms import ARMS, ITEMS, Item
+from benchmarks.reproduce.arms import AGAIN, ARMS, ITEMS, Item
 from benchmarks.reproduce.claims import NOT_RUN, table
-from benchmarks.reproduce.rows import Row, fallen, gold, last, last_gold, margin, matched, of_arm, paired, planned, told_in
+from benchmarks.reproduce.rows import (
+    Row,
+    fallen,
+    gold,
+    has_rounds,
+    last,
+    last_gold,
+    margin,
+    matched,
+    of_arm,
+    paired,
+    planned,
+    told_in,
+)
 
 
 def by_round(rows: Sequence[Row], arm: str) -> str:
@@ -51,7 +64,7 @@ def against(rows: Sequence[Row], item: Item) -> str:
                 "" if of_base else interval_text(matched(rows, arm, item.base)),
                 level([last_gold(row) for row in own])
                 + ("" if of_base else f" ({interval_text(paired(rows, arm, item.base, last_gold))})"),
-                level([fallen(row) for row in own]),
+                level([fallen(row) for row in own]) if all(map(has_rounds, own)) else "-",
                 level([last(row)["kl"] for row in own], 2),
             )
         )
@@ -69,14 +82,27 @@ def page(rows: Sequence[Row]) -> str:
         rows: of the results.
     """
     done = [row for row in rows if row["arm"] in ARMS and row["seed"] in ARMS[row["arm"]].seeds]
-    commits = len({row["versions"]["git_commit"] for row in done})
-    head = HEAD.format(done=len(done), planned=sum(len(arm.seeds) for arm in ARMS.values()), commits=commits)
+    luck = interval_text(paired(rows, AGAIN, "iterated", gold))
+    head = HEAD.format(done=len(done), planned=sum(len(arm.seeds) for arm in ARMS.values()), luck=luck)
     parts = [head, "## What holds\n", table(rows)]
     for item in ITEMS:
         parts.append(f"\n## {item.number} · {item.title}\n\n{item.source}.\n")
         told = told_in(rows, item)
         parts.append(by_round(told, item.arms[0]) if item.base is None else against(told, item))
+    parts.append(f"\n## Which run is of which commit\n\n{by_commit(done)}")
     return "\n".join(parts) + "\n"
+
+
+def by_commit(rows: Sequence[Row]) -> str:
+    """The arms and seeds that each commit of the project has run, in the order in which they were."""
+    found: dict[str, dict[str, list[int]]] = {}
+    for row in rows:
+        found.setdefault(row["versions"]["git_commit"][:7], {}).setdefault(row["arm"], []).append(row["seed"])
+    lines = [
+        (commit, "; ".join(f"{arm}: {', '.join(map(str, sorted(seeds)))}" for arm, seeds in arms.items()))
+        for commit, arms in found.items()
+    ]
+    return markdown(("commit", "arms: seeds"), lines)
 
 
 HEAD = """# The papers' tables, made again in the small
@@ -86,25 +112,32 @@ is not reads "not run". A result, not an advertisement.
 
 Every run is `python -m cluster run configs/reproduce.yaml` with the keys of its arm: in the [sandbox](sandbox.md), a policy and
 reward models of 0.1 M parameters, 3,000 pairs of which a quarter is flipped. *Gold* is the sandbox's true reward, in standard
-deviations of its corpus, of one response to each *test* prompt; *win - lose* against SFT's responses, by more than 0.1. The *best
-round* of an arm is the one with the highest gold on *validation* prompts, which share nothing with the test prompts: the judge of
-these runs is the truth, on other prompts, for every arm. Without a truth, see [what a held-out judge does](best_round.md).
+deviations of its corpus, of one response to each *test* prompt; *win - lose* against SFT's responses, by more than 0.1. The
+*best round* of an arm is the one with the highest gold on *validation* prompts, which share nothing with the test prompts: the
+judge of these runs is the truth, on other prompts, for every arm. Without a truth, see [what a held-out judge
+does](best_round.md).
 
 What is compared: *iterated* is paid by the mean less the standard deviation of three reward models, of which r_k is retrained
 with MetaRM in each round and two are trained once; the papers' method, r_k alone, is *M = 1*. *Vanilla PPO* is paid by one that
 is trained once, and takes as many PPO steps (60 of 64 prompts, 120 updates). *DPO* takes one pass over the pairs (94 updates of
 32 pairs), and chooses among five learning rates, on validation prompts, where the others choose among rounds. *Best of 16* is
-chosen by the three reward models of the first round. Learning rates and the KL coefficient are the recipe's in every arm, tuned
-for none. The ensembles alone are pushed further (larger steps, no KL penalty, answers may be cut), single model and all, on seeds
-of their own: a single model was not over-optimised by the recipe's settings.
+chosen by the three reward models of the first round. Learning rates and the KL coefficient are the recipe's in every arm. The
+recipe's KL coefficient and eta are the quickstart's, which were chosen by looking at iterated runs ([log](log.md)), and neither
+vanilla PPO nor an ablation had a search of its own. The ensembles alone are pushed further (larger steps, no KL penalty,
+answers may be cut), single model and all, on seeds of their own: a single model was not over-optimised by the recipe's
+settings. The new domain's arms are keys on the same recipe, not `configs/new_domain.yaml`, whose model is larger.
 
-*At one KL*: where the further of the two is as far from SFT as the other's best round, in gold that is linear in sqrt(KL) between
-its rounds. *Fallen*: gold of the best round less that of the last. Means with 95% t-intervals over seeds; differences are paired
-by seed, bold where the interval leaves zero out; nothing is corrected for the number of comparisons. A claim *holds* where the
-interval leaves zero out in its favour; it *does not* where the interval leaves out that the difference is 0.05 or more in its
-favour. Seeds share the world and its SFT policy; one seed gives arms the same data and first weights, not the same luck. The runs
-are of {commits} commits of this project; the ablations are compared with the recipe run a second time beside them (*the same
-again*), since what that differs by from *iterated* is luck or code.
+*At one KL*: where the further of the two is as far from SFT as the other's best round, in gold that is linear in sqrt(KL)
+between SFT and its rounds; of DPO between its learning rates. *Fallen*: gold of the best round less that of the last. Means
+with 95% t-intervals over seeds; differences are paired by seed, bold where the interval leaves zero out; nothing is corrected
+for the number of comparisons. A claim *holds* where the interval leaves zero out in its favour; it *does not* where the
+interval leaves out an effect in its favour: of 0.05 in gold and in shares of prompts, of a tenth in KL and in jumps, of 0.02 in
+R squared. Seeds share the world and its SFT policy; one seed gives arms the same data and first weights, not the same luck, nor
+always the same commit ([below](#which-run-is-of-which-commit)).
+
+**How much is luck**: the ablations stand beside the recipe run a second time (*the same again*), whose best rounds are {luck}
+above the first's, by the same keys and seeds. So with three seeds a bold difference of that size says little; and that the
+ablations are compared with the second run, not the first, was decided when this was seen.
 
 ![Rounds against SFT; gold against the distance from SFT for every arm; the ablations beside the recipe](img/reproduce.svg)
 

@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 import torch
+import yaml
 
+from benchmarks.on_test_prompts import Judged, against_sft, answers, policies_of, prompts_of
 from benchmarks.reproduce.arms import Arm
-from benchmarks.seeds import answers
 from cluster.config import RunConfig
 from cluster.load_config import load_config
 from cluster.sandbox_source import SandboxSource
 from cluster.storage import storage_root
 from evaluation.best import best_of
 from evaluation.best_of_n import pick_best
-from evaluation.compare import win_tie_lose
 from preferences.encode import encode_prompt, encode_response
 from rm.batches import score_sequences
 from rm.ensemble import aggregate
@@ -53,7 +53,13 @@ def play(name: str, arm: Arm, seed: int, recipe: Path = RECIPE, environment: Map
     done = subprocess.run(command, cwd=ROOT, env=dict(environment), text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     if done.returncode:
         raise RuntimeError(f"{name}, seed {seed}: the run ended with {done.returncode}:\n{done.stdout[-3000:]}")
-    return row_of(name, arm, seed, load_config(recipe, words))
+    return row_of(name, arm, seed, load_config(recipe, words), recipe)
+
+
+def digest_of(recipe: Path) -> str:
+    """Of what a recipe says, whatever its comments and the order of its keys."""
+    said = json.dumps(yaml.safe_load(recipe.read_text(encoding="utf-8")), sort_keys=True)
+    return hashlib.sha256(said.encode()).hexdigest()[:16]
 
 
 def words_of(name: str, arm: Arm, seed: int) -> list[str]:
@@ -62,7 +68,7 @@ def words_of(name: str, arm: Arm, seed: int) -> list[str]:
     return [*arm.keys, "--seed", str(seed), "--name", f"reproduce-{slug}-{seed}"]
 
 
-def row_of(name: str, arm: Arm, seed: int, config: RunConfig) -> dict[str, Any]:
+def row_of(name: str, arm: Arm, seed: int, config: RunConfig, recipe: Path = RECIPE) -> dict[str, Any]:
     """The row of a run that is there.
 
     Args:
@@ -70,6 +76,7 @@ def row_of(name: str, arm: Arm, seed: int, config: RunConfig) -> dict[str, Any]:
         arm: its keys.
         seed: of the run.
         config: of the run.
+        recipe: that the run's keys came on top of.
 
     Returns:
         Of each round its number, "validation" (the judge's mean on validation prompts above SFT's, which the best round is chosen
@@ -80,60 +87,37 @@ def row_of(name: str, arm: Arm, seed: int, config: RunConfig) -> dict[str, Any]:
     source = SandboxSource(config, storage_root(config) / "cache")
     sft = source.load().sft_dir
     ledger = json.loads((run / "ledger.json").read_text())
-    policies = [run / "rounds" / f"round_{entry['round']:03d}" / "policy" for entry in ledger["rounds"]]
-    here = judged(run, sft, policies, source.world, test_prompts(source.world, arm.prompts == "train"), config)
-    rounds: list[dict[str, Any]] = [{"round": -1, **here[0]}]
+    policies = policies_of(run)
+    here = judged(run, sft, policies, source.world, prompts_of(source.world, arm.prompts == "train"), config)
+    rounds: list[dict[str, Any]] = [{"round": -1, "gold": here[0].gold}]
     for entry, gain, found in zip(ledger["rounds"], best_of(ledger).gains, here[1:], strict=True):
         seen = {key: entry["evaluation"][key] for key in ("kl", "proxy", "perplexity")}
-        rounds.append({"round": entry["round"], "validation": gain, **found, **seen})
+        rounds.append({"round": entry["round"], "validation": gain, **_columns(found), **seen})
     if arm.elsewhere:
-        others = test_prompts(source.world, arm.prompts != "train")
-        for each, found in zip(rounds, judged(run, sft, policies, source.world, others, config), strict=True):
-            each["elsewhere"] = found
+        others = judged(run, sft, policies, source.world, prompts_of(source.world, arm.prompts != "train"), config)
+        rounds[0]["elsewhere"] = {"gold": others[0].gold}
+        for each, found in zip(rounds[1:], others[1:], strict=True):
+            each["elsewhere"] = _columns(found)
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     steps = [row for row in rows if row["phase"] == "policy" and "policy/kl" in row]
     return {
-        "arm": name, "seed": seed, "keys": list(arm.keys), "rounds": rounds,
+        "arm": name, "seed": seed, "keys": list(arm.keys), "recipe": digest_of(recipe), "rounds": rounds,
         "step_kl": [row["policy/kl"] for row in steps], "step_score": [row["policy/score"] for row in steps],
         "versions": json.loads((run / "versions.json").read_text()),
     }  # fmt: skip
 
 
-def judged(
-    run: Path, sft: Path, policies: Sequence[Path], world: World, prompts: list[str], config: RunConfig
-) -> list[dict[str, float]]:
-    """One response of each policy to each prompt, by gold and against SFT's.
-
-    Args:
-        run: directory of the run.
-        sft: of the policy that it began with.
-        policies: of each round.
-        world: that knows the truth.
-        prompts: P.
-        config: of the run; where it is best of n, its responses are the picked ones of SFT's.
-
-    Returns:
-        SFT's gold, then of each policy win, tie, lose, margin and gold.
-    """
-    theirs = gold(world, prompts, answers(sft, prompts, config))
-    found = [{"gold": fmean(theirs)}]
-    for policy in policies:
-        number = config.rounds.best_of
-        written = answers(policy, prompts, config) if number is None else picked(run, sft, prompts, number, config)
-        ours = gold(world, prompts, written)
-        result = win_tie_lose(ours, theirs, config.evaluation.tie)
-        found.append({"win": result.win, "tie": result.tie, "lose": result.lose, "margin": result.margin, "gold": fmean(ours)})
-    return found
+def _columns(one: Judged) -> dict[str, float]:
+    return {"win": one.win, "tie": one.tie, "lose": one.lose, "margin": one.margin, "gold": one.gold}
 
 
-def test_prompts(world: World, trained: bool) -> list[str]:
-    """Test prompts of the domains that the preferences are from, or of the others."""
-    return [prompt.text for prompt in world.prompts("test") if (prompt.domain in world.train_domains) == trained]
-
-
-def gold(world: World, prompts: list[str], texts: list[str]) -> list[float]:
-    """What the sandbox thinks of each."""
-    return [world.gold(prompt, text) for prompt, text in zip(prompts, texts, strict=True)]
+def judged(run: Path, sft: Path, policies: Sequence[Path], world: World, prompts: list[str], config: RunConfig) -> list[Judged]:
+    """SFT, then the policy of each round on test prompts; where the run is best of n, the picked ones of SFT's responses."""
+    number = config.rounds.best_of
+    texts = (
+        answers(policy, prompts, config) if number is None else picked(run, sft, prompts, number, config) for policy in policies
+    )
+    return against_sft(world, prompts, answers(sft, prompts, config), texts, config.evaluation.tie)
 
 
 def picked(run: Path, sft: Path, prompts: list[str], number: int, config: RunConfig) -> list[str]:

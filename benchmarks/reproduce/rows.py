@@ -50,16 +50,21 @@ def fallen(row: Row) -> float:
     return gold(row) - last_gold(row)
 
 
+def has_rounds(row: Row) -> bool:
+    """Whether there is more than one to choose from."""
+    return len(row["rounds"]) > 2
+
+
 def evenness(row: Row) -> float:
     """Share of the variance of KL over PPO steps that a straight line explains (R squared): 1 where it grows steadily."""
     kl = np.asarray(row["step_kl"], dtype=np.float64)
     return float(np.corrcoef(np.arange(len(kl)), kl)[0, 1] ** 2)
 
 
-def jumps(row: Row) -> float:
-    """Standard deviation of the score's change from one PPO step to the next, over the range of the scores; small = calm."""
+def log_jumps(row: Row) -> float:
+    """Log of how much the score jumps: the standard deviation of its change from one PPO step to the next, over its range."""
     score = np.asarray(row["step_score"], dtype=np.float64)
-    return float(np.diff(score).std() / np.ptp(score))
+    return log(float(np.diff(score).std() / np.ptp(score)))
 
 
 def of_arm(rows: Sequence[Row], arm: str) -> dict[int, Row]:
@@ -69,6 +74,14 @@ def of_arm(rows: Sequence[Row], arm: str) -> dict[int, Row]:
     each = [of_arm(rows, one) for one in CHOSEN[arm]]
     seeds = set.intersection(*map(set, each))
     return {seed: max((one[seed] for one in each), key=lambda row: best(row)["validation"]) for seed in sorted(seeds)}
+
+
+def stations(rows: Sequence[Row], arm: str) -> dict[int, list[Mapping[str, Any]]]:
+    """SFT and the rounds of an arm, by seed; of a ``CHOSEN`` arm SFT and the best round of each of its runs."""
+    found = of_arm(rows, arm)
+    if arm not in CHOSEN:
+        return {seed: row["rounds"] for seed, row in found.items()}
+    return {seed: [row["rounds"][0], *(best(of_arm(rows, one)[seed]) for one in CHOSEN[arm])] for seed, row in found.items()}
 
 
 def planned(*arms: str) -> int:
@@ -98,27 +111,28 @@ def paired(rows: Sequence[Row], arm: str, base: str, value: Callable[[Row], floa
 
 def matched(rows: Sequence[Row], arm: str, base: str) -> list[float]:
     """Gold of the arm's best round less the base's, seed by seed, where both are as far from SFT as the nearer of the two."""
-    ours, theirs = of_arm(rows, arm), of_arm(rows, base)
     found = []
-    for seed in sorted(ours.keys() & theirs.keys()):
-        one, other = ours[seed], theirs[seed]
-        kl = min(best(one)["kl"], best(other)["kl"])
-        found.append(at_kl(one, kl) - at_kl(other, kl))
+    for seed in sorted(of_arm(rows, arm).keys() & of_arm(rows, base).keys()):
+        one, other = way_of(rows, arm, seed), way_of(rows, base, seed)
+        distance = min(one[-1][0], other[-1][0])
+        found.append(at(one, distance) - at(other, distance))
     return found
 
 
-def at_kl(row: Row, kl: float) -> float:
-    """Gold of a run up to its best round where it is as far from SFT as asked, in gold that is linear in sqrt(KL) between rounds.
+def way_of(rows: Sequence[Row], arm: str, seed: int) -> list[tuple[float, float]]:
+    """An arm's way from SFT to its best round, by what lies no further from SFT than that: sqrt(KL) and gold, the nearest first.
 
-    Args:
-        row: of the run.
-        kl: nats, at most that of its best round.
+    It leads by the rounds before the best one; of a ``CHOSEN`` arm by the runs that were not chosen: each has but one round, and
+    a straight line to it would be no way that the arm can take.
     """
-    until = best(row)["round"]
-    far = {
-        0.0 if each["round"] < 0 else sqrt(max(each["kl"], 0.0)): float(each["gold"])
-        for each in row["rounds"]
-        if each["round"] <= until
-    }
-    points = sorted(far)
-    return float(np.interp(sqrt(max(kl, 0.0)), points, [far[point] for point in points]))
+    chosen = best(of_arm(rows, arm)[seed])
+    sft, *passed = stations(rows, arm)[seed]
+    if arm not in CHOSEN:
+        passed = passed[: passed.index(chosen) + 1]
+    points = {sqrt(max(each["kl"], 0.0)): float(each["gold"]) for each in passed if each["kl"] <= chosen["kl"]}
+    return sorted(({0.0: float(sft["gold"])} | points).items())
+
+
+def at(way: Sequence[tuple[float, float]], distance: float) -> float:
+    """Gold on a way at a distance from SFT (sqrt(KL)), linear between its points; beyond its end that of the end."""
+    return float(np.interp(distance, [point for point, _ in way], [golds for _, golds in way]))
