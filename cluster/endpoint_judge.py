@@ -164,7 +164,8 @@ class EndpointJudge:
                     left = LONGEST_LIMITED_S - (time.monotonic() - limited_since)
                     if asked > left:
                         raise _RequestFailed(
-                            f"it limits the rate for over {LONGEST_LIMITED_S:g} s ({self._reason(error)}): lower --concurrency"
+                            f"it limits the rate for over {LONGEST_LIMITED_S:g} s ({self._reason(error)}): lower --concurrency "
+                            "(in a run fresh.concurrency)"
                         ) from None
                     stop.wait(max(asked, self.pause_s))
                     continue
@@ -186,7 +187,7 @@ class EndpointJudge:
         if verdict == NONE and reason == "length":
             cut = f"the reply was cut off at {self.options.max_tokens} tokens (finish_reason length)"
             wanted = "A, B or tie" if self.ties else "A or B"
-            return NotAsked(f"{cut} before it said {wanted}: raise --max-tokens")
+            return NotAsked(f"{cut} before it said {wanted}: raise --max-tokens (in a run fresh.max_tokens)")
         if verdict == NONE and reason == "content_filter":
             return NotAsked("the endpoint's content filter withheld the reply")
         return verdict

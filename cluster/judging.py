@@ -106,10 +106,11 @@ def judge(
     )
     if sft is None:
         return Judgement(tuple(rollouts), rows, summarise(config, rows, rows) | watched(rows, None))
-    theirs = rejudged(config, sft, wait, roles)
+    theirs = rejudged(sft, wait, roles)
     gaps = (ours - other for ours, other in zip(verdicts(config, rows), verdicts(config, theirs), strict=True))
     against = tuple(replace(row, over_sft=gap) for row, gap in zip(rows, gaps, strict=True))
-    return Judgement(tuple(rollouts), against, summarise(config, against, theirs) | watched(against, theirs))
+    of_sft = {"sft_ensemble_std": sum(row.ensemble_std for row in theirs) / len(theirs)}
+    return Judgement(tuple(rollouts), against, summarise(config, against, theirs) | watched(against, theirs) | of_sft)
 
 
 def comparable(config: RunConfig) -> bool:
@@ -160,10 +161,8 @@ def check_likelihoods(bound: float | None, rollouts: Sequence[Rollout], policy: 
         raise BadNumbers(str(bad), bad, engines[0] or "driver")
 
 
-def rejudged(config: RunConfig, sft: Judgement, wait: Waiter, roles: Roles) -> Sequence[EvaluationRow]:
+def rejudged(sft: Judgement, wait: Waiter, roles: Roles) -> Sequence[EvaluationRow]:
     """The SFT policy's rows as this round's ensemble sees them: truth and held-out members do not change, the ensemble does."""
-    if config.evaluation.judge != "ensemble" and sft.rows[0].gold is None:
-        return sft.rows  # nobody asks what the ensemble says of them
     scores = wait("evaluate", roles.scorer.score(sft.rollouts))
     return [
         replace(

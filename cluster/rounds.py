@@ -338,7 +338,8 @@ class Theme:
             rollouts = work.rollouts("evaluation", "evaluation_rollouts.parquet", lambda: sample_for_judging(*given, bar))
             judgement = judge(*given, self.sft, bar, rollouts)
         if self.labeller is not None:
-            judgement = replace(judgement, summary={**judgement.summary, "fresh_accuracy": told_accuracy(work)})
+            labels = {"fresh_accuracy": told_accuracy(work), "fresh_labelled": float(told(work)["labelled"])}
+            judgement = replace(judgement, summary={**judgement.summary, **labels})
         work.rows("evaluation.parquet", judgement.rows)
         self.metrics.evaluation(index, judgement.summary | self.outcome(judgement))
         return judgement

@@ -3,6 +3,7 @@
 Each looks at the evaluations of the ledger alone, SFT's and those of the rounds so far, so a report finds what the console said.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -12,13 +13,15 @@ Evaluation = Mapping[str, float | str | None]
 UP, DOWN = 0.05, 0.05
 """By how much a reward has risen or fallen, in units of the judge, before it counts."""
 DISAGREEMENT = 1.5
-"""Spread of the members' scores over that on SFT's samples."""
+"""Spread of the members' scores over that of the same members' on SFT's responses."""
 LONGER, TIED_TO_LENGTH = 1.3, 0.3
 """Length over SFT's, and the correlation of length and reward."""
 REPEATED, CUT, SAME = 0.1, 0.1, 0.2
 """Rise over SFT of the share of repeated trigrams, of cut responses, and of self-BLEU."""
 BLIND = 0.55
 """Share of fresh pairs ranked right, of which chance is one half."""
+SURE = 1.645
+"""Standard errors below ``BLIND`` from which on a share of labelled pairs is: one in twenty by chance."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,7 @@ def _both(start: Evaluation, last: Evaluation, name: str) -> tuple[float, float]
 
 
 def _proxy_up_judge_down(start: Evaluation, rounds: Sequence[Evaluation]) -> Alarm | None:
-    """Since an earlier round (or SFT) proxy has risen while what nothing is trained by has fallen."""
+    """Since an earlier round (or SFT) proxy has risen while the truth, or without it the held-out members, have fallen."""
     last, said = rounds[-1], {"gold": "gold reward", "held_out": "held-out members' score"}
     for name in said:
         earlier = [(index, _number(each, name), _number(each, "proxy")) for index, each in enumerate((start, *rounds[:-1]))]
@@ -85,42 +88,44 @@ def _proxy_up_judge_down(start: Evaluation, rounds: Sequence[Evaluation]) -> Ala
         if not known or now is None or proxy_now is None:
             continue
         top, index, proxy = max(known, key=lambda row: (row[0], -row[1]))
-        if now < top - DOWN and proxy_now > proxy + UP:
-            since = "SFT" if index == 0 else f"round {index - 1}"
-            return Alarm(
-                f"proxy_up_{name}_down",
-                f"since {since} the reward model's score has risen from {proxy:z.2f} to {proxy_now:z.2f} while the {said[name]} "
-                f"has fallen from {top:z.2f} to {now:z.2f}",
-                "Take best/, not this round; to go further raise policy.kl.coef or shorten the rounds (policy.steps_per_round), "
-                "so that the reward model sees new samples sooner",
-            )
+        if now >= top - DOWN or proxy_now <= proxy + UP:
+            return None
+        since = "SFT" if index == 0 else f"round {index - 1}"
+        return Alarm(
+            f"proxy_up_{name}_down",
+            f"since {since} the reward model's score has risen from {proxy:z.2f} to {proxy_now:z.2f} while the {said[name]} "
+            f"has fallen from {top:z.2f} to {now:z.2f}",
+            "Take best/, not this round; to go further raise policy.kl.coef or shorten the rounds (policy.steps_per_round), "
+            "so that the reward model sees new samples sooner",
+        )
     return None
 
 
 def _reward_model_blind(start: Evaluation, rounds: Sequence[Evaluation]) -> Alarm | None:
-    said = {
-        "reward_accuracy": "the reward model ranks {:.0%} of the policy's own responses right against SFT's (chance: 50%)",
-        "fresh_accuracy": "the last round's reward model ranks {:.0%} of the fresh pairs as they are labelled (chance: 50%)",
-    }
-    for name, words in said.items():
-        right = _number(rounds[-1], name)
-        if right is not None and right < BLIND:
-            return Alarm(
-                "reward_model_blind",
-                words.format(right),
-                "What it pays says little about these texts: have pairs of the current policy's samples labelled "
-                "(fresh.num_pairs), turn on MetaRM (meta.enabled), or stop here",
-            )
-    return None
+    """By the truth where it is known; else by labels, where they are enough to tell."""
+    last = rounds[-1]
+    right, agreed, labels = (_number(last, name) for name in ("reward_accuracy", "fresh_accuracy", "fresh_labelled"))
+    if right is not None:
+        seen = f"the reward model ranks {right:.0%} of the policy's own responses right against SFT's (chance: 50%)"
+        do = "have pairs of the current policy's samples labelled (fresh.num_pairs), turn on MetaRM (meta.enabled), or stop here"
+        return Alarm("reward_model_blind", seen, f"What it pays says little about these texts: {do}") if right < BLIND else None
+    if agreed is None or not labels or agreed + SURE * math.sqrt(agreed * (1 - agreed) / labels) >= BLIND:
+        return None
+    return Alarm(
+        "reward_model_blind",
+        f"the last round's reward model ranks {agreed:.0%} of {labels:.0f} fresh pairs as they are labelled (chance: 50%)",
+        "What it pays says little about these texts, or the labels say little themselves: let some pairs be labelled a second "
+        "time, let the reward model learn from the fresh ones (fresh.carry all), turn on MetaRM (meta.enabled), or stop here",
+    )
 
 
 def _disagreement_grows(start: Evaluation, rounds: Sequence[Evaluation]) -> Alarm | None:
-    both = _both(start, rounds[-1], "ensemble_std")
-    if both is None or both[0] <= 0 or both[1] < DISAGREEMENT * both[0]:
+    theirs, now = _number(rounds[-1], "sft_ensemble_std"), _number(rounds[-1], "ensemble_std")
+    if theirs is None or now is None or theirs <= 0 or now < DISAGREEMENT * theirs:
         return None
     return Alarm(
         "disagreement_grows",
-        f"the members' scores lie {both[1]:.2f} apart, on SFT's samples {both[0]:.2f}",
+        f"the members' scores lie {now:.2f} apart, on SFT's responses {theirs:.2f}",
         "The policy is where they have no pairs: use scorer.aggregate mean_minus_std or worst, scorer.refresh each_round, or "
         "raise policy.kl.coef",
     )

@@ -76,6 +76,11 @@ def _headline(judged: Sequence[JudgedBy]) -> Headline:
         f"By {judged[0].judge}: wins − losses {found.margin:+.1%}, 95% interval {found.low:+.1%} to {found.high:+.1%} (paired "
         "bootstrap over prompts)."
     )
+    told = [(judge.judge, judge.outcome) for judge in judged if judge.outcome]
+    sides = [(name, outcome.low > 0) for name, outcome in told if not outcome.low <= 0 <= outcome.high]
+    if len({a_wins for _, a_wins in sides}) > 1:
+        said = "; ".join(f"{name} prefers {'A' if a_wins else 'B'}" for name, a_wins in sides)
+        return Headline("warn", "The judges disagree", text, f"{detail} {said}, each with an interval that leaves 0 out.")
     if found.low > 0:
         return Headline("good", "A is better", text, detail)
     return Headline("warn", "B is better" if found.high < 0 else "Not told apart", text, detail)

@@ -212,10 +212,13 @@ def signs(run: Run) -> list[Sign]:
     """
     monitored = {(row.round, row.step) for row in run.metrics if row.phase == "monitor"}
     kls = {at: kl for at, kl in _from_sft(run).items() if at in monitored}
-    evaluations = [run.ledger.start, *(r.evaluation for r in run.ledger.rounds)]
+    rounds = [r.evaluation for r in run.ledger.rounds]
     found = []
     for key, series_name, title, colour in SIGNS:
-        told = [(e.kl, value) for e in evaluations if (value := _value(e.numbers, key)) is not None]
+        # all members, as in the rounds, have first looked at SFT's responses in the first one
+        of_sft = _value(rounds[0].numbers, "sft_ensemble_std") if key == "ensemble_std" else _value(run.ledger.start.numbers, key)
+        values = [(run.ledger.start.kl, of_sft), *((e.kl, _value(e.numbers, key)) for e in rounds)]
+        told = [(kl, value) for kl, value in values if value is not None]
         alone = key == "ensemble_std" and all(value == 0 for _, value in told)  # one member agrees with itself
         if told and not alone:
             found.append(Sign(title, colour, told, _steps(run, kls, series_name)))

@@ -40,8 +40,30 @@ def render_page(template: str, **values: object) -> str:
     return environment.get_template(template).render(light=LIGHT, dark=DARK, **values)
 
 
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file beside its place, under a name of this process's own, and rename it.
+
+    Source: none needed; ``tokens.durable`` without its wait for the disk: what is written can be made again.
+
+    Args:
+        path: of the file.
+        content: of it.
+
+    Raises:
+        OSError: if the disk refuses; an earlier file stays as it was.
+
+    Padding contract: there is none.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_bytes(content)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
 def write_page(path: Path, page: str) -> Path:
-    """Write a page beside its place and rename it.
+    """Write a page in one step.
 
     Source: none needed.
 
@@ -57,10 +79,5 @@ def write_page(path: Path, page: str) -> Path:
 
     Padding contract: there is none.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(page, "utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_whole(path, page.encode())
     return path

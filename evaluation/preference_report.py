@@ -3,7 +3,6 @@
 The page runs no script and may load nothing, and every text is escaped: a data set's texts are not to be trusted.
 """
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ from evaluation.absent_figures import absent_of_reward, absent_of_strength
 from evaluation.fit_words import META_WORDS, collapsed, inflation, meta_tiles
 from evaluation.groups import share
 from evaluation.json_node import JsonNode, read_json
-from evaluation.page import Tiles, render_page, write_page
+from evaluation.page import Tiles, render_page, write_page, write_whole
 from evaluation.reward_figures import reward_plots
 from evaluation.reward_run import RewardRun, read_reward_run
 from evaluation.strength_figures import strength_plots
@@ -254,16 +253,6 @@ def draw_figures(directory: Path, plots: Sequence[Plot]) -> tuple[Figure, ...]:
     drawn = []
     for plot in plots:
         drawing, png = plot.render()
-        _replace(folder / f"{plot.name}.png", png)
+        write_whole(folder / f"{plot.name}.png", png)
         drawn.append(Figure(plot.paper, drawing))
     return tuple(drawn)
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Write a file beside its place and rename it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -107,7 +107,7 @@ def findings(run: Run) -> tuple[Finding, ...]:
         _judge(run),
         _best(run),
         *(Finding("warn", f"Alarm {alarm.words()}.") for alarm in run.ledger.rounds[-1].alarms),
-        None if "proxy_up_gold_down" in told else _over_optimised(run),
+        None if "proxy_up_gold_down" in told else _gold_before(run),
         _collapsed(run),
         None if "truncation" in told else _unfinished(start, last),
         _meta(run),
@@ -166,21 +166,15 @@ def _judge(run: Run) -> Finding | None:
     return Finding("note", f"The judge is the reward ensemble, {why}: it can be fooled along with it.")
 
 
-def _over_optimised(run: Run) -> Finding | None:
-    """Proxy higher in the last round than in the round of the best gold, by then gold has fallen by what two digits show."""
-    scored = [(r.evaluation.gold, r.evaluation.proxy, r.index) for r in run.ledger.rounds if r.evaluation.gold is not None]
+def _gold_before(run: Run) -> Finding | None:
+    """That an earlier round's gold reward was higher, by what two digits show."""
+    scored = [(r.evaluation.gold, r.index) for r in run.ledger.rounds if r.evaluation.gold is not None]
     if not scored or len(scored) != len(run.ledger.rounds):
         return None
-    best_gold, proxy_then, best = max(scored)
-    gold, proxy, index = scored[-1]
+    best_gold, best = max(scored)
+    gold, index = scored[-1]
     if best == index or f"{gold:z.2f}" == f"{best_gold:z.2f}":
         return None
-    if proxy > proxy_then and gold < best_gold:
-        return Finding(
-            "warn",
-            f"Over-optimisation: from round {best} to round {index} the proxy rose from {proxy_then:z.2f} to {proxy:z.2f} "
-            f"while the gold reward fell from {best_gold:z.2f} to {gold:z.2f}. Round {best} is the better policy.",
-        )
     return Finding("note", f"The gold reward was highest after round {best} ({best_gold:z.2f}; {gold:z.2f} after round {index}).")
 
 

@@ -51,7 +51,7 @@ def test_the_row_is_of_every_rounds_policy_on_test_prompts(
     assert policies == [run / "rounds" / f"round_{index:03d}" / "policy" for index in (0, 1)]
     here, others = prompts_of(source.world), prompts_of(source.world, trained=False)
     assert sorted(asked) == sorted((place, prompts) for place in (sft, *policies) for prompts in (here, others))
-    judged = {each.prompt for each in read_rows(EvaluationRow, run / "rounds" / "round_001" / "evaluation.parquet")}
+    judged = {each.prompt for each in read_rows(run / "rounds" / "round_001" / "evaluation.parquet", EvaluationRow)}
     assert judged and judged.isdisjoint([*here, *others]), "no test prompt judged a round in the run"
 
     start, *rounds = row["rounds"]

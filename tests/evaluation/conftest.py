@@ -102,6 +102,7 @@ def _evaluation(rows: list[EvaluationRow], start: list[EvaluationRow], k: int, g
         "length_correlation": 0.1 * k,
         "repetition_correlation": None if k == 0 else 0.05 * k,
         "reward_accuracy": None if k == 0 or not gold else 0.8 - 0.05 * k,
+        **({"sft_ensemble_std": 0.2 - 0.01 * k} if k else {}),
     }
 
 

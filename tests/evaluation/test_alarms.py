@@ -11,7 +11,7 @@ SFT: dict[str, Any] = {
     "proxy": 0.0, "gold": 1.0, "held_out": 0.0, "ensemble_std": 0.4, "length": 20.0, "finished": 0.98, "repetition": 0.02,
     "self_bleu": 0.3, "length_correlation": 0.1, "reward_accuracy": None, "kl": 0.0, "judge": "gold",
 }  # fmt: skip
-GOOD = SFT | {"proxy": 1.0, "gold": 1.5, "held_out": 0.8, "reward_accuracy": 0.8, "kl": 4.0}
+GOOD = SFT | {"sft_ensemble_std": 0.4, "proxy": 1.0, "gold": 1.5, "held_out": 0.8, "reward_accuracy": 0.8, "kl": 4.0}
 
 
 def names(*rounds: dict[str, Any], kl_budget: float | None = None) -> list[str]:
@@ -49,6 +49,31 @@ def test_proxy_up_and_judge_down_since_the_best_round_or_sft() -> None:
     nobody_knows = {"gold": None}
     held_out = [each | nobody_knows for each in (GOOD, worse | {"held_out": 0.5})]
     assert [alarm.name for alarm in alarms(SFT | nobody_knows, held_out)] == ["proxy_up_held_out_down"]
+
+
+def test_disagreement_is_that_of_the_same_members_on_sfts_responses() -> None:
+    assert names(GOOD | {"ensemble_std": 0.61, "sft_ensemble_std": 0.5}) == [], "at the start one member less scored SFT's"
+    (alarm,) = alarms(SFT, [GOOD | {"ensemble_std": 0.45, "sft_ensemble_std": 0.3}])
+    assert alarm.text == "the members' scores lie 0.45 apart, on SFT's responses 0.30"
+
+
+def test_where_the_truth_is_known_the_held_out_members_have_no_say() -> None:
+    better = GOOD | {"proxy": 1.5, "gold": 1.7, "held_out": 0.4}
+    assert names(GOOD, better) == []
+    assert names(GOOD, better | {"gold": None}) == ["proxy_up_held_out_down"]
+
+
+@pytest.mark.parametrize(
+    ("agreed", "labels", "blind"),
+    [
+        (0.49, 192.0, True), (0.5, 192.0, False), (0.54, 192.0, False), (0.52, 1000.0, True), (0.53, 1000.0, False),
+        (0.4, 32.0, True), (0.42, 32.0, False), (0.5, None, False),
+    ],
+)  # fmt: skip
+def test_labels_must_be_enough_to_call_a_reward_model_blind(agreed: float, labels: float | None, blind: bool) -> None:
+    told = {"reward_accuracy": None, "fresh_accuracy": agreed, "fresh_labelled": labels}
+    assert names(GOOD | told) == (["reward_model_blind"] if blind else [])
+    assert names(GOOD | told | {"reward_accuracy": 0.8}) == [], "the truth is known"
 
 
 def test_a_budget_of_kl() -> None:

@@ -185,7 +185,7 @@ def test_the_command_writes_the_page(
     assert main(["report", str(plain), str(lifted)]) == 0
     assert capsys.readouterr().out.strip() == str(plain / "comparison.html")
     page = (plain / "comparison.html").read_text("utf-8")
-    assert page.count("★</td>") == 2  # the best round of each
+    assert page.count("★</th>") == 2  # the best round of each
     figures = ["margins", "root-kl", "outcomes", "duels", "gold-gain", "proxy-gain", "training"]
     assert re.findall(r'id="figure-([a-z-]+)"', page) == figures
     assert "<script" not in page and not re.findall("https?://", page)

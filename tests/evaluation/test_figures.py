@@ -208,6 +208,20 @@ def test_signs_of_the_steps_stand_at_their_kl_from_sft(run: Run) -> None:
     assert not any(sign.steps for sign in signs(other)), "their KL is not from SFT"
 
 
+def test_disagreement_on_sfts_responses_is_that_of_the_members_of_the_rounds(run: Run) -> None:
+    (sign,) = (sign for sign in signs(run) if sign.title == "members' disagreement")
+    assert sign.told[0] == (run.ledger.start.kl, pytest.approx(0.19)) and len(sign.told) == 1 + len(run.ledger.rounds)
+    first = run.ledger.rounds[0]
+    unsaid = {key: value for key, value in first.evaluation.numbers.items() if key != "sft_ensemble_std"}
+    earlier = replace(first, evaluation=replace(first.evaluation, numbers=unsaid))
+    (sign,) = (
+        sign
+        for sign in signs(replace(run, ledger=replace(run.ledger, rounds=(earlier, *run.ledger.rounds[1:]))))
+        if sign.title == "members' disagreement"
+    )
+    assert len(sign.told) == len(run.ledger.rounds), "what an earlier version did not write is not drawn"
+
+
 def test_what_an_earlier_version_wrote_has_no_signs(run: Run) -> None:
     ledger = replace(
         run.ledger, rounds=tuple(replace(r, evaluation=replace(r.evaluation, numbers={})) for r in run.ledger.rounds)

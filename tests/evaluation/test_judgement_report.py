@@ -73,7 +73,7 @@ def test_what_the_page_says(compared: Path) -> None:
     won = run.judges[0].outcome
     assert won is not None and won.low > 0
     assert f"A wins {won.win:.1%}, ties {won.tie:.1%} and loses {won.lose:.1%} of 40 prompts against B." in page
-    assert "A is better" in page and f"By gold: wins − losses {won.margin:+.1%}" in page
+    assert "The judges disagree" in page and f"By gold: wins − losses {won.margin:+.1%}" in page
     assert f"{LONG} changes its mind with the order on 57% of prompts" in page
     assert f"{LONG} prefers what it is shown first." in page
     assert f"{LONG} has no verdict on 5 prompts: no reply." in page
@@ -89,6 +89,16 @@ def test_who_is_better_or_nobody(tmp_path: Path) -> None:
         ("silent", [Verdict(None, None, 1, "not answered yet")] * 9, "Not judged yet"),
     ):
         assert f">{words}<" in write_judgement_report(made_up(tmp_path / name, {"gold": judged})).read_text("utf-8")
+
+
+def test_judges_that_are_sure_of_opposite_things_make_nobody_the_better(tmp_path: Path) -> None:
+    a, b, unsure = verdicts(0, (0.7, 0.1, 0.2)), verdicts(1, (0.2, 0.1, 0.7)), verdicts(2, (0.4, 0.2, 0.4))
+    for name, judges in (("one", {"gold": a, "people": b}), ("other", {"people": b, "gold": a})):
+        page = write_judgement_report(made_up(tmp_path / name, judges)).read_text("utf-8")
+        assert ">The judges disagree<" in page and "A is better" not in page and "B is better" not in page
+        assert "gold prefers A" in page and "people prefers B" in page
+    page = write_judgement_report(made_up(tmp_path / "unsure", {"gold": a, "people": unsure})).read_text("utf-8")
+    assert ">A is better<" in page, "who is not sure contradicts nobody"
 
 
 @pytest.mark.parametrize(

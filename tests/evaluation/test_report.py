@@ -139,12 +139,12 @@ def test_an_earlier_report_survives_a_failure(single_run: Path, tmp_path: Path, 
     run = Path(shutil.copytree(single_run, tmp_path / "run"))
     (run / "report.html").write_text("earlier")
 
-    def full(self: Path, text: str, encoding: str) -> int:
-        self.write_bytes(b"half")
+    def full(self: Path, content: bytes) -> int:
+        self.write_text("half")
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("evaluation.report.render", lambda run: "new")
-    monkeypatch.setattr(Path, "write_text", full)
+    monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(OSError, match="No space"):
         write_report(run)
     assert (run / "report.html").read_bytes() == b"earlier"

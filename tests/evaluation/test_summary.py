@@ -62,19 +62,15 @@ def test_a_single_round_and_the_ensemble_as_judge(run: Run) -> None:
 
 
 @pytest.mark.parametrize(
-    ("gold", "proxy", "told"),
+    ("gold", "told"),
     [
-        ((0.1, 0.5, 0.3), (1.0, 2.0, 3.0), "Over-optimisation: from round 1 to round 2 the proxy rose from 2.00 to 3.00"),
-        ((0.1, 0.5, 0.3), (1.0, 2.0, 1.5), "The gold reward was highest after round 1 (0.50; 0.30 after round 2)."),
-        ((0.1, 0.3, 0.5), (1.0, 2.0, 3.0), ""),
-        ((0.1, 0.521, 0.518), (1.0, 2.0, 3.0), ""),  # "fell from 0.52 to 0.52"
+        ((0.1, 0.5, 0.3), "The gold reward was highest after round 1 (0.50; 0.30 after round 2)."),
+        ((0.1, 0.3, 0.5), ""),
+        ((0.1, 0.521, 0.518), ""),  # "fell from 0.52 to 0.52"
     ],
 )
-def test_over_optimisation_is_called_by_its_name(run: Run, gold: list[float], proxy: list[float], told: str) -> None:
-    rounds = tuple(
-        replace(r, evaluation=replace(r.evaluation, gold=g, proxy=p))
-        for r, g, p in zip(run.ledger.rounds, gold, proxy, strict=True)
-    )
+def test_that_an_earlier_round_had_more_gold_is_said(run: Run, gold: list[float], told: str) -> None:
+    rounds = tuple(replace(r, evaluation=replace(r.evaluation, gold=g)) for r, g in zip(run.ledger.rounds, gold, strict=True))
     text = said(replace(run, ledger=replace(run.ledger, rounds=rounds)))
     assert told in text
     assert ("gold reward" in text) == bool(told)
@@ -148,8 +144,8 @@ def test_wins_that_were_bought_are_no_good_news(run: Run) -> None:
 
 def test_what_an_alarm_says_is_not_said_twice(run: Run) -> None:
     fallen = with_last(run, gold=-5.0, proxy=50.0, finished=0.1)
-    assert "Over-optimisation: " in said(fallen) and "Only 10% of the responses" in said(fallen)
+    assert "The gold reward was highest" in said(fallen) and "Only 10% of the responses" in said(fallen)
     rounds = fallen.ledger.rounds
-    for name, words in (("proxy_up_gold_down", "Over-optimisation: "), ("truncation", "Only 10%")):
+    for name, words in (("proxy_up_gold_down", "The gold reward was highest"), ("truncation", "Only 10%")):
         alarmed = (*rounds[:-1], replace(rounds[-1], alarms=(Alarm(name, "so", "Do this"),)))
         assert words not in said(replace(fallen, ledger=replace(fallen.ledger, rounds=alarmed)))
