@@ -19,6 +19,8 @@ TOO_FAR = (
 """As configs/over.yaml: a single reward model is over-optimised within a few steps, and rounds are short enough to see when."""
 NEW = ("--policy.prompts", "sandbox:held_out", "--evaluation.num_prompts", "48")
 ONE_ROUND = ("--rounds.num_rounds", "1")
+OTHER_COEFS = ("0.03", "0.3")
+"""KL coefficients beside the recipe's 0.1, that a tuned arm chooses among."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,11 @@ ARMS: Mapping[str, Arm] = {
     "M = 1": Arm(("--scorer.num_members", "1", "--scorer.aggregate", "primary"), elsewhere=True),
     "vanilla PPO": Arm(VANILLA, elsewhere=True),
     **{
+        f"{name}, KL {coef}": Arm((*keys, "--policy.kl.coef", coef), elsewhere=True)
+        for coef in OTHER_COEFS
+        for name, keys in (("iterated", ()), ("vanilla PPO", VANILLA))
+    },
+    **{
         f"DPO, lr {rate}": Arm(("--rounds.baseline", "dpo", "--dpo.lr", rate, *ONE_ROUND), elsewhere=True)
         for rate in ("1e-4", "3e-4", "1e-3", "3e-3", "1e-2")
     },
@@ -98,8 +105,12 @@ ARMS: Mapping[str, Arm] = {
 }
 
 
-CHOSEN: Mapping[str, tuple[str, ...]] = {"DPO": tuple(name for name in ARMS if name.startswith("DPO"))}
-"""Arms of which validation prompts choose one for each seed: DPO has one round, and a learning rate to choose in its place."""
+CHOSEN: Mapping[str, tuple[str, ...]] = {
+    "DPO": tuple(name for name in ARMS if name.startswith("DPO")),
+    **{f"{name}, tuned": (name, *(f"{name}, KL {coef}" for coef in OTHER_COEFS)) for name in ("iterated", "vanilla PPO")},
+}
+"""Arms of which validation prompts choose one for each seed: by the KL coefficient; of DPO, which has one round, by the learning
+rate."""
 
 
 @dataclass(frozen=True)
@@ -129,7 +140,7 @@ def run_for(item: Item) -> list[str]:
 
 
 _ABLATIONS = tuple(list(ARMS)[list(ARMS).index(AGAIN) :])
-_WAYS = ("iterated", "M = 1", "vanilla PPO", "DPO", "best of 16")
+_WAYS = ("iterated", "M = 1", "vanilla PPO", "iterated, tuned", "vanilla PPO, tuned", "DPO", "best of 16")
 ITEMS: Sequence[Item] = (
     Item(1, "Rounds against SFT", "Secrets of RLHF II, Table 2", None, ("iterated",)),
     Item(2, "The best round against other ways", "Secrets of RLHF II, Table 3; DPO: MetaRM; best of 16: ours",

@@ -12,12 +12,12 @@ from benchmarks.pictures import picture
 from benchmarks.reproduce.arms import ITEMS, Item
 from benchmarks.reproduce.rows import Row, gold, last_gold, of_arm, paired, stations, told_in
 from evaluation.compare import mean_interval
-from evaluation.svg import BLUE, GREEN, GREY, INK, MUTED, ORANGE, PURPLE
+from evaluation.svg import BLUE, GREEN, GREY, INK, MUTED, ORANGE, PURPLE, RED, SKY
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-COLOURS = (GREY, BLUE, PURPLE, ORANGE, GREEN)
+COLOURS = (GREY, BLUE, PURPLE, ORANGE, GREEN, SKY, RED)
 """The arm that the others are compared with, then those."""
 
 
@@ -69,7 +69,7 @@ def _outcomes(axis: Axes, rows: Sequence[Row], item: Item) -> None:
 def _curves(axis: Axes, rows: Sequence[Row], item: Item) -> None:
     """Means over seeds of each round, from SFT; bars are 95% intervals of gold."""
     arms = sorted(item.arms, key=lambda arm: arm != item.base)
-    for arm, colour in zip(arms, COLOURS, strict=False):
+    for arm, colour in zip(arms, COLOURS[: len(arms)], strict=True):
         each = list(zip(*stations(rows, arm).values(), strict=False))  # of a round what every seed has
         if each:
             far = [fmean(sqrt(max(one.get("kl", 0.0), 0.0)) for one in ones) for ones in each]

@@ -121,11 +121,12 @@ What is compared: *iterated* is paid by the mean less the standard deviation of 
 with MetaRM in each round and two are trained once; the papers' method, r_k alone, is *M = 1*. *Vanilla PPO* is paid by one that
 is trained once, and takes as many PPO steps (60 of 64 prompts, 120 updates). *DPO* takes one pass over the pairs (94 updates of
 32 pairs), and chooses among five learning rates, on validation prompts, where the others choose among rounds. *Best of 16* is
-chosen by the three reward models of the first round. Learning rates and the KL coefficient are the recipe's in every arm. The
-recipe's KL coefficient and eta are the quickstart's, which were chosen by looking at iterated runs ([log](log.md)), and neither
-vanilla PPO nor an ablation had a search of its own. The ensembles alone are pushed further (larger steps, no KL penalty,
-answers may be cut), single model and all, on seeds of their own: a single model was not over-optimised by the recipe's
-settings. The new domain's arms are keys on the same recipe, not `configs/new_domain.yaml`, whose model is larger.
+chosen by the three reward models of the first round. *Tuned*: of three KL coefficients, the recipe's 0.1, 0.03 and 0.3, the one
+with the best round on validation prompts, seed by seed, for iterated runs and for vanilla PPO alike. Every other arm has the
+recipe's settings, untuned; its KL coefficient and eta are the quickstart's, which were chosen by looking at iterated runs
+([log](log.md)). The ensembles alone are pushed further (larger steps, no KL penalty, answers may be cut), single model and all,
+on seeds of their own: a single model was not over-optimised by the recipe's settings. The new domain's arms are keys on the
+same recipe, not `configs/new_domain.yaml`, whose model is larger.
 
 *At one KL*: where the further of the two is as far from SFT as the other's best round, in gold that is linear in sqrt(KL)
 between SFT and its rounds; of DPO between its learning rates. *Fallen*: gold of the best round less that of the last. Means

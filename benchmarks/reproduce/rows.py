@@ -77,9 +77,9 @@ def of_arm(rows: Sequence[Row], arm: str) -> dict[int, Row]:
 
 
 def stations(rows: Sequence[Row], arm: str) -> dict[int, list[Mapping[str, Any]]]:
-    """SFT and the rounds of an arm, by seed; of a ``CHOSEN`` arm SFT and the best round of each of its runs."""
+    """SFT and the rounds of an arm, by seed; of a ``CHOSEN`` arm whose runs have one round, SFT and that of each of its runs."""
     found = of_arm(rows, arm)
-    if arm not in CHOSEN:
+    if arm not in CHOSEN or all(map(has_rounds, found.values())):
         return {seed: row["rounds"] for seed, row in found.items()}
     return {seed: [row["rounds"][0], *(best(of_arm(rows, one)[seed]) for one in CHOSEN[arm])] for seed, row in found.items()}
 
@@ -122,12 +122,13 @@ def matched(rows: Sequence[Row], arm: str, base: str) -> list[float]:
 def way_of(rows: Sequence[Row], arm: str, seed: int) -> list[tuple[float, float]]:
     """An arm's way from SFT to its best round, by what lies no further from SFT than that: sqrt(KL) and gold, the nearest first.
 
-    It leads by the rounds before the best one; of a ``CHOSEN`` arm by the runs that were not chosen: each has but one round, and
-    a straight line to it would be no way that the arm can take.
+    It leads by the rounds before the best one; where there is but one, of a ``CHOSEN`` arm, by the runs that were not chosen: a
+    straight line would be no way that the arm can take.
     """
-    chosen = best(of_arm(rows, arm)[seed])
+    row = of_arm(rows, arm)[seed]
+    chosen = best(row)
     sft, *passed = stations(rows, arm)[seed]
-    if arm not in CHOSEN:
+    if has_rounds(row):
         passed = passed[: passed.index(chosen) + 1]
     points = {sqrt(max(each["kl"], 0.0)): float(each["gold"]) for each in passed if each["kl"] <= chosen["kl"]}
     return sorted(({0.0: float(sft["gold"])} | points).items())
