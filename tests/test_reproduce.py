@@ -222,7 +222,7 @@ def test_the_page_is_made_of_the_rows(tmp_path: Path) -> None:
     main(["--page"], tmp_path, tmp_path / "page.md")
     text = (tmp_path / "page.md").read_text()
     assert "**10 of " in text
-    claim = "| Table 3 | it beats vanilla PPO, both as the recipe has them | gold | above 0 |"
+    claim = "| Table 3 | it beats vanilla PPO, neither tuned | gold | above 0 |"
     line = next(line for line in text.splitlines() if line.startswith(claim))
     assert "**+0.230 ± 0.020**" in line and line.endswith("| 5 | holds |"), line
     assert "**+0.230" in next(line for line in text.splitlines() if line.startswith("| iterated | 5 |"))
