@@ -163,7 +163,7 @@ def test_the_page_in_the_documents_is_that_of_the_rows() -> None:
     assert rows and PAGE.read_text() == page(rows)
     command.refuse_others(rows)
     drawn = (PAGE.parent / "img" / "reproduce.svg").read_text()
-    assert all(name in drawn for name in {row["arm"] for row in rows if not row["arm"].startswith("DPO")})
+    assert all(arm in drawn for item in ITEMS for arm in item.arms)
 
 
 def test_rows_of_other_keys_are_refused() -> None:
