@@ -69,6 +69,7 @@ def _outcomes(axis: Axes, rows: Sequence[Row], item: Item) -> None:
 def _curves(axis: Axes, rows: Sequence[Row], item: Item) -> None:
     """Means over seeds of each round, from SFT; bars are 95% intervals of gold."""
     arms = sorted(item.arms, key=lambda arm: arm != item.base)
+    furthest = 0.0
     for arm, colour in zip(arms, COLOURS[: len(arms)], strict=True):
         each = list(zip(*stations(rows, arm).values(), strict=False))  # of a round what every seed has
         if each:
@@ -76,6 +77,9 @@ def _curves(axis: Axes, rows: Sequence[Row], item: Item) -> None:
             golds = [[float(one["gold"]) for one in ones] for ones in each]
             means, bars = [fmean(values) for values in golds], [_half(values) for values in golds]
             axis.errorbar(far, means, bars, color=colour, marker="o", markersize=4, elinewidth=0.9, capsize=2, label=arm)
+            furthest = max(furthest, 0.0 if arm == "DPO" else max(far))
+    if "DPO" in arms and furthest:
+        axis.set_xlim(right=1.1 * furthest)  # the largest learning rate is far out, and of no use
     axis.set_xlabel("√KL from SFT, a dot a round" + (", of DPO a learning rate" if "DPO" in arms else ""))
     axis.set_ylabel("gold reward")
     _legend(axis, "lower right")
