@@ -16,7 +16,6 @@ benchmarks/results/seeds.jsonl.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import subprocess
 import sys
@@ -24,7 +23,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
 
-from benchmarks.experiments.common import Results
+from benchmarks.experiments.common import append_row, rows_of
 from benchmarks.on_test_prompts import against_sft, answers, policies_of, prompts_of
 from cluster.config import RunConfig
 from cluster.load_config import load_config
@@ -80,7 +79,7 @@ def main() -> None:
         print(f"seed {seed}: " + ", ".join(f"round {o.round} {o.margin:+.2f}" for o in judged[1:]), flush=True)
         outcomes += judged
     record = {"id": "seeds", "config": options.config.name, "overrides": overrides, "versions": versions()}
-    Results(RESULTS, ("id",)).append(record | {"outcomes": [asdict(one) for one in outcomes]})
+    append_row(RESULTS, record | {"outcomes": [asdict(one) for one in outcomes]})
     print(table(outcomes, options.seeds))
     if earlier is not None:
         print(difference(outcomes, earlier))
@@ -88,8 +87,7 @@ def main() -> None:
 
 def recorded(config: str, overrides: list[str], seeds: list[int]) -> list[Outcome]:
     """The outcomes of the latest record of these seeds."""
-    for line in reversed(RESULTS.read_text().splitlines()):
-        record = json.loads(line)
+    for record in reversed(rows_of(RESULTS)):
         found = [Outcome(**outcome) for outcome in record["outcomes"]]
         if (record["config"], record["overrides"]) == (config, overrides) and {o.seed for o in found} >= set(seeds):
             return found

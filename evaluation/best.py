@@ -115,7 +115,8 @@ def best_of(ledger: Mapping[str, Any]) -> Best:
     if top <= 0:
         return best
     chosen = best.counted.index(top)
-    told = ledger["rounds"][chosen].get("alarms", [])  # not there in the ledgers of early versions
+    entry = ledger["rounds"][chosen]
+    told = entry["alarms"] if "alarms" in entry else ()  # as in the ledgers of early versions
     return replace(best, round=chosen, alarms=tuple(alarm["name"] for alarm in told))
 
 

@@ -215,8 +215,7 @@ def signs(run: Run) -> list[Sign]:
     rounds = [r.evaluation for r in run.ledger.rounds]
     found = []
     for key, series_name, title, colour in SIGNS:
-        # all members, as in the rounds, have first looked at SFT's responses in the first one
-        of_sft = _value(rounds[0].numbers, "sft_ensemble_std") if key == "ensemble_std" else _value(run.ledger.start.numbers, key)
+        of_sft = run.ledger.sft_ensemble_std if key == "ensemble_std" else _value(run.ledger.start.numbers, key)
         values = [(run.ledger.start.kl, of_sft), *((e.kl, _value(e.numbers, key)) for e in rounds)]
         told = [(kl, value) for kl, value in values if value is not None]
         alone = key == "ensemble_std" and all(value == 0 for _, value in told)  # one member agrees with itself

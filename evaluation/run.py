@@ -93,6 +93,13 @@ class Ledger:
     start: Evaluation
     rounds: tuple[Round, ...]
 
+    @property
+    def sft_ensemble_std(self) -> float | None:
+        """How far all members lie apart on SFT's responses, of the first round, since the start has one member less; None in a
+        ledger from before it was kept."""
+        numbers = self.rounds[0].evaluation.numbers
+        return numbers["sft_ensemble_std"] if "sft_ensemble_std" in numbers else None
+
 
 @dataclass(frozen=True)
 class MetricRow:

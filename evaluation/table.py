@@ -1,7 +1,7 @@
 """The table of rounds: one set of columns for the terminal and for the page."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from evaluation.run import Evaluation, Ledger, Round, parse_ledger
@@ -67,9 +67,11 @@ def runs_table(ledgers: Mapping[str, Ledger]) -> RoundsTable:
 def _rows_of(ledger: Ledger) -> list[list[str]]:
     """A cell for every column there is: SFT's row, then the rounds'."""
     columns: list[list[str]] = []
+    apart = ledger.sft_ensemble_std
+    sft = ledger.start if apart is None else replace(ledger.start, ensemble_std=apart)
     for c in _COLUMNS:
         if c.of_evaluation is not None:
-            columns.append([c.of_evaluation(ledger.start), *(c.of_evaluation(r.evaluation) for r in ledger.rounds)])
+            columns.append([c.of_evaluation(sft), *(c.of_evaluation(r.evaluation) for r in ledger.rounds)])
         elif c.of_round is not None:
             start = _seconds(sum(ledger.start_seconds.values())) if c.header == "seconds" else NOTHING
             columns.append([start, *map(c.of_round, ledger.rounds)])
@@ -155,7 +157,7 @@ _COLUMNS = (
     _Column("proxy", "Mean score of the round's own reward model, in SFT standard deviations", lambda e: _number(e.proxy)),
     _Column(
         "ensemble",
-        "Mean of the members' scores, ± the mean of their standard deviation",
+        "Mean of the members' scores, ± the mean of their standard deviation; SFT's is that of the members of round 0",
         lambda e: f"{e.ensemble_mean:z.2f} ± {e.ensemble_std:z.2f}",
     ),
     _Column(

@@ -262,10 +262,7 @@ class Results:
 
     def rows(self) -> list[_Row]:
         """All rows; of two with one key, the later."""
-        if not self.path.exists():
-            return []
-        found = [json.loads(line) for line in self._whole().splitlines()]
-        return list({self.key_of(row): row for row in found}.values())
+        return list({self.key_of(row): row for row in rows_of(self.path)}.values())
 
     def key_of(self, row: Mapping[str, Any]) -> tuple[Hashable, ...]:
         return tuple(row[name] for name in self.key)
@@ -277,16 +274,36 @@ class Results:
 
     def append(self, row: Mapping[str, Any]) -> None:
         """One line, written at once."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        if self.path.exists() and len(whole := self._whole().encode()) < self.path.stat().st_size:
-            os.truncate(self.path, len(whole))
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(dict(row)) + "\n")
+        append_row(self.path, row)
 
-    def _whole(self) -> str:
-        """The lines that have an end: a last one without was cut short as it was written."""
-        text = self.path.read_text(encoding="utf-8")
-        return text[: text.rfind("\n") + 1]
+
+def rows_of(path: Path) -> list[_Row]:
+    """The rows of a JSON-lines file; a last line that was cut short as it was written is none.
+
+    Args:
+        path: of the file, which need not be there.
+    """
+    return [json.loads(line) for line in _whole(path).splitlines()]
+
+
+def append_row(path: Path, row: Mapping[str, Any]) -> None:
+    """Write a line at the end of a file, over one that was cut short.
+
+    Args:
+        path: of the file.
+        row: to be written as JSON.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.exists() and len(whole := _whole(path).encode()) < path.stat().st_size:
+        os.truncate(path, len(whole))
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(dict(row)) + "\n")
+
+
+def _whole(path: Path) -> str:
+    """The lines that have an end."""
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    return text[: text.rfind("\n") + 1]
 
 
 def run_jobs(function: Callable[[_Job], list[_Row]], jobs: Sequence[_Job], workers: int) -> Iterator[list[_Row]]:

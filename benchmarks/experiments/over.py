@@ -26,7 +26,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from benchmarks.experiments.common import RESULTS, ROOT, Results
+from benchmarks.experiments.common import RESULTS, ROOT, append_row
 from benchmarks.on_test_prompts import answers, golds, policies_of, prompts_of
 from benchmarks.seeds import judge
 from cluster.config import RunConfig
@@ -136,7 +136,7 @@ def main(arguments: Sequence[str] | None = None, results: Path = RESULTS) -> Non
     for seed in options.seeds:
         row = play(seed, overrides)
         print(line(row), flush=True)
-        Results(results / "over.jsonl", ("seed", "judge")).append(row)
+        append_row(results / "over.jsonl", row)
 
 
 if __name__ == "__main__":

@@ -99,7 +99,8 @@ def refuse_others(rows: Sequence[Mapping[str, Any]]) -> None:
         if row["recipe"] != now:
             raise SystemExit(
                 f"{row['arm']!r}, seed {row['seed']}, was run with another {RECIPE.name} ({row['recipe']}, now {now}): take the "
-                "rows of that recipe out of reproduce.jsonl, and they are run again"
+                "rows of that recipe out of reproduce.jsonl, and the directories runs/reproduce-* out of the storage root: then "
+                "they are run again"
             )
         if row["arm"] not in ARMS:
             raise SystemExit(f"reproduce.jsonl has a row of an arm that is not there: {row['arm']!r}; take its rows out")

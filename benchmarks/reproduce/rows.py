@@ -122,16 +122,14 @@ def matched(rows: Sequence[Row], arm: str, base: str) -> list[float]:
 def way_of(rows: Sequence[Row], arm: str, seed: int) -> list[tuple[float, float]]:
     """An arm's way from SFT to its best round, by what lies no further from SFT than that: sqrt(KL) and gold, the nearest first.
 
-    It leads by the rounds before the best one; where there is but one, of a ``CHOSEN`` arm, by the runs that were not chosen: a
-    straight line would be no way that the arm can take.
+    It leads by the rounds before the best one; of a ``CHOSEN`` arm also by those of the runs that were not chosen, each up to its
+    own best round: what the arm can have at a distance is not on a straight line to where it went.
     """
-    row = of_arm(rows, arm)[seed]
-    chosen = best(row)
-    sft, *passed = stations(rows, arm)[seed]
-    if has_rounds(row):
-        passed = passed[: passed.index(chosen) + 1]
-    points = {sqrt(max(each["kl"], 0.0)): float(each["gold"]) for each in passed if each["kl"] <= chosen["kl"]}
-    return sorted(({0.0: float(sft["gold"])} | points).items())
+    runs = [of_arm(rows, one)[seed] for one in (CHOSEN[arm] if arm in CHOSEN else (arm,))]
+    end = best(of_arm(rows, arm)[seed])
+    passed = [each for run in runs for each in run["rounds"][1:] if each["round"] <= best(run)["round"]]
+    points = {sqrt(max(each["kl"], 0.0)): float(each["gold"]) for each in passed if each["kl"] <= end["kl"]}
+    return sorted(({0.0: float(runs[0]["rounds"][0]["gold"])} | points).items())
 
 
 def at(way: Sequence[tuple[float, float]], distance: float) -> float:
