@@ -298,7 +298,7 @@ def test_a_line_of_a_run_that_is_driven_too_far() -> None:
     assert "best/ SFT," in over.line(row | fine | {"chosen": None})
 
 
-@pytest.mark.slow  # a whole run, and its judgement: three minutes
+@pytest.mark.slow  # a whole run, and its judgement: four minutes
 def test_a_run_that_is_driven_too_far_stops_by_itself_and_keeps_a_good_round(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
